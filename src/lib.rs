@@ -1,0 +1,4 @@
+//! teemarkd.
+#![forbid(unsafe_code)]
+
+pub mod net;

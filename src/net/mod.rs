@@ -1,0 +1,3 @@
+//! How bytes get in and out of the enclave.
+
+pub mod addr;
