@@ -1,0 +1,198 @@
+//! The operator's side of the handshake: send the bundle until the enclave has answered it.
+//!
+//! One JSON object goes out, then the end of file; one line of JSON comes back. To send the same bundle twice does no
+//! harm, so everything up to the first byte of an answer is tried again.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use teemarkd::net::addr::{Address, Stream};
+
+use crate::{Outcome, printable};
+
+/// Time to connect and send, and then again time for the whole answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Largest answer, in bytes.
+const LARGEST_ANSWER: u64 = 64 << 10;
+/// Between two attempts: doubled each time, up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often an operator who waits is told so.
+const REMINDER: Duration = Duration::from_secs(10);
+
+/// What the daemon says to a bundle.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    ok: bool,
+    #[serde(default)]
+    updated: Vec<String>,
+    #[serde(default)]
+    ignored: Vec<String>,
+    #[serde(default)]
+    missing: Vec<String>,
+    field: Option<String>,
+    error: Option<String>,
+}
+
+/// How one attempt failed.
+#[derive(Debug)]
+enum Failure {
+    /// Nobody listens yet, or nobody answered.
+    NotYet(String),
+    Final(anyhow::Error),
+}
+
+/// Sends the bundle, again and again for `wait` seconds while nobody listens, and prints the answer.
+///
+/// # Errors
+/// The address cannot be reached in time or at all; what answers is not the daemon.
+pub fn send(address: &Address, bundle: &[u8], wait: u64) -> Result<Outcome> {
+    let start = Instant::now();
+    let wait = Duration::from_secs(wait);
+    let mut pause = FIRST_PAUSE;
+    let mut told: Option<(String, Instant)> = None;
+    loop {
+        let why = match attempt(address, bundle) {
+            Ok(answer) => return report(address, &answer),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::NotYet(why)) => why,
+        };
+        let left = wait.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            bail!(
+                "{address}: {why}, for {} s; is the enclave running, is this its address, \
+                 or does it need longer (--wait)?",
+                wait.as_secs()
+            );
+        }
+        if told.as_ref().is_none_or(|(before, at)| *before != why || at.elapsed() > REMINDER) {
+            eprintln!("waiting for {address} ({why}), {} s left", left.as_secs_f32().ceil());
+            told = Some((why, Instant::now()));
+        }
+        sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, Failure> {
+    let mut stream = address.dial(PATIENCE).map_err(|e| sort(address, e))?;
+    let sent = send_all(&mut stream, bundle);
+    // A daemon that refuses early may close before it has read everything: its answer counts, not the failed write.
+    let answer = match (receive(&mut stream), sent) {
+        (Ok(answer), Ok(())) => answer,
+        (Ok(answer), Err(_)) if !answer.is_empty() => answer,
+        (_, Err(e)) | (Err(e), _) => return Err(sort(address, e)),
+    };
+    if answer.is_empty() {
+        return Err(Failure::NotYet("the connection ended without an answer".to_owned()));
+    }
+    Ok(answer)
+}
+
+fn send_all(stream: &mut Stream, bundle: &[u8]) -> io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(bundle)?;
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Reads until the end of file, for [`PATIENCE`] in all. A connection that breaks after a whole line does no harm.
+fn receive(stream: &mut Stream) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let read = match left {
+            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+            left => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut chunk)),
+        };
+        match read {
+            Ok(0) => return Ok(answer),
+            Ok(n) => answer.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if answer.is_empty() => return Err(e),
+            Err(_) => return Ok(answer),
+        }
+        if answer.len() as u64 > LARGEST_ANSWER {
+            return Ok(answer);
+        }
+    }
+}
+
+/// Tells what may pass while an enclave starts from what will not.
+fn sort(address: &Address, error: io::Error) -> Failure {
+    use ErrorKind::*;
+    match error.kind() {
+        ConnectionRefused => Failure::NotYet("nobody listens there".to_owned()),
+        NotFound => Failure::NotYet("it is not there".to_owned()),
+        ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected => {
+            Failure::NotYet("the connection was reset".to_owned())
+        }
+        // A read that ran into its time limit is WouldBlock on Linux.
+        TimedOut | WouldBlock => Failure::NotYet("it does not answer in time".to_owned()),
+        HostUnreachable | NetworkUnreachable => Failure::NotYet("it cannot be reached".to_owned()),
+        _ => {
+            let hint = match address {
+                Address::Vsock { .. } => "; vsock works on the parent EC2 instance only, with /dev/vsock",
+                _ => "",
+            };
+            Failure::Final(anyhow::anyhow!("cannot connect to {address}: {error}{hint}"))
+        }
+    }
+}
+
+fn report(address: &Address, bytes: &[u8]) -> Result<Outcome> {
+    let answer = parse(bytes).with_context(|| format!("what answered at {address} is not teemarkd"))?;
+    if !answer.ok {
+        let reason = answer.error.as_deref().unwrap_or("no reason given");
+        let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
+        eprintln!("refused, nothing was changed: {}: {}", printable(field), printable(reason));
+        return Ok(Outcome::Refused);
+    }
+    let list = |items: &[String]| printable(&items.join(", "));
+    crate::output::to_stdout(format!("accepted by {address}: {}\n", list(&answer.updated)).as_bytes())?;
+    if !answer.ignored.is_empty() {
+        eprintln!("warning: the daemon ignored what it does not know: {}", list(&answer.ignored));
+    }
+    if !answer.missing.is_empty() {
+        eprintln!("warning: the daemon is not ready; it still needs {}", list(&answer.missing));
+    }
+    Ok(Outcome::Done)
+}
+
+fn parse(bytes: &[u8]) -> Result<Answer> {
+    if bytes.len() as u64 > LARGEST_ANSWER {
+        bail!("its answer is longer than 64 KiB");
+    }
+    let Ok(answer) = serde_json::from_slice(bytes) else { bail!("its answer is not the line of JSON expected") };
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_while_an_enclave_starts_is_tried_again_and_nothing_else() {
+        let address: Address = "vsock:16:7777".parse().unwrap();
+        for kind in [ErrorKind::ConnectionRefused, ErrorKind::NotFound, ErrorKind::ConnectionReset, ErrorKind::TimedOut]
+        {
+            assert!(matches!(sort(&address, kind.into()), Failure::NotYet(_)), "{kind}");
+        }
+        let Failure::Final(error) = sort(&address, ErrorKind::PermissionDenied.into()) else { panic!() };
+        assert!(error.to_string().contains("parent EC2 instance"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_is_json_with_ok() {
+        assert!(parse(b"{\"ok\":true,\"updated\":[]}\n").unwrap().ok);
+        for bad in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"{}", b"{\"ok\":tr", b"\xff"] {
+            parse(bad).unwrap_err();
+        }
+        parse(&vec![b' '; 70_000]).unwrap_err();
+    }
+}

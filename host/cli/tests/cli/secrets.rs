@@ -1,0 +1,212 @@
+use std::io::Read;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use teemarkd::net::addr::Address;
+
+use super::*;
+
+const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
+
+/// The seed's command, word for word.
+const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
+{
+  "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(cat client.crt | base64 -w 0)\",\"client_key\":\"$(cat client.key | base64 -w 0)\",\"ca_cert\":\"$(cat ecs-ca.crt | base64 -w 0)\"}",
+  "ECS_WATERMARK_ENDPOINT": "https://watermark.internal.staging.zing.you:8080"
+}
+EOF"#;
+
+const CERTIFICATES: [&str; 7] =
+    ["secrets", "--client-cert", "client.crt", "--client-key", "client.key", "--ca", "ecs-ca.crt"];
+
+/// A folder with real certificates.
+fn with_certificates() -> Place {
+    let place = Place::new();
+    let script = repository().join("certs/make-certs.sh");
+    succeeds(Command::new("sh").arg(script).arg(place.0.path()).output().unwrap());
+    place
+}
+
+fn arguments<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&CERTIFICATES[..], more].concat()
+}
+
+#[test]
+fn the_bundle_has_the_very_bytes_of_the_seeds_command() {
+    let place = with_certificates();
+    succeeds(Command::new("bash").args(["-euc", HEREDOC]).current_dir(place.0.path()).output().unwrap());
+    let bundle = succeeds(place.teemark(&arguments(&["--endpoint", ENDPOINT]))).stdout;
+    assert_eq!(String::from_utf8(bundle), String::from_utf8(place.read("mtls_certs.json")));
+}
+
+#[test]
+fn each_item_is_there_only_where_it_was_given() {
+    let place = with_certificates();
+    place.keys(&["7", "8+"]);
+    for (given, expected) in [
+        (arguments(&[]), vec!["MTLS_CLIENT_CERT_JSON"]),
+        (vec!["secrets", "--endpoint", ENDPOINT], vec!["ECS_WATERMARK_ENDPOINT"]),
+        (vec!["secrets", "--keys", "keys.json"], vec!["FILE_KEYS"]),
+    ] {
+        let bundle: Value = serde_json::from_slice(&succeeds(place.teemark(&given)).stdout).unwrap();
+        assert_eq!(bundle.as_object().unwrap().keys().collect::<Vec<_>>(), expected);
+        if let Some(keys) = bundle.get("FILE_KEYS") {
+            assert_eq!((&keys["7"], &keys["8"]["key"]), (&KEY.into(), &KEY.into()));
+        }
+    }
+    assert!(fails(2, &place.teemark(&["secrets"])).contains("nothing to put in the bundle"));
+}
+
+#[test]
+fn a_written_bundle_is_for_its_owner_only_and_never_overwritten() {
+    let place = Place::new();
+    place.keys(&["7"]);
+    let command = ["secrets", "--keys", "keys.json", "--output", "bundle.json"];
+    succeeds(place.teemark(&command));
+    assert_eq!(place.mode("bundle.json"), 0o600);
+    let before = place.read("bundle.json");
+    assert!(fails(2, &place.teemark(&command)).contains("is there already"));
+    assert_eq!(place.read("bundle.json"), before);
+}
+
+#[test]
+fn what_can_be_told_here_is_told_before_anything_is_sent() {
+    let place = with_certificates();
+    place.write("empty", "");
+    let told = |arguments: &[&str], words: &str| {
+        let error = fails(2, &place.teemark(arguments));
+        assert!(error.contains(words) && !error.contains("MII"), "{words} in {error}");
+    };
+    let files = |cert, key, ca| ["secrets", "--client-cert", cert, "--client-key", key, "--ca", ca];
+    told(&files("none.crt", "client.key", "ca.crt"), "cannot read --client-cert none.crt");
+    told(&files("client.key", "client.crt", "ca.crt"), "two files swapped");
+    told(&files("client.crt", "ca.crt", "ca.crt"), "--client-key ca.crt");
+    told(&files("client.crt", "client.key", "empty"), "the file is empty");
+    told(&files("client.csr", "client.key", "ca.crt"), "no CERTIFICATE block");
+    told(&["secrets", "--client-cert", "client.crt"], "--client-key");
+    told(&["secrets", "--endpoint", "http://watermark:8080"], "https://HOST:PORT");
+    told(&["secrets", "--endpoint", ENDPOINT, "--send", "vsock:7777"], "vsock:CID:7777");
+    told(&["secrets", "--endpoint", ENDPOINT, "--send", "7777"], "unix:PATH");
+    told(&["secrets", "--endpoint", ENDPOINT, "--bundle", "-"], "cannot be used with");
+    place.write("large", vec![b' '; (1 << 20) + 1]);
+    told(&["secrets", "--bundle", "large"], "1 MiB");
+}
+
+/// How a listener meets one sender, after the whole bundle is read.
+enum Meet {
+    Answer(&'static str),
+    HangUp,
+}
+
+/// Listens and meets senders in turn; gives the bundles it got.
+fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
+    let listener = address.parse::<Address>().unwrap().listen().unwrap();
+    let address = listener.address().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for meet in meets {
+            let mut stream = listener.accept().unwrap();
+            let mut bundle = Vec::new();
+            stream.read_to_end(&mut bundle).unwrap();
+            sender.send(bundle).unwrap();
+            if let Meet::Answer(line) = meet {
+                stream.write_all(line.as_bytes()).unwrap();
+            }
+        }
+    });
+    (address, receiver)
+}
+
+const ACCEPTED: &str =
+    concat!(r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"missing":["FILE_KEYS"]}"#, "\n");
+const REFUSED: &str =
+    concat!(r#"{"ok":false,"field":"MTLS_CLIENT_CERT_JSON.client_key","error":"is of another certificate"}"#, "\n");
+
+#[test]
+fn an_accepted_bundle_is_told_with_what_is_still_missing() {
+    let place = Place::new();
+    for address in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", place.path("socket").display())] {
+        let (address, bundles) = listener(&address, vec![Meet::Answer(ACCEPTED)]);
+        let send = ["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()];
+        let output = succeeds(place.teemark(&send));
+        assert!(stdout(&output).contains("accepted by ") && stdout(&output).contains("ECS_WATERMARK_ENDPOINT"));
+        assert!(stderr(&output).contains("COLOUR") && stderr(&output).contains("needs FILE_KEYS"));
+        let bundle: Value = serde_json::from_slice(&bundles.recv().unwrap()).unwrap();
+        assert_eq!(bundle["ECS_WATERMARK_ENDPOINT"], ENDPOINT);
+    }
+}
+
+#[test]
+fn a_refusal_names_field_and_reason_and_ends_with_1() {
+    let place = Place::new();
+    for address in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", place.path("socket").display())] {
+        let (address, _bundles) = listener(&address, vec![Meet::Answer(REFUSED)]);
+        let error = fails(1, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()]));
+        assert!(error.contains("MTLS_CLIENT_CERT_JSON.client_key: is of another certificate"), "{error}");
+    }
+}
+
+#[test]
+fn a_finished_bundle_is_sent_as_it_is() {
+    let place = Place::new();
+    let bytes = b"{ not even JSON \xff\n\n";
+    place.write("bundle", bytes);
+    let (address, bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(REFUSED), Meet::Answer(REFUSED)]);
+    fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--send", &address.to_string()]));
+    fails(1, &place.teemark_with_input(&["secrets", "--bundle", "-", "--send", &address.to_string()], bytes));
+    assert_eq!(bundles.recv().unwrap(), bytes);
+    assert_eq!(bundles.recv().unwrap(), bytes);
+}
+
+#[test]
+fn it_waits_until_the_enclave_listens() {
+    let place = Place::new();
+    let unix = format!("unix:{}", place.path("socket").display());
+    // A port that was free a moment ago.
+    let tcp = "tcp:127.0.0.1:0".parse::<Address>().unwrap().listen().unwrap().address().unwrap().to_string();
+    for address in [unix, tcp] {
+        let late = address.clone();
+        let enclave = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(700));
+            listener(&late, vec![Meet::HangUp, Meet::Answer(ACCEPTED)])
+        });
+        let output = succeeds(place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address]));
+        let told = stderr(&output);
+        assert!(told.contains("waiting for") && told.contains("without an answer"), "{told}");
+        assert_eq!(enclave.join().unwrap().1.iter().count(), 2);
+    }
+}
+
+#[test]
+fn it_does_not_wait_for_ever() {
+    let place = Place::new();
+    let start = Instant::now();
+    let error = fails(2, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", "unix:socket", "--wait", "1"]));
+    assert!(error.contains("--wait") && error.contains("is the enclave running"), "{error}");
+    assert!((1..5).contains(&start.elapsed().as_secs()));
+}
+
+#[test]
+fn what_is_not_the_daemon_is_called_so() {
+    let place = Place::new();
+    for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"ok\":tr", "[]\n"] {
+        let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(answer)]);
+        let error = fails(2, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()]));
+        assert!(error.contains("not teemarkd"), "{error}");
+    }
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_bundle_counts() {
+    let place = Place::new();
+    place.write("bundle", vec![b'x'; 1 << 20]);
+    let address = format!("unix:{}", place.path("socket").display());
+    let listener = address.parse::<Address>().unwrap().listen().unwrap();
+    // More than the socket's buffer is never read, so that the sender's write fails.
+    let enclave = thread::spawn(move || listener.accept().unwrap().write_all(REFUSED.as_bytes()).unwrap());
+    let error = fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--send", &address, "--wait", "0"]));
+    assert!(error.contains("another certificate"), "{error}");
+    enclave.join().unwrap();
+}

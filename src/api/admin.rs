@@ -1,0 +1,54 @@
+//! What operators may ask.
+
+use serde_json::json;
+use tiny_http::{Method, Request};
+
+use super::error::ApiError;
+use super::request::{Target, allow, body};
+use super::{Answer, Api, Routed};
+use crate::metrics::METRICS;
+use crate::secrets::bundle::MAX_BUNDLE;
+
+pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
+    match target.path()[..] {
+        ["ping"] => ("ping", allow(request, Method::Get, "GET").map(|()| Answer::text("pong"))),
+        ["admin", "status"] => ("status", allow(request, Method::Get, "GET").map(|()| status(api))),
+        ["admin", "update-secrets"] => {
+            ("update_secrets", allow(request, Method::Post, "POST").and_then(|()| update_secrets(api, request)))
+        }
+        _ => ("unknown", Err(ApiError::NotFound)),
+    }
+}
+
+fn status(api: &Api) -> Answer {
+    let missing = api.store.now().missing();
+    let ends = METRICS.certificate_ends.get();
+    Answer::json(
+        200,
+        &json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": api.started.elapsed().as_secs(),
+            "ready": missing.is_empty(),
+            "missing": missing,
+            "client_certificate_expires": (ends > 0).then(|| crate::time::Utc(ends).to_string()),
+            "endpoints": api.allowed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "handshakes": {"accepted": METRICS.handshakes_accepted.get(), "refused": METRICS.handshakes_refused.get()},
+            "memory_left_bytes": api.memory.left(),
+        }),
+    )
+}
+
+/// The handshake over HTTP: the same bundle, the same checks, the same answer.
+fn update_secrets(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
+    let mut memory = api.memory.reserve(0)?;
+    // One byte more than a bundle may have is read, so that the handshake itself says what is wrong.
+    let bundle = body(request, MAX_BUNDLE + 1, &mut memory, |n| n.saturating_mul(4))?;
+    match api.store.accept(&bundle) {
+        Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
+        Err(refusal) => {
+            let mut answer = refusal.to_json();
+            answer["code"] = json!("invalid_request");
+            Ok(Answer::json(400, &answer))
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Requests and answers.
+//!
+//! A request comes from tiny_http, is handled in a thread of its own, and gets exactly one [`Answer`].
+
+mod admin;
+mod error;
+mod public;
+mod request;
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use log::{debug, error};
+use serde_json::Value;
+use tiny_http::{Header, Request, Response, Server};
+
+use crate::memory::Budget;
+use crate::metrics::METRICS;
+use crate::net::egress::Route;
+use crate::net::endpoints::AllowList;
+use crate::secrets::store::Store;
+use error::ApiError;
+use request::Target;
+
+/// What every request may use.
+pub struct Api {
+    pub store: Arc<Store>,
+    pub allowed: Arc<AllowList>,
+    pub route: Route,
+    pub memory: Budget,
+    /// Largest plaintext in bytes.
+    pub max_file: usize,
+    pub allow_unwatermarked: bool,
+    /// Requests at once.
+    pub max_requests: usize,
+    pub started: Instant,
+    requests: AtomicUsize,
+    health: Mutex<Option<public::Checked>>,
+}
+
+/// Which of the two listeners a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Public,
+    Admin,
+}
+
+/// An answer before it is sent.
+pub struct Answer {
+    status: u16,
+    content_type: &'static str,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(status: u16, value: &Value) -> Answer {
+        let body = value.to_string().into_bytes();
+        Answer { status, content_type: "application/json", headers: Vec::new(), body }
+    }
+
+    fn text(text: &str) -> Answer {
+        Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: text.into() }
+    }
+}
+
+impl Api {
+    pub fn new(store: Arc<Store>, allowed: Arc<AllowList>, route: Route, settings: &crate::settings::Settings) -> Api {
+        Api {
+            store,
+            allowed,
+            route,
+            memory: Budget::new(settings.memory),
+            max_file: settings.max_file,
+            allow_unwatermarked: settings.allow_unwatermarked,
+            max_requests: settings.max_connections,
+            started: Instant::now(),
+            requests: AtomicUsize::new(0),
+            health: Mutex::new(None),
+        }
+    }
+}
+
+/// A route's name, as the metrics show it, and what came of the request.
+type Routed = (&'static str, Result<Answer, ApiError>);
+
+/// Serves what comes to one side, for as long as the process lives.
+pub fn serve(server: &Server, api: &Arc<Api>, side: Side) {
+    for request in server.incoming_requests() {
+        let place = api.requests.fetch_add(1, Ordering::AcqRel);
+        if place >= api.max_requests {
+            api.requests.fetch_sub(1, Ordering::AcqRel);
+            reply(request, "refused", ApiError::Overloaded.into());
+            continue;
+        }
+        let api = api.clone();
+        let started = thread::Builder::new().name("request".into()).spawn(move || {
+            handle(&api, side, request);
+            api.requests.fetch_sub(1, Ordering::AcqRel);
+        });
+        if let Err(e) = started {
+            // The request went with the closure; tiny_http answers 500 for it.
+            error!("cannot start a thread for a request: {e}");
+        }
+    }
+}
+
+fn handle(api: &Api, side: Side, mut request: Request) {
+    let start = Instant::now();
+    let handled = catch_unwind(AssertUnwindSafe(|| route(api, side, &mut request)));
+    let (name, result) = handled.unwrap_or_else(|_| {
+        METRICS.panics.add(1);
+        ("panicked", Err(ApiError::Panicked))
+    });
+    let answer = result.unwrap_or_else(Answer::from);
+    // Probes come every few seconds and say nothing new.
+    let level =
+        if matches!(name, "decrypt" | "decrypt_raw" | "update_secrets") { log::Level::Info } else { log::Level::Debug };
+    log::log!(level, "{name} {} {} bytes in {:.0?}", answer.status, answer.body.len(), start.elapsed());
+    reply(request, name, answer);
+}
+
+fn route(api: &Api, side: Side, request: &mut Request) -> Routed {
+    match Target::parse(request.url()) {
+        Ok(target) if side == Side::Public => public::route(api, &target, request),
+        Ok(target) => admin::route(api, &target, request),
+        Err(e) => ("unknown", Err(e)),
+    }
+}
+
+fn reply(request: Request, name: &'static str, answer: Answer) {
+    METRICS.answered(name, answer.status);
+    let length = answer.body.len();
+    let headers = [("Server", "teemarkd".to_owned()), ("Content-Type", answer.content_type.to_owned())];
+    let headers = headers.into_iter().chain(answer.headers);
+    let headers = headers.filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
+    let response = Response::new(answer.status.into(), headers, Cursor::new(answer.body), Some(length), None)
+        .with_chunked_threshold(usize::MAX);
+    if let Err(e) = request.respond(response) {
+        debug!("an answer was not taken: {e}");
+    }
+}

@@ -1,0 +1,94 @@
+//! The daemon's process: arguments, log, boot.
+
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::io::Write;
+use std::process::ExitCode;
+
+use log::{LevelFilter, error, info};
+use teemarkd::boot;
+use teemarkd::secrets::store::Store;
+use teemarkd::settings::{Settings, bundle_of_environment};
+use teemarkd::time::Utc;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes every block of memory before it is freed: keys and plaintext, and every copy that a library made of them.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
+
+const USAGE: &str = "\
+teemarkd: decrypts files inside an enclave and has them watermarked
+
+usage: teemarkd                     run the daemon; settings are environment variables, see README.md
+       teemarkd write-certificates  check MTLS_CLIENT_CERT_JSON and write the files of TEEMARK_CERTS, then end
+       teemarkd --version | --help";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => run(),
+        ["write-certificates"] => write_certificates(),
+        ["--version" | "-V"] => {
+            println!("teemarkd {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        ["--help" | "-h"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> ExitCode {
+    start_log();
+    info!("teemarkd {} starts", env!("CARGO_PKG_VERSION"));
+    let ran = Settings::read(|name| env::var_os(name))
+        .map_err(|e| e.to_string())
+        .and_then(|settings| boot::run(&settings).map_err(|e| e.to_string()));
+    ended(ran)
+}
+
+/// For the launcher: the certificate files without jq, by the checks of the handshake.
+fn write_certificates() -> ExitCode {
+    start_log();
+    let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
+        let allowed = Default::default();
+        let mut items = bundle_of_environment(|name| env::var_os(name));
+        items.retain(|name, _| name == teemarkd::secrets::bundle::CERTIFICATES);
+        let store = Store::new(settings.certs, allowed, settings.egress, settings.timeout);
+        store.accept_environment(&items).map(drop).map_err(|e| e.to_string())
+    });
+    ended(wrote)
+}
+
+fn ended(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            error!("teemarkd cannot go on: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Log lines on standard error, which is the enclave's console. Only the daemon's own lines go below warnings: what
+/// libraries write for their developers may hold a request's bytes. A panic tells its place and not its message.
+fn start_log() {
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    log.format(|out, record| {
+        writeln!(out, "{} {:5} {}: {}", Utc::now(), record.level(), record.target(), record.args())
+    });
+    for library in ["ureq", "ureq_proto", "tiny_http", "rustls"] {
+        log.filter_module(library, LevelFilter::Warn);
+    }
+    log.init();
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "an unknown place".into(), ToString::to_string);
+        error!("panic at {place}");
+    }));
+}

@@ -1,0 +1,108 @@
+//! The only way out of the enclave.
+
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
+
+use super::addr::{Address, Stream};
+use super::endpoints::{AllowList, Endpoint};
+use super::tls::TlsTransport;
+
+/// How an allowed endpoint is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// By the parent's vsock-proxy: endpoint i at `first_port + i` of this CID.
+    Parent { cid: u32, first_port: u32 },
+    /// By TCP from here, as on a development machine.
+    Direct,
+}
+
+impl FromStr for Route {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "direct" => Ok(Route::Direct),
+            Ok(Address::Vsock { cid: Some(cid), port }) => Ok(Route::Parent { cid, first_port: port }),
+            _ => Err(format!("{text:?} is neither vsock:CID:PORT nor direct")),
+        }
+    }
+}
+
+impl Route {
+    /// Connects to an endpoint within `limit` (a vsock connection within the kernel's 2 s).
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn dial(&self, endpoint: &Endpoint, limit: Duration) -> io::Result<Stream> {
+        let address = match *self {
+            Route::Parent { cid, first_port } => {
+                let port = first_port.checked_add(endpoint.index() as u32).ok_or(io::ErrorKind::AddrNotAvailable)?;
+                Address::Vsock { cid: Some(cid), port }
+            }
+            Route::Direct => Address::Tcp { host: endpoint.host().to_owned(), port: endpoint.port() },
+        };
+        address.dial(limit)
+    }
+}
+
+/// Makes ureq's connections: a host on the allow list, reached by the route, under mutual TLS. Anything else fails
+/// before there is a socket.
+#[derive(Debug)]
+pub struct Egress {
+    pub allowed: Arc<AllowList>,
+    pub route: Route,
+    pub tls: Arc<ClientConfig>,
+}
+
+impl Connector for Egress {
+    type Out = TlsTransport;
+
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<TlsTransport>, ureq::Error> {
+        let (host, port) = (details.uri.host().unwrap_or_default(), details.uri.port_u16().unwrap_or(443));
+        let endpoint = self.allowed.find(host, port).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::PermissionDenied, format!("{host}:{port} is not on the allow list"))
+        })?;
+        if !details.needs_tls() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only https leaves the enclave").into());
+        }
+        let limit = details.timeout.not_zero().map_or(Duration::from_secs(30), |d| *d);
+        let stream = self.route.dial(endpoint, limit)?;
+        TlsTransport::handshake(stream, endpoint, self.tls.clone(), details).map(Some)
+    }
+}
+
+/// Names are not looked up here: by the parent's proxy there is nothing to look up, and a direct route does it while
+/// it connects, after the allow list has been asked.
+#[derive(Debug)]
+pub struct NoLookup;
+
+impl Resolver for NoLookup {
+    fn resolve(
+        &self,
+        _: &ureq::http::Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        Ok(self.empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_a_vsock_address_with_a_cid_or_direct() {
+        assert_eq!("vsock:3:8101".parse(), Ok(Route::Parent { cid: 3, first_port: 8101 }));
+        assert_eq!("direct".parse(), Ok(Route::Direct));
+        for bad in ["", "vsock:8101", "tcp:h:1", "Direct"] {
+            assert!(bad.parse::<Route>().is_err(), "{bad}");
+        }
+    }
+}

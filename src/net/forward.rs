@@ -1,0 +1,125 @@
+//! Carries other processes' connections to allowed hosts: to 127.0.0.(64 + i) inside, by the parent's proxy outside.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, info};
+use nix::poll::PollFlags;
+
+use super::addr::{Address, Stream};
+use super::egress::Route;
+use super::endpoints::{AllowList, Endpoint};
+use super::pump::{Door, Outbox, Pump, Session, Turn};
+
+/// Time to reach the endpoint.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A tunnel through which nothing moves for so long is closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Adds a door for each endpoint.
+///
+/// # Errors
+/// An address is taken: names which.
+pub fn add_doors(pump: &mut Pump, first: usize, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
+    for (i, endpoint) in allowed.iter().enumerate() {
+        let address = Address::Tcp { host: endpoint.loopback().to_string(), port: endpoint.port() };
+        let listener = address.listen().map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
+        info!("forward: {address} leads to {endpoint}");
+        let (entrance, endpoint) = (pump.entrance()?, endpoint.clone());
+        let open = move |stream, full: bool| -> super::pump::Opened {
+            if !full {
+                dial(stream, endpoint.clone(), route, first + i, entrance.try_clone()?)?;
+            }
+            Ok(None)
+        };
+        pump.add(Door { listener, limit, open: Box::new(open) })?;
+    }
+    Ok(())
+}
+
+/// Connects in a thread of its own, since that may take seconds, and brings the tunnel to the pump.
+fn dial(
+    near: Stream,
+    endpoint: Endpoint,
+    route: Route,
+    door: usize,
+    entrance: super::pump::Entrance,
+) -> io::Result<()> {
+    let dial = move || match route.dial(&endpoint, CONNECT_LIMIT).and_then(|s| s.set_nonblocking(true).map(|()| s)) {
+        Ok(far) => entrance.add(door, Box::new(Tunnel::new(near, far))),
+        Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
+    };
+    thread::Builder::new().name("dial".into()).spawn(dial).map(drop)
+}
+
+/// Two streams, each carried into the other until both have ended.
+struct Tunnel {
+    ends: [Stream; 2],
+    /// Bytes on their way into each end.
+    into: [Outbox; 2],
+    /// What came from each end is all there is.
+    ended: [bool; 2],
+    moved: Instant,
+}
+
+impl Tunnel {
+    fn new(near: Stream, far: Stream) -> Tunnel {
+        Tunnel { ends: [near, far], into: Default::default(), ended: [false; 2], moved: Instant::now() }
+    }
+
+    fn carry(&mut self, from: usize, scratch: &mut [u8]) -> io::Result<()> {
+        let to = 1 - from;
+        if self.into[to].is_empty() && !self.ended[from] {
+            match self.ends[from].read(scratch) {
+                Ok(0) => self.ended[from] = true,
+                Ok(n) => self.into[to].bytes.extend_from_slice(&scratch[..n]),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.into[to].flush(&mut self.ends[to])?;
+        if self.ended[from] && self.into[to].is_empty() {
+            // The other end may have closed already, which is where this leads anyway.
+            let _ = self.ends[to].shutdown(Shutdown::Write);
+        }
+        Ok(())
+    }
+}
+
+impl Session for Tunnel {
+    fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
+        [0, 1].map(|end| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, !self.ended[end] && self.into[1 - end].is_empty());
+            flags.set(PollFlags::POLLOUT, !self.into[end].is_empty());
+            // An end that waits for nothing is not watched: it would report its hang-up again and again.
+            (!flags.is_empty()).then(|| (self.ends[end].as_fd(), flags))
+        })
+    }
+
+    fn turn(&mut self, _: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
+        self.moved = now;
+        let carried = self.carry(0, scratch).and_then(|()| self.carry(1, scratch));
+        let done = self.ended == [true; 2] && self.into.iter().all(Outbox::is_empty);
+        if carried.is_err() || done { Turn::Over } else { Turn::GoOn }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(self.moved + IDLE_LIMIT)
+    }
+
+    fn overdue(&mut self, _: Instant) -> Turn {
+        Turn::Over
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        None
+    }
+
+    fn finish(&mut self) -> Turn {
+        Turn::Over
+    }
+}

@@ -1,0 +1,96 @@
+//! The handshake's listener: one JSON object until end of file, one JSON line in answer.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+
+use super::bundle::{MAX_BUNDLE, Refusal, WHOLE};
+use super::store::Store;
+use crate::metrics::METRICS;
+use crate::net::addr::{Listener, Stream};
+use crate::net::timed::Timed;
+
+/// Time to send a bundle, and to take the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Time for the rest of what a refused sender still sends: closing with bytes unread would destroy the answer
+/// (RFC 9293, 3.6.1: a reset follows).
+const LINGER: Duration = Duration::from_secs(2);
+/// Senders at once. One that stalls holds up nobody while there are others; past them the newest is turned away.
+const SENDERS: usize = 8;
+
+/// Serves handshakes for as long as the process lives.
+pub fn serve(listener: Listener, store: Arc<Store>) {
+    let senders = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok(stream) => stream,
+            Err(e) => {
+                warn!("secrets: cannot accept a connection: {e}");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let place = Place::take(&senders);
+        let store = store.clone();
+        let served = thread::Builder::new().name("handshake".into()).spawn(move || {
+            let answered = match place {
+                Some(_place) => handshake(stream, &store),
+                None => turn_away(stream),
+            };
+            answered.unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
+        });
+        served.map(drop).unwrap_or_else(|e| warn!("secrets: cannot start a thread: {e}"));
+    }
+}
+
+/// One of the places for senders; given back when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(senders: &Arc<AtomicUsize>) -> Option<Place> {
+        let more = |n: usize| (n < SENDERS).then_some(n + 1);
+        senders.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Place(senders.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
+    let mut timed = Timed { stream, deadline: Some(Instant::now() + LIMIT) };
+    let mut bytes = Vec::new();
+    let answer = match (&mut timed).take(MAX_BUNDLE as u64 + 1).read_to_end(&mut bytes) {
+        Ok(_) => store.accept(&bytes).map_or_else(|refusal| refusal.to_json(), |done| done.to_json()),
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+            METRICS.handshakes_refused.add(1);
+            let reason =
+                format!("did not end within {} s: close the writing side after the last byte", LIMIT.as_secs());
+            warn!("handshake refused, nothing changed: the bundle {reason}");
+            Refusal { field: WHOLE.into(), reason }.to_json()
+        }
+        Err(e) => return Err(e),
+    };
+    drop(bytes);
+    reply(timed, &format!("{answer}\n"))
+}
+
+fn turn_away(stream: Stream) -> io::Result<()> {
+    METRICS.handshakes_refused.add(1);
+    let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
+    reply(Timed { stream, deadline: None }, &format!("{}\n", refusal.to_json()))
+}
+
+fn reply(mut timed: Timed, line: &str) -> io::Result<()> {
+    timed.deadline = Some(Instant::now() + LINGER);
+    timed.write_all(line.as_bytes())?;
+    timed.stream.shutdown(Shutdown::Write)?;
+    io::copy(&mut timed, &mut io::sink()).map(drop)
+}

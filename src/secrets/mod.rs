@@ -1,0 +1,5 @@
+//! The handshake, and what it delivered.
+
+pub mod bundle;
+pub mod listener;
+pub mod store;

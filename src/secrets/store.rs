@@ -1,0 +1,179 @@
+//! What is in force now.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use log::{info, warn};
+use serde_json::{Map, Value, json};
+
+use super::bundle::{Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, Refusal, Service};
+use crate::files::FileKeys;
+use crate::metrics::METRICS;
+use crate::mtls::{Identity, MutualTls};
+use crate::net::egress::Route;
+use crate::net::endpoints::AllowList;
+use crate::time::Utc;
+
+/// The secrets of one moment. A request takes them once and finishes on them, whatever is rotated meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Secrets {
+    mtls: Option<Arc<MutualTls>>,
+    service: Option<Service>,
+    keys: Option<Arc<FileKeys>>,
+}
+
+/// Secrets with nothing missing.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub mtls: Arc<MutualTls>,
+    pub service: Service,
+    pub keys: Arc<FileKeys>,
+}
+
+impl Secrets {
+    /// The items that no handshake has delivered yet.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let items =
+            [(CERTIFICATES, self.mtls.is_none()), (ENDPOINT, self.service.is_none()), (FILE_KEYS, self.keys.is_none())];
+        items.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> Result<Ready, Vec<&'static str>> {
+        match self {
+            Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys) } => {
+                Ok(Ready { mtls: mtls.clone(), service: service.clone(), keys: keys.clone() })
+            }
+            _ => Err(self.missing()),
+        }
+    }
+}
+
+/// Holds the secrets and changes them, a whole bundle at a time.
+pub struct Store {
+    in_force: RwLock<Arc<Secrets>>,
+    /// Held while a bundle is written and put in force, so that two do not mix.
+    changing: Mutex<()>,
+    certs: PathBuf,
+    allowed: Arc<AllowList>,
+    route: Route,
+    timeout: Duration,
+}
+
+/// What an accepted bundle did.
+#[derive(Debug)]
+pub struct Accepted {
+    pub updated: Vec<&'static str>,
+    pub ignored: Vec<String>,
+    pub missing: Vec<&'static str>,
+}
+
+impl Accepted {
+    /// The answer of the handshake.
+    pub fn to_json(&self) -> Value {
+        json!({"ok": true, "updated": self.updated, "ignored": self.ignored, "missing": self.missing})
+    }
+}
+
+impl Store {
+    /// An empty store. Accepted certificates are written into `certs`; the service is reached by `route`, and a call
+    /// of it may last `timeout`.
+    pub fn new(certs: PathBuf, allowed: Arc<AllowList>, route: Route, timeout: Duration) -> Store {
+        Store { in_force: RwLock::default(), changing: Mutex::new(()), certs, allowed, route, timeout }
+    }
+
+    /// What is in force now.
+    pub fn now(&self) -> Arc<Secrets> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The whole handshake: checks a bundle's bytes and puts it in force.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing has changed then.
+    pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
+        let accepted = Bundle::parse(bytes, &self.allowed, Utc::now()).and_then(|bundle| self.put_in_force(bundle));
+        match &accepted {
+            Ok(done) => {
+                METRICS.handshakes_accepted.add(1);
+                info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
+            }
+            Err(refusal) => {
+                METRICS.handshakes_refused.add(1);
+                warn!("handshake refused, nothing changed: {refusal}");
+            }
+        }
+        accepted
+    }
+
+    /// Takes the items that the environment holds.
+    ///
+    /// # Errors
+    /// Why they are refused.
+    pub fn accept_environment(&self, items: &Map<String, Value>) -> Result<Accepted, Refusal> {
+        Bundle::check(items, &self.allowed, Utc::now()).and_then(|bundle| self.put_in_force(bundle))
+    }
+
+    /// Takes the certificates that are in the folder already; says whether there are any.
+    ///
+    /// # Errors
+    /// Why they are refused, with the file's part as the field.
+    pub fn accept_files(&self) -> Result<bool, Refusal> {
+        let found = Identity::load(&self.certs, Utc::now())
+            .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part), reason: e.reason })?;
+        let Some(identity) = found else { return Ok(false) };
+        self.replace(Bundle { identity: Some(identity), service: None, keys: None, ignored: Vec::new() });
+        Ok(true)
+    }
+
+    /// Waits until no bundle is being written, and lets none begin.
+    pub fn close(&self) -> impl Sized + '_ {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_in_force(&self, bundle: Bundle) -> Result<Accepted, Refusal> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(identity) = &bundle.identity {
+            identity.write(&self.certs).map_err(|e| Refusal {
+                field: CERTIFICATES.into(),
+                reason: format!("cannot be written to {}: {e}", self.certs.display()),
+            })?;
+            info!("[RUN_SH] mTLS client certificates written to {}/", self.certs.display());
+        }
+        let ignored = bundle.ignored.clone();
+        let updated = self.replace(bundle);
+        Ok(Accepted { updated, ignored, missing: self.now().missing() })
+    }
+
+    fn replace(&self, bundle: Bundle) -> Vec<&'static str> {
+        let mut secrets = Secrets::clone(&self.now());
+        let mut updated = Vec::new();
+        if let Some(identity) = bundle.identity {
+            METRICS.certificate_ends.set(identity.ends.0);
+            info!("mTLS client ready, its certificate is valid until {}", identity.ends);
+            if !identity.issued_by_ca {
+                warn!("the client certificate is not issued by ca_cert; the service must know its CA");
+            }
+            secrets.mtls = Some(Arc::new(identity.connect(self.allowed.clone(), self.route, self.timeout)));
+            updated.push(CERTIFICATES);
+        }
+        if let Some(service) = bundle.service {
+            secrets.service = Some(service);
+            updated.push(ENDPOINT);
+        }
+        if let Some(keys) = bundle.keys {
+            secrets.keys = Some(Arc::new(keys));
+            updated.push(FILE_KEYS);
+        }
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
+        updated
+    }
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() { "nothing".into() } else { names.join(", ") }
+}

@@ -1,0 +1,208 @@
+//! Every setting, its default and its limit.
+//!
+//! Settings are environment variables; in the image they come from a measured file. A value that makes no sense stops
+//! the start and is named; nothing is guessed.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::net::addr::Address;
+use crate::net::egress::Route;
+use crate::secrets::bundle::{CERTIFICATES, ENDPOINT, FILE_KEYS};
+
+/// How the daemon is to run.
+#[derive(Debug)]
+pub struct Settings {
+    /// Listener for users' requests.
+    pub public: Address,
+    /// Listener for operators' requests.
+    pub admin: Address,
+    /// Listener for the handshake.
+    pub secrets: Address,
+    /// File with the allow list.
+    pub endpoints: PathBuf,
+    /// How allowed endpoints are reached.
+    pub egress: Route,
+    /// Folder of client.crt, client.key and ecs-ca.crt.
+    pub certs: PathBuf,
+    /// The hosts file to write, if one is to be written.
+    pub hosts: Option<PathBuf>,
+    /// Whether other processes' connections to allowed hosts are carried to the parent.
+    pub forward: bool,
+    /// Largest plaintext, in bytes; 1 KiB to 1 GiB.
+    pub max_file: usize,
+    /// Connections at once, and requests at once; 1 to 65,536.
+    pub max_connections: usize,
+    /// Bytes that all requests together may hold; at least 1 MiB.
+    pub memory: usize,
+    /// Whether a success answer without a marked file gives the plain file.
+    pub allow_unwatermarked: bool,
+    /// Total time for one call of the watermark service; 1 s to 1 h.
+    pub timeout: Duration,
+}
+
+/// A setting that cannot be used: which, and what it should be.
+#[derive(Debug)]
+pub struct SettingError {
+    name: &'static str,
+    reason: String,
+}
+
+impl fmt::Display for SettingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+impl std::error::Error for SettingError {}
+
+impl Settings {
+    /// Reads the settings by `variable`, which is `std::env::var_os` outside tests.
+    ///
+    /// # Errors
+    /// The first variable that cannot be used.
+    pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
+        let text = |name: &'static str, default: &str| match variable(name) {
+            None => Ok(default.to_owned()),
+            Some(value) => value.into_string().map_err(|_| SettingError { name, reason: "is not UTF-8".into() }),
+        };
+        let address = |name, default| -> Result<Address, SettingError> {
+            text(name, default)?.parse().map_err(|e| SettingError { name, reason: format!("{e}") })
+        };
+        let size = |name, default: &str, least, most| {
+            let value = text(name, default)?;
+            bytes(&value).filter(|n| (least..=most).contains(n)).ok_or_else(|| SettingError {
+                name,
+                reason: format!(
+                    "{value:?} is no size from {least} to {most} bytes: write 64MiB, 512KiB or a plain number"
+                ),
+            })
+        };
+        let switch = |name| match text(name, "off")?.as_str() {
+            "on" => Ok(true),
+            "off" | "" => Ok(false),
+            other => Err(SettingError { name, reason: format!("{other:?} is neither on nor off") }),
+        };
+        let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
+        Ok(Settings {
+            public: address("TEEMARK_PUBLIC", "vsock:3000")?,
+            admin: address("TEEMARK_ADMIN", "vsock:3001")?,
+            secrets: address("TEEMARK_SECRETS", "vsock:7777")?,
+            endpoints: text("TEEMARK_ENDPOINTS", "/allowed_endpoints.yaml")?.into(),
+            egress: text("TEEMARK_EGRESS", "vsock:3:8101")?
+                .parse()
+                .map_err(|reason| SettingError { name: "TEEMARK_EGRESS", reason })?,
+            certs: text("TEEMARK_CERTS", "/opt/enclave/certs")?.into(),
+            hosts: (!hosts.is_empty()).then(|| hosts.into()),
+            forward: switch("TEEMARK_FORWARD")?,
+            max_file: size("TEEMARK_MAX_FILE", "64MiB", 1 << 10, 1 << 30)?,
+            max_connections: count("TEEMARK_MAX_CONNECTIONS", &text("TEEMARK_MAX_CONNECTIONS", "256")?, 65_536)?,
+            memory: match variable("TEEMARK_MEMORY") {
+                None => half_of_what_is_free(),
+                Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
+            },
+            allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
+            timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+        })
+    }
+}
+
+/// The three items of the handshake, where the environment holds them: a bundle like any other. `FILE_KEYS` is JSON
+/// there; where it is not, the text is passed on, and the bundle's check says what is wrong.
+pub fn bundle_of_environment(variable: impl Fn(&str) -> Option<OsString>) -> Map<String, Value> {
+    let mut bundle = Map::new();
+    for name in [CERTIFICATES, ENDPOINT, FILE_KEYS] {
+        let Some(value) = variable(name).filter(|v| !v.is_empty()) else { continue };
+        let text = value.to_string_lossy().into_owned();
+        let value = match name {
+            FILE_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            _ => Value::String(text),
+        };
+        bundle.insert(name.to_owned(), value);
+    }
+    bundle
+}
+
+/// A number of bytes: digits, then nothing, KiB, MiB or GiB.
+fn bytes(text: &str) -> Option<usize> {
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let unit = match unit {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(unit)
+}
+
+fn count(name: &'static str, text: &str, most: usize) -> Result<usize, SettingError> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=most).contains(n))
+        .ok_or_else(|| SettingError { name, reason: format!("{text:?} is no number from 1 to {most}") })
+}
+
+fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
+    let digits = text.strip_suffix('s').unwrap_or(text);
+    count(name, digits, 3600)
+        .map(|n| Duration::from_secs(n as u64))
+        .map_err(|_| SettingError { name, reason: format!("{text:?} is no time from 1s to 3600s") })
+}
+
+/// Half of MemAvailable (proc(5)); where the kernel does not tell, what an enclave of 128 MiB would have.
+fn half_of_what_is_free() -> usize {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = available.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|n| n.parse::<usize>().ok());
+    kib.map_or(64 << 20, |kib| kib * 1024 / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Settings, String> {
+        Settings::read(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn without_an_environment_the_defaults_of_an_enclave_hold() {
+        let s = read(&[]).unwrap();
+        assert_eq!((s.public.to_string(), s.secrets.to_string()), ("vsock:3000".into(), "vsock:7777".into()));
+        assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs()), (64 << 20, 256, 30));
+        assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked);
+        assert_eq!(s.hosts, Some("/etc/hosts".into()));
+    }
+
+    #[test]
+    fn values_are_read_with_their_units() {
+        let s = read(&[("TEEMARK_MEMORY", "256MiB"), ("TEEMARK_MAX_FILE", "2048"), ("TEEMARK_HOSTS", "")]).unwrap();
+        assert_eq!((s.memory, s.max_file, s.hosts), (256 << 20, 2048, None));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (name, value) in [
+            ("TEEMARK_PUBLIC", "3000"),
+            ("TEEMARK_MAX_FILE", "64MB"),
+            ("TEEMARK_MAX_FILE", "-1"),
+            ("TEEMARK_MAX_FILE", "99999999999999999999GiB"),
+            ("TEEMARK_MEMORY", "1KiB"),
+            ("TEEMARK_MAX_CONNECTIONS", "0"),
+            ("TEEMARK_FORWARD", "yes"),
+            ("TEEMARK_TIMEOUT", "0s"),
+            ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert!(error.starts_with(name) && error.contains(value), "{error}");
+        }
+    }
+}
