@@ -1,0 +1,349 @@
+//! The real programs, started for a test and gone after it: the daemon, the watermark service, openssl, curl.
+//!
+//! `make test` builds them first. Nothing here stands in for anything: certificates come from certs/make-certs.sh or
+//! the openssl command line, connections are real sockets.
+#![allow(dead_code)] // each test program uses its part
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longest wait for something that should happen at once, on a loaded machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// The key that tests use, under the id `k`.
+pub const KEY: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
+
+/// A file beside this test's program, built by `cargo build --workspace`.
+pub fn program(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_teemarkd")).with_file_name(name);
+    assert!(path.exists(), "{} is not built: run `make test`, or `cargo build --workspace` before", path.display());
+    path
+}
+
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs a command, which must succeed, and gives its standard output.
+pub fn run(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run (is it installed?): {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Runs a line of bash in `folder`, which must succeed.
+pub fn bash(folder: &Path, line: &str) -> String {
+    let script = format!("set -euo pipefail\n{line}");
+    String::from_utf8(run(Command::new("bash").arg("-c").arg(script).current_dir(folder))).unwrap()
+}
+
+/// Waits until `done` gives something.
+pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < SOON, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// CA, server and client certificate by certs/make-certs.sh, in a folder of their own.
+pub struct Certs(pub TempDir);
+
+impl Certs {
+    pub fn make() -> Certs {
+        let folder = TempDir::new().unwrap();
+        run(Command::new(repository().join("certs/make-certs.sh")).arg(folder.path()));
+        Certs(folder)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The items MTLS_CLIENT_CERT_JSON and ECS_WATERMARK_ENDPOINT for these certificates, in the seed's form.
+    pub fn bundle(&self, port: u16) -> Value {
+        let part = |name| STANDARD.encode(fs::read(self.path(name)).unwrap());
+        let parts = json!({
+            "client_cert": part("client.crt"), "client_key": part("client.key"), "ca_cert": part("ecs-ca.crt"),
+        });
+        json!({"MTLS_CLIENT_CERT_JSON": parts.to_string(), "ECS_WATERMARK_ENDPOINT": format!("https://localhost:{port}")})
+    }
+
+    /// The same with FILE_KEYS: [`KEY`] as `k`.
+    pub fn full_bundle(&self, port: u16) -> Value {
+        let mut bundle = self.bundle(port);
+        bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(KEY)});
+        bundle
+    }
+}
+
+/// A process that is killed with its owner, and what it writes to standard error.
+pub struct Process {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn spawn(command: &mut Command, log: PathBuf) -> Process {
+        let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Process { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+    }
+
+    /// Sends a signal by its name, as kill(1) does.
+    pub fn signal(&self, name: &str) {
+        run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
+    }
+
+    /// A figure of /proc/PID/status in KiB, such as VmRSS and VmHWM.
+    pub fn memory(&self, figure: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(figure)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The development watermark service.
+pub struct Service {
+    pub process: Process,
+    pub port: u16,
+    _folder: TempDir,
+}
+
+impl Service {
+    /// Starts it with these certificates on a port of the system's choice.
+    pub fn start(certs: &Certs, arguments: &[&str]) -> Service {
+        Service::start_on(0, certs, arguments)
+    }
+
+    pub fn start_on(port: u16, certs: &Certs, arguments: &[&str]) -> Service {
+        let folder = TempDir::new().unwrap();
+        let mut command = Command::new(program("watermark-service"));
+        command.arg("serve").args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.arg("--cert").arg(certs.path("server.crt")).arg("--key").arg(certs.path("server.key"));
+        command.arg("--client-ca").arg(certs.path("ca.crt")).args(arguments).stdout(Stdio::piped());
+        let mut process = Process::spawn(&mut command, folder.path().join("log"));
+        let mut line = String::new();
+        BufReader::new(process.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let port = port.unwrap_or_else(|| panic!("the service did not start: {line}{}", process.log()));
+        Service { process, port, _folder: folder }
+    }
+
+    /// Lines of its log that hold `text`: `TLS handshake: client` for each TLS handshake, `POST /api/watermark` for each call.
+    pub fn count(&self, text: &str) -> usize {
+        self.process.log().lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+/// How a test's daemon is set up.
+pub struct Setup {
+    pub allowed: String,
+    pub env: Vec<(String, String)>,
+    pub folder: TempDir,
+}
+
+impl Setup {
+    /// Everything on the loopback interface; `localhost:port` is allowed.
+    pub fn new(port: u16) -> Setup {
+        let allowed = format!("endpoints:\n  - localhost:{port}\n");
+        Setup { allowed, env: Vec::new(), folder: TempDir::new().unwrap() }
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Setup {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The daemon's command, not started.
+    pub fn command(&self) -> Command {
+        let list = self.folder.path().join("allowed_endpoints.yaml");
+        fs::write(&list, &self.allowed).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_teemarkd"));
+        for name in ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"] {
+            command.env_remove(name);
+        }
+        command.env("TEEMARK_PUBLIC", "tcp:127.0.0.1:0").env("TEEMARK_ADMIN", "tcp:127.0.0.1:0");
+        command.env("TEEMARK_SECRETS", format!("unix:{}", self.folder.path().join("secrets.sock").display()));
+        command.env("TEEMARK_EGRESS", "direct").env("TEEMARK_ENDPOINTS", &list);
+        command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
+        command.envs(self.env.iter().map(|(n, v)| (n, v)));
+        command
+    }
+
+    /// Starts the daemon and waits until it listens.
+    pub fn start(self) -> Daemon {
+        let process = Process::spawn(&mut self.command(), self.folder.path().join("log"));
+        let address = |name: &str| {
+            let start = format!("{name}: listening on tcp:");
+            wait_for(&start, || {
+                let log = process.log();
+                let line = log.lines().find_map(|line| line.split_once(&start).map(|(_, a)| a.to_owned()));
+                line.or_else(|| {
+                    assert!(!log.contains("cannot go on"), "the daemon did not start: {log}");
+                    None
+                })
+            })
+        };
+        let (public, admin) = (address("public").parse().unwrap(), address("admin").parse().unwrap());
+        let secrets = self.folder.path().join("secrets.sock");
+        wait_for("the secrets listener", || secrets.exists().then_some(()));
+        Daemon { process, public, admin, secrets, folder: self.folder }
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    pub process: Process,
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+    pub secrets: PathBuf,
+    pub folder: TempDir,
+}
+
+impl Daemon {
+    /// A daemon that has had its handshake with this service.
+    pub fn ready(service: &Service, certs: &Certs) -> Daemon {
+        Daemon::ready_with(Setup::new(service.port), service.port, certs)
+    }
+
+    pub fn ready_with(setup: Setup, port: u16, certs: &Certs) -> Daemon {
+        let daemon = setup.start();
+        let answer = daemon.handshake(certs.full_bundle(port).to_string().as_bytes());
+        assert_eq!(answer["ok"], true, "{answer}");
+        daemon
+    }
+
+    /// Sends bytes to the secrets listener, ends the stream, and gives the answer.
+    pub fn handshake(&self, bytes: &[u8]) -> Value {
+        let mut stream = UnixStream::connect(&self.secrets).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // A refused sender may find the stream closed before its last byte is out.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
+    }
+
+    /// A GET request's answer.
+    pub fn get(&self, path: &str) -> Answer {
+        request(self.public, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
+    }
+
+    /// The raw route: a file for a user.
+    pub fn decrypt(&self, file: &[u8], file_id: &str, user_id: &str) -> Answer {
+        self.post(&format!("/files/{file_id}/decrypt?user_id={user_id}"), file)
+    }
+
+    pub fn post(&self, path: &str, body: &[u8]) -> Answer {
+        let length = body.len();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        request(self.public, &head, body)
+    }
+
+    /// The value of a metric's line that begins so.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    }
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The code of an error answer.
+    pub fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Sends a request's bytes as they are and reads one answer.
+pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    // An early answer may close the stream before all is sent.
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    read_answer(&mut stream).expect("an answer")
+}
+
+/// Reads one answer with a Content-Length from a stream that may go on; `None` where the stream ends first.
+pub fn read_answer(stream: &mut impl Read) -> Option<Answer> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let status = head[9..12].parse().unwrap();
+    let field =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+    let mut body = vec![0; field.map_or(0, |n| n.parse().unwrap())];
+    stream.read_exact(&mut body).ok()?;
+    Some(Answer { status, head, body })
+}
+
+/// Encrypts as Zing's clients do: IV, ciphertext, tag.
+pub fn encrypt(key: &[u8; 32], plain: &[u8]) -> Vec<u8> {
+    let iv: [u8; 12] = ring::rand::generate(&ring::rand::SystemRandom::new()).unwrap().expose();
+    let mut sealed = plain.to_vec();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::empty(), &mut sealed).unwrap();
+    [&iv[..], &sealed].concat()
+}
+
+/// The ids that the mark in a file carries, by `watermark-service extract`.
+pub fn extract(marked: &[u8]) -> Value {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("marked");
+    fs::write(&file, marked).unwrap();
+    serde_json::from_slice(&run(Command::new(program("watermark-service")).arg("extract").arg(file))).unwrap()
+}
