@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -18,6 +18,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, RootCertStore};
 use ureq::Agent;
 
+use crate::net::cryptography;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
 use crate::time::Utc;
@@ -65,7 +66,7 @@ impl Identity {
         let chain = certificates(0, parts[0])?;
         let key = private_key(parts[1])?;
         let authorities = certificates(2, parts[2])?;
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(cryptography::provider());
         let roots = roots(&authorities)?;
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use log::info;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion, StreamOwned};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport};
 
@@ -75,10 +75,10 @@ impl TlsTransport {
     }
 }
 
-fn protocol(tls: &ClientConnection) -> String {
-    match (tls.protocol_version(), tls.negotiated_cipher_suite()) {
-        (Some(version), Some(suite)) => format!("{version:?}, {:?}", suite.suite()),
-        _ => "no protocol".into(),
+fn protocol(tls: &ClientConnection) -> &'static str {
+    match tls.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        _ => "TLSv1.2",
     }
 }
 
