@@ -1,0 +1,13 @@
+#!/bin/sh
+# Looks the locked dependencies up among the published advisories: those of the stored copy where there is one, for
+# machines that cannot fetch them, else the current ones.
+set -eu
+cd "$(dirname "$0")/.."
+known=$(sed -n 's/.*{ id = "\(RUSTSEC-[0-9-]*\)".*/--ignore \1/p' deny.toml)
+stored=../shared/advisory-db
+if [ -d "$stored" ]; then
+  # shellcheck disable=SC2086 # a list of options
+  exec cargo audit $known --deny warnings --db "$stored" --no-fetch --stale
+fi
+# shellcheck disable=SC2086
+exec cargo audit $known --deny warnings

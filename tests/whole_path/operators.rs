@@ -1,0 +1,232 @@
+//! What probes, operators and Prometheus see.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+use crate::*;
+
+fn get(from: SocketAddr, path: &str) -> Answer {
+    request(from, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
+}
+
+#[test]
+fn a_daemon_that_waits_for_its_handshake_lives_and_is_not_ready() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).start();
+    let root = daemon.get("/");
+    assert_eq!((root.status, root.text().as_str()), (200, "Pong!"));
+    let health = daemon.get("/health");
+    assert_eq!((health.status, health.json()), (200, json!({"status": "alive"})));
+    let ready = daemon.get("/ready");
+    let all = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"];
+    assert_eq!((ready.status, ready.json()), (503, json!({"ready": false, "missing": all})));
+
+    assert_eq!(daemon.handshake(CERTS.bundle(service.port).to_string().as_bytes())["missing"], json!(["FILE_KEYS"]));
+    let ready = daemon.get("/ready");
+    assert_eq!((ready.status, ready.json()), (503, json!({"ready": false, "missing": ["FILE_KEYS"]})));
+
+    assert_eq!(daemon.handshake(CERTS.full_bundle(service.port).to_string().as_bytes())["missing"], json!([]));
+    let ready = daemon.get("/ready");
+    assert_eq!((ready.status, ready.json()), (200, json!({"ready": true, "missing": []})));
+}
+
+#[test]
+fn head_gives_the_head_of_get_and_no_body() {
+    let (_service, daemon) = pair(&[]);
+    for path in ["/", "/health", "/ready", "/health_check"] {
+        let get = daemon.get(path);
+        let mut stream = TcpStream::connect(daemon.public).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        write!(stream, "HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let dateless = |head: &str| head.lines().filter(|l| !l.starts_with("Date: ")).collect::<Vec<_>>().join("\n");
+        assert_eq!(dateless(&answer), dateless(&get.head), "{path}");
+    }
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_well() {
+    let (service, daemon) = pair(&[]);
+    let answer = daemon.get("/health_check");
+    let endpoints = json!({format!("localhost:{}", service.port): true});
+    let well = json!({"status": "healthy", "endpoints_status": endpoints, "watermark": {"healthy": true}});
+    assert_eq!((answer.status, answer.json()), (200, well));
+    assert_eq!(service.count("GET /health 200"), 1, "it is asked over mutual TLS");
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_unwell() {
+    let (service, daemon) = pair(&["--fault", "unhealthy"]);
+    let answer = daemon.get("/health_check");
+    let endpoints = json!({format!("localhost:{}", service.port): true});
+    let unwell = json!({"status": "unhealthy", "endpoints_status": endpoints, "watermark": {"healthy": false}});
+    assert_eq!((answer.status, answer.json()), (503, unwell));
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_down() {
+    let (service, daemon) = pair(&[]);
+    let endpoint = format!("localhost:{}", service.port);
+    drop(service);
+    let answer = daemon.get("/health_check");
+    assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")), "{answer:?}");
+    assert_eq!(answer.json()["endpoints_status"], json!({endpoint: false}));
+    let watermark = &answer.json()["watermark"];
+    assert!(watermark["healthy"] == false && watermark["error"].as_str().is_some_and(|e| !e.is_empty()), "{watermark}");
+}
+
+#[test]
+fn health_check_before_the_handshake_says_what_is_missing() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).start();
+    let answer = daemon.get("/health_check");
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["endpoints_status"], json!({format!("localhost:{}", service.port): true}));
+    assert!(answer.json()["watermark"]["error"].as_str().unwrap().contains("FILE_KEYS"), "{answer:?}");
+}
+
+#[test]
+fn the_result_of_a_health_check_is_kept_for_5_seconds() {
+    let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
+    let start = Instant::now();
+    assert_eq!(daemon.get("/health_check").status, 503);
+    // The service is well again at once; the daemon does not ask it.
+    let kept = daemon.get("/health_check");
+    assert!(start.elapsed() < Duration::from_secs(5), "this machine is too slow for the test");
+    assert_eq!((kept.status, service.count("GET /health")), (503, 1));
+    let asked_again = wait_for("a new check", || {
+        let status = daemon.get("/health_check").status;
+        (status == 200).then(|| start.elapsed())
+    });
+    assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
+    assert_eq!(service.count("GET /health"), 2);
+}
+
+#[test]
+fn operators_can_ask_for_the_state_of_the_daemon() {
+    let (service, daemon) = pair(&[]);
+    let ping = get(daemon.admin, "/ping");
+    assert_eq!((ping.status, ping.text().as_str()), (200, "pong"));
+    let status = get(daemon.admin, "/admin/status").json();
+    assert_eq!((&status["ready"], &status["missing"]), (&json!(true), &json!([])));
+    assert_eq!(status["endpoints"], json!([format!("localhost:{}", service.port)]));
+    assert_eq!(status["handshakes"], json!({"accepted": 1, "refused": 0}));
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert!(status["uptime_seconds"].as_u64().is_some() && status["memory_left_bytes"].as_u64() > Some(1 << 20));
+    let year = status["client_certificate_expires"].as_str().unwrap()[..4].parse::<u32>().unwrap();
+    assert!((2025..2100).contains(&year), "{status}");
+}
+
+#[test]
+fn secrets_can_be_updated_on_the_admin_side() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).start();
+    let update = |body: &str| {
+        let length = body.len();
+        let head = format!("POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        request(daemon.admin, &head, body.as_bytes())
+    };
+    let refused = update(r#"{"FILE_KEYS":{"k":"AA=="}}"#);
+    assert_eq!((refused.status, refused.code().as_str()), (400, "invalid_request"), "{refused:?}");
+    assert_eq!((&refused.json()["ok"], &refused.json()["field"]), (&json!(false), &json!("FILE_KEYS.k")));
+    let accepted = update(&CERTS.full_bundle(service.port).to_string());
+    assert_eq!((accepted.status, &accepted.json()["ok"]), (200, &json!(true)), "{accepted:?}");
+    assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
+    assert_eq!(get(daemon.admin, "/admin/status").json()["handshakes"], json!({"accepted": 1, "refused": 1}));
+}
+
+#[test]
+fn the_metrics_move_as_they_should() {
+    let (_service, daemon) = pair(&[]);
+    let file = encrypt(&KEY, b"a text");
+    let before = samples(&daemon.get("/metrics").text());
+    let marked = daemon.decrypt(&file, "f", "u");
+    assert_eq!(daemon.decrypt(&file[1..], "f", "u").status, 422);
+    assert_eq!(decrypt_json(&daemon, &file).status, 200);
+    assert_eq!(daemon.get("/nothing").status, 404);
+    assert_eq!(daemon.handshake(b"{}")["ok"], false);
+    let after = samples(&daemon.get("/metrics").text());
+    for (name, by) in [
+        ("teemark_requests_total{route=\"decrypt_raw\",code=\"200\"}", 1.0),
+        ("teemark_requests_total{route=\"decrypt_raw\",code=\"422\"}", 1.0),
+        ("teemark_requests_total{route=\"decrypt\",code=\"200\"}", 1.0),
+        ("teemark_requests_total{route=\"unknown\",code=\"404\"}", 1.0),
+        ("teemark_file_bytes_in_total", 3.0 * file.len() as f64 - 1.0),
+        ("teemark_file_bytes_out_total", 2.0 * marked.body.len() as f64),
+        ("teemark_decrypt_seconds_count", 3.0),
+        ("teemark_watermark_seconds_count", 2.0),
+        ("teemark_watermark_retries_total", 0.0),
+        ("teemark_connections_total", 5.0),
+        ("teemark_connections_refused_total", 0.0),
+        ("teemark_handshakes_accepted_total", 0.0),
+        ("teemark_handshakes_refused_total", 1.0),
+        ("teemark_tls_handshakes_total", 1.0),
+        ("teemark_panics_total", 0.0),
+    ] {
+        let moved = after.get(name).unwrap_or_else(|| panic!("no {name}")) - before.get(name).unwrap_or(&0.0);
+        assert_eq!(moved, by, "{name}");
+    }
+    assert!(after["teemark_watermark_seconds_sum"] > 0.0 && after["teemark_connections_open"] >= 1.0);
+    assert_eq!((after["teemark_handshakes_accepted_total"], before["teemark_watermark_seconds_count"]), (1.0, 0.0));
+    let year = 365.0 * 86_400.0;
+    let left = after["teemark_client_certificate_expires_seconds"];
+    assert!((year - 3600.0..=year).contains(&left), "{left}");
+}
+
+#[test]
+fn the_metrics_are_prometheus_text() {
+    let (_service, daemon) = pair(&[]);
+    let empty = Setup::new(1).start();
+    daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u");
+    for daemon in [&daemon, &empty] {
+        let answer = daemon.get("/metrics");
+        assert!(field(&answer, "Content-Type").unwrap().starts_with("text/plain"), "{}", answer.head);
+        let text = answer.text();
+        let samples = samples(&text);
+        for name in ["teemark_decrypt_seconds", "teemark_watermark_seconds"] {
+            let buckets: Vec<f64> =
+                text.lines().filter(|l| l.starts_with(&format!("{name}_bucket"))).map(|l| value(l).1).collect();
+            assert!(buckets.len() > 5 && buckets.is_sorted(), "{name}: {buckets:?}");
+            let all = samples[&format!("{name}_bucket{{le=\"+Inf\"}}")];
+            assert_eq!((buckets.last(), samples[&format!("{name}_count")]), (Some(&all), all));
+        }
+    }
+}
+
+fn value(line: &str) -> (String, f64) {
+    let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
+    (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("{line:?}")))
+}
+
+/// Every sample of a page, by name with labels. Checks the format on the way: each family has its HELP and its TYPE
+/// once, right before its samples, and no sample stands twice.
+fn samples(page: &str) -> BTreeMap<String, f64> {
+    assert!(page.ends_with('\n'));
+    let mut samples = BTreeMap::new();
+    let (mut helps, mut families, mut kind) = (Vec::new(), Vec::new(), String::new());
+    for line in page.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            helps.push(help.split_once(' ').expect("a help text").0.to_owned());
+        } else if let Some(declared) = line.strip_prefix("# TYPE ") {
+            let (family, k) = declared.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram"].contains(&k), "{line}");
+            assert!(helps.last().is_some_and(|h| h == family) && !families.contains(&family.to_owned()), "{line}");
+            families.push(family.to_owned());
+            kind = k.to_owned();
+        } else {
+            let (sample, number) = value(line);
+            let name = sample.split('{').next().unwrap();
+            let suffixes = if kind == "histogram" { &["_bucket", "_sum", "_count"][..] } else { &[""] };
+            let family = families.last().unwrap_or_else(|| panic!("no TYPE before {line:?}"));
+            assert!(suffixes.iter().any(|s| format!("{family}{s}") == name), "{line:?} under {family}");
+            assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line:?}");
+            assert!(samples.insert(sample, number).is_none(), "{line:?} stands twice");
+        }
+    }
+    assert_eq!(helps, families);
+    samples
+}
