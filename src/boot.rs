@@ -149,7 +149,7 @@ fn serve_http(
     for (listener, side) in listeners {
         let (server, address) = private_server().map_err(cannot("HTTP server"))?;
         let api = api.clone();
-        spawn("http", move || api::serve(server, &api, side))?;
+        spawn("http", move || api::serve(server, api, side))?;
         let door = ingress::door(listener, settings.max_connections, max_body as u64, address);
         pump.add(door).map_err(cannot("pump"))?;
     }

@@ -9,12 +9,11 @@ mod request;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use log::{debug, error};
+use log::{Level, debug, error, log};
 use serde_json::Value;
 use tiny_http::{Header, Request, Response, Server};
 
@@ -38,7 +37,6 @@ pub struct Api {
     /// Requests at once.
     pub max_requests: usize,
     pub started: Instant,
-    requests: AtomicUsize,
     health: Mutex<Option<public::Checked>>,
 }
 
@@ -79,7 +77,6 @@ impl Api {
             allow_unwatermarked: settings.allow_unwatermarked,
             max_requests: settings.max_connections,
             started: Instant::now(),
-            requests: AtomicUsize::new(0),
             health: Mutex::new(None),
         }
     }
@@ -89,18 +86,24 @@ impl Api {
 type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// Serves what comes to one side, for as long as the process lives.
-pub fn serve(server: &Server, api: &Arc<Api>, side: Side) {
+pub fn serve(server: &Server, api: Arc<Api>, side: Side) {
+    serve_with(server, api.max_requests, move |request| route(&api, side, request));
+}
+
+/// A thread for each request, `most` at once. Clients that went away while their request was under way would
+/// otherwise leave threads behind without bound.
+fn serve_with(server: &Server, most: usize, route: impl Fn(&mut Request) -> Routed + Clone + Send + 'static) {
+    let under_way = Arc::new(());
     for request in server.incoming_requests() {
-        let place = api.requests.fetch_add(1, Ordering::AcqRel);
-        if place >= api.max_requests {
-            api.requests.fetch_sub(1, Ordering::AcqRel);
+        // Each request's thread holds a reference, and this loop another.
+        if Arc::strong_count(&under_way) > most {
             reply(request, "refused", ApiError::Overloaded.into());
             continue;
         }
-        let api = api.clone();
+        let (route, place) = (route.clone(), under_way.clone());
         let started = thread::Builder::new().name("request".into()).spawn(move || {
-            handle(&api, side, request);
-            api.requests.fetch_sub(1, Ordering::AcqRel);
+            handle(request, route);
+            drop(place);
         });
         if let Err(e) = started {
             // The request went with the closure; tiny_http answers 500 for it.
@@ -109,18 +112,19 @@ pub fn serve(server: &Server, api: &Arc<Api>, side: Side) {
     }
 }
 
-fn handle(api: &Api, side: Side, mut request: Request) {
+fn handle(mut request: Request, route: impl Fn(&mut Request) -> Routed) {
     let start = Instant::now();
-    let handled = catch_unwind(AssertUnwindSafe(|| route(api, side, &mut request)));
-    let (name, result) = handled.unwrap_or_else(|_| {
+    let (name, result) = catch_unwind(AssertUnwindSafe(|| route(&mut request))).unwrap_or_else(|_| {
         METRICS.panics.add(1);
         ("panicked", Err(ApiError::Panicked))
     });
     let answer = result.unwrap_or_else(Answer::from);
     // Probes come every few seconds and say nothing new.
-    let level =
-        if matches!(name, "decrypt" | "decrypt_raw" | "update_secrets") { log::Level::Info } else { log::Level::Debug };
-    log::log!(level, "{name} {} {} bytes in {:.0?}", answer.status, answer.body.len(), start.elapsed());
+    let level = match name {
+        "decrypt" | "decrypt_raw" | "update_secrets" | "panicked" => Level::Info,
+        _ => Level::Debug,
+    };
+    log!(level, "{name} {} {} bytes in {:.0?}", answer.status, answer.body.len(), start.elapsed());
     reply(request, name, answer);
 }
 
@@ -142,5 +146,45 @@ fn reply(request: Request, name: &'static str, answer: Answer) {
         .with_chunked_threshold(usize::MAX);
     if let Err(e) = request.respond(response) {
         debug!("an answer was not taken: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use std::time::Duration;
+
+    #[test]
+    fn a_panic_in_one_request_answers_500_and_harms_no_other() {
+        let address = SocketAddr::from_abstract_name(format!("teemark-panic-{}", std::process::id())).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let server: &'static Server = Box::leak(Box::new(Server::from_listener(listener, None).unwrap()));
+        let route = |request: &mut Request| match request.url() {
+            "/panic" => panic!("as asked"),
+            _ => {
+                thread::sleep(Duration::from_millis(100));
+                ("root", Ok(Answer::text("Pong!")))
+            }
+        };
+        thread::spawn(move || serve_with(server, 10, route));
+        let send = |path: &str| {
+            let mut stream = UnixStream::connect_addr(&address).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+            stream
+        };
+        let receive = |mut stream: UnixStream| {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        let before = METRICS.panics.get();
+        let [other, panicked] = [send("/"), send("/panic")].map(receive);
+        assert!(other.starts_with("HTTP/1.1 200 ") && other.ends_with("Pong!"), "{other}");
+        assert!(panicked.starts_with("HTTP/1.1 500 ") && panicked.contains("\"internal\""), "{panicked}");
+        assert!(receive(send("/")).starts_with("HTTP/1.1 200 "));
+        assert_eq!(METRICS.panics.get(), before + 1);
     }
 }
