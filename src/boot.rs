@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
 use std::thread;
 
@@ -11,17 +9,18 @@ use log::{error, info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use tiny_http::Server;
 
 use crate::api::{self, Api, Side};
 use crate::files;
 use crate::net::addr::{Address, Listener};
+use crate::net::backend::{Backend, Intake};
 use crate::net::endpoints::AllowList;
-use crate::net::pump::{Handle, Pump};
+use crate::net::pump::{Entrance, Handle, Pump};
 use crate::net::{forward, ingress, link};
+use crate::secrets::bundle::{ITEMS, bundle_of_environment};
 use crate::secrets::listener;
 use crate::secrets::store::Store;
-use crate::settings::{Settings, bundle_of_environment};
+use crate::settings::Settings;
 
 /// Why the daemon did not start: what failed, and what the system said.
 #[derive(Debug)]
@@ -46,12 +45,14 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
 pub fn run(settings: &Settings) -> Result<(), BootError> {
     let signals = hold_signals()?;
     keep_memory_private()?;
-    raise_descriptor_limit();
 
     let allowed = Arc::new(AllowList::load(&settings.endpoints).map_err(cannot("allow list"))?);
     info!("allow list: {} endpoints from {}", allowed.iter().count(), settings.endpoints.display());
     prepare_network(settings, &allowed)?;
 
+    if api::most_memory(settings.max_file) > settings.memory {
+        warn!("a file of TEEMARK_MAX_FILE bytes needs more than TEEMARK_MEMORY, {} bytes", settings.memory);
+    }
     let store = Store::new(settings.certs.clone(), allowed.clone(), settings.egress, settings.timeout);
     let store = Arc::new(store);
     take_what_is_there(&store);
@@ -75,7 +76,8 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let signal = signals.wait().map_err(cannot("waiting for a signal"))?;
     info!("{signal}: stopping; requests under way may finish");
     pump.stop();
-    let _no_bundle_half_written = store.close();
+    // Held until the process is gone: no bundle is being written now, and none begins.
+    std::mem::forget(store.close());
     info!("stopped");
     Ok(())
 }
@@ -93,12 +95,26 @@ fn keep_memory_private() -> Result<(), BootError> {
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
-/// Each connection needs two descriptors, three while its request is under way; the hard limit allows more than the
-/// soft one does.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard));
-    raised.unwrap_or_else(|e| warn!("the limit of open files stays as it is: {e}"));
+/// Descriptors of a connection while its request is under way: its own, the ingress's and tiny_http's ends of the one
+/// behind, tiny_http's second handle, the one to the watermark service.
+const DESCRIPTORS: u64 = 5;
+/// Descriptors for everything else.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// Raises the limit of open files to what the system allows, and says how many connections each of the two sides may
+/// have within it: as many as are set, if that can be.
+fn connections_within_limits(wanted: usize) -> usize {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let limit = hard.min(1 << 20);
+        setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map(|()| limit)
+    });
+    let limit = raised.unwrap_or(1024);
+    let most = limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS / 2;
+    let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
+    if wanted > most {
+        warn!("TEEMARK_MAX_CONNECTIONS is {wanted}, but {limit} open files allow {most}");
+    }
+    wanted.min(most)
 }
 
 fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootError> {
@@ -122,10 +138,8 @@ fn take_what_is_there(store: &Store) {
         Ok(false) => {}
         Err(refusal) => error!("certificates not used: {refusal}"),
     }
-    let items = bundle_of_environment(|name| std::env::var_os(name));
-    if !items.is_empty()
-        && let Err(refusal) = store.accept_environment(&items)
-    {
+    let items = bundle_of_environment(&ITEMS, |name| std::env::var_os(name));
+    if let Some(Err(refusal)) = items.map(|items| store.put_in_force(&items)) {
         error!("environment not used: {refusal}");
     }
 }
@@ -143,34 +157,29 @@ fn serve_http(
     api: &Arc<Api>,
     listeners: [(Listener, Side); 2],
 ) -> Result<Handle, BootError> {
+    let max_connections = connections_within_limits(settings.max_connections);
     let max_body = (settings.max_file + files::OVERHEAD).div_ceil(3) * 4 + (2 << 20);
     let mut pump = Pump::new().map_err(cannot("pump"))?;
-    let doors = listeners.len();
     for (listener, side) in listeners {
-        let (server, address) = private_server().map_err(cannot("HTTP server"))?;
-        let api = api.clone();
-        spawn("http", move || api::serve(server, api, side))?;
-        let door = ingress::door(listener, settings.max_connections, max_body as u64, address);
+        let backend = pump.entrance().and_then(|entrance| http_server(api.clone(), side, entrance));
+        let backend = backend.map_err(cannot("HTTP server"))?;
+        let door = ingress::door(listener, max_connections, max_body as u64, backend);
         pump.add(door).map_err(cannot("pump"))?;
     }
     if settings.forward {
-        forward::add_doors(&mut pump, doors, allowed, settings.egress, settings.max_connections)
-            .map_err(cannot("TEEMARK_FORWARD"))?;
+        forward::add_doors(&mut pump, allowed, settings.egress, max_connections).map_err(cannot("TEEMARK_FORWARD"))?;
     }
     pump.start().map_err(cannot("pump"))
 }
 
-/// A tiny_http on an abstract Unix socket (unix(7)): it needs no file system and goes with the process. The name is
-/// random, since other users of a development machine could find a known one and pass the ingress by.
-fn private_server() -> io::Result<(&'static Server, SocketAddr)> {
-    let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
-    let random = random.map_err(|_| io::Error::other("no random numbers"))?.expose();
-    let name = format!("teemarkd-{:032x}", u128::from_ne_bytes(random));
-    let address = SocketAddr::from_abstract_name(name)?;
-    let listener = UnixListener::bind_addr(&address)?;
-    let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
-    // Kept for the life of the process: tiny_http cannot close a socket without a path.
-    Ok((Box::leak(Box::new(server)), address))
+/// Starts tiny_http for one side.
+fn http_server(api: Arc<Api>, side: Side, pump: Entrance) -> io::Result<Arc<Backend>> {
+    let serve = move |server, intake: Intake| {
+        let api = api.clone();
+        let serve = move || api::serve(server, api, side, || intake.received());
+        thread::Builder::new().name("http".into()).spawn(serve).map(drop)
+    };
+    Backend::start(Box::new(serve), pump).map(Arc::new)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), BootError> {

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 use log::{LevelFilter, error, info};
 use teemarkd::boot;
+use teemarkd::secrets::bundle::{CERTIFICATES, bundle_of_environment};
 use teemarkd::secrets::store::Store;
-use teemarkd::settings::{Settings, bundle_of_environment};
+use teemarkd::settings::Settings;
 use teemarkd::time::Utc;
 use zeroizing_alloc::ZeroAlloc;
 
@@ -57,11 +58,10 @@ fn run() -> ExitCode {
 fn write_certificates() -> ExitCode {
     start_log();
     let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
-        let allowed = Default::default();
-        let mut items = bundle_of_environment(|name| env::var_os(name));
-        items.retain(|name, _| name == teemarkd::secrets::bundle::CERTIFICATES);
-        let store = Store::new(settings.certs, allowed, settings.egress, settings.timeout);
-        store.accept_environment(&items).map(drop).map_err(|e| e.to_string())
+        let items = bundle_of_environment(&[CERTIFICATES], |name| env::var_os(name));
+        let items = items.ok_or_else(|| format!("{CERTIFICATES} is not set"))?;
+        let store = Store::new(settings.certs, Default::default(), settings.egress, settings.timeout);
+        store.put_in_force(&items).map(drop).map_err(|e| e.to_string())
     });
     ended(wrote)
 }

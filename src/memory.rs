@@ -7,9 +7,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The bytes that are left to give.
+/// So many bytes in all, and what is left of them.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<AtomicUsize>);
+pub struct Budget {
+    total: usize,
+    left: Arc<AtomicUsize>,
+}
 
 /// Bytes taken from a budget; they go back when it is dropped.
 #[derive(Debug)]
@@ -18,45 +21,60 @@ pub struct Reservation {
     bytes: usize,
 }
 
-/// The budget does not hold that much now.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NoMemory;
+/// The budget does not hold that much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoMemory {
+    /// It will, when others have given back theirs.
+    Now,
+    /// It never will.
+    Ever,
+}
 
 impl Budget {
     pub fn new(bytes: usize) -> Budget {
-        Budget(Arc::new(AtomicUsize::new(bytes)))
+        Budget { total: bytes, left: Arc::new(AtomicUsize::new(bytes)) }
     }
 
     /// Takes `bytes`, or nothing.
     pub fn reserve(&self, bytes: usize) -> Result<Reservation, NoMemory> {
-        self.take(bytes)?;
-        Ok(Reservation { budget: self.clone(), bytes })
+        let mut reservation = Reservation { budget: self.clone(), bytes: 0 };
+        reservation.cover(bytes).map(|()| reservation)
     }
 
     fn take(&self, bytes: usize) -> Result<(), NoMemory> {
         let less = |left: usize| left.checked_sub(bytes);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map(drop).map_err(|_| NoMemory)
+        self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map(drop).map_err(|_| NoMemory::Now)
     }
 
     /// Bytes that nobody holds.
     pub fn left(&self) -> usize {
-        self.0.load(Ordering::Acquire)
+        self.left.load(Ordering::Acquire)
     }
 }
 
 impl Reservation {
     /// Makes the reservation at least `bytes` large. Where that fails it stays as it was.
     pub fn cover(&mut self, bytes: usize) -> Result<(), NoMemory> {
+        if bytes > self.budget.total {
+            return Err(NoMemory::Ever);
+        }
         let more = bytes.saturating_sub(self.bytes);
         self.budget.take(more)?;
         self.bytes += more;
         Ok(())
     }
+
+    /// Gives back what is beyond `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.budget.left.fetch_add(less, Ordering::AcqRel);
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.0.fetch_add(self.bytes, Ordering::AcqRel);
+        self.shrink(0);
     }
 }
 
@@ -65,7 +83,7 @@ impl Drop for Reservation {
 pub enum ReadError {
     /// There is more than the limit.
     TooLarge,
-    NoMemory,
+    NoMemory(NoMemory),
     Io(io::Error),
 }
 
@@ -89,7 +107,7 @@ pub fn read_all(
     let mut room = known.unwrap_or(FIRST).min(limit) + 1;
     loop {
         // While it grows, the old buffer is there too.
-        reservation.cover(cost(room).saturating_add(bytes.len())).map_err(|NoMemory| ReadError::NoMemory)?;
+        reservation.cover(cost(room).saturating_add(bytes.len())).map_err(ReadError::NoMemory)?;
         bytes.reserve_exact(room - bytes.len());
         reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
         match bytes.len() {
@@ -114,7 +132,7 @@ mod tests {
         for known in [None, Some(300_000)] {
             assert!(read(1 << 20, 300_000, known).unwrap());
             assert!(matches!(read(1 << 20, 299_999, known), Err(ReadError::TooLarge)));
-            assert!(matches!(read(250_000, 1 << 20, known), Err(ReadError::NoMemory)));
+            assert!(matches!(read(250_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever))));
         }
         assert!(matches!(read(1 << 20, 1 << 20, Some(10)), Ok(true)), "a length that proves wrong is only a guess");
     }
@@ -123,10 +141,12 @@ mod tests {
     fn what_is_taken_comes_back_and_no_more_than_there_is_can_be_taken() {
         let budget = Budget::new(100);
         let mut first = budget.reserve(60).unwrap();
-        assert_eq!(budget.reserve(41).unwrap_err(), NoMemory);
-        assert_eq!(first.cover(101), Err(NoMemory));
+        assert_eq!(budget.reserve(41).unwrap_err(), NoMemory::Now);
+        assert_eq!(first.cover(101), Err(NoMemory::Ever));
         assert_eq!(first.cover(50), Ok(()));
         assert_eq!((first.cover(100), budget.left()), (Ok(()), 0));
+        first.shrink(30);
+        assert_eq!(budget.left(), 70);
         drop(first);
         assert_eq!(budget.left(), 100);
     }

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, RootCertStore};
+use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, OtherError, RootCertStore};
 use ureq::Agent;
 
 use crate::net::cryptography;
@@ -31,6 +31,8 @@ const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), (
 /// Idle connections kept for the next request, and how long: shorter than the usual idle limit of a server, 60 s.
 const POOLED: usize = 32;
 const POOLED_FOR: Duration = Duration::from_secs(30);
+/// Bytes of a connection's buffers, each way: a TLS record (RFC 8446, 5.1).
+const BUFFER: usize = 16 << 10;
 /// Time to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -128,6 +130,8 @@ impl Identity {
                 .https_only(true)
                 .proxy(None)
                 .max_redirects(0)
+                .input_buffer_size(BUFFER)
+                .output_buffer_size(BUFFER)
                 .max_idle_connections(pooled)
                 .max_idle_connections_per_host(pooled)
                 .max_idle_age(POOLED_FOR)
@@ -138,7 +142,7 @@ impl Identity {
             let egress = Egress { allowed: allowed.clone(), route, tls: self.config.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
-        MutualTls { pooled: agent(POOLED), fresh: agent(0) }
+        MutualTls { pooled: agent(POOLED), fresh: agent(0), limit }
     }
 }
 
@@ -149,6 +153,8 @@ pub struct MutualTls {
     pub pooled: Agent,
     /// Opens a new connection each time: for the one retry after a pooled connection proved stale.
     pub fresh: Agent,
+    /// Time for a whole call.
+    pub limit: Duration,
 }
 
 /// The bytes that a part stands for: PEM or DER as it is, or what base64 of either decodes to.
@@ -189,7 +195,8 @@ fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
     }
     match rustls_pemfile::private_key(&mut &bytes[..]) {
         Ok(Some(key)) => Ok(key),
-        Ok(None) if bytes.windows(9).any(|w| w == b"ENCRYPTED") => {
+        // PKCS#8 says so in its label, the others in a header (RFC 1421, 4.6.1.1), which the parser takes for damage.
+        Ok(None) | Err(_) if bytes.windows(9).any(|w| w == b"ENCRYPTED") => {
             refuse(1, "is protected by a passphrase: give it without one (openssl pkey -in client.key)")
         }
         Ok(None) => refuse(1, "is PEM without a private key"),
@@ -212,7 +219,7 @@ fn certify(
 ) -> Result<CertifiedKey, IdentityError> {
     CertifiedKey::from_der(chain, key, provider).or_else(|e| match e {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(1, "does not belong to client_cert"),
-        Error::InvalidCertificate(_) => refuse(0, "certificate 1 is not a certificate"),
+        Error::InvalidCertificate(_) => refuse(0, format!("certificate 1 {NO_CERTIFICATE}")),
         _ => refuse(1, "is of no supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519"),
     })
 }
@@ -242,7 +249,7 @@ fn check_validity(
                 return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
             }
             Some(CertificateError::BadEncoding) => {
-                return refuse(part, format!("certificate {n} is not a certificate"));
+                return refuse(part, format!("certificate {n} {NO_CERTIFICATE}"));
             }
             _ => {}
         }
@@ -253,6 +260,9 @@ fn check_validity(
     }
     Ok(ends)
 }
+
+/// What openssl makes without an extension file is of version 1.
+const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without unknown critical extensions)";
 
 /// One valid root is enough: while a CA is replaced, the old one may run out.
 fn check_validity_of_any(
@@ -283,8 +293,16 @@ fn check_usage(
         Err(Error::InvalidCertificate(
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
         )) => refuse(0, "is not for TLS clients: its extendedKeyUsage lacks clientAuth"),
+        Err(Error::InvalidCertificate(CertificateError::Other(e))) if is_ca_leaf(&e) => {
+            refuse(0, "is a CA's certificate: use one that was issued to a client")
+        }
         Err(_) => Ok(false),
     }
+}
+
+/// webpki does not look at the usage of a certificate with the CA flag: it has no business at the end of a chain.
+fn is_ca_leaf(e: &OtherError) -> bool {
+    matches!(e.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
 fn pem_of(certificates: &[CertificateDer<'_>]) -> String {

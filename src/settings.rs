@@ -8,11 +8,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use crate::net::addr::Address;
 use crate::net::egress::Route;
-use crate::secrets::bundle::{CERTIFICATES, ENDPOINT, FILE_KEYS};
 
 /// How the daemon is to run.
 #[derive(Debug)]
@@ -109,22 +106,6 @@ impl Settings {
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
         })
     }
-}
-
-/// The three items of the handshake, where the environment holds them: a bundle like any other. `FILE_KEYS` is JSON
-/// there; where it is not, the text is passed on, and the bundle's check says what is wrong.
-pub fn bundle_of_environment(variable: impl Fn(&str) -> Option<OsString>) -> Map<String, Value> {
-    let mut bundle = Map::new();
-    for name in [CERTIFICATES, ENDPOINT, FILE_KEYS] {
-        let Some(value) = variable(name).filter(|v| !v.is_empty()) else { continue };
-        let text = value.to_string_lossy().into_owned();
-        let value = match name {
-            FILE_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            _ => Value::String(text),
-        };
-        bundle.insert(name.to_owned(), value);
-    }
-    bundle
 }
 
 /// A number of bytes: digits, then nothing, KiB, MiB or GiB.

@@ -1,6 +1,8 @@
 //! The client of the watermark service.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -45,8 +47,8 @@ pub enum WatermarkError {
     /// The service could not be reached or trusted, refused, or gave no usable answer. The text says which; what the
     /// service said is left out, since it may quote the file.
     Failed(String),
-    /// The answer does not fit into the memory that is left.
-    NoMemory,
+    /// The request or its answer does not fit into the memory that is left.
+    NoMemory(NoMemory),
 }
 
 impl fmt::Display for WatermarkError {
@@ -54,14 +56,14 @@ impl fmt::Display for WatermarkError {
         match self {
             WatermarkError::Timeout => f.write_str("the watermark service did not answer in time"),
             WatermarkError::Failed(reason) => f.write_str(reason),
-            WatermarkError::NoMemory => f.write_str("no memory for the watermark service's answer"),
+            WatermarkError::NoMemory(_) => f.write_str("no memory for the call"),
         }
     }
 }
 
 impl From<NoMemory> for WatermarkError {
-    fn from(_: NoMemory) -> Self {
-        WatermarkError::NoMemory
+    fn from(e: NoMemory) -> Self {
+        WatermarkError::NoMemory(e)
     }
 }
 
@@ -69,6 +71,7 @@ impl From<Error> for WatermarkError {
     fn from(e: Error) -> Self {
         match e {
             Error::Timeout(_) => WatermarkError::Timeout,
+            Error::Io(e) if e.kind() == ErrorKind::TimedOut => WatermarkError::Timeout,
             Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
                 Some(tls) => failed(format!("TLS with the watermark service failed: {tls}")),
                 None => failed(format!("the connection to the watermark service failed: {e}")),
@@ -104,10 +107,13 @@ fn data<S: Serializer>(data: &Result<&str, &[u8]>, serializer: S) -> Result<S::O
 
 /// The wire form of an answer.
 #[derive(Deserialize)]
-struct WireAnswer {
-    status: String,
-    watermarked_data: Option<String>,
-    encoding: Option<String>,
+struct WireAnswer<'a> {
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(borrow)]
+    watermarked_data: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    encoding: Option<Cow<'a, str>>,
 }
 
 /// Has a file marked. `memory` comes to cover what the call needs beside the file itself.
@@ -120,7 +126,7 @@ pub fn call_watermark_service(
     memory: &mut Reservation,
 ) -> Result<WatermarkResponse, WatermarkError> {
     let start = Instant::now();
-    let result = exchange(ready, request, memory);
+    let result = exchange(ready, request, start, memory);
     METRICS.watermark_time.observe(start.elapsed());
     if let Err(e) = &result {
         warn!("watermark service {}: {e}", ready.service.endpoint);
@@ -131,11 +137,16 @@ pub fn call_watermark_service(
 fn exchange(
     ready: &Ready,
     request: WatermarkRequest<'_>,
+    start: Instant,
     memory: &mut Reservation,
 ) -> Result<WatermarkResponse, WatermarkError> {
     let body = wire(request, memory)?;
     let url = format!("{}/api/watermark", ready.service.url);
-    let post = |agent: &Agent| agent.post(&url).content_type("application/json").send(&body[..]);
+    let post = |agent: &Agent| {
+        let left = ready.mtls.limit.saturating_sub(start.elapsed());
+        let request = agent.post(&url).config().timeout_global(Some(left)).build();
+        request.content_type("application/json").send(&body[..])
+    };
     let mut response = match post(&ready.mtls.pooled) {
         Err(e) if is_stale(&e) => {
             info!("{e}: trying once more");
@@ -147,25 +158,31 @@ fn exchange(
     let limit = body.len().saturating_mul(2).saturating_add(ANSWER_SLACK);
     drop(body);
     if !response.status().is_success() {
+        // Read to its end, if that is near, the connection can serve again.
+        let _ = response.body_mut().with_config().limit(HEALTH_LIMIT).read_to_vec();
         return Err(failed(format!("the watermark service answered HTTP {}", response.status().as_u16())));
     }
-    // Beside the answer there are the file, and the marked file once it is decoded.
+    // Beside the answer there are the file and the marked file, and while escapes in it are undone a buffer that grows.
     let file = request.data.len();
-    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n).saturating_add(n))?;
-    let answer: WireAnswer = serde_json::from_slice(&answer)
+    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(4)))?;
+    marked(&answer).map(|watermarked_data| WatermarkResponse { watermarked_data })
+}
+
+/// The marked file in an answer, if it is there.
+fn marked(answer: &[u8]) -> Result<Option<Vec<u8>>, WatermarkError> {
+    let answer: WireAnswer = serde_json::from_slice(answer)
         .map_err(|_| failed("the watermark service's answer is not the expected JSON"))?;
     if answer.status != "success" {
         return Err(failed("the watermark service reports that it could not mark the file"));
     }
-    let watermarked_data = match (answer.watermarked_data, answer.encoding.as_deref()) {
-        (None, _) => None,
-        (Some(text), None) => Some(text.into_bytes()),
+    match (answer.watermarked_data, answer.encoding.as_deref()) {
+        (None, _) => Ok(None),
+        (Some(text), None) => Ok(Some(text.into_owned().into_bytes())),
         (Some(text), Some("base64")) => {
-            Some(STANDARD.decode(text).map_err(|_| failed("the watermark service's base64 is damaged"))?)
+            STANDARD.decode(text.as_bytes()).map(Some).map_err(|_| failed("the watermark service's base64 is damaged"))
         }
-        (Some(_), Some(_)) => return Err(failed("the watermark service's answer has an unknown encoding")),
-    };
-    Ok(WatermarkResponse { watermarked_data })
+        (Some(_), Some(_)) => Err(failed("the watermark service's answer has an unknown encoding")),
+    }
 }
 
 /// The request as JSON, in a buffer made once and large enough.
@@ -201,7 +218,7 @@ fn read_answer(
     let known = response.body().content_length().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     read_all(response.body_mut().as_reader(), known, limit, memory, cost).map_err(|e| match e {
         ReadError::TooLarge => failed(format!("the watermark service's answer is over {limit} bytes")),
-        ReadError::NoMemory => WatermarkError::NoMemory,
+        ReadError::NoMemory(e) => e.into(),
         ReadError::Io(e) => Error::from(e).into(),
     })
 }

@@ -79,8 +79,11 @@ impl From<OpenError> for ApiError {
 }
 
 impl From<NoMemory> for ApiError {
-    fn from(_: NoMemory) -> ApiError {
-        ApiError::Overloaded
+    fn from(e: NoMemory) -> ApiError {
+        match e {
+            NoMemory::Now => ApiError::Overloaded,
+            NoMemory::Ever => ApiError::FileTooLarge,
+        }
     }
 }
 
@@ -88,7 +91,7 @@ impl From<ReadError> for ApiError {
     fn from(e: ReadError) -> ApiError {
         match e {
             ReadError::TooLarge => ApiError::FileTooLarge,
-            ReadError::NoMemory => ApiError::Overloaded,
+            ReadError::NoMemory(e) => e.into(),
             ReadError::Io(_) => ApiError::Invalid("the body did not arrive".into()),
         }
     }
@@ -99,7 +102,7 @@ impl From<WatermarkError> for ApiError {
         match e {
             WatermarkError::Timeout => ApiError::WatermarkTimeout,
             WatermarkError::Failed(reason) => ApiError::WatermarkFailed(reason),
-            WatermarkError::NoMemory => ApiError::Overloaded,
+            WatermarkError::NoMemory(e) => e.into(),
         }
     }
 }

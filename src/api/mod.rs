@@ -9,7 +9,7 @@ mod request;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use log::{Level, debug, error, log};
 use serde_json::Value;
 use tiny_http::{Header, Request, Response, Server};
 
-use crate::memory::Budget;
+use crate::memory::{Budget, Reservation};
 use crate::metrics::METRICS;
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
@@ -37,7 +37,7 @@ pub struct Api {
     /// Requests at once.
     pub max_requests: usize,
     pub started: Instant,
-    health: Mutex<Option<public::Checked>>,
+    health: public::Health,
 }
 
 /// Which of the two listeners a request came by.
@@ -53,16 +53,18 @@ pub struct Answer {
     content_type: &'static str,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
+    /// What the body holds of the budget, until it is sent.
+    held: Option<Reservation>,
 }
 
 impl Answer {
     fn json(status: u16, value: &Value) -> Answer {
         let body = value.to_string().into_bytes();
-        Answer { status, content_type: "application/json", headers: Vec::new(), body }
+        Answer { status, content_type: "application/json", headers: Vec::new(), body, held: None }
     }
 
     fn text(text: &str) -> Answer {
-        Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: text.into() }
+        Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: text.into(), held: None }
     }
 }
 
@@ -77,24 +79,37 @@ impl Api {
             allow_unwatermarked: settings.allow_unwatermarked,
             max_requests: settings.max_connections,
             started: Instant::now(),
-            health: Mutex::new(None),
+            health: public::Health::default(),
         }
     }
+}
+
+/// What a request for a file of `n` bytes comes to hold, in bytes.
+pub fn most_memory(n: usize) -> usize {
+    public::cost(n)
 }
 
 /// A route's name, as the metrics show it, and what came of the request.
 type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// Serves what comes to one side, for as long as the process lives.
-pub fn serve(server: &Server, api: Arc<Api>, side: Side) {
-    serve_with(server, api.max_requests, move |request| route(&api, side, request));
+///
+/// `received` is called for each request as it comes.
+pub fn serve(server: &Server, api: Arc<Api>, side: Side, received: impl Fn()) {
+    serve_with(server, api.max_requests, received, move |request| route(&api, side, request));
 }
 
 /// A thread for each request, `most` at once. Clients that went away while their request was under way would
 /// otherwise leave threads behind without bound.
-fn serve_with(server: &Server, most: usize, route: impl Fn(&mut Request) -> Routed + Clone + Send + 'static) {
+fn serve_with(
+    server: &Server,
+    most: usize,
+    received: impl Fn(),
+    route: impl Fn(&mut Request) -> Routed + Clone + Send + 'static,
+) {
     let under_way = Arc::new(());
     for request in server.incoming_requests() {
+        received();
         // Each request's thread holds a reference, and this loop another.
         if Arc::strong_count(&under_way) > most {
             reply(request, "refused", ApiError::Overloaded.into());
@@ -147,6 +162,7 @@ fn reply(request: Request, name: &'static str, answer: Answer) {
     if let Err(e) = request.respond(response) {
         debug!("an answer was not taken: {e}");
     }
+    drop(answer.held);
 }
 
 #[cfg(test)]
@@ -169,7 +185,7 @@ mod tests {
                 ("root", Ok(Answer::text("Pong!")))
             }
         };
-        thread::spawn(move || serve_with(server, 10, route));
+        thread::spawn(move || serve_with(server, 10, || {}, route));
         let send = |path: &str| {
             let mut stream = UnixStream::connect_addr(&address).unwrap();
             write!(stream, "GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();

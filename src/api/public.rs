@@ -1,7 +1,7 @@
 //! What users may ask.
 
 use std::borrow::Cow;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -26,6 +26,8 @@ const HEALTH_KEPT: Duration = Duration::from_secs(5);
 const REACH_LIMIT: Duration = Duration::from_secs(2);
 /// Room in a JSON request beside the file, in bytes.
 const JSON_SLACK: usize = 64 << 10;
+/// What a request holds whatever its size: buffers of its connections, two threads' stacks, in bytes.
+const FIXED_COST: usize = 256 << 10;
 
 /// Base64 of RFC 4648, section 4, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -56,25 +58,41 @@ fn ready(api: &Api) -> Answer {
     Answer::json(status, &json!({"ready": missing.is_empty(), "missing": missing}))
 }
 
+/// The last health check. Only one is made at a time.
+#[derive(Default)]
+pub struct Health {
+    last: Mutex<Option<Checked>>,
+    checking: Mutex<()>,
+}
+
 /// A health check's result and when it was made.
-pub struct Checked {
+#[derive(Clone)]
+struct Checked {
     at: Instant,
     status: u16,
     result: Value,
 }
 
-/// Tries every endpoint and asks the watermark service. One check at a time: who comes meanwhile waits for its result.
+/// Tries every endpoint and asks the watermark service. Who comes while that goes on gets the last result; where there
+/// is none yet, the new one.
 fn health_check(api: &Api) -> Answer {
-    let mut kept = api.health.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*kept {
-        Some(checked) if checked.at.elapsed() < HEALTH_KEPT => Answer::json(checked.status, &checked.result),
-        _ => {
-            let checked = check(api);
-            let answer = Answer::json(checked.status, &checked.result);
-            *kept = Some(checked);
-            answer
+    let Health { last, checking } = &api.health;
+    let last_result = || last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let fresh = |checked: &Checked| checked.at.elapsed() < HEALTH_KEPT;
+    let (one_at_a_time, checked) = (checking.try_lock(), last_result());
+    let checked = match (one_at_a_time, checked) {
+        (_, Some(checked)) if fresh(&checked) => checked,
+        (Err(TryLockError::WouldBlock), Some(checked)) => checked,
+        (one_at_a_time, _) => {
+            let _one_at_a_time = one_at_a_time.or_else(|_| checking.lock());
+            last_result().filter(fresh).unwrap_or_else(|| {
+                let checked = check(api);
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(checked.clone());
+                checked
+            })
         }
-    }
+    };
+    Answer::json(checked.status, &checked.result)
 }
 
 fn check(api: &Api) -> Checked {
@@ -120,9 +138,9 @@ struct DecryptAnswer<'a> {
 }
 
 /// What a request of `n` bytes comes to hold: the file, its JSON for the service, the answer and the marked file, of
-/// which never more than this is there at once.
-fn cost(n: usize) -> usize {
-    n.saturating_mul(4).saturating_add(JSON_SLACK)
+/// which never more than this is there at once. What turns out larger is reserved when that is known.
+pub fn cost(n: usize) -> usize {
+    n.saturating_mul(4).saturating_add(FIXED_COST)
 }
 
 fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
@@ -140,7 +158,8 @@ fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
         DecryptAnswer { file_id: &file_id, user_id: &user_id, decrypted_data, watermarked: marked.watermarked };
     let mut body = Vec::with_capacity(answer.decrypted_data.len() + 2 * 6 * (file_id.len() + user_id.len()) + 128);
     serde_json::to_writer(&mut body, &answer).map_err(|_| ApiError::Panicked)?;
-    Ok(Answer { status: 200, content_type: "application/json", headers: Vec::new(), body })
+    memory.shrink(body.len() + FIXED_COST);
+    Ok(Answer { status: 200, content_type: "application/json", headers: Vec::new(), body, held: Some(memory) })
 }
 
 type Parsed = (String, String, Option<String>, Vec<u8>);
@@ -168,7 +187,9 @@ fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Request)
     let file = body(request, limit, &mut memory, cost)?;
     let marked = decrypt_and_mark(api, &secrets, file, [file_id, user_id], key_id, &mut memory)?;
     let headers = vec![("Teemark-Watermarked", marked.watermarked.to_string())];
-    Ok(Answer { status: 200, content_type: "application/octet-stream", headers, body: marked.data })
+    memory.shrink(marked.data.len() + FIXED_COST);
+    let (content_type, held) = ("application/octet-stream", Some(memory));
+    Ok(Answer { status: 200, content_type, headers, body: marked.data, held })
 }
 
 struct Marked {

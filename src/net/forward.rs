@@ -23,15 +23,15 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// An address is taken: names which.
-pub fn add_doors(pump: &mut Pump, first: usize, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
-    for (i, endpoint) in allowed.iter().enumerate() {
+pub fn add_doors(pump: &mut Pump, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
+    for endpoint in allowed.iter() {
         let address = Address::Tcp { host: endpoint.loopback().to_string(), port: endpoint.port() };
         let listener = address.listen().map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
         info!("forward: {address} leads to {endpoint}");
-        let (entrance, endpoint) = (pump.entrance()?, endpoint.clone());
+        let (entrance, door, endpoint) = (pump.entrance()?, pump.next_door(), endpoint.clone());
         let open = move |stream, full: bool| -> super::pump::Opened {
             if !full {
-                dial(stream, endpoint.clone(), route, first + i, entrance.try_clone()?)?;
+                dial(stream, endpoint.clone(), route, door, entrance.try_clone()?)?;
             }
             Ok(None)
         };

@@ -199,7 +199,12 @@ impl Chunks {
             let rest = &input[taken..];
             let n = match &mut self.at {
                 ChunkPart::Size => match httparse::parse_chunk_size(rest) {
-                    Ok(Status::Complete((n, size))) => {
+                    // httparse takes a line without a digit for 0, and a bare LF in an extension.
+                    Ok(Status::Complete((n, size)))
+                        if n <= MAX_CHUNK_LINE
+                            && rest[0].is_ascii_hexdigit()
+                            && rest[..n - 2].iter().all(|&b| b != b'\n') =>
+                    {
                         self.allowance = self.allowance.checked_sub(size).ok_or(TOO_LARGE)?;
                         self.at = if size > 0 { ChunkPart::Data(size) } else { ChunkPart::Trailer(0) };
                         n
@@ -229,8 +234,10 @@ impl Chunks {
                         if *seen > MAX_TRAILER {
                             return Err(bad("the trailer is over 4 KiB"));
                         }
-                        if matches!(&rest[..end], b"" | b"\r") {
-                            self.at = ChunkPart::Done;
+                        match &rest[..end] {
+                            b"\r" => self.at = ChunkPart::Done,
+                            line if line.ends_with(b"\r") => {}
+                            _ => return Err(bad("a line of the trailer ends without CR")),
                         }
                         end + 1
                     }
@@ -251,18 +258,24 @@ pub struct AnswerHead {
     pub body: u64,
 }
 
-/// Reads the head of tiny_http's answer from the start of `input`, once it is complete. `None` as error means that it
-/// is no answer, or one without a length, which the daemon never gives.
-pub fn answer_head(input: &[u8], head_only: bool) -> Result<Option<AnswerHead>, ()> {
+/// What came is no answer, or one without a length, which the daemon never gives.
+#[derive(Debug)]
+pub struct NoAnswer;
+
+/// Reads the head of tiny_http's answer from the start of `input`, once it is complete.
+///
+/// # Errors
+/// It will never be one.
+pub fn answer_head(input: &[u8], head_only: bool) -> Result<Option<AnswerHead>, NoAnswer> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut fields);
-    let Status::Complete(length) = answer.parse(input).map_err(drop)? else { return Ok(None) };
-    let status = answer.code.ok_or(())?;
+    let Status::Complete(length) = answer.parse(input).map_err(|_| NoAnswer)? else { return Ok(None) };
+    let status = answer.code.ok_or(NoAnswer)?;
     let interim = (100..200).contains(&status);
     let body = match named(answer.headers, "content-length").next() {
         _ if interim || head_only => 0,
-        Some(value) => value.parse().map_err(drop)?,
-        None => return Err(()),
+        Some(value) => value.parse().map_err(|_| NoAnswer)?,
+        None => return Err(NoAnswer),
     };
     Ok(Some(AnswerHead { length, interim, body }))
 }
@@ -352,6 +365,9 @@ mod tests {
             ("ffffffffffffffff\r\n".to_owned(), 413),
             ("1\r\nab".to_owned(), 400),
             ("1".repeat(300), 400),
+            ("\r\n".to_owned(), 400),
+            ("1;a\n0\r\n".to_owned(), 400),
+            ("0\r\n\n".to_owned(), 400),
             (format!("0\r\nA: {}", "x".repeat(5000)), 400),
         ] {
             assert_eq!(chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err().status, status, "{wire}");

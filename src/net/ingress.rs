@@ -7,12 +7,13 @@
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::addr::{Listener, Stream};
+use super::backend::{Backend, Connection};
 use super::http::{self, Body, MAX_HEAD, Refusal, RequestHead};
 use super::pump::{Door, Outbox, Pace, Session, Turn};
 use crate::metrics::METRICS;
@@ -30,8 +31,8 @@ const OVERLOADED: Refusal =
 const TOO_SLOW: Refusal = Refusal { status: 408, code: "invalid_request", message: "the request came too slowly" };
 const NO_ANSWER: Refusal = Refusal { status: 500, code: "internal", message: "the request failed" };
 
-/// A door that leads requests from `listener` to the tiny_http at `server`.
-pub fn door(listener: Listener, limit: usize, max_body: u64, server: SocketAddr) -> Door {
+/// A door that leads requests from `listener` to tiny_http.
+pub fn door(listener: Listener, limit: usize, max_body: u64, server: Arc<Backend>) -> Door {
     let open = move |stream, full| -> super::pump::Opened {
         let mut exchange = Exchange::new(stream, server.clone(), max_body, Instant::now());
         if full {
@@ -58,19 +59,24 @@ enum Phase {
 /// One client's connection.
 struct Exchange {
     client: Stream,
-    server: SocketAddr,
+    server: Arc<Backend>,
     max_body: u64,
     phase: Phase,
     /// Bytes from the client that nobody has looked at yet.
     inbox: Vec<u8>,
     /// The client will send no more.
     ended: bool,
+    /// A request's head is complete, and waits until tiny_http takes another request.
+    queued: bool,
     /// tiny_http's side of this request.
-    backend: Option<UnixStream>,
+    backend: Option<Connection>,
     to_backend: Outbox,
     to_client: Outbox,
     body: Body,
-    head: Option<RequestHead>,
+    /// The client waits for 100 (Continue), and has not been given it.
+    expects: bool,
+    /// The answer has no body, whatever its length says.
+    head_only: bool,
     answer: Answer,
     /// Whether another request has been answered on this connection.
     used: bool,
@@ -90,7 +96,7 @@ enum Answer {
 }
 
 impl Exchange {
-    fn new(client: Stream, server: SocketAddr, max_body: u64, now: Instant) -> Exchange {
+    fn new(client: Stream, server: Arc<Backend>, max_body: u64, now: Instant) -> Exchange {
         Exchange {
             client,
             server,
@@ -98,11 +104,13 @@ impl Exchange {
             phase: Phase::Head,
             inbox: Vec::new(),
             ended: false,
+            queued: false,
             backend: None,
             to_backend: Outbox::default(),
             to_client: Outbox::default(),
             body: Body::Length(0),
-            head: None,
+            expects: false,
+            head_only: false,
             answer: Answer::Head(Vec::new()),
             used: false,
             keep_alive: true,
@@ -138,12 +146,19 @@ impl Exchange {
     }
 
     fn close(&mut self, now: Instant) {
-        self.backend = None;
-        self.to_backend = Outbox::default();
+        self.leave_backend();
+        self.queued = false;
         self.inbox = Vec::new();
         self.phase = Phase::Closing;
         self.since = now;
         self.taking = Pace::from(now);
+    }
+
+    fn leave_backend(&mut self) {
+        self.to_backend = Outbox::default();
+        if let Some(connection) = self.backend.take() {
+            self.server.ended(connection);
+        }
     }
 
     /// Reads from the client if it may send now.
@@ -160,7 +175,7 @@ impl Exchange {
         if self.phase == Phase::Head && self.inbox.is_empty() && n > 0 {
             self.since = now;
         }
-        self.sending.moved(n);
+        self.sending.moved(n, now);
         self.inbox.extend_from_slice(&scratch[..n]);
         Ok(())
     }
@@ -170,8 +185,14 @@ impl Exchange {
         match self.phase {
             Phase::Head if !self.inbox.is_empty() => {
                 let Some((head, length)) = http::request_head(&self.inbox, self.max_body)? else { return Ok(false) };
+                let connection = self.server.connect().map_err(|_| OVERLOADED)?;
+                self.queued = connection.is_none();
+                if self.queued {
+                    return Ok(false);
+                }
+                self.backend = connection;
                 self.consume(length);
-                self.begin(head, now)?;
+                self.begin(head, now);
             }
             Phase::Body if self.to_backend.is_empty() && !self.body.is_done() => {
                 let taken = self.body.take(&self.inbox, &mut self.to_backend.bytes)?;
@@ -181,8 +202,9 @@ impl Exchange {
             Phase::Body if self.to_backend.is_empty() => match &self.backend {
                 Some(backend) => {
                     if matches!(self.body, Body::Chunked(_)) {
-                        // The end of a body without a length is the end of the stream.
-                        let _ = backend.shutdown(Shutdown::Write);
+                        // The end of a body without a length is the end of the stream. It is that also where a client
+                        // is lost in the middle; what it meant to send then fails as a file or as JSON.
+                        let _ = backend.stream.shutdown(Shutdown::Write);
                     }
                     self.phase = Phase::Answer;
                 }
@@ -200,21 +222,17 @@ impl Exchange {
         }
     }
 
-    /// Passes a request's head on to a connection of its own.
-    fn begin(&mut self, mut head: RequestHead, now: Instant) -> Result<(), Refusal> {
-        let backend = UnixStream::connect_addr(&self.server)
-            .and_then(|backend| backend.set_nonblocking(true).map(|()| backend))
-            .map_err(|_| OVERLOADED)?;
-        self.backend = Some(backend);
-        self.to_backend.bytes = std::mem::take(&mut head.bytes);
-        self.body = std::mem::replace(&mut head.body, Body::Length(0));
+    /// Passes a request's head on.
+    fn begin(&mut self, head: RequestHead, now: Instant) {
+        self.to_backend.bytes = head.bytes;
+        self.body = head.body;
         self.keep_alive &= head.keep_alive;
-        self.head = Some(head);
+        self.expects = head.expects;
+        self.head_only = head.head_only;
         self.answer = Answer::Head(Vec::new());
         self.phase = Phase::Body;
         self.since = now;
         self.sending = Pace::from(now);
-        Ok(())
     }
 
     /// The exchange is complete on both sides.
@@ -231,39 +249,35 @@ impl Exchange {
     /// Reads tiny_http's answer for the client.
     fn read_backend(&mut self, scratch: &mut [u8], now: Instant) -> Result<(), Refusal> {
         let Some(backend) = &mut self.backend else { return Ok(()) };
-        let n = match backend.read(scratch) {
+        let n = match backend.stream.read(scratch) {
             Ok(0) => return Err(NO_ANSWER),
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(_) => return Err(NO_ANSWER),
         };
-        if self.to_client.is_empty() {
-            self.taking = Pace::from(now);
-        }
         let mut input = &scratch[..n];
         let gathered;
         if let Answer::Head(head) = &mut self.answer {
+            self.taking = Pace::from(now);
             head.extend_from_slice(input);
             gathered = std::mem::take(head);
             input = &gathered;
         }
         while let Answer::Head(rest) = &mut self.answer {
-            let head_only = self.head.as_ref().is_some_and(|h| h.head_only);
-            let Some(found) = http::answer_head(input, head_only).map_err(|()| NO_ANSWER)? else {
+            let Some(found) = http::answer_head(input, self.head_only).map_err(|_| NO_ANSWER)? else {
                 rest.extend_from_slice(input);
                 return Ok(());
             };
             let (head, after) = input.split_at(found.length);
             input = after;
             if found.interim {
-                self.to_client.bytes.extend_from_slice(head);
-                if let Some(head) = &mut self.head {
-                    head.expects = false; // it was told to go on, so the body will come
-                }
+                // tiny_http puts a length into its own, which is forbidden there (RFC 9110, 8.6).
+                self.to_client.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                self.expects = false;
                 continue;
             }
             // After an answer instead of 100 (Continue), nobody knows whether the body will come.
-            self.keep_alive &= !self.head.as_ref().is_some_and(|h| h.expects);
+            self.keep_alive &= !self.expects;
             self.to_client.bytes.extend_from_slice(&head[..head.len() - 2]);
             self.to_client.bytes.extend_from_slice(if self.keep_alive {
                 b"\r\n"
@@ -285,8 +299,7 @@ impl Exchange {
 
     /// The answer is complete, the request perhaps not.
     fn answered(&mut self, now: Instant) {
-        self.backend = None;
-        self.to_backend = Outbox::default();
+        self.leave_backend();
         match self.phase {
             Phase::Body if !self.keep_alive => self.close(now),
             Phase::Body => {}
@@ -297,17 +310,17 @@ impl Exchange {
     /// Whether a refusal can still be given: no other answer has begun.
     fn may_refuse(&self) -> bool {
         let asked = self.backend.is_some() && matches!(self.answer, Answer::Head(_));
-        self.to_client.is_empty() && (self.phase == Phase::Head || asked)
+        self.phase == Phase::Head || asked
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        let passed_on = self.backend.as_mut().is_some_and(|backend| self.to_backend.flush(backend).is_ok());
+    fn write(&mut self, now: Instant) -> io::Result<()> {
+        let passed_on = self.backend.as_mut().is_some_and(|b| self.to_backend.flush(&mut b.stream).is_ok());
         if !passed_on {
             // tiny_http stopped reading: its answer is there or on the way, and the rest of the body is nobody's.
             self.to_backend = Outbox::default();
         }
         let took = self.to_client.flush(&mut self.client)?;
-        self.taking.moved(took);
+        self.taking.moved(took, now);
         if self.phase == Phase::Closing && self.to_client.is_empty() {
             self.client.shutdown(Shutdown::Write)?;
         }
@@ -325,11 +338,13 @@ impl Exchange {
             self.read_backend(scratch, now)?;
         }
         loop {
-            let moved = self.step(now)?;
-            self.write()?;
-            if !moved {
+            self.write(now)?;
+            if !self.step(now)? {
                 break;
             }
+        }
+        if self.phase == Phase::Head && self.ended && !self.to_client.is_empty() {
+            self.close(now); // the client will not ask again, and is still taking its answer
         }
         let over = match self.phase {
             Phase::Head | Phase::Body => self.ended,
@@ -360,10 +375,16 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.leave_backend();
+    }
+}
+
 impl Session for Exchange {
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
         let wants = match self.phase {
-            Phase::Head | Phase::Closing => !self.ended,
+            Phase::Head | Phase::Closing => !self.ended && !self.queued,
             Phase::Body => !self.ended && self.to_backend.is_empty(),
             Phase::Answer => false,
         };
@@ -376,7 +397,7 @@ impl Session for Exchange {
         let client = (self.client.as_fd(), flags(wants, !self.to_client.is_empty()));
         // tiny_http closes after its answer; while the client has not taken what came before, that can wait.
         let backend = self.backend.as_ref().filter(|_| self.to_client.is_empty());
-        [Some(client), backend.map(|b| (b.as_fd(), flags(true, !self.to_backend.is_empty())))]
+        [Some(client), backend.map(|b| (b.stream.as_fd(), flags(true, !self.to_backend.is_empty())))]
     }
 
     fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
@@ -384,7 +405,7 @@ impl Session for Exchange {
             Ok(()) => Turn::GoOn,
             Err(Failure::Refused(refusal)) if self.may_refuse() => {
                 self.refuse(refusal, now);
-                self.write().map_or(Turn::Over, |()| Turn::GoOn)
+                self.write(now).map_or(Turn::Over, |()| Turn::GoOn)
             }
             Err(_) => Turn::Over,
         }
@@ -404,18 +425,25 @@ impl Session for Exchange {
     }
 
     fn overdue(&mut self, now: Instant) -> Turn {
-        METRICS.connections_refused.add(u64::from(self.phase != Phase::Closing));
-        let silent = self.phase == Phase::Head && self.inbox.is_empty();
-        if silent || self.phase == Phase::Closing || !self.may_refuse() {
+        let waiting = self.phase == Phase::Head && self.inbox.is_empty();
+        if self.phase == Phase::Closing || (waiting && self.used && self.to_client.is_empty()) {
+            return Turn::Over;
+        }
+        METRICS.connections_refused.add(1);
+        if waiting || !self.to_client.is_empty() || !self.may_refuse() {
             return Turn::Over;
         }
         self.refuse(TOO_SLOW, now);
-        self.write().map_or(Turn::Over, |()| Turn::GoOn)
+        self.write(now).map_or(Turn::Over, |()| Turn::GoOn)
     }
 
     fn idle_since(&self) -> Option<Instant> {
         let idle = self.phase == Phase::Head && self.inbox.is_empty() && self.to_client.is_empty();
         idle.then_some(self.since)
+    }
+
+    fn is_queued(&self) -> bool {
+        self.queued
     }
 
     fn finish(&mut self) -> Turn {

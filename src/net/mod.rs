@@ -1,6 +1,7 @@
 //! How bytes get in and out of the enclave.
 
 pub mod addr;
+pub mod backend;
 pub mod cryptography;
 pub mod egress;
 pub mod endpoints;

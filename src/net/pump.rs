@@ -7,6 +7,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,9 +44,16 @@ pub trait Session: Send {
     fn overdue(&mut self, now: Instant) -> Turn;
     /// Since when nothing is under way, if so: such a session gives way to a new one.
     fn idle_since(&self) -> Option<Instant>;
+    /// Whether it waits for its turn at something that others use, and wants to try whenever the pump runs.
+    fn is_queued(&self) -> bool {
+        false
+    }
     /// The daemon stops: end after what is under way.
     fn finish(&mut self) -> Turn;
 }
+
+/// A session and the index of the door that it came by.
+type Arrival = (usize, Box<dyn Session>);
 
 /// What becomes of a new connection.
 pub type Opened = io::Result<Option<Box<dyn Session>>>;
@@ -69,7 +77,7 @@ pub struct Handle {
 #[derive(Debug)]
 pub struct Entrance {
     wake: UnixStream,
-    sessions: Sender<(usize, Box<dyn Session>)>,
+    sessions: Sender<Arrival>,
 }
 
 impl Entrance {
@@ -80,8 +88,14 @@ impl Entrance {
 
     /// Adds a session to the door of that index.
     pub fn add(&self, door: usize, session: Box<dyn Session>) {
-        // Both fail only when the pump has ended, and the session with it.
+        // This fails only when the pump has ended, and the session with it.
         let _ = self.sessions.send((door, session));
+        self.wake();
+    }
+
+    /// Has the pump run, so that queued sessions try again.
+    pub fn wake(&self) {
+        // Where the socket is full of wakes, one more is not needed.
         let _ = (&self.wake).write(b".");
     }
 }
@@ -90,8 +104,8 @@ impl Entrance {
 pub struct Pump {
     doors: Vec<Door>,
     wake: [UnixStream; 2],
-    arrivals: (Sender<(usize, Box<dyn Session>)>, Receiver<(usize, Box<dyn Session>)>),
-    sessions: Vec<(usize, Box<dyn Session>)>,
+    arrivals: (Sender<Arrival>, Receiver<Arrival>),
+    sessions: Vec<Arrival>,
     accept_again: Option<Instant>,
     stop_by: Option<Instant>,
 }
@@ -122,11 +136,16 @@ impl Pump {
         Ok(Entrance { wake: self.wake[1].try_clone()?, sessions: self.arrivals.0.clone() })
     }
 
-    /// Adds a door; its index counts from 0.
+    /// Adds a door.
     pub fn add(&mut self, door: Door) -> io::Result<()> {
         door.listener.set_nonblocking(true)?;
         self.doors.push(door);
         Ok(())
+    }
+
+    /// The index that the next door will have.
+    pub fn next_door(&self) -> usize {
+        self.doors.len()
     }
 
     /// Starts the thread.
@@ -135,7 +154,12 @@ impl Pump {
     /// The system has no thread left.
     pub fn start(self) -> io::Result<Handle> {
         let wake = self.wake[1].try_clone()?;
-        let thread = thread::Builder::new().name("pump".into()).spawn(move || self.run())?;
+        let thread = thread::Builder::new().name("pump".into()).spawn(move || {
+            // A daemon that carries no bytes must not look alive.
+            if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+                std::process::exit(1);
+            }
+        })?;
         Ok(Handle { wake, thread })
     }
 
@@ -197,7 +221,7 @@ impl Pump {
         self.sessions.retain_mut(|(_, session)| {
             let flags = ready.next().copied().unwrap_or([PollFlags::empty(); 2]);
             let mut turn = Turn::GoOn;
-            if flags.iter().any(|f| !f.is_empty()) {
+            if session.is_queued() || flags.iter().any(|f| !f.is_empty()) {
                 turn = session.turn(flags, scratch, now);
             }
             if turn == Turn::GoOn && session.deadline().is_some_and(|at| at <= now) {
@@ -217,9 +241,8 @@ impl Pump {
                 self.sessions.retain_mut(|(_, session)| session.finish() == Turn::GoOn);
             }
         }
-        while let Ok(arrival) = self.arrivals.1.try_recv() {
-            self.sessions.push(arrival);
-        }
+        let arrivals = self.arrivals.1.try_iter();
+        self.sessions.extend(arrivals.filter(|_| self.stop_by.is_none()));
     }
 
     fn accept(&mut self, door: usize, now: Instant) {
@@ -251,7 +274,7 @@ impl Pump {
 }
 
 /// Ends the session of this door that has been idle for longest, if one is.
-fn give_way(sessions: &mut Vec<(usize, Box<dyn Session>)>, door: usize) -> bool {
+fn give_way(sessions: &mut Vec<Arrival>, door: usize) -> bool {
     let idle = sessions.iter().enumerate().filter(|(_, (d, _))| *d == door);
     let oldest = idle.filter_map(|(i, (_, s))| Some((s.idle_since()?, i))).min();
     oldest.map(|(_, i)| sessions.swap_remove(i)).is_some()
@@ -300,11 +323,12 @@ impl Outbox {
     }
 }
 
-/// A peer keeps pace while its bytes come at 32 KiB a second on average, after a grace of 10 s. So a slow line is
-/// served and a peer that only wants to hold a connection is not.
+/// A peer keeps pace while its bytes come at 32 KiB a second on average, after a grace of 10 s, and never pause for as
+/// long as that. So a slow line is served and a peer that only wants to hold a connection is not.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     since: Instant,
+    last: Instant,
     bytes: u64,
 }
 
@@ -313,14 +337,19 @@ impl Pace {
     const BYTES_A_SECOND: u64 = 32 << 10;
 
     pub fn from(now: Instant) -> Pace {
-        Pace { since: now, bytes: 0 }
+        Pace { since: now, last: now, bytes: 0 }
     }
 
-    pub fn moved(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
+    /// So many bytes have moved.
+    pub fn moved(&mut self, bytes: usize, now: Instant) {
+        if bytes > 0 {
+            self.last = now;
+            self.bytes += bytes as u64;
+        }
     }
 
     pub fn deadline(&self) -> Instant {
-        self.since + Pace::GRACE + Duration::from_millis(self.bytes * 1000 / Pace::BYTES_A_SECOND)
+        let average = self.since + Duration::from_millis(self.bytes * 1000 / Pace::BYTES_A_SECOND);
+        average.min(self.last) + Pace::GRACE
     }
 }

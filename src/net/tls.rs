@@ -123,6 +123,9 @@ impl Transport for TlsTransport {
     fn is_open(&mut self) -> bool {
         let StreamOwned { conn, sock } = &mut self.stream;
         let mut look = || -> io::Result<bool> {
+            if conn.process_new_packets().map_err(io::Error::other)?.plaintext_bytes_to_read() > 0 {
+                return Ok(false);
+            }
             sock.stream.set_nonblocking(true)?;
             loop {
                 match conn.read_tls(&mut sock.stream) {

@@ -1,11 +1,16 @@
 //! The bundle: what an operator sends, parsed and checked as a whole before any of it counts.
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use ureq::http::Uri;
+
+use super::object::{Keep, Object, shown, string};
 
 use crate::files::{FileKey, FileKeys, KEY_LEN};
 use crate::mtls::{Identity, PARTS};
@@ -16,15 +21,13 @@ use crate::time::Utc;
 pub const CERTIFICATES: &str = "MTLS_CLIENT_CERT_JSON";
 pub const ENDPOINT: &str = "ECS_WATERMARK_ENDPOINT";
 pub const FILE_KEYS: &str = "FILE_KEYS";
+pub const ITEMS: [&str; 3] = [CERTIFICATES, ENDPOINT, FILE_KEYS];
 
 /// Largest bundle, in bytes.
 pub const MAX_BUNDLE: usize = 1 << 20;
 /// Most keys in FILE_KEYS, and the longest key id in bytes.
 const MAX_KEYS: usize = 1024;
 pub const MAX_KEY_ID: usize = 128;
-/// How many ignored names an answer lists, and how much of each.
-const NAMES_TOLD: usize = 16;
-const NAME_TOLD: usize = 64;
 
 /// Checked items. An item that the sender left out is `None` and stays as it was.
 pub struct Bundle {
@@ -63,7 +66,8 @@ impl Refusal {
     }
 }
 
-fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, Refusal> {
+/// A refusal as an error.
+pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { field: field.into(), reason: reason.into() })
 }
 
@@ -74,7 +78,7 @@ impl Bundle {
     /// Parses and checks a bundle as of `now`.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first thing that is wrong; a bundle without any known item is.
     pub fn parse(bytes: &[u8], allowed: &AllowList, now: Utc) -> Result<Bundle, Refusal> {
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
@@ -82,18 +86,8 @@ impl Bundle {
         if bytes.trim_ascii().is_empty() {
             return refuse(WHOLE, "is empty");
         }
-        match json(WHOLE, bytes)? {
-            Value::Object(items) => Bundle::check(&items, allowed, now),
-            _ => refuse(WHOLE, "is not a JSON object"),
-        }
-    }
-
-    /// Checks the items of a parsed bundle.
-    ///
-    /// # Errors
-    /// The first thing that is wrong; a bundle without any known item is.
-    pub fn check(items: &Map<String, Value>, allowed: &AllowList, now: Utc) -> Result<Bundle, Refusal> {
-        let mut ignored = unknown(items, &[CERTIFICATES, ENDPOINT, FILE_KEYS], "");
+        let items = Object::parse(WHOLE, bytes, Keep::Named(&ITEMS))?;
+        let mut ignored = items.unknown.clone();
         let bundle = Bundle {
             identity: items.get(CERTIFICATES).map(|v| identity(v, now, &mut ignored)).transpose()?,
             service: items.get(ENDPOINT).map(|v| service(v, allowed)).transpose()?,
@@ -107,47 +101,42 @@ impl Bundle {
     }
 }
 
-/// serde_json's messages give places, not contents, where any JSON value will do.
-fn json(field: &str, bytes: &[u8]) -> Result<Value, Refusal> {
-    serde_json::from_slice(bytes).or_else(|e| match e.is_eof() {
-        true => refuse(field, format!("is cut off at line {} column {}", e.line(), e.column())),
-        false => refuse(field, format!("is not JSON: {e}")),
-    })
-}
-
-/// Names that are not known, made safe to print and few.
-fn unknown(items: &Map<String, Value>, known: &[&str], prefix: &str) -> Vec<String> {
-    let shown = |name: &String| format!("{prefix}{}", name.escape_debug().take(NAME_TOLD).collect::<String>());
-    items.keys().filter(|name| !known.contains(&name.as_str())).take(NAMES_TOLD).map(shown).collect()
-}
-
-fn identity(value: &Value, now: Utc, ignored: &mut Vec<String>) -> Result<Identity, Refusal> {
-    let parsed;
-    let object = match value {
-        Value::Object(object) => object,
-        Value::String(text) => {
-            parsed = json(CERTIFICATES, text.as_bytes())?;
-            match &parsed {
-                Value::Object(object) => object,
-                _ => return refuse(CERTIFICATES, "is a string that does not hold a JSON object"),
-            }
-        }
-        _ => return refuse(CERTIFICATES, "is neither an object nor a string that holds one"),
-    };
-    ignored.extend(unknown(object, &PARTS, &format!("{CERTIFICATES}.")));
-    let mut parts = [&b""[..]; 3];
-    for (part, name) in parts.iter_mut().zip(PARTS) {
-        *part = match object.get(name) {
-            Some(Value::String(text)) => text.as_bytes(),
-            Some(_) => return refuse(format!("{CERTIFICATES}.{name}"), "is not a string"),
-            None => return refuse(format!("{CERTIFICATES}.{name}"), "is missing"),
+/// The items that the environment holds, as a bundle like any other; `None` where it holds none. FILE_KEYS is JSON
+/// there; where it is not, the text is passed on, and the bundle's check says what is wrong.
+pub fn bundle_of_environment(names: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Option<Vec<u8>> {
+    let mut items = Map::new();
+    for &name in names {
+        let Some(value) = variable(name).filter(|v| !v.is_empty()) else { continue };
+        let text = value.to_string_lossy().into_owned();
+        let value = match name {
+            FILE_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            _ => Value::String(text),
         };
+        items.insert(name.to_owned(), value);
     }
-    Identity::check(parts, now).or_else(|e| refuse(format!("{CERTIFICATES}.{}", e.part), e.reason))
+    (!items.is_empty()).then(|| Value::Object(items).to_string().into_bytes())
 }
 
-fn service(value: &Value, allowed: &AllowList) -> Result<Service, Refusal> {
-    let Some(text) = value.as_str() else { return refuse(ENDPOINT, "is not a string") };
+fn identity(value: &RawValue, now: Utc, ignored: &mut Vec<String>) -> Result<Identity, Refusal> {
+    let text = match string(value) {
+        Some(text) => text,
+        None if value.get().starts_with('{') => Cow::Borrowed(value.get()),
+        None => return refuse(CERTIFICATES, "is neither an object nor a string that holds one"),
+    };
+    let object = Object::parse(CERTIFICATES, text.as_bytes(), Keep::Named(&PARTS))?;
+    ignored.extend(object.unknown.iter().map(|name| format!("{CERTIFICATES}.{name}")));
+    let part = |name| match object.get(name).map(string) {
+        Some(Some(text)) => Ok(text),
+        Some(None) => refuse(format!("{CERTIFICATES}.{name}"), "is not a string"),
+        None => refuse(format!("{CERTIFICATES}.{name}"), "is missing"),
+    };
+    let [cert, key, ca] = [part(PARTS[0])?, part(PARTS[1])?, part(PARTS[2])?];
+    Identity::check([cert.as_bytes(), key.as_bytes(), ca.as_bytes()], now)
+        .or_else(|e| refuse(format!("{CERTIFICATES}.{}", e.part), e.reason))
+}
+
+fn service(value: &RawValue, allowed: &AllowList) -> Result<Service, Refusal> {
+    let Some(text) = string(value) else { return refuse(ENDPOINT, "is not a string") };
     let refuse = |reason: &str| refuse(ENDPOINT, reason);
     let Ok(url) = text.parse::<Uri>() else { return refuse("is not a URL") };
     let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
@@ -166,30 +155,36 @@ fn service(value: &Value, allowed: &AllowList) -> Result<Service, Refusal> {
     }
 }
 
-fn file_keys(value: &Value) -> Result<FileKeys, Refusal> {
-    let Some(object) = value.as_object() else { return refuse(FILE_KEYS, "is not an object of key ids") };
-    match object.len() {
-        0 => refuse(FILE_KEYS, "holds no key"),
-        n if n > MAX_KEYS => refuse(FILE_KEYS, format!("holds more than {MAX_KEYS} keys")),
-        _ => object.iter().map(|(id, value)| Ok((id.clone(), file_key(id, value)?))).collect(),
+fn file_keys(value: &RawValue) -> Result<FileKeys, Refusal> {
+    if !value.get().starts_with('{') {
+        return refuse(FILE_KEYS, "is not an object of key ids");
+    }
+    let object = Object::parse(FILE_KEYS, value.get().as_bytes(), Keep::Most(MAX_KEYS))?;
+    match object.known.is_empty() {
+        true => refuse(FILE_KEYS, "holds no key"),
+        false => object.known.iter().map(|(id, value)| Ok((id.to_string(), file_key(id, value)?))).collect(),
     }
 }
 
-fn file_key(id: &str, value: &Value) -> Result<FileKey, Refusal> {
-    let field = format!("{FILE_KEYS}.{}", id.escape_debug().take(NAME_TOLD).collect::<String>());
+fn file_key(id: &str, value: &RawValue) -> Result<FileKey, Refusal> {
+    let field = format!("{FILE_KEYS}.{}", shown(id));
     if id.is_empty() || id.len() > MAX_KEY_ID {
         return refuse(field, format!("is no key id of 1 to {MAX_KEY_ID} bytes"));
     }
-    let (text, binds_file_id) = match value {
-        Value::String(text) => (text.as_str(), false),
-        Value::Object(key) => match (key.get("key"), key.get("aad")) {
-            (Some(Value::String(text)), None) => (text.as_str(), false),
-            (Some(Value::String(text)), Some(aad)) if aad == "file_id" => (text.as_str(), true),
-            (Some(Value::String(_)), Some(_)) => return refuse(field, "has an aad other than \"file_id\""),
-            _ => return refuse(field, "has no string named key"),
-        },
-        _ => return refuse(field, "is neither base64 nor an object with key"),
+    let object = match value.get().starts_with('{') {
+        true => Some(Object::parse(&field, value.get().as_bytes(), Keep::Named(&["key", "aad"]))?),
+        false => None,
     };
+    let (text, aad) = match &object {
+        Some(object) => (object.get("key").and_then(string), object.get("aad")),
+        None => (string(value), None),
+    };
+    let binds_file_id = match aad.map(string) {
+        None => false,
+        Some(Some(aad)) if aad == "file_id" => true,
+        Some(_) => return refuse(field, "has an aad other than \"file_id\""),
+    };
+    let Some(text) = text else { return refuse(field, "is neither base64 nor an object with a string named key") };
     let Ok(bytes) = STANDARD.decode(text.trim_ascii()) else { return refuse(field, "is not base64") };
     match <&[u8; KEY_LEN]>::try_from(bytes.as_slice()) {
         Ok(key) => Ok(FileKey::new(key, binds_file_id)),

@@ -35,14 +35,14 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
                 continue;
             }
         };
-        let place = Place::take(&senders);
+        let Some(place) = Place::take(&senders) else {
+            turn_away(stream);
+            continue;
+        };
         let store = store.clone();
         let served = thread::Builder::new().name("handshake".into()).spawn(move || {
-            let answered = match place {
-                Some(_place) => handshake(stream, &store),
-                None => turn_away(stream),
-            };
-            answered.unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
+            let _place = place;
+            handshake(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
         });
         served.map(drop).unwrap_or_else(|e| warn!("secrets: cannot start a thread: {e}"));
     }
@@ -82,10 +82,12 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
     reply(timed, &format!("{answer}\n"))
 }
 
-fn turn_away(stream: Stream) -> io::Result<()> {
+/// Tells a sender to try again, without a thread and without waiting for it.
+fn turn_away(mut stream: Stream) {
     METRICS.handshakes_refused.add(1);
     let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
-    reply(Timed { stream, deadline: None }, &format!("{}\n", refusal.to_json()))
+    let told = stream.set_nonblocking(true).and_then(|()| writeln!(stream, "{}", refusal.to_json()));
+    told.unwrap_or_else(|e| debug!("secrets: a sender turned away was not told: {e}"));
 }
 
 fn reply(mut timed: Timed, line: &str) -> io::Result<()> {

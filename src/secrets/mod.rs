@@ -2,4 +2,5 @@
 
 pub mod bundle;
 pub mod listener;
+mod object;
 pub mod store;

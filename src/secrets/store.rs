@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use log::{info, warn};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::bundle::{Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, Refusal, Service};
 use crate::files::FileKeys;
@@ -96,7 +96,7 @@ impl Store {
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        let accepted = Bundle::parse(bytes, &self.allowed, Utc::now()).and_then(|bundle| self.put_in_force(bundle));
+        let accepted = self.put_in_force(bytes);
         match &accepted {
             Ok(done) => {
                 METRICS.handshakes_accepted.add(1);
@@ -110,12 +110,24 @@ impl Store {
         accepted
     }
 
-    /// Takes the items that the environment holds.
+    /// The same for a bundle that no handshake brought.
     ///
     /// # Errors
-    /// Why they are refused.
-    pub fn accept_environment(&self, items: &Map<String, Value>) -> Result<Accepted, Refusal> {
-        Bundle::check(items, &self.allowed, Utc::now()).and_then(|bundle| self.put_in_force(bundle))
+    /// Why it is refused; nothing has changed then.
+    pub fn put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
+        // Checking takes memory, so that too is done for one at a time.
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let bundle = Bundle::parse(bytes, &self.allowed, Utc::now())?;
+        if let Some(identity) = &bundle.identity {
+            identity.write(&self.certs).map_err(|e| Refusal {
+                field: CERTIFICATES.into(),
+                reason: format!("cannot be written to {}: {e}", self.certs.display()),
+            })?;
+            info!("[RUN_SH] mTLS client certificates written to {}/", self.certs.display());
+        }
+        let ignored = bundle.ignored.clone();
+        let updated = self.replace(bundle);
+        Ok(Accepted { updated, ignored, missing: self.now().missing() })
     }
 
     /// Takes the certificates that are in the folder already; says whether there are any.
@@ -133,20 +145,6 @@ impl Store {
     /// Waits until no bundle is being written, and lets none begin.
     pub fn close(&self) -> impl Sized + '_ {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put_in_force(&self, bundle: Bundle) -> Result<Accepted, Refusal> {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(identity) = &bundle.identity {
-            identity.write(&self.certs).map_err(|e| Refusal {
-                field: CERTIFICATES.into(),
-                reason: format!("cannot be written to {}: {e}", self.certs.display()),
-            })?;
-            info!("[RUN_SH] mTLS client certificates written to {}/", self.certs.display());
-        }
-        let ignored = bundle.ignored.clone();
-        let updated = self.replace(bundle);
-        Ok(Accepted { updated, ignored, missing: self.now().missing() })
     }
 
     fn replace(&self, bundle: Bundle) -> Vec<&'static str> {

@@ -106,7 +106,7 @@ pub struct Process {
 }
 
 impl Process {
-    fn spawn(command: &mut Command, log: PathBuf) -> Process {
+    pub fn spawn(command: &mut Command, log: PathBuf) -> Process {
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Process { child, log }
     }
@@ -219,10 +219,8 @@ impl Setup {
         };
         let (public, admin) = (address("public").parse().unwrap(), address("admin").parse().unwrap());
         let secrets = self.folder.path().join("secrets.sock");
-        // Elsewhere, `secrets: listening on` in the log gives the address.
-        if !self.env.iter().any(|(name, _)| name == "TEEMARK_SECRETS") {
-            wait_for("the secrets listener", || secrets.exists().then_some(()));
-        }
+        // The socket's file is there a moment before it listens.
+        wait_for("the secrets listener", || process.log().contains("secrets: listening on ").then_some(()));
         Daemon { process, public, admin, secrets, folder: self.folder }
     }
 }

@@ -6,7 +6,6 @@ use std::net::TcpListener;
 use std::process::Stdio;
 
 use crate::support::*;
-use crate::*;
 
 /// Starts a daemon that must not start, and gives its log.
 fn refused(setup: &Setup) -> String {
@@ -64,8 +63,8 @@ fn a_port_in_use_stops_the_start_and_is_named() {
         let line = refused(&Setup::new(1).env(name, &address));
         assert!(line.contains(&address) && line.contains(listener) && line.contains("in use"), "{line}");
     }
-    let forwarder = TcpListener::bind("127.0.0.64:0").unwrap().local_addr().unwrap();
-    let _taken = TcpListener::bind(forwarder).unwrap();
+    let taken = TcpListener::bind("127.0.0.64:0").unwrap();
+    let forwarder = taken.local_addr().unwrap();
     let line = refused(&Setup::new(forwarder.port()).env("TEEMARK_FORWARD", "on"));
     assert!(line.contains("TEEMARK_FORWARD") && line.contains(&forwarder.to_string()), "{line}");
 }

@@ -1,0 +1,72 @@
+//! Abuse of the secrets listener: nonsense is answered, and nobody keeps a good bundle out for long.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use support::*;
+
+static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
+
+/// A sender has 10 s for its bundle and 2 s to take the answer; a loaded machine may take some seconds more.
+const BOUND: Duration = Duration::from_secs(12);
+const SLACK: Duration = Duration::from_secs(8);
+
+#[test]
+fn nonsense_is_answered_and_changes_nothing() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let large = format!("{{\"FILE_KEYS\":\"{}\"}}", "x".repeat(1 << 20));
+    let deep = format!("{{\"FILE_KEYS\":{}", "[".repeat(500_000));
+    for (bytes, reason) in [
+        (&b""[..], "is empty"),
+        (b"\x16\x03\x01\x02\x00", "is not JSON"),
+        (b"\xff\xfe\xfd", "is not JSON"),
+        (b"GET / HTTP/1.1\r\n\r\n", "is not JSON"),
+        (b"{\"FILE_KEYS\":", "is cut off"),
+        (deep.as_bytes(), "is not JSON"),
+        (large.as_bytes(), "is larger than 1048576 bytes"),
+    ] {
+        let answer = daemon.handshake(bytes);
+        assert_eq!((&answer["ok"], &answer["field"]), (&false.into(), &"bundle".into()), "{reason}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(reason), "{reason}: {answer}");
+    }
+    let file = encrypt(&KEY, b"a file");
+    assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);
+    assert_eq!(daemon.metric("teemark_panics_total"), 0.0);
+}
+
+#[test]
+fn twenty_stalled_senders_keep_a_good_one_waiting_for_twelve_seconds_at_most() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).start();
+    let mut stalled: Vec<UnixStream> = (0..20)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&daemon.secrets).unwrap();
+            // One that is turned away may find the stream closed.
+            let _ = stream.write_all(b"{\"FILE_KEYS\":");
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    let bundle = CERTS.full_bundle(service.port).to_string();
+    // As the operator's command line does: the answer says to try again.
+    let accepted = wait_for("the good bundle to be taken", || {
+        let answer = daemon.handshake(bundle.as_bytes());
+        let turned_away = answer["error"].as_str().is_some_and(|e| e.contains("try again"));
+        (!turned_away).then_some(answer)
+    });
+    assert_eq!(accepted["ok"], true, "{accepted}");
+    println!("taken after {:.1?}", start.elapsed());
+    assert!(start.elapsed() < BOUND + SLACK, "taken after {:?}", start.elapsed());
+    for stream in &mut stalled {
+        let mut answer = String::new();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("did not end within 10 s") || answer.contains("try again"), "{answer:?}");
+    }
+    assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a file"), "f", "u").status, 200);
+}

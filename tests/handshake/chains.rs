@@ -1,0 +1,99 @@
+//! Chains and files of several roots.
+
+use super::*;
+use support::openssl::*;
+
+/// A root `ca`, an intermediate `middle`, and `client` by the intermediate.
+fn with_intermediate() -> Certs {
+    let certs = Certs::with_root();
+    certs.issue("middle", P_256, "ca", FOR_AUTHORITY, VALID);
+    certs.issue("client", P_256, "middle", FOR_CLIENT, VALID);
+    certs
+}
+
+#[test]
+fn a_client_certificate_is_shown_with_the_intermediates_that_it_came_with() {
+    let certs = with_intermediate();
+    let service = Service::start(&certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let (leaf, key, root) = (certs.read("client.crt"), certs.read("client.key"), certs.read("ca.crt"));
+    let chain = leaf.clone() + &certs.read("middle.crt");
+    for form in [chain.clone(), STANDARD.encode(&chain)] {
+        accepted(&daemon, &bundle(service.port, parts(&form, &key, &root)));
+        assert_eq!(decrypts(&daemon), 200, "{}", service.process.log());
+    }
+    assert_eq!(tls_handshakes(&service, &certs.serial("client")), 2);
+
+    // The service knows the root only: that the calls above succeeded is due to the intermediate.
+    accepted(&daemon, &bundle(service.port, parts(&leaf, &key, &root)));
+    assert_eq!(decrypts(&daemon), 502);
+    assert!(daemon.process.log().contains("the client certificate is not issued by ca_cert"));
+}
+
+#[test]
+fn the_whole_chain_is_written_to_client_crt_and_read_again() {
+    let certs = with_intermediate();
+    let service = Service::start(&certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let chain = certs.read("client.crt") + &certs.read("middle.crt");
+    accepted(&daemon, &bundle(service.port, parts(&chain, &certs.read("client.key"), &certs.read("ca.crt"))));
+    let folder = daemon.folder.path().join("certs");
+    assert_eq!(std::fs::read_to_string(folder.join("client.crt")).unwrap(), chain);
+
+    let again = Setup::new(service.port).env("TEEMARK_CERTS", folder.to_str().unwrap()).start();
+    let mut rest = bundle(service.port, json!(null));
+    rest.as_object_mut().unwrap().remove("MTLS_CLIENT_CERT_JSON");
+    assert_eq!(again.handshake(rest.to_string().as_bytes())["ok"], true);
+    assert_eq!(decrypts(&again), 200);
+}
+
+#[test]
+fn each_root_of_a_file_with_several_is_trusted_and_no_other() {
+    let (ours, theirs, strange) = (&*CERTS, Certs::with_root(), Certs::with_root());
+    let service = Service::start(ours, &[]);
+    let daemon = Setup::new(service.port).start();
+    let [ours_pem, theirs_pem, strange_pem] = [ours, &theirs, &strange].map(|certs| certs.read("ca.crt"));
+    let (certificate, key) = (ours.read("client.crt"), ours.read("client.key"));
+    for (roots, status) in [
+        ([&theirs_pem, &ours_pem, &strange_pem], 200),
+        ([&ours_pem, &theirs_pem, &strange_pem], 200),
+        ([&strange_pem, &theirs_pem, &ours_pem], 200),
+        ([&strange_pem, &theirs_pem, &strange_pem], 502),
+    ] {
+        let roots: String = roots.into_iter().map(String::as_str).collect();
+        for form in [roots.clone(), STANDARD.encode(&roots)] {
+            accepted(&daemon, &bundle(service.port, parts(&certificate, &key, &form)));
+            assert_eq!(decrypts(&daemon), status);
+        }
+        let written = std::fs::read_to_string(daemon.folder.path().join("certs/ecs-ca.crt")).unwrap();
+        assert_eq!(written, roots);
+    }
+}
+
+#[test]
+fn an_expired_root_beside_a_valid_one_does_no_harm() {
+    let certs = Certs::with_root();
+    certs.client("client");
+    certs.issue("old", P_256, "old", FOR_AUTHORITY, EXPIRED);
+    let service = Service::start(&certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let (certificate, key) = (certs.read("client.crt"), certs.read("client.key"));
+    let roots = certs.read("old.crt") + &certs.read("ca.crt");
+    accepted(&daemon, &bundle(service.port, parts(&certificate, &key, &roots)));
+    assert_eq!(decrypts(&daemon), 200);
+}
+
+#[test]
+fn a_client_certificate_of_another_ca_than_the_services_works_where_the_service_knows_it() {
+    let certs = Certs::with_root();
+    certs.issue("clients", P_256, "clients", FOR_AUTHORITY, VALID);
+    certs.issue("client", P_256, "clients", FOR_CLIENT, VALID);
+    let servers = certs.read("ca.crt");
+    // The service takes clients of the other root; its own certificate is still by the first.
+    certs.shell("cp clients.crt ca.crt");
+    let service = Service::start(&certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    accepted(&daemon, &bundle(service.port, parts(&certs.read("client.crt"), &certs.read("client.key"), &servers)));
+    assert_eq!(decrypts(&daemon), 200);
+    assert!(daemon.process.log().contains("the client certificate is not issued by ca_cert"));
+}

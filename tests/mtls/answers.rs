@@ -1,0 +1,102 @@
+//! A service that is trusted and gives no usable answer.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+
+use crate::scripted::{Scripted, Step};
+use crate::*;
+
+#[test]
+fn every_answer_that_cannot_be_used_gives_502_and_the_next_call_works() {
+    for fault in
+        ["cut", "cut-before", "not-json", "status-error", "fail=500", "fail=503", "fail=404", "fail=302", "fail=307"]
+    {
+        let service = Service::start(&CERTS, &["--fault", fault, "--fault", "first=1"]);
+        let daemon = Daemon::ready(&service, &CERTS);
+        let message = assert_fails(&daemon);
+        if let Some(status) = fault.strip_prefix("fail=") {
+            assert!(message.contains(status), "{message}");
+        }
+        assert_eq!(service.count("POST /api/watermark"), 1, "{fault}: it is not asked again");
+        assert_eq!(service.count("/health"), 0, "{fault}: no redirect is followed");
+        assert_works(&daemon);
+        assert_eq!(service.count("POST /api/watermark"), 2, "{fault}");
+        assert_eq!(daemon.metric("teemark_watermark_retries_total"), 0.0, "{fault}");
+    }
+}
+
+#[test]
+fn an_answer_that_is_too_large_gives_502_and_takes_no_memory() {
+    let service = Service::start(&CERTS, &["--fault", "huge=200000000", "--fault", "first=1"]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let message = assert_fails(&daemon);
+    assert!(message.contains("over"), "{message}");
+    let peak = daemon.process.memory("VmHWM");
+    assert!(peak < 64 << 10, "{peak} KiB");
+    assert_works(&daemon);
+}
+
+#[test]
+fn an_answer_without_a_length_is_bounded_too() {
+    let service = Scripted::start(|connection, _| if connection == 0 { Step::Endless } else { Step::Answer });
+    let daemon = daemon_for(&[service.port]);
+    let message = assert_fails(&daemon);
+    assert!(message.contains("over"), "{message}");
+    assert!(daemon.process.memory("VmHWM") < 64 << 10);
+    assert_eq!(call(&daemon).text(), scripted::MARKED);
+}
+
+#[test]
+fn what_the_service_quotes_of_the_file_is_not_passed_on() {
+    for status in ["500 Zebra", "415 the zebra crosses at dawn", "200 OK"] {
+        let service = Scripted::start(move |_, _| Step::Echo(status));
+        let daemon = daemon_for(&[service.port]);
+        assert_fails(&daemon);
+    }
+    // Where the quotation breaks HTTP, the library's own message would hold it.
+    for bytes in [
+        &b"the zebra crosses at dawn\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\nthe zebra crosses at dawn\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: zebra at dawn\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzebra\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: https://zebra.at.dawn:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 48\r\n\r\n{\"status\":\"zebra\",\"watermarked_data\":\"at dawn\"}  ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 29\r\n\r\n{\"status\":7,\"zebra\":\"at dawn\"}",
+    ] {
+        let service = Scripted::start(move |_, _| Step::Bytes(bytes));
+        let daemon = daemon_for(&[service.port]);
+        assert_fails(&daemon);
+    }
+}
+
+#[test]
+fn a_port_that_speaks_plain_http_gives_502() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut hello = [0; 5];
+            let _ = stream.read_exact(&mut hello);
+            // A TLS record, not the request.
+            assert_eq!(hello[0], 0x16);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let good = Service::start(&CERTS, &[]);
+    let daemon = daemon_for(&[port, good.port]);
+    assert_fails(&daemon);
+    turn_to(&daemon, good.port);
+    assert_works(&daemon);
+}
+
+#[test]
+fn a_service_that_cannot_be_reached_gives_502() {
+    let good = Service::start(&CERTS, &[]);
+    let daemon = daemon_for(&[free_port(), good.port]);
+    let message = assert_fails(&daemon);
+    assert!(message.contains("refused"), "{message}");
+    turn_to(&daemon, good.port);
+    assert_works(&daemon);
+}

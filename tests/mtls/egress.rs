@@ -1,0 +1,85 @@
+//! Nothing is dialled but what the allow list names.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use teemarkd::mtls::{Identity, MutualTls};
+use teemarkd::net::egress::Route;
+use teemarkd::net::endpoints::AllowList;
+use teemarkd::time::Utc;
+
+use crate::*;
+
+/// A listener that tells whether anybody has connected.
+struct Untouched(TcpListener);
+
+impl Untouched {
+    fn new() -> Untouched {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Untouched(listener)
+    }
+
+    fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
+
+    fn is_untouched(&self) -> bool {
+        matches!(self.0.accept(), Err(e) if e.kind() == ErrorKind::WouldBlock)
+    }
+}
+
+/// The daemon's way out, with this list.
+fn way_out(list: &str) -> MutualTls {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("allowed_endpoints.yaml");
+    fs::write(&file, list).unwrap();
+    let allowed = Arc::new(AllowList::load(&file).unwrap());
+    let parts = ["client.crt", "client.key", "ecs-ca.crt"].map(|name| CERTS.read(name));
+    let identity =
+        Identity::check([parts[0].as_bytes(), parts[1].as_bytes(), parts[2].as_bytes()], Utc::now()).unwrap();
+    identity.connect(allowed, Route::Direct, Duration::from_secs(2))
+}
+
+#[test]
+fn an_endpoint_off_the_allow_list_is_never_dialled() {
+    let (listed, unlisted) = (Untouched::new(), Untouched::new());
+    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", listed.port()));
+    let (yes, no) = (listed.port(), unlisted.port());
+    for url in [
+        format!("https://localhost:{no}/"),
+        format!("https://127.0.0.1:{no}/"),
+        format!("https://127.0.0.1:{yes}/"),
+        format!("https://localhost.:{yes}/"),
+        format!("https://localhost:{yes}@127.0.0.1:{no}/"),
+        format!("https://[::1]:{yes}/"),
+        "https://localhost/".to_owned(),
+        format!("http://localhost:{yes}/"),
+        format!("http://localhost:{no}/"),
+    ] {
+        for agent in [&mtls.pooled, &mtls.fresh] {
+            assert!(agent.get(&url).call().is_err(), "{url}");
+        }
+        assert!(unlisted.is_untouched() && listed.is_untouched(), "{url} was dialled");
+    }
+    let refused = mtls.pooled.get(format!("https://localhost:{no}/")).call().unwrap_err();
+    assert!(refused.to_string().contains("is not on the allow list"), "{refused}");
+    // The listener would tell: what is listed is dialled, in any case of its letters.
+    assert!(mtls.pooled.get(format!("https://LOCALHOST:{yes}/")).call().is_err());
+    assert!(!listed.is_untouched());
+}
+
+#[test]
+fn proxies_in_the_environment_are_left_alone() {
+    let (service, proxy) = (Service::start(&CERTS, &[]), Untouched::new());
+    let address = format!("http://127.0.0.1:{}", proxy.port());
+    let names = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"];
+    let setup = names.iter().fold(Setup::new(service.port), |setup, name| setup.env(name, &address));
+    let daemon = Daemon::ready_with(setup.env("NO_PROXY", ""), service.port, &CERTS);
+    assert_works(&daemon);
+    assert_eq!(daemon.get("/health_check").status, 200);
+    assert!(proxy.is_untouched());
+}

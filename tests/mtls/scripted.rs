@@ -1,0 +1,155 @@
+//! A TLS server that does what a test says, request by request: for what the development service is too polite to do.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::CERTS;
+
+/// What a scripted service gives as the marked file.
+pub const MARKED: &str = "marked by the script";
+
+/// What happens to one request.
+pub enum Step {
+    /// A success with [`MARKED`]; the connection is kept.
+    Answer,
+    /// The request is read, then the connection is closed without a word.
+    Cut,
+    /// The same with the TLS close that a well-behaved server sends.
+    Close,
+    /// The connection is closed once the head is read, with the body still coming.
+    CutInBody,
+    /// These bytes, then the connection is closed.
+    Bytes(&'static [u8]),
+    /// An answer of this status whose body is the request's.
+    Echo(&'static str),
+    /// A good answer of which a byte comes every 50 ms.
+    Trickle,
+    /// An answer that does not say how long it is and never ends.
+    Endless,
+}
+
+/// The running server. Its threads end with the test program.
+pub struct Scripted {
+    pub port: u16,
+    requests: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
+}
+
+type Tls = StreamOwned<ServerConnection, TcpStream>;
+
+impl Scripted {
+    /// Starts it. The script is told which connection a request comes by, and which of its requests it is, from 0.
+    pub fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
+        let chain = vec![CertificateDer::from_pem_file(CERTS.path("server.crt")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(CERTS.path("server.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let (config, script) = (Arc::new(config), Arc::new(script));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (requests.clone(), connections.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (config, script, requests) = (config.clone(), script.clone(), counts.0.clone());
+                let connection = counts.1.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream.unwrap());
+                    for request in 0.. {
+                        let Some(head) = read_head(&mut tls) else { return };
+                        requests.fetch_add(1, Ordering::SeqCst);
+                        if !act(&mut tls, &head, script(connection, request)) {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Scripted { port, requests, connections }
+    }
+
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn read_head(tls: &mut Tls) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        tls.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+fn read_body(tls: &mut Tls, head: &str) -> Vec<u8> {
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map(|n| n.parse().unwrap());
+    let mut body = vec![0; length.unwrap_or(0)];
+    // Where the daemon gave up, the step finds it out by itself.
+    let _ = tls.read_exact(&mut body);
+    body
+}
+
+fn answer(status: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn success() -> Vec<u8> {
+    answer("200 OK", format!("{{\"status\":\"success\",\"watermarked_data\":\"{MARKED}\"}}").as_bytes())
+}
+
+/// Says whether the connection is kept.
+fn act(tls: &mut Tls, head: &str, step: Step) -> bool {
+    if matches!(step, Step::CutInBody) {
+        return false;
+    }
+    let body = read_body(tls, head);
+    match step {
+        Step::Answer => tls.write_all(&success()).and_then(|()| tls.flush()).is_ok(),
+        Step::Echo(status) => tls.write_all(&answer(status, &body)).and_then(|()| tls.flush()).is_ok(),
+        Step::Cut | Step::CutInBody => false,
+        Step::Close => {
+            tls.conn.send_close_notify();
+            let _ = tls.flush();
+            false
+        }
+        Step::Bytes(bytes) => {
+            let _ = tls.write_all(bytes).and_then(|()| tls.flush());
+            false
+        }
+        Step::Trickle => {
+            for byte in success() {
+                if tls.write_all(&[byte]).and_then(|()| tls.flush()).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            false
+        }
+        Step::Endless => {
+            let _ = tls.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let chunk = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
+            while tls.write_all(&chunk).is_ok() {}
+            false
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A service that takes its time: TEEMARK_TIMEOUT bounds a call from its first step to its last byte.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::scripted::{Scripted, Step};
+use crate::*;
+
+/// A daemon that gives a call one second, and may reach the good service too.
+fn daemon_of_a_second(port: u16, good: &Service) -> Daemon {
+    let mut setup = Setup::new(port).env("TEEMARK_TIMEOUT", "1s");
+    setup.allowed.push_str(&format!("  - localhost:{}\n", good.port));
+    Daemon::ready_with(setup, port, &CERTS)
+}
+
+/// The call ends with 504 in about a second, and a good service is used right after.
+fn assert_too_slow(port: u16) {
+    let good = Service::start(&CERTS, &[]);
+    let daemon = daemon_of_a_second(port, &good);
+    let start = Instant::now();
+    let answer = call(&daemon);
+    let took = start.elapsed();
+    assert_refused(&daemon, &answer, 504, "watermark_timeout");
+    assert!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    turn_to(&daemon, good.port);
+    assert_works(&daemon);
+}
+
+#[test]
+fn a_service_that_is_slow_past_the_time_out_gives_504() {
+    let service = Service::start(&CERTS, &["--fault", "slow=60"]);
+    assert_too_slow(service.port);
+}
+
+#[test]
+fn a_slow_call_spoils_no_later_call_of_the_same_service() {
+    let service = Service::start(&CERTS, &["--fault", "slow=3", "--fault", "first=1"]);
+    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "1s");
+    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
+    assert_refused(&daemon, &call(&daemon), 504, "watermark_timeout");
+    // Were the connection used again, the answer of the first call would come now, or nothing.
+    assert_works(&daemon);
+    assert_eq!(service.count("TLS handshake: client"), 2);
+}
+
+#[test]
+fn a_service_that_trickles_its_answer_gives_504() {
+    let service = Scripted::start(|_, _| Step::Trickle);
+    assert_too_slow(service.port);
+}
+
+/// A TCP server that treats each connection so.
+fn tcp(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            thread::spawn(move || serve(stream.unwrap()));
+        }
+    });
+    port
+}
+
+#[test]
+fn a_service_that_accepts_and_says_nothing_gives_504() {
+    assert_too_slow(tcp(|stream| {
+        thread::sleep(SOON);
+        drop(stream);
+    }));
+}
+
+#[test]
+fn a_service_that_trickles_through_the_tls_handshake_gives_504() {
+    assert_too_slow(tcp(|mut stream| {
+        // The beginning of a handshake record of 16 KiB (RFC 8446, 5.1), which would take half an hour so.
+        let record = [0x16, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb].into_iter().chain(std::iter::repeat(0));
+        for byte in record {
+            if stream.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }));
+}

@@ -1,0 +1,173 @@
+//! Files and keys that are done with are gone from the daemon's memory.
+//!
+//! These tests read /proc/PID/mem, which only root may: the daemon is not dumpable.
+
+#[path = "support/needles.rs"]
+mod needles;
+mod support;
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::thread;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use needles::{Needles, integers_of_rsa_key};
+use support::*;
+
+/// Where in the daemon's writable memory a secret stands.
+fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
+    let pid = daemon.process.child.id();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut found = Vec::new();
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+        let mut bytes = vec![0; (end - start) as usize];
+        // A mapping may have gone since.
+        if memory.read_exact_at(&mut bytes, start).is_err() {
+            continue;
+        }
+        let mut at = 0;
+        while let Some((offset, name)) = needles.find(&bytes[at..]) {
+            at += offset;
+            let shown = String::from_utf8_lossy(&bytes[at.saturating_sub(64)..bytes.len().min(at + 32)]).into_owned();
+            found.push(format!("{name} at {:#x} in {line}: {shown:?}", start + at as u64));
+            at += 4096;
+            if at >= bytes.len() {
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn may_look(daemon: &Daemon) -> bool {
+    match File::open(format!("/proc/{}/mem", daemon.process.child.id())) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            eprintln!("SKIPPED: only root can read the daemon's memory");
+            false
+        }
+        _ => true,
+    }
+}
+
+/// Waits until every request and every handshake is over, not only answered.
+fn rests(daemon: &Daemon) {
+    let tasks = format!("/proc/{}/task", daemon.process.child.id());
+    wait_for("the threads of requests and handshakes to end", || {
+        let names = fs::read_dir(&tasks).unwrap().map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
+        let busy = |name: &str| matches!(name.trim(), "request" | "handshake");
+        // A thread that ends between the two readings has no name any more.
+        (!names.flatten().any(|name| busy(&name))).then_some(())
+    });
+}
+
+/// Letters that occur nowhere else.
+fn distinctive(length: usize) -> Vec<u8> {
+    let random: [u8; 32] = ring::rand::generate(&ring::rand::SystemRandom::new()).unwrap().expose();
+    let mut block = u64::from_ne_bytes(random[..8].try_into().unwrap()) | 1;
+    let mut letter = || {
+        block ^= block << 13;
+        block ^= block >> 7;
+        block ^= block << 17;
+        b'a' + (block % 26) as u8
+    };
+    (0..length).map(|_| letter()).collect()
+}
+
+#[test]
+fn of_a_file_that_was_decrypted_nothing_is_left_in_memory() {
+    let certs = Certs::make();
+    // The answer has nothing of the file in it, so whatever is found is the plaintext.
+    let service = Service::start(&certs, &["--fault", "huge=100", "--fault", "slow=1"]);
+    let daemon = Daemon::ready(&service, &certs);
+    if !may_look(&daemon) {
+        return;
+    }
+    let text = distinctive(100_000);
+    let binary = [&distinctive(100_000)[..], b"\xff"].concat();
+    let mut needles = Needles::default();
+    needles.add_all_forms("text", &text);
+    needles.add_all_forms("binary", &binary);
+    let files = [&text, &binary].map(|plain| encrypt(&KEY, plain));
+
+    let under_way = thread::scope(|scope| {
+        let asked = scope.spawn(|| daemon.decrypt(&files[0], "f", "u"));
+        let found = wait_for("the plaintext in memory while it is needed", || {
+            Some(found(&daemon, &needles)).filter(|found| !found.is_empty())
+        });
+        assert_eq!(asked.join().unwrap().status, 200);
+        found
+    });
+    println!("while a request is under way: {} places", under_way.len());
+
+    let mut wrong = files[0].clone();
+    *wrong.last_mut().unwrap() ^= 1;
+    assert_eq!(daemon.decrypt(&wrong, "f", "u").status, 422);
+    for file in &files {
+        assert_eq!(daemon.decrypt(file, "f", "u").status, 200);
+        let body = json!({"file_id": "f", "user_id": "u", "encrypted_content": STANDARD.encode(file)});
+        assert_eq!(daemon.post("/files/decrypt", body.to_string().as_bytes()).status, 200);
+    }
+    rests(&daemon);
+
+    let mut marker = Needles::default();
+    marker.add("the endpoint", format!("https://localhost:{}", service.port).as_bytes());
+    assert!(!found(&daemon, &marker).is_empty(), "the search does not find what must be there");
+    let left = found(&daemon, &needles);
+    assert!(left.is_empty(), "{} pieces are left:\n{}", left.len(), left.join("\n"));
+}
+
+/// The client's key and a file key: as they were sent, and as they are used.
+fn keys_in_force(certs: &Certs, file_key: &[u8; 32]) -> (Needles, Needles) {
+    let pem = fs::read_to_string(certs.path("client.key")).unwrap();
+    let (mut sent, mut used) = (Needles::default(), Needles::default());
+    // Before line 8 there is the public modulus, which stands in the certificate too.
+    pem.lines().skip(8).filter(|line| !line.starts_with('-')).for_each(|line| sent.add("PEM", line.as_bytes()));
+    sent.add("base64 of PEM", &STANDARD.encode(&pem).as_bytes()[720..]);
+    for (name, integer) in integers_of_rsa_key(&certs.path("client.key")) {
+        sent.add(&format!("DER, {name}"), &integer);
+        // ring computes with little-endian limbs.
+        used.add(&format!("limbs, {name}"), &integer.iter().rev().copied().collect::<Vec<_>>());
+    }
+    sent.add("base64 of the file key", STANDARD.encode(file_key).as_bytes());
+    // AES's first two round keys are the key (FIPS 197, 5.2).
+    used.add("file key", file_key);
+    (sent, used)
+}
+
+#[test]
+fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_only_what_is_computed_with() {
+    let certs = Certs::make();
+    let service = Service::start(&certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    if !may_look(&daemon) {
+        return;
+    }
+    let install = |byte: u8| {
+        let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89).wrapping_add(byte) ^ 0x5a);
+        let mut bundle = certs.bundle(service.port);
+        bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
+        let answer = daemon.handshake(bundle.to_string().as_bytes());
+        assert_eq!(answer["ok"], true, "{answer}");
+        for _ in 0..3 {
+            assert_eq!(daemon.decrypt(&encrypt(&key, b"a file"), "f", "u").status, 200);
+        }
+        rests(&daemon);
+        keys_in_force(&certs, &key)
+    };
+    let (old_sent, old_used) = install(1);
+    run(Command::new(repository().join("certs/make-certs.sh")).args(["--client-only", "--force"]).arg(certs.0.path()));
+    let (new_sent, new_used) = install(2);
+    assert!(!found(&daemon, &new_used).is_empty(), "the search does not find the keys in force");
+    for (what, needles) in [("old key", old_used), ("old key as sent", old_sent), ("new key as sent", new_sent)] {
+        let left = found(&daemon, &needles);
+        assert!(left.is_empty(), "{what}: {} pieces are left:\n{}", left.len(), left.join("\n"));
+    }
+}
