@@ -102,6 +102,8 @@ impl Transport for TlsTransport {
         let timeout = timeout.for_write();
         self.stream.sock.deadline = deadline(timeout);
         let sent = self.stream.write_all(&self.buffers.output()[..amount]).and_then(|()| self.stream.flush());
+        // The buffer lives as long as the connection, and this was a piece of a file.
+        self.buffers.output()[..amount].fill(0);
         sent.map_err(|e| self.fail(e, timeout))
     }
 

@@ -20,12 +20,14 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Time for the rest of what a refused sender still sends: closing with bytes unread would destroy the answer
 /// (RFC 9293, 3.6.1: a reset follows).
 const LINGER: Duration = Duration::from_secs(2);
-/// Senders at once. One that stalls holds up nobody while there are others; past them the newest is turned away.
+/// Senders at once. One that stalls holds up nobody while there are other places; past them the newest is told to try
+/// again, and past TURNED_AWAY of those, closed.
 const SENDERS: usize = 8;
+const TURNED_AWAY: usize = 32;
 
 /// Serves handshakes for as long as the process lives.
 pub fn serve(listener: Listener, store: Arc<Store>) {
-    let senders = Arc::new(AtomicUsize::new(0));
+    let (senders, turned_away) = (Arc::default(), Arc::default());
     loop {
         let stream = match listener.accept() {
             Ok(stream) => stream,
@@ -35,14 +37,17 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
                 continue;
             }
         };
-        let Some(place) = Place::take(&senders) else {
-            turn_away(stream);
-            continue;
+        let (serve, place): (fn(Stream, &Store) -> _, _) = match Place::take(&senders, SENDERS) {
+            Some(place) => (handshake, place),
+            None => match Place::take(&turned_away, TURNED_AWAY) {
+                Some(place) => (|stream, _| turn_away(stream), place),
+                None => continue,
+            },
         };
         let store = store.clone();
         let served = thread::Builder::new().name("handshake".into()).spawn(move || {
             let _place = place;
-            handshake(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
+            serve(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
         });
         served.map(drop).unwrap_or_else(|e| warn!("secrets: cannot start a thread: {e}"));
     }
@@ -52,8 +57,8 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(senders: &Arc<AtomicUsize>) -> Option<Place> {
-        let more = |n: usize| (n < SENDERS).then_some(n + 1);
+    fn take(senders: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
+        let more = |n: usize| (n < most).then_some(n + 1);
         senders.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Place(senders.clone()))
     }
 }
@@ -82,12 +87,11 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
     reply(timed, &format!("{answer}\n"))
 }
 
-/// Tells a sender to try again, without a thread and without waiting for it.
-fn turn_away(mut stream: Stream) {
+/// Tells a sender to try again.
+fn turn_away(stream: Stream) -> io::Result<()> {
     METRICS.handshakes_refused.add(1);
     let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
-    let told = stream.set_nonblocking(true).and_then(|()| writeln!(stream, "{}", refusal.to_json()));
-    told.unwrap_or_else(|e| debug!("secrets: a sender turned away was not told: {e}"));
+    reply(Timed { stream, deadline: None }, &format!("{}\n", refusal.to_json()))
 }
 
 fn reply(mut timed: Timed, line: &str) -> io::Result<()> {

@@ -58,7 +58,7 @@ impl<'a> Object<'a> {
 fn reason(e: serde_json::Error) -> String {
     match e.is_eof() {
         true => format!("is cut off at line {} column {}", e.line(), e.column()),
-        false if e.is_data() => format!("holds more members than it may, at line {} column {}", e.line(), e.column()),
+        false if e.is_data() => e.to_string(), // what Members said
         false => format!("is not JSON: {e}"),
     }
 }
@@ -96,7 +96,9 @@ impl<'de> Visitor<'de> for Members<'_> {
         let mut object = Object { known: Vec::new(), unknown: Vec::new() };
         while let Some(Name(name)) = map.next_key()? {
             match self.keep {
-                Keep::Most(most) if object.known.len() == most => return Err(serde::de::Error::custom("too many")),
+                Keep::Most(most) if object.known.len() == most => {
+                    return Err(serde::de::Error::custom(format_args!("holds more than {most} members")));
+                }
                 Keep::Named(names) if !names.contains(&&*name) => {
                     map.next_value::<IgnoredAny>()?;
                     if object.unknown.len() < NAMES_TOLD {
@@ -147,7 +149,7 @@ mod tests {
             assert!(refusal.field == "f" && !refusal.reason.contains("secret"), "{text}: {refusal}");
         }
         let refusal = Object::parse("f", br#"{"a":1,"b":2}"#, Keep::Most(1)).err().unwrap();
-        assert!(refusal.reason.contains("more members"), "{refusal}");
+        assert!(refusal.reason.contains("more than 1 members"), "{refusal}");
     }
 
     #[test]

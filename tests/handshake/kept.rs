@@ -198,8 +198,8 @@ fn write_certificates_that_fails_says_why_and_leaves_what_was_there() {
             "MTLS_CLIENT_CERT_JSON.client_key: does not belong to client_cert",
         ),
         (&[("MTLS_CLIENT_CERT_JSON", "{}")], "MTLS_CLIENT_CERT_JSON.client_cert: is missing"),
-        (&[("MTLS_CLIENT_CERT_JSON", "")], "has none of MTLS_CLIENT_CERT_JSON"),
-        (&[], "has none of MTLS_CLIENT_CERT_JSON"),
+        (&[("MTLS_CLIENT_CERT_JSON", "")], "MTLS_CLIENT_CERT_JSON is not set"),
+        (&[], "MTLS_CLIENT_CERT_JSON is not set"),
     ] {
         let output = write_certificates("022", folder.path(), items);
         let log = String::from_utf8(output.stderr).unwrap();

@@ -231,12 +231,12 @@ fn a_file_key_that_will_not_do_is_refused_with_its_reason() {
             (key(json!(full.replace('=', "?"))), FIELD, "is not base64"),
             (key(json!({"key": STANDARD.encode([7; 16]), "aad": "file_id"})), FIELD, "is 16 bytes long, not 32"),
             (key(json!({"key": full, "aad": "user_id"})), FIELD, "has an aad other than \"file_id\""),
-            (key(json!({"aad": "file_id"})), FIELD, "has no string named key"),
-            (key(json!({"key": 7})), FIELD, "has no string named key"),
-            (key(json!(7)), FIELD, "is neither base64 nor an object with key"),
+            (key(json!({"aad": "file_id"})), FIELD, "is neither base64 nor an object with a string named key"),
+            (key(json!({"key": 7})), FIELD, "is neither base64 nor an object with a string named key"),
+            (key(json!(7)), FIELD, "is neither base64 nor an object with a string named key"),
             (keys(json!({"": full})), "FILE_KEYS.", "is no key id of 1 to 128 bytes"),
             (keys(json!({})), "FILE_KEYS", "holds no key"),
-            (keys(Value::Object(many)), "FILE_KEYS", "holds more than 1024 keys"),
+            (keys(Value::Object(many)), "FILE_KEYS", "holds more than 1024 members"),
         ]
     });
 }
@@ -257,12 +257,12 @@ fn an_item_of_the_wrong_type_is_refused_with_its_reason() {
             cases.push((at("/MTLS_CLIENT_CERT_JSON/ca_cert"), AUTHORITY, "is not a string"));
             cases.push((at("/ECS_WATERMARK_ENDPOINT"), "ECS_WATERMARK_ENDPOINT", "is not a string"));
             cases.push((at("/FILE_KEYS"), "FILE_KEYS", "is not an object of key ids"));
-            cases.push((at("/FILE_KEYS/k"), "FILE_KEYS.k", "is neither base64 nor an object with key"));
+            cases.push((at("/FILE_KEYS/k"), "FILE_KEYS.k", "is neither base64 nor an object with a string named key"));
         }
         let string = |text: &str| with(&good, "/MTLS_CLIENT_CERT_JSON", json!(text));
         let whole = good["MTLS_CLIENT_CERT_JSON"].to_string();
         cases.extend([
-            (string("[]"), "MTLS_CLIENT_CERT_JSON", "does not hold a JSON object"),
+            (string("[]"), "MTLS_CLIENT_CERT_JSON", "is not a JSON object"),
             (string("client.crt"), "MTLS_CLIENT_CERT_JSON", "is not JSON"),
             (string(""), "MTLS_CLIENT_CERT_JSON", "is cut off"),
             (string(&whole[..whole.len() - 1]), "MTLS_CLIENT_CERT_JSON", "is cut off"),
@@ -295,7 +295,7 @@ fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
         .into();
         cases.extend((1..good.len()).step_by(97).map(|cut| (good[..cut].to_vec(), "bundle", "is cut off")));
         cases.push(([&good[..], b"{}"].concat(), "bundle", "is not JSON"));
-        cases.push(("[".repeat(1 << 19).into_bytes(), "bundle", "is not JSON"));
+        cases.push(("[".repeat(1 << 19).into_bytes(), "bundle", "is cut off"));
         // One byte too long; then so long that the sender is still at it when the daemon has seen enough.
         for size in [(1 << 20) + 1, 8 << 20] {
             let mut large = good.clone();

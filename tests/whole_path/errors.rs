@@ -152,14 +152,14 @@ fn before_the_handshake_a_file_is_answered_503_with_what_is_missing() {
 }
 
 #[test]
-fn a_request_that_does_not_fit_the_memory_is_told_to_come_again() {
+fn a_request_that_can_never_fit_the_memory_is_too_large_and_is_not_told_to_come_again() {
     let service = Service::start(&CERTS, &[]);
     let setup = Setup::new(service.port).env("TEEMARK_MEMORY", "1MiB");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     let large = encrypt(&KEY, &[b'x'; 600 << 10]);
     for answer in [daemon.decrypt(&large, "f", "u"), decrypt_json(&daemon, &large)] {
-        assert_error(&answer, 503, "overloaded");
-        assert_eq!(field(&answer, "Retry-After"), Some("1"));
+        assert_error(&answer, 413, "file_too_large");
+        assert_eq!(field(&answer, "Retry-After"), None);
     }
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), f64::from(1 << 20), "nothing of it is kept");
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
