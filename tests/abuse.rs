@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -400,4 +401,31 @@ fn two_hundred_idle_connections_cost_no_thread() {
     idle.iter_mut().for_each(ask);
     drop(idle);
     scene.ends_as_it_began();
+}
+
+#[test]
+fn after_a_moment_without_descriptors_requests_are_answered_again() {
+    let daemon = Setup::new(free_port()).start();
+    assert_eq!(daemon.get("/health").status, 200);
+    let pid = daemon.process.child.id().to_string();
+    let limit = |soft: usize| run(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]));
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    // One of these leaves room for a connection and for one to tiny_http, but not for tiny_http to accept it: it stops
+    // accepting then. Which one depends on what else is open at that moment.
+    let mut failed = 0;
+    for limited in open - 6..open + 4 {
+        limit(limited);
+        let mut stream = TcpStream::connect(daemon.public).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        failed += usize::from(read_answer(&mut stream).is_none_or(|answer| answer.status != 200));
+        limit(1024);
+    }
+    assert!(failed > 0, "the limit was never in the way");
+    wait_for("requests to be answered again", || (daemon.get("/health").status == 200).then_some(()));
+    let log = daemon.process.log();
+    assert!(
+        log.contains("the HTTP server has died: starting another"),
+        "tiny_http did not die, so nothing is shown:\n{log}"
+    );
 }

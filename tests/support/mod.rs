@@ -191,7 +191,8 @@ impl Setup {
     pub fn command(&self) -> Command {
         let list = self.folder.path().join("allowed_endpoints.yaml");
         fs::write(&list, &self.allowed).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_teemarkd"));
+        // The daemon that goes into the image can be put to the same tests: TEEMARKD=target/x86_64-…/teemarkd
+        let mut command = Command::new(std::env::var_os("TEEMARKD").unwrap_or(env!("CARGO_BIN_EXE_teemarkd").into()));
         for name in ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"] {
             command.env_remove(name);
         }
