@@ -24,6 +24,8 @@ test:
 	cargo build --workspace
 	cargo test --workspace
 	tests/footprint.sh
+	TEEMARKD="$${CARGO_TARGET_DIR:-$$PWD/target}/x86_64-unknown-linux-musl/release/teemarkd" \
+	  cargo test --test memory --test secrecy_memory
 
 check:
 	host/install-tools.sh check

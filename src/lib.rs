@@ -6,6 +6,22 @@
 //! them to tiny_http, [`api`] answers them: [`files`] opens the file, [`watermark`] has it marked, over connections
 //! that [`net::egress`] makes under the identity of [`mtls`]. The keys and certificates come by [`secrets`]. What
 //! happens before the first request stands in [`boot`].
+//!
+//! A module uses only those below it:
+//!
+//! ```text
+//! main       arguments, log
+//! boot       the start, told once from top to bottom
+//! api        routes, requests, answers, the error table
+//! watermark  the client of the service
+//! secrets    the handshake: bundle (parse and check), listener (port 7777), store (what is in force now)
+//! files      opening an encrypted file: formats, keys
+//! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent
+//! settings   every setting, its default and its limit
+//! net        addr, timed (streams with a deadline); endpoints (the allow list), egress, tls, cryptography (the way out);
+//!            pump, http, ingress, backend (the way in); forward; link (loopback, /etc/hosts)
+//! memory     admission          metrics     what is counted          time     moments as people read them
+//! ```
 
 #![forbid(unsafe_code)]
 
