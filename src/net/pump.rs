@@ -168,8 +168,10 @@ impl Pump {
         while !self.is_done() {
             let (doors, sessions) = self.wait();
             let now = Instant::now();
+            // Wakes are taken before sessions get their turn: one that comes while they have it is for the next round.
+            let stop = self.take_wakes();
             self.move_bytes(&sessions, &mut scratch, now);
-            self.listen_to_wake(now);
+            self.take_in(stop, now);
             for (door, ready) in doors.into_iter().enumerate() {
                 if ready {
                     self.accept(door, now);
@@ -231,15 +233,21 @@ impl Pump {
         });
     }
 
-    /// Takes in sessions made elsewhere, and the order to stop.
-    fn listen_to_wake(&mut self, now: Instant) {
-        let mut bytes = [0; 64];
+    /// Reads what woke the pump; says whether it was the order to stop.
+    fn take_wakes(&self) -> bool {
+        let (mut bytes, mut stop) = ([0; 64], false);
         while let Ok(n @ 1..) = (&self.wake[0]).read(&mut bytes) {
-            if bytes[..n].contains(&STOP) && self.stop_by.is_none() {
-                self.stop_by = Some(now + STOP_LIMIT);
-                self.doors.clear();
-                self.sessions.retain_mut(|(_, session)| session.finish() == Turn::GoOn);
-            }
+            stop |= bytes[..n].contains(&STOP);
+        }
+        stop
+    }
+
+    /// Takes in sessions made elsewhere, or begins to stop.
+    fn take_in(&mut self, stop: bool, now: Instant) {
+        if stop && self.stop_by.is_none() {
+            self.stop_by = Some(now + STOP_LIMIT);
+            self.doors.clear();
+            self.sessions.retain_mut(|(_, session)| session.finish() == Turn::GoOn);
         }
         let arrivals = self.arrivals.1.try_iter();
         self.sessions.extend(arrivals.filter(|_| self.stop_by.is_none()));
