@@ -117,7 +117,7 @@ if [ "$keep" = --keep ]; then
 
 Still running. Try, from another terminal in this folder (Ctrl-C here ends it):
     curl http://$public/health_check
-    curl --data-binary @$out/original.png.enc -o mine.png 'http://$public/files/picture-1/decrypt?user_id=alice&key_id=$key'
+    curl -f --data-binary @$out/original.png.enc -o mine.png 'http://$public/files/picture-1/decrypt?user_id=alice&key_id=$key'
     $bin/watermark-service extract mine.png
 EOT
   wait

@@ -60,6 +60,7 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let public = listen("public", &settings.public)?;
     let admin = listen("admin", &settings.admin)?;
     let secrets = listen("secrets", &settings.secrets)?;
+    let handshake = secrets.address().map_err(cannot("secrets"))?;
     let api = Arc::new(Api::new(store.clone(), allowed.clone(), settings.egress, settings));
     let pump = serve_http(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
     spawn("secrets", {
@@ -70,7 +71,7 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     match store.now().missing()[..] {
         [] => info!("ready"),
         ref missing => {
-            info!("not ready: waiting for the handshake on {}; missing: {}", settings.secrets, missing.join(", "))
+            info!("not ready: waiting for the handshake on {handshake}; missing: {}", missing.join(", "))
         }
     }
     let signal = signals.wait().map_err(cannot("waiting for a signal"))?;
