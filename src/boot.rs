@@ -99,18 +99,18 @@ fn keep_memory_private() -> Result<(), BootError> {
 /// Descriptors of a connection while its request is under way: its own, the ingress's and tiny_http's ends of the one
 /// behind, tiny_http's second handle, the one to the watermark service.
 const DESCRIPTORS: u64 = 5;
-/// Descriptors for everything else.
-const OTHER_DESCRIPTORS: u64 = 64;
+/// Descriptors for everything else: pooled connections, handshakes, clients that are being turned away.
+const OTHER_DESCRIPTORS: u64 = 320;
 
-/// Raises the limit of open files to what the system allows, and says how many connections each of the two sides may
-/// have within it: as many as are set, if that can be.
-fn connections_within_limits(wanted: usize) -> usize {
+/// Raises the limit of open files to what the system allows, and says how many connections each of so many doors
+/// may have within it: as many as are set, if that can be.
+fn connections_within_limits(wanted: usize, doors: usize) -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         let limit = hard.min(1 << 20);
         setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map(|()| limit)
     });
     let limit = raised.unwrap_or(1024);
-    let most = limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS / 2;
+    let most = limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS / doors as u64;
     let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     if wanted > most {
         warn!("TEEMARK_MAX_CONNECTIONS is {wanted}, but {limit} open files allow {most}");
@@ -158,7 +158,8 @@ fn serve_http(
     api: &Arc<Api>,
     listeners: [(Listener, Side); 2],
 ) -> Result<Handle, BootError> {
-    let max_connections = connections_within_limits(settings.max_connections);
+    let doors = listeners.len() + if settings.forward { allowed.iter().count() } else { 0 };
+    let max_connections = connections_within_limits(settings.max_connections, doors);
     let max_body = (settings.max_file + files::OVERHEAD).div_ceil(3) * 4 + (2 << 20);
     let mut pump = Pump::new().map_err(cannot("pump"))?;
     for (listener, side) in listeners {

@@ -20,7 +20,8 @@
 //! settings   every setting, its default and its limit
 //! net        addr, timed (streams with a deadline); endpoints (the allow list), egress, tls, cryptography (the way out);
 //!            pump, http, ingress, backend (the way in); forward; link (loopback, /etc/hosts)
-//! memory     admission          metrics     what is counted          time     moments as people read them
+//! json       text taken from where it lies      memory   admission
+//! metrics    what is counted                    time     moments as people read them
 //! ```
 
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@
 pub mod api;
 pub mod boot;
 pub mod files;
+mod json;
 pub mod memory;
 pub mod metrics;
 pub mod mtls;

@@ -31,8 +31,6 @@ const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), (
 /// Idle connections kept for the next request, and how long: shorter than the usual idle limit of a server, 60 s.
 const POOLED: usize = 32;
 const POOLED_FOR: Duration = Duration::from_secs(30);
-/// Bytes of a connection's buffers, each way: a TLS record (RFC 8446, 5.1).
-const BUFFER: usize = 16 << 10;
 /// Time to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -130,8 +128,6 @@ impl Identity {
                 .https_only(true)
                 .proxy(None)
                 .max_redirects(0)
-                .input_buffer_size(BUFFER)
-                .output_buffer_size(BUFFER)
                 .max_idle_connections(pooled)
                 .max_idle_connections_per_host(pooled)
                 .max_idle_age(POOLED_FOR)

@@ -1,6 +1,5 @@
 //! The client of the watermark service.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use ureq::http::Response;
 use ureq::{Agent, Body, Error};
 
+use crate::json::Text;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::Stale;
@@ -109,11 +109,11 @@ fn data<S: Serializer>(data: &Result<&str, &[u8]>, serializer: S) -> Result<S::O
 #[derive(Deserialize)]
 struct WireAnswer<'a> {
     #[serde(borrow)]
-    status: Cow<'a, str>,
+    status: Text<'a>,
     #[serde(borrow)]
-    watermarked_data: Option<Cow<'a, str>>,
+    watermarked_data: Option<Text<'a>>,
     #[serde(borrow)]
-    encoding: Option<Cow<'a, str>>,
+    encoding: Option<Text<'a>>,
 }
 
 /// Has a file marked. `memory` comes to cover what the call needs beside the file itself.
@@ -172,12 +172,12 @@ fn exchange(
 fn marked(answer: &[u8]) -> Result<Option<Vec<u8>>, WatermarkError> {
     let answer: WireAnswer = serde_json::from_slice(answer)
         .map_err(|_| failed("the watermark service's answer is not the expected JSON"))?;
-    if answer.status != "success" {
+    if &*answer.status != "success" {
         return Err(failed("the watermark service reports that it could not mark the file"));
     }
     match (answer.watermarked_data, answer.encoding.as_deref()) {
         (None, _) => Ok(None),
-        (Some(text), None) => Ok(Some(text.into_owned().into_bytes())),
+        (Some(text), None) => Ok(Some(text.0.into_owned().into_bytes())),
         (Some(text), Some("base64")) => {
             STANDARD.decode(text.as_bytes()).map(Some).map_err(|_| failed("the watermark service's base64 is damaged"))
         }

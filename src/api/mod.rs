@@ -11,7 +11,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{Level, debug, error, log};
 use serde_json::Value;
@@ -108,7 +108,8 @@ fn serve_with(
     route: impl Fn(&mut Request) -> Routed + Clone + Send + 'static,
 ) {
     let under_way = Arc::new(());
-    for request in server.incoming_requests() {
+    let mut dead = false;
+    while let Some(request) = next(server, &mut dead) {
         received();
         // Each request's thread holds a reference, and this loop another.
         if Arc::strong_count(&under_way) > most {
@@ -127,6 +128,19 @@ fn serve_with(
     }
 }
 
+/// The next request; `None` when the server has died and nothing more can come. It dies by its first error, and what
+/// it had accepted before still comes after that.
+fn next(server: &Server, dead: &mut bool) -> Option<Request> {
+    const STILL_COMING: Duration = Duration::from_secs(10);
+    loop {
+        let request = if *dead { server.recv_timeout(STILL_COMING) } else { server.recv().map(Some) };
+        match request {
+            Ok(request) => return request,
+            Err(_) => *dead = true,
+        }
+    }
+}
+
 fn handle(mut request: Request, route: impl Fn(&mut Request) -> Routed) {
     let start = Instant::now();
     let (name, result) = catch_unwind(AssertUnwindSafe(|| route(&mut request))).unwrap_or_else(|_| {
@@ -139,7 +153,7 @@ fn handle(mut request: Request, route: impl Fn(&mut Request) -> Routed) {
         "decrypt" | "decrypt_raw" | "update_secrets" | "panicked" => Level::Info,
         _ => Level::Debug,
     };
-    log!(level, "{name} {} {} bytes in {:.0?}", answer.status, answer.body.len(), start.elapsed());
+    log!(level, "{name} {} {} bytes in {} ms", answer.status, answer.body.len(), start.elapsed().as_millis());
     reply(request, name, answer);
 }
 
@@ -171,7 +185,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-    use std::time::Duration;
 
     #[test]
     fn a_panic_in_one_request_answers_500_and_harms_no_other() {

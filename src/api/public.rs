@@ -1,6 +1,5 @@
 //! What users may ask.
 
-use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use super::error::ApiError;
 use super::request::{Target, allow, body, id};
 use super::{Answer, Api, Routed};
 use crate::files;
+use crate::json::Text;
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::secrets::store::Ready;
@@ -84,7 +84,12 @@ fn health_check(api: &Api) -> Answer {
         (_, Some(checked)) if fresh(&checked) => checked,
         (Err(TryLockError::WouldBlock), Some(checked)) => checked,
         (one_at_a_time, _) => {
-            let _one_at_a_time = one_at_a_time.or_else(|_| checking.lock());
+            // A check that panicked leaves nothing half done.
+            let _one_at_a_time = match one_at_a_time {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(e)) => e.into_inner(),
+                Err(TryLockError::WouldBlock) => checking.lock().unwrap_or_else(PoisonError::into_inner),
+            };
             last_result().filter(fresh).unwrap_or_else(|| {
                 let checked = check(api);
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(checked.clone());
@@ -120,13 +125,13 @@ fn check(api: &Api) -> Checked {
 #[derive(Deserialize)]
 struct DecryptRequest<'a> {
     #[serde(borrow)]
-    file_id: Option<Cow<'a, str>>,
+    file_id: Option<Text<'a>>,
     #[serde(borrow)]
-    user_id: Option<Cow<'a, str>>,
+    user_id: Option<Text<'a>>,
     #[serde(borrow)]
-    encrypted_content: Option<Cow<'a, str>>,
+    encrypted_content: Option<Text<'a>>,
     #[serde(borrow)]
-    key_id: Option<Cow<'a, str>>,
+    key_id: Option<Text<'a>>,
 }
 
 #[derive(Serialize)]
@@ -158,7 +163,7 @@ fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
         DecryptAnswer { file_id: &file_id, user_id: &user_id, decrypted_data, watermarked: marked.watermarked };
     let mut body = Vec::with_capacity(answer.decrypted_data.len() + 2 * 6 * (file_id.len() + user_id.len()) + 128);
     serde_json::to_writer(&mut body, &answer).map_err(|_| ApiError::Panicked)?;
-    memory.shrink(body.len() + FIXED_COST);
+    memory.shrink(body.capacity() + FIXED_COST);
     Ok(Answer { status: 200, content_type: "application/json", headers: Vec::new(), body, held: Some(memory) })
 }
 
@@ -187,7 +192,7 @@ fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Request)
     let file = body(request, limit, &mut memory, cost)?;
     let marked = decrypt_and_mark(api, &secrets, file, [file_id, user_id], key_id, &mut memory)?;
     let headers = vec![("Teemark-Watermarked", marked.watermarked.to_string())];
-    memory.shrink(marked.data.len() + FIXED_COST);
+    memory.shrink(marked.data.capacity() + FIXED_COST);
     let (content_type, held) = ("application/octet-stream", Some(memory));
     Ok(Answer { status: 200, content_type, headers, body: marked.data, held })
 }

@@ -2,9 +2,9 @@
 //!
 //! tiny_http 0.12 gives a connection to a thread of its pool when one waits, and counts a thread as waiting until it
 //! has woken up. Two connections in a row may so be given to one thread, and the second waits for as long as the
-//! first lasts. With a single connection on its way at a time the count is right. It also stops accepting for good
-//! after any error, such as a moment without descriptors, and panics where it cannot have a thread: then a new one
-//! takes its place.
+//! first lasts. With a single connection on its way at a time the count is right; only one whose client has gone away
+//! meanwhile may still be on its way beside it. tiny_http also stops accepting for good after any error, such as a
+//! moment without descriptors, and panics where it cannot have a thread: then a new one takes its place.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -22,6 +22,9 @@ use super::pump::Entrance;
 /// A server that died is replaced at most so often.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 
+/// A connection that was not read for so long is not waited for any more.
+const NEWCOMER_LIMIT: Duration = Duration::from_secs(2);
+
 /// Starts to serve what comes to a server, in a thread of its own, and tells the intake of each request.
 type Serve = Box<dyn Fn(&'static Server, Intake) -> io::Result<()> + Send + Sync>;
 
@@ -35,7 +38,8 @@ pub struct Backend {
 struct State {
     address: SocketAddr,
     started: Instant,
-    last: u64,
+    /// Number and time of the last connection.
+    last: (u64, Instant),
 }
 
 /// Lets one connection in at a time: holds the number of the one that tiny_http has not read yet, or 0.
@@ -67,7 +71,11 @@ impl Backend {
     pub fn start(serve: Serve, pump: Entrance) -> io::Result<Backend> {
         let intake = Intake { newcomer: Arc::default(), pump: Arc::new(pump) };
         let address = start(&serve, &intake)?;
-        Ok(Backend { state: Mutex::new(State { address, started: Instant::now(), last: 0 }), intake, serve })
+        Ok(Backend {
+            state: Mutex::new(State { address, started: Instant::now(), last: (0, Instant::now()) }),
+            intake,
+            serve,
+        })
     }
 
     /// Connects for one request; `None` while another connection is on its way.
@@ -76,7 +84,7 @@ impl Backend {
     /// There is no server now.
     pub fn connect(&self) -> io::Result<Option<Connection>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.intake.newcomer.load(Ordering::Acquire) != 0 {
+        if self.intake.newcomer.load(Ordering::Acquire) != 0 && state.last.1.elapsed() < NEWCOMER_LIMIT {
             return Ok(None);
         }
         let stream = match UnixStream::connect_addr(&state.address) {
@@ -89,9 +97,10 @@ impl Backend {
             other => other?,
         };
         stream.set_nonblocking(true)?;
-        state.last += 1;
-        self.intake.newcomer.store(state.last, Ordering::Release);
-        Ok(Some(Connection { stream, number: state.last }))
+        let number = state.last.0 + 1;
+        state.last = (number, Instant::now());
+        self.intake.newcomer.store(number, Ordering::Release);
+        Ok(Some(Connection { stream, number }))
     }
 
     /// A connection has ended, perhaps before it was read.

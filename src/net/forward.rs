@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use nix::poll::PollFlags;
 
 use super::addr::{Address, Stream};
 use super::egress::Route;
-use super::endpoints::{AllowList, Endpoint};
+use super::endpoints::AllowList;
 use super::pump::{Door, Outbox, Pump, Session, Turn};
 
 /// Time to reach the endpoint.
@@ -29,30 +30,24 @@ pub fn add_doors(pump: &mut Pump, allowed: &AllowList, route: Route, limit: usiz
         let listener = address.listen().map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
         info!("forward: {address} leads to {endpoint}");
         let (entrance, door, endpoint) = (pump.entrance()?, pump.next_door(), endpoint.clone());
+        // Each tunnel holds a reference, while it is dialled too; and this door another.
+        let places = Arc::new(());
         let open = move |stream, full: bool| -> super::pump::Opened {
-            if !full {
-                dial(stream, endpoint.clone(), route, door, entrance.try_clone()?)?;
+            if full || Arc::strong_count(&places) > limit {
+                return Ok(None);
             }
-            Ok(None)
+            let (entrance, endpoint, place) = (entrance.try_clone()?, endpoint.clone(), places.clone());
+            // In a thread of its own, since it may take seconds.
+            let dial =
+                move || match route.dial(&endpoint, CONNECT_LIMIT).and_then(|s| s.set_nonblocking(true).map(|()| s)) {
+                    Ok(far) => entrance.add(door, Box::new(Tunnel::new(stream, far, place))),
+                    Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
+                };
+            thread::Builder::new().name("dial".into()).spawn(dial).map(|_| None)
         };
         pump.add(Door { listener, limit, open: Box::new(open) })?;
     }
     Ok(())
-}
-
-/// Connects in a thread of its own, since that may take seconds, and brings the tunnel to the pump.
-fn dial(
-    near: Stream,
-    endpoint: Endpoint,
-    route: Route,
-    door: usize,
-    entrance: super::pump::Entrance,
-) -> io::Result<()> {
-    let dial = move || match route.dial(&endpoint, CONNECT_LIMIT).and_then(|s| s.set_nonblocking(true).map(|()| s)) {
-        Ok(far) => entrance.add(door, Box::new(Tunnel::new(near, far))),
-        Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
-    };
-    thread::Builder::new().name("dial".into()).spawn(dial).map(drop)
 }
 
 /// Two streams, each carried into the other until both have ended.
@@ -63,11 +58,13 @@ struct Tunnel {
     /// What came from each end is all there is.
     ended: [bool; 2],
     moved: Instant,
+    _place: Arc<()>,
 }
 
 impl Tunnel {
-    fn new(near: Stream, far: Stream) -> Tunnel {
-        Tunnel { ends: [near, far], into: Default::default(), ended: [false; 2], moved: Instant::now() }
+    fn new(near: Stream, far: Stream, place: Arc<()>) -> Tunnel {
+        let (ends, moved) = ([near, far], Instant::now());
+        Tunnel { ends, into: Default::default(), ended: [false; 2], moved, _place: place }
     }
 
     fn carry(&mut self, from: usize, scratch: &mut [u8]) -> io::Result<()> {

@@ -20,6 +20,8 @@ use crate::metrics::METRICS;
 
 /// Time for the first byte and for a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// Time that a complete head may wait for tiny_http.
+const QUEUE_LIMIT: Duration = Duration::from_secs(10);
 /// Time that a kept-alive connection may wait for its next request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// Time for a client to take the last answer and close. What it still sends is thrown away: closing with bytes
@@ -66,8 +68,8 @@ struct Exchange {
     inbox: Vec<u8>,
     /// The client will send no more.
     ended: bool,
-    /// A request's head is complete, and waits until tiny_http takes another request.
-    queued: bool,
+    /// A request's head is complete, and waits since then until tiny_http takes another request.
+    queued: Option<Instant>,
     /// tiny_http's side of this request.
     backend: Option<Connection>,
     to_backend: Outbox,
@@ -104,7 +106,7 @@ impl Exchange {
             phase: Phase::Head,
             inbox: Vec::new(),
             ended: false,
-            queued: false,
+            queued: None,
             backend: None,
             to_backend: Outbox::default(),
             to_client: Outbox::default(),
@@ -147,7 +149,7 @@ impl Exchange {
 
     fn close(&mut self, now: Instant) {
         self.leave_backend();
-        self.queued = false;
+        self.queued = None;
         self.inbox = Vec::new();
         self.phase = Phase::Closing;
         self.since = now;
@@ -186,10 +188,11 @@ impl Exchange {
             Phase::Head if !self.inbox.is_empty() => {
                 let Some((head, length)) = http::request_head(&self.inbox, self.max_body)? else { return Ok(false) };
                 let connection = self.server.connect().map_err(|_| OVERLOADED)?;
-                self.queued = connection.is_none();
-                if self.queued {
+                if connection.is_none() {
+                    self.queued.get_or_insert(now);
                     return Ok(false);
                 }
+                self.queued = None;
                 self.backend = connection;
                 self.consume(length);
                 self.begin(head, now);
@@ -384,7 +387,7 @@ impl Drop for Exchange {
 impl Session for Exchange {
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
         let wants = match self.phase {
-            Phase::Head | Phase::Closing => !self.ended && !self.queued,
+            Phase::Head | Phase::Closing => !self.ended && self.queued.is_none(),
             Phase::Body => !self.ended && self.to_backend.is_empty(),
             Phase::Answer => false,
         };
@@ -416,6 +419,7 @@ impl Session for Exchange {
             return Some(self.taking.deadline());
         }
         match self.phase {
+            Phase::Head if self.queued.is_some() => self.queued.map(|since| since + QUEUE_LIMIT),
             Phase::Head if self.inbox.is_empty() && self.used => Some(self.since + IDLE_LIMIT),
             Phase::Head => Some(self.since + HEAD_LIMIT),
             Phase::Body => Some(self.sending.deadline()),
@@ -433,7 +437,7 @@ impl Session for Exchange {
         if waiting || !self.to_client.is_empty() || !self.may_refuse() {
             return Turn::Over;
         }
-        self.refuse(TOO_SLOW, now);
+        self.refuse(if self.queued.is_some() { OVERLOADED } else { TOO_SLOW }, now);
         self.write(now).map_or(Turn::Over, |()| Turn::GoOn)
     }
 
@@ -443,7 +447,7 @@ impl Session for Exchange {
     }
 
     fn is_queued(&self) -> bool {
-        self.queued
+        self.queued.is_some()
     }
 
     fn finish(&mut self) -> Turn {

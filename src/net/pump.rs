@@ -22,6 +22,8 @@ use crate::metrics::METRICS;
 const SCRATCH: usize = 64 << 10;
 /// Pause after accept(2) failed, for want of descriptors for instance: the connection stays readable meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A queued session tries again after so long even if nothing wakes the pump.
+const QUEUE_RETRY: Duration = Duration::from_secs(1);
 /// Connections beyond a door's limit that may be told so at once; further ones are closed.
 const TURNED_AWAY: usize = 64;
 
@@ -166,6 +168,9 @@ impl Pump {
     fn run(mut self) {
         let mut scratch = vec![0; SCRATCH];
         while !self.is_done() {
+            if !self.sessions.is_empty() {
+                self.sessions.rotate_left(1); // so that none is always the last to try
+            }
             let (doors, sessions) = self.wait();
             let now = Instant::now();
             // Wakes are taken before sessions get their turn: one that comes while they have it is for the next round.
@@ -198,7 +203,8 @@ impl Pump {
             fds.extend(session.watch().into_iter().flatten().map(|(fd, flags)| PollFd::new(fd, flags)));
         }
         let deadlines = self.sessions.iter().filter_map(|(_, s)| s.deadline());
-        let next = deadlines.chain(self.stop_by).chain(self.accept_again.filter(|_| !accepting)).min();
+        let queued = self.sessions.iter().any(|(_, s)| s.is_queued()).then(|| now + QUEUE_RETRY);
+        let next = deadlines.chain(queued).chain(self.stop_by).chain(self.accept_again.filter(|_| !accepting)).min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the deadline has passed when poll returns.
             let ms = at.saturating_duration_since(now).as_millis() + 1;

@@ -64,8 +64,7 @@ impl TlsTransport {
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
-        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(TlsTransport { stream: StreamOwned::new(tls, timed), buffers, served: false, answering: false })
+        Ok(TlsTransport { stream: StreamOwned::new(tls, timed), buffers: buffers(), served: false, answering: false })
     }
 
     /// Tells a connection that went stale in the pool from one that failed.
@@ -73,6 +72,11 @@ impl TlsTransport {
         let closed = matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
         if closed && self.served && !self.answering { io::Error::other(Stale).into() } else { with_timeout(e, timeout) }
     }
+}
+
+/// Buffers for a TLS record each way (RFC 8446, 5.1). They take memory when they are used.
+fn buffers() -> LazyBuffers {
+    LazyBuffers::new(16 << 10, 16 << 10)
 }
 
 fn protocol(tls: &ClientConnection) -> &'static str {
@@ -102,8 +106,6 @@ impl Transport for TlsTransport {
         let timeout = timeout.for_write();
         self.stream.sock.deadline = deadline(timeout);
         let sent = self.stream.write_all(&self.buffers.output()[..amount]).and_then(|()| self.stream.flush());
-        // The buffer lives as long as the connection, and this was a piece of a file.
-        self.buffers.output()[..amount].fill(0);
         sent.map_err(|e| self.fail(e, timeout))
     }
 
@@ -122,7 +124,11 @@ impl Transport for TlsTransport {
 
     /// Looks for what came in while the connection lay in the pool: session tickets are fine, an end is not, and
     /// neither is an answer that nobody asked for.
+    ///
+    /// ureq asks before it puts a connection into the pool. The buffers hold pieces of files by then, so they are given
+    /// back, and wiped thereby; the next request makes new ones.
     fn is_open(&mut self) -> bool {
+        self.buffers = buffers();
         let StreamOwned { conn, sock } = &mut self.stream;
         let mut look = || -> io::Result<bool> {
             if conn.process_new_packets().map_err(io::Error::other)?.plaintext_bytes_to_read() > 0 {

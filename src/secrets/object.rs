@@ -10,6 +10,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::bundle::{Refusal, refuse};
+use crate::json::Text;
 
 /// How many unknown names are remembered, and the longest that is shown, in bytes: a key of 32 bytes in base64, set
 /// in the wrong place, is longer.
@@ -94,7 +95,7 @@ impl<'de> Visitor<'de> for Members<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
         let mut object = Object { known: Vec::new(), unknown: Vec::new() };
-        while let Some(Name(name)) = map.next_key()? {
+        while let Some(Text(name)) = map.next_key()? {
             match self.keep {
                 Keep::Most(most) if object.known.len() == most => {
                     return Err(serde::de::Error::custom(format_args!("holds more than {most} members")));
@@ -115,10 +116,6 @@ impl<'de> Visitor<'de> for Members<'_> {
         Ok(object)
     }
 }
-
-/// A member's name, borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
