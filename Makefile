@@ -25,7 +25,7 @@ test:
 	cargo test --workspace
 	tests/footprint.sh
 	TEEMARKD="$${CARGO_TARGET_DIR:-$$PWD/target}/x86_64-unknown-linux-musl/release/teemarkd" \
-	  cargo test --test memory --test secrecy_memory
+	  cargo test --workspace --test memory --test secrecy_memory
 
 check:
 	host/install-tools.sh check
