@@ -147,14 +147,7 @@ fn exchange(
         let request = agent.post(&url).config().timeout_global(Some(left)).build();
         request.content_type("application/json").send(&body[..])
     };
-    let mut response = match post(&ready.mtls.pooled) {
-        Err(e) if is_stale(&e) => {
-            info!("{e}: trying once more");
-            METRICS.watermark_retries.add(1);
-            post(&ready.mtls.fresh)?
-        }
-        other => other?,
-    };
+    let mut response = with_retry(ready, post)?;
     let limit = body.len().saturating_mul(2).saturating_add(ANSWER_SLACK);
     drop(body);
     if !response.status().is_success() {
@@ -223,6 +216,21 @@ fn read_answer(
     })
 }
 
+/// Makes a call on a pooled connection, and once more on a new one where that proved stale.
+fn with_retry(
+    ready: &Ready,
+    call: impl Fn(&Agent) -> Result<Response<Body>, Error>,
+) -> Result<Response<Body>, WatermarkError> {
+    match call(&ready.mtls.pooled) {
+        Err(e) if is_stale(&e) => {
+            info!("{e}: trying once more");
+            METRICS.watermark_retries.add(1);
+            Ok(call(&ready.mtls.fresh)?)
+        }
+        other => Ok(other?),
+    }
+}
+
 fn is_stale(e: &Error) -> bool {
     matches!(e, Error::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<Stale>()))
 }
@@ -234,10 +242,7 @@ fn is_stale(e: &Error) -> bool {
 pub fn check_watermark_health(ready: &Ready) -> Result<bool, WatermarkError> {
     let url = format!("{}/health", ready.service.url);
     let get = |agent: &Agent| agent.get(&url).config().timeout_global(Some(HEALTH_TIME)).build().call();
-    let mut response = match get(&ready.mtls.pooled) {
-        Err(e) if is_stale(&e) => get(&ready.mtls.fresh)?,
-        other => other?,
-    };
+    let mut response = with_retry(ready, get)?;
     // Read to its end, the connection can serve again.
     response.body_mut().with_config().limit(HEALTH_LIMIT).read_to_vec()?;
     Ok(response.status().is_success())

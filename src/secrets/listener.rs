@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,8 @@ const TURNED_AWAY: usize = 32;
 
 /// Serves handshakes for as long as the process lives.
 pub fn serve(listener: Listener, store: Arc<Store>) {
-    let (senders, turned_away) = (Arc::default(), Arc::default());
+    // Each sender's thread holds a reference, and this loop another.
+    let (senders, turned_away) = (Arc::new(()), Arc::new(()));
     loop {
         let stream = match listener.accept() {
             Ok(stream) => stream,
@@ -37,12 +37,12 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
                 continue;
             }
         };
-        let (serve, place): (fn(Stream, &Store) -> _, _) = match Place::take(&senders, SENDERS) {
-            Some(place) => (handshake, place),
-            None => match Place::take(&turned_away, TURNED_AWAY) {
-                Some(place) => (|stream, _| turn_away(stream), place),
-                None => continue,
-            },
+        let (serve, place): (fn(Stream, &Store) -> _, _) = if Arc::strong_count(&senders) <= SENDERS {
+            (handshake, senders.clone())
+        } else if Arc::strong_count(&turned_away) <= TURNED_AWAY {
+            (|stream, _| turn_away(stream), turned_away.clone())
+        } else {
+            continue;
         };
         let store = store.clone();
         let served = thread::Builder::new().name("handshake".into()).spawn(move || {
@@ -50,22 +50,6 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
             serve(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
         });
         served.map(drop).unwrap_or_else(|e| warn!("secrets: cannot start a thread: {e}"));
-    }
-}
-
-/// One of the places for senders; given back when dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(senders: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
-        let more = |n: usize| (n < most).then_some(n + 1);
-        senders.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Place(senders.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
