@@ -1,0 +1,99 @@
+//! What is said, and where: lines that begin with `[INIT] ` on the console, each in one write where it fits, so that
+//! the kernel's own lines do not fall into it.
+
+use core::fmt::{self, Write};
+
+use rustix::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::stdio;
+
+use crate::errno::Named;
+use crate::sys;
+
+/// Bytes of a line that are written at once; a longer line takes several writes.
+const AT_ONCE: usize = 512;
+
+/// Says a line, with the arguments of `format!`.
+#[macro_export]
+macro_rules! say {
+    ($($arguments:tt)*) => { $crate::console::say(format_args!($($arguments)*)) };
+}
+
+/// Says a line; [`say!`] is the shorter way.
+pub fn say(text: fmt::Arguments) {
+    let mut line = Line { bytes: [0; AT_ONCE], length: 0 };
+    let _ = writeln!(line, "[INIT] {text}");
+    line.flush();
+}
+
+/// A console that cannot be written to is no error: there is nowhere to say it.
+struct Line {
+    bytes: [u8; AT_ONCE],
+    length: usize,
+}
+
+impl Line {
+    fn flush(&mut self) {
+        let mut rest = &self.bytes[..self.length];
+        while !rest.is_empty() {
+            match rustix::io::write(sys::stderr(), rest) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        self.length = 0;
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.length == AT_ONCE {
+                self.flush();
+            }
+            self.bytes[self.length] = byte;
+            self.length += 1;
+        }
+        Ok(())
+    }
+}
+
+/// /dev/null cannot be opened.
+#[derive(Debug)]
+pub struct Error(Errno);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "opening /dev/null: {}", Named(self.0))
+    }
+}
+
+/// Makes /dev/console the standard output and error of this process, and of the target after it; and /dev/null the
+/// standard input, for nobody types at an enclave.
+///
+/// A kernel without a console is no reason to stop, only to be mute: /dev/null stands in. All three descriptors are
+/// taken in any case, since the next file opened would otherwise get a free one and be written to as the console.
+///
+/// # Errors
+/// That of /dev/null.
+pub fn open_standard_streams() -> Result<(), Error> {
+    let null = open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error)?;
+    let console = open(c"/dev/console", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty());
+    let output = console.as_ref().unwrap_or(&null);
+    stdio::dup2_stdin(&null)
+        .and_then(|()| stdio::dup2_stdout(output))
+        .and_then(|()| stdio::dup2_stderr(output))
+        .map_err(Error)?;
+    keep_standard(null);
+    let _ = console.map(keep_standard);
+    Ok(())
+}
+
+/// Closes a descriptor, unless it is itself a standard stream: the kernel may have started us without any.
+fn keep_standard(fd: OwnedFd) {
+    if fd.as_raw_fd() <= stdio::raw_stderr() {
+        let _ = fd.into_raw_fd();
+    }
+}

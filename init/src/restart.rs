@@ -1,0 +1,48 @@
+//! The end: kills what is left, gives the console time, and restarts the machine, which ends an enclave.
+
+use core::time::Duration;
+
+use rustix::process::{Pid, Signal, getpid, kill_process_group};
+use rustix::system::{RebootCommand, reboot};
+use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
+
+use crate::errno::Named;
+use crate::sys;
+
+/// How long the last lines stay before the restart, for the console's reader to get them.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The proof that this process is PID 1, without which nothing here may be done: elsewhere it would kill every
+/// process of the user and restart their machine.
+pub struct PidOne(());
+
+impl PidOne {
+    /// Gives the proof, if it is so.
+    pub fn check() -> Option<Self> {
+        (getpid() == Pid::INIT).then_some(Self(()))
+    }
+
+    /// Kills all other processes, waits a second, and restarts the machine. Nothing is synchronized: there is no disk.
+    pub fn restart(self) -> ! {
+        // kill(2) takes the group's number negated, and -1 is everyone but PID 1.
+        let _ = kill_process_group(Pid::INIT, Signal::KILL);
+        let mut left = Timespec { tv_sec: PAUSE.as_secs() as _, tv_nsec: 0 };
+        while let NanosleepRelativeResult::Interrupted(rest) = nanosleep(&left) {
+            left = rest;
+        }
+        if let Err(errno) = reboot(RebootCommand::Restart) {
+            say!("restarting: {}; ending PID 1 instead, at which the kernel panics", Named(errno));
+        }
+        sys::exit(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ordinary_process_gets_no_proof() {
+        assert!(PidOne::check().is_none());
+    }
+}
