@@ -1,0 +1,233 @@
+//! The build, told from top to bottom.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use teemarkd::time::Utc;
+
+use crate::eif::{EifError, Image, Metadata, assemble};
+use crate::inputs::{Files, InputError, Inputs};
+use crate::output::{self, Output, OutputError};
+use crate::parts::Parts;
+use crate::ramdisk::{Entry, Node, RamdiskError, newc};
+use crate::record::{Part, Record};
+use crate::{certificates, contents, xz};
+
+/// The most bytes of a command line: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
+/// virtual machine appends (a virtio_mmio.device= for each device).
+const MOST_COMMAND_LINE: usize = 2048 - 1 - 512;
+
+/// What to build.
+pub struct Request<'a> {
+    pub files: &'a Files,
+    /// In place of [`contents::command_line`].
+    pub command_line: Option<&'a str>,
+    /// The image's name, and that of its files.
+    pub name: &'a str,
+    /// The folder of the results.
+    pub output: &'a Path,
+    /// The build time that the image's metadata tells.
+    pub built: Utc,
+    /// The time now, when certificates have to be valid.
+    pub now: Utc,
+}
+
+/// What was built.
+pub struct Built {
+    pub record: Record,
+    /// NAME.eif, NAME.pcrs and NAME.json.
+    pub paths: Vec<PathBuf>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Nothing was built, and the files of an earlier build are as they were.
+#[derive(Debug)]
+pub enum BuildError {
+    Input(InputError),
+    /// Not of letters, digits, `.`, `_` and `-`, a letter or digit first.
+    Name(String),
+    CommandLine(String),
+    Ramdisk(RamdiskError),
+    Eif(EifError),
+    Output(OutputError),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Input(e) => write!(f, "{e}"),
+            Self::Name(name) => {
+                write!(
+                    f,
+                    "{name:?} is no name for an image: letters, digits, `.`, `_` and `-`, a letter or digit first"
+                )
+            }
+            Self::CommandLine(reason) => write!(f, "command line: {reason}"),
+            Self::Ramdisk(e) => write!(f, "{e}"),
+            Self::Eif(e) => write!(f, "{e}"),
+            Self::Output(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// Builds an image and writes NAME.eif, NAME.pcrs and NAME.json.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build(request: &Request<'_>) -> Result<Built, BuildError> {
+    check_name(request.name)?;
+    let inputs = Inputs::read(request.files, request.now).map_err(BuildError::Input)?;
+    let (first, second) = (contents::first(&inputs), contents::second(&inputs));
+    let debug = inputs.debug.is_some();
+    let command_line = request.command_line.map_or_else(|| contents::command_line(debug), str::to_owned);
+    check_command_line(&command_line, first.iter().chain(&second))?;
+
+    let ramdisk = |entries: &[Entry]| newc(entries).map(|archive| xz::compress(&archive)).map_err(BuildError::Ramdisk);
+    let parts =
+        Parts { kernel: inputs.kernel.clone(), command_line, ramdisks: vec![ramdisk(&first)?, ramdisk(&second)?] };
+    let metadata = Metadata {
+        name: request.name,
+        version: env!("CARGO_PKG_VERSION"),
+        kernel_version: inputs.kernel_version.as_deref(),
+        built: request.built,
+        debug,
+    };
+    let image = assemble(&parts, &metadata, inputs.signer.as_ref()).map_err(BuildError::Eif)?;
+    let record = record(&inputs, &metadata, &parts, &image);
+    let paths = write(request, &inputs, &image, &record)?;
+    let warnings = warnings(request, &inputs, &paths[0]);
+    Ok(Built { record, paths, warnings })
+}
+
+fn check_name(name: &str) -> Result<(), BuildError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain) {
+        true => Ok(()),
+        false => Err(BuildError::Name(name.into())),
+    }
+}
+
+/// A line that the kernel takes whole, with a target that is there.
+fn check_command_line<'a>(line: &str, mut entries: impl Iterator<Item = &'a Entry>) -> Result<(), BuildError> {
+    let refuse = |reason: String| Err(BuildError::CommandLine(reason));
+    if line.len() > MOST_COMMAND_LINE {
+        return refuse(format!("has {} bytes, and {MOST_COMMAND_LINE} is the most", line.len()));
+    }
+    if let Some(other) = line.chars().find(|c| !(' '..='~').contains(c)) {
+        return refuse(format!("has the character {other:?}, which is not printable ASCII"));
+    }
+    // As init reads it.
+    let target = line.split(' ').filter_map(|word| word.strip_prefix("teemark.target=")).next_back();
+    let target = target.unwrap_or(contents::DAEMON);
+    let starts = |entry: &Entry| entry.path == target && matches!(entry.node, Node::File(_)) && entry.mode & 0o111 != 0;
+    match entries.any(starts) {
+        true => Ok(()),
+        false => refuse(format!("teemark.target={target} is no program of this image")),
+    }
+}
+
+fn record(inputs: &Inputs, metadata: &Metadata<'_>, parts: &Parts, image: &Image) -> Record {
+    let settings = &inputs.settings;
+    let mut known = BTreeMap::from([
+        ("kernel", Part::of(&inputs.kernel)),
+        ("init", Part::of(&inputs.init)),
+        ("teemarkd", Part::of(&inputs.daemon)),
+        ("endpoints", Part::of(&settings.endpoints)),
+        ("ramdisk-0", Part::of(&parts.ramdisks[0])),
+        ("ramdisk-1", Part::of(&parts.ramdisks[1])),
+        ("eif", Part::of(&image.bytes)),
+    ]);
+    let environment = if settings.secrets.is_empty() { Part::of } else { Part::secret };
+    known.insert("environment", environment(&settings.environment));
+    if let Some(certificates) = &inputs.certificates {
+        for ((name, mode), contents) in certificates::FILES.iter().zip(&certificates.contents) {
+            known.insert(name, if *mode == 0o600 { Part::secret(contents) } else { Part::of(contents) });
+        }
+    }
+    if let Some(debug) = &inputs.debug {
+        known.insert("launcher", Part::of(&debug.launcher));
+        known.insert("shell", Part::of(&debug.shell));
+    }
+    Record {
+        name: metadata.name.into(),
+        version: metadata.version.into(),
+        kernel_version: inputs.kernel_version.clone(),
+        command_line: parts.command_line.clone(),
+        debug: metadata.debug,
+        signed: inputs.signer.is_some(),
+        secrets: inputs.secrets().into_iter().map(str::to_owned).collect(),
+        pcrs: image.pcrs.clone(),
+        parts: known.into_iter().map(|(name, part)| (name.to_owned(), part)).collect(),
+    }
+}
+
+fn write(request: &Request<'_>, inputs: &Inputs, image: &Image, record: &Record) -> Result<Vec<PathBuf>, BuildError> {
+    let mode = if inputs.secrets().is_empty() { output::PUBLIC } else { output::PRIVATE };
+    let (pcrs, json) = (image.pcrs.to_string(), record.to_json());
+    let file = |extension, contents, mode| Output { name: format!("{}.{extension}", request.name), contents, mode };
+    let files = [
+        file("eif", &image.bytes, mode),
+        file("pcrs", pcrs.as_bytes(), output::PUBLIC),
+        file("json", json.as_bytes(), output::PUBLIC),
+    ];
+    output::write(request.output, &files).map_err(BuildError::Output)
+}
+
+fn warnings(request: &Request<'_>, inputs: &Inputs, eif: &Path) -> Vec<String> {
+    let mut warnings = inputs.settings.doubts.clone();
+    if let Some(certificates) = inputs.certificates.as_ref().filter(|certificates| !certificates.issued_by_ca) {
+        let folder = request.files.certs.as_deref().unwrap_or(Path::new("")).display();
+        warnings.push(format!(
+            "{folder}: ecs-ca.crt did not issue client.crt (valid until {}); the service must know another CA",
+            certificates.ends
+        ));
+    }
+    let secrets = inputs.secrets();
+    if !secrets.is_empty() {
+        warnings.push(format!(
+            "THE IMAGE HOLDS SECRETS: {}. Everyone who can read {} has them; it has mode 600. The handshake keeps them \
+             out of the image.",
+            secrets.join(", "),
+            eif.display()
+        ));
+    }
+    if inputs.debug.is_some() {
+        warnings.push("this image has a shell: it is for debugging, and no secret belongs into it".into());
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_lead_out_of_the_folder_or_look_like_an_option() {
+        for name in ["", ".", "..", "../x", "a/b", "-x", ".x", "a b", "ä"] {
+            assert!(matches!(check_name(name), Err(BuildError::Name(_))), "{name}");
+        }
+        check_name("teemark-debug_1.0").unwrap();
+    }
+
+    #[test]
+    fn a_command_line_names_a_program_of_the_image_and_fits_the_kernel() {
+        let entries =
+            [Entry::file("/teemarkd", 0o755, ""), Entry::file("/text", 0o644, ""), Entry::directory("/bin", 0o755)];
+        let check = |line: &str| check_command_line(line, entries.iter()).map_err(|e| e.to_string());
+        for line in ["", "panic=1", "teemark.target=/no teemark.target=/teemarkd", &"x".repeat(MOST_COMMAND_LINE)] {
+            check(line).unwrap();
+        }
+        for target in ["/no", "/text", "/bin", "teemarkd", ""] {
+            let refused = check(&format!("teemark.target=/teemarkd teemark.target={target}")).unwrap_err();
+            assert_eq!(refused, format!("command line: teemark.target={target} is no program of this image"));
+        }
+        for (line, reason) in [("a\nb", "'\\n'"), ("a\0", "'\\0'"), ("ä", "'ä'"), (&"x".repeat(1536), "has 1536 bytes")]
+        {
+            assert!(check(line).unwrap_err().contains(reason), "{line:?}");
+        }
+    }
+}

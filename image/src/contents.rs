@@ -1,0 +1,114 @@
+//! What stands where in the enclave.
+
+use crate::certificates;
+use crate::inputs::Inputs;
+use crate::ramdisk::Entry;
+
+pub const INIT: &str = "/init";
+pub const DAEMON: &str = "/teemarkd";
+pub const ENDPOINTS: &str = "/allowed_endpoints.yaml";
+pub const ENVIRONMENT: &str = "/etc/teemark.env";
+pub const CERTS: &str = "/opt/enclave/certs";
+pub const LAUNCHER: &str = "/run.sh";
+pub const SHELL: &str = "/bin/busybox";
+
+/// The applets of busybox that have a name of their own in a debug image: what one looks at a system with.
+const APPLETS: [&str; 44] = [
+    "awk",
+    "base64",
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dmesg",
+    "du",
+    "env",
+    "find",
+    "free",
+    "grep",
+    "head",
+    "hexdump",
+    "hostname",
+    "id",
+    "ifconfig",
+    "ip",
+    "kill",
+    "less",
+    "ln",
+    "ls",
+    "mkdir",
+    "mount",
+    "mv",
+    "nc",
+    "netstat",
+    "ps",
+    "rm",
+    "sed",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "tail",
+    "top",
+    "uname",
+    "vi",
+    "wc",
+    "wget",
+];
+
+/// The first ramdisk, which counts to PCR1: PID 1, and the folders that it mounts on.
+pub fn first(inputs: &Inputs) -> Vec<Entry> {
+    let mut entries = vec![Entry::file(INIT, 0o755, inputs.init.clone()), Entry::directory("/tmp", 0o1777)];
+    entries.extend(["/dev", "/etc", "/proc", "/run", "/sys"].map(|path| Entry::directory(path, 0o755)));
+    entries
+}
+
+/// The second ramdisk, which is PCR2: the daemon with its allow list, settings and perhaps certificates, and what a
+/// debug image has beside them. The kernel unpacks it over the first.
+pub fn second(inputs: &Inputs) -> Vec<Entry> {
+    let mut entries = vec![
+        Entry::file(DAEMON, 0o755, inputs.daemon.clone()),
+        Entry::file(ENDPOINTS, 0o644, inputs.settings.endpoints.clone()),
+        Entry::directory("/etc", 0o755),
+        Entry::file(ENVIRONMENT, 0o644, inputs.settings.environment.clone()),
+    ];
+    entries.extend(["/opt", "/opt/enclave", CERTS].map(|path| Entry::directory(path, 0o755)));
+    if let Some(certificates) = &inputs.certificates {
+        let files = certificates::FILES.iter().zip(&certificates.contents);
+        entries.extend(
+            files.map(|((name, mode), contents)| Entry::file(&format!("{CERTS}/{name}"), *mode, contents.clone())),
+        );
+    }
+    if let Some(debug) = &inputs.debug {
+        entries.push(Entry::file(LAUNCHER, 0o755, debug.launcher.clone()));
+        entries.push(Entry::directory("/bin", 0o755));
+        entries.push(Entry::file(SHELL, 0o755, debug.shell.clone()));
+        entries.extend(APPLETS.map(|applet| Entry::link(&format!("/bin/{applet}"), "busybox")));
+    }
+    entries
+}
+
+/// The kernel's command line where none is given. The kernel restarts the machine when it panics, which ends the
+/// enclave; the console is what nitro-cli shows of a debug enclave.
+pub fn command_line(debug: bool) -> String {
+    let target = if debug { LAUNCHER } else { DAEMON };
+    format!("reboot=k panic=1 console=ttyS0 teemark.target={target}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debians_busybox_has_every_applet() {
+        let list = std::process::Command::new("/bin/busybox").arg("--list").output().unwrap();
+        let list = String::from_utf8(list.stdout).unwrap();
+        for applet in APPLETS {
+            assert!(list.lines().any(|line| line == applet), "{applet}");
+        }
+    }
+}

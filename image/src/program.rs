@@ -1,0 +1,33 @@
+//! The programs that run in the enclave: static ones, since there is no library in there.
+
+use object::LittleEndian as LE;
+use object::elf::{DT_NEEDED, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PT_INTERP, PT_LOAD};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+
+/// Checks that this is a program for x86-64 that needs no library and no loader, and that it is whole.
+///
+/// # Errors
+/// What it is not.
+pub fn check(program: &[u8]) -> Result<(), &'static str> {
+    const OTHER: &str = "is no program for x86-64 Linux";
+    const DAMAGED: &str = "is damaged or cut off: build it again";
+    if !program.starts_with(b"\x7fELF") {
+        return Err(OTHER);
+    }
+    let header = FileHeader64::<LE>::parse(program).map_err(|_| OTHER)?;
+    if header.e_machine(LE) != EM_X86_64 || ![ET_EXEC, ET_DYN].contains(&header.e_type(LE)) {
+        return Err(OTHER);
+    }
+    let segments = header.program_headers(LE, program).map_err(|_| DAMAGED)?;
+    if !segments.iter().any(|segment| segment.p_type(LE) == PT_LOAD) {
+        return Err(OTHER);
+    }
+    for segment in segments {
+        segment.data(LE, program).map_err(|()| DAMAGED)?;
+        let dynamic = segment.dynamic(LE, program).map_err(|_| DAMAGED)?.unwrap_or_default();
+        if segment.p_type(LE) == PT_INTERP || dynamic.iter().any(|entry| entry.tag32(LE) == Some(DT_NEEDED)) {
+            return Err("is not static: build it with --target x86_64-unknown-linux-musl");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! The allow list and the environment file, read as init and the daemon will read them in the enclave, so that no image
+//! is built that would refuse its own settings.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use init::environment::{self, Environment};
+use teemarkd::net::egress::Route;
+use teemarkd::net::endpoints::AllowList;
+use teemarkd::secrets::bundle::{Bundle, CERTIFICATES, FILE_KEYS, ITEMS, bundle_of_environment};
+use teemarkd::settings::{self, Handshake};
+use teemarkd::time::Utc;
+
+use crate::contents;
+use crate::inputs::{Files, InputError, read};
+
+/// Variables whose value is a secret.
+const SECRET: [&str; 2] = [CERTIFICATES, FILE_KEYS];
+
+/// Two files that fit each other and the image.
+pub struct Settings {
+    /// The allow list.
+    pub endpoints: Vec<u8>,
+    /// The environment file.
+    pub environment: Vec<u8>,
+    /// Variables of it that hold a secret.
+    pub secrets: Vec<&'static str>,
+    /// SHA-256 of the CAs that the service may be certified by; where empty, any.
+    pub pinned: Vec<[u8; 32]>,
+    /// What works, and is not likely to be meant.
+    pub doubts: Vec<String>,
+}
+
+impl Settings {
+    /// Reads and checks the two files, and puts the operators' keys into the second. `now` is when certificates in the
+    /// environment have to be valid.
+    ///
+    /// # Errors
+    /// What init or the daemon would refuse, and a setting that points to where the image has nothing.
+    pub fn read(files: &Files, now: Utc) -> Result<Settings, InputError> {
+        let (endpoints, file, baked) = (&*files.endpoints, &*files.environment, files.certs.is_some());
+        let list = read(endpoints)?;
+        let allowed = AllowList::load(endpoints).map_err(InputError::AllowList)?;
+        let mut text = read(file)?;
+        put_operators(&files.operators, &mut text)?;
+        let mut doubts = Vec::new();
+        if allowed.iter().next().is_none() {
+            doubts.push(format!("{} allows no endpoint, so the enclave can reach none", endpoints.display()));
+        }
+
+        let mut used_up = text.clone();
+        let environment = parse(file, &mut used_up)?;
+        let refused = |name: &str, reason: String| {
+            let line = line_of(&text, name);
+            InputError::Refused { file: file.to_owned(), line, reason }
+        };
+        let known = RefCell::new(BTreeSet::new());
+        let variable = |name: &str| {
+            known.borrow_mut().insert(name.to_owned());
+            value_of(&environment, name).map(OsStr::to_owned)
+        };
+        let daemon = settings::Settings::read(variable).map_err(|error| {
+            let error = error.to_string();
+            refused(error.split(':').next().unwrap_or_default(), error.clone())
+        })?;
+        if let Some(items) = bundle_of_environment(&ITEMS, variable) {
+            Bundle::parse(&items, &allowed, &daemon.pinned, now)
+                .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;
+        }
+        if daemon.endpoints != Path::new(contents::ENDPOINTS) {
+            let name = "TEEMARK_ENDPOINTS";
+            return Err(refused(name, format!("{name}: the image has the list as {}", contents::ENDPOINTS)));
+        }
+        if baked && daemon.certs != Path::new(contents::CERTS) {
+            let name = "TEEMARK_CERTS";
+            return Err(refused(name, format!("{name}: the image has the certificates in {}", contents::CERTS)));
+        }
+
+        let at = |name| match line_of(&text, name) {
+            0 => file.display().to_string(),
+            line => format!("{}:{line}", file.display()),
+        };
+        if daemon.egress == Route::Direct {
+            doubts.push(format!(
+                "{}: TEEMARK_EGRESS=direct reaches nothing: an enclave has no TCP",
+                at("TEEMARK_EGRESS")
+            ));
+        }
+        doubts.extend(trust(&daemon).into_iter().map(|(name, doubt)| format!("{}: {doubt}", at(name))));
+        let known = known.borrow();
+        let unknown = names(&environment).filter(|name| name.starts_with("TEEMARK_") && !known.contains(*name));
+        doubts.extend(unknown.map(|name| format!("{}: teemarkd has no setting {name}", at(name))));
+        let set = |name: &&&str| value_of(&environment, name).is_some_and(|value| !value.is_empty());
+        let secrets = SECRET.iter().filter(set).copied().collect();
+        Ok(Settings { endpoints: list, environment: text, secrets, pinned: daemon.pinned, doubts })
+    }
+}
+
+/// Adds TEEMARK_OPERATOR_KEYS to the environment file.
+fn put_operators(operators: &[PathBuf], text: &mut Vec<u8>) -> Result<(), InputError> {
+    let mut keys = Vec::new();
+    for file in operators {
+        let key = String::from_utf8(read(file)?).unwrap_or_default();
+        let good = STANDARD.decode(key.trim()).is_ok_and(|bytes| bytes.len() == 32);
+        if !good {
+            return Err(InputError::refused(file, "is no public half of an operator's key: base64 of 32 bytes"));
+        }
+        keys.push(key.trim().to_owned());
+    }
+    if !keys.is_empty() {
+        if !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        text.extend_from_slice(format!("TEEMARK_OPERATOR_KEYS={}\n", keys.join(",")).as_bytes());
+    }
+    Ok(())
+}
+
+/// What an image gives up, by the setting that does.
+fn trust(daemon: &settings::Settings) -> Vec<(&'static str, &'static str)> {
+    let mut doubts = Vec::new();
+    match &daemon.handshake {
+        Handshake::Plain => doubts.push((
+            "TEEMARK_HANDSHAKE",
+            "TEEMARK_HANDSHAKE=plain lets the parent read the secrets, and send its own in their place",
+        )),
+        Handshake::Sealed(operators) if operators.is_empty() => doubts.push((
+            "TEEMARK_OPERATOR_KEYS",
+            "no operator's key is in the image, so nobody can send it secrets: --operator",
+        )),
+        Handshake::Sealed(_) => {}
+    }
+    if daemon.allow_unwatermarked {
+        doubts.push((
+            "TEEMARK_ALLOW_UNWATERMARKED",
+            "TEEMARK_ALLOW_UNWATERMARKED=on gives out unmarked files where the service leaves the marked one out",
+        ));
+    }
+    if !daemon.grants {
+        doubts.push(("TEEMARK_GRANTS", "TEEMARK_GRANTS=off gives any file to whoever reaches the public port"));
+    }
+    doubts
+}
+
+/// Parses the environment file as init does; the text is used up.
+fn parse<'a>(file: &Path, text: &'a mut [u8]) -> Result<Environment<'a>, InputError> {
+    if text.len() > environment::FILE_BYTES {
+        return Err(InputError::refused(file, format!("has more than {} bytes", environment::FILE_BYTES)));
+    }
+    Environment::parse(text).map_err(|error| match error {
+        environment::Error::Line(line, fault) => {
+            InputError::Refused { file: file.to_owned(), line, reason: fault.to_string() }
+        }
+        environment::Error::File(_) => InputError::refused(file, error.to_string()),
+    })
+}
+
+/// Each variable's name and value.
+fn variables<'a>(environment: &'a Environment<'_>) -> impl Iterator<Item = (&'a str, &'a OsStr)> {
+    environment.variables().iter().filter_map(|variable| {
+        let (name, value) =
+            variable.to_bytes().split_at_checked(variable.to_bytes().iter().position(|b| *b == b'=')?)?;
+        Some((str::from_utf8(name).ok()?, OsStr::from_bytes(&value[1..])))
+    })
+}
+
+fn names<'a>(environment: &'a Environment<'_>) -> impl Iterator<Item = &'a str> {
+    variables(environment).map(|(name, _)| name)
+}
+
+fn value_of<'a>(environment: &'a Environment<'_>, name: &str) -> Option<&'a OsStr> {
+    variables(environment).find(|(n, _)| *n == name).map(|(_, value)| value)
+}
+
+/// The line that sets a variable, counted from 1; 0 where none does.
+fn line_of(text: &[u8], name: &str) -> usize {
+    let sets = |line: &[u8]| line.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+    text.split(|byte| *byte == b'\n').position(sets).map_or(0, |at| at + 1)
+}

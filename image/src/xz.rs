@@ -1,0 +1,69 @@
+//! The compression of the ramdisks: xz as the kernel's decoder takes it (lib/decompress_unxz.c, Documentation/staging/
+//! xz.rst), which knows CRC32 as the only check.
+
+use std::io::Write;
+
+use liblzma::stream::{Check, Filters, LzmaOptions, PRESET_EXTREME, Stream};
+use liblzma::write::XzEncoder;
+
+/// Largest dictionary, in bytes. The kernel allocates the whole of it while it unpacks, in an enclave that may have
+/// 64 MiB.
+const MOST_DICTIONARY: u32 = 4 << 20;
+/// Smallest dictionary of the format, in bytes.
+const LEAST_DICTIONARY: u32 = 4 << 10;
+
+/// Compresses in one block; the length is a multiple of 4, so that ramdisks can stand one after the other.
+///
+/// Machine code becomes smaller where the targets of its jumps are made absolute before (the BCJ filter), other
+/// contents larger, so the smaller of both results is taken.
+pub fn compress(contents: &[u8]) -> Vec<u8> {
+    let mut options = LzmaOptions::new_preset(9 | PRESET_EXTREME).expect("the preset exists");
+    options.dict_size(dictionary(contents.len()));
+    let plain = encode(contents, Filters::new().lzma2(&options));
+    let filtered = encode(contents, Filters::new().x86().lzma2(&options));
+    if filtered.len() < plain.len() { filtered } else { plain }
+}
+
+fn encode(contents: &[u8], filters: &Filters) -> Vec<u8> {
+    let stream = Stream::new_stream_encoder(filters, Check::Crc32).expect("the filters fit together");
+    let mut encoder = XzEncoder::new_stream(Vec::new(), stream);
+    encoder.write_all(contents).and_then(|()| encoder.finish()).expect("memory takes every byte")
+}
+
+/// The smallest size that covers the contents: 2^n or 2^n + 2^(n-1) bytes, which are the ones the format can tell.
+fn dictionary(contents: usize) -> u32 {
+    let sizes = (0..).flat_map(|n| [LEAST_DICTIONARY << n, (LEAST_DICTIONARY << n) / 2 * 3]);
+    sizes.take_while(|size| *size < MOST_DICTIONARY).find(|size| *size as usize >= contents).unwrap_or(MOST_DICTIONARY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dictionary_covers_the_contents_and_is_no_larger_than_needed() {
+        for (contents, size) in [
+            (0, 4 << 10),
+            (4 << 10, 4 << 10),
+            ((4 << 10) + 1, 6 << 10),
+            ((6 << 10) + 1, 8 << 10),
+            (2_198_016, 3 << 20),
+            ((3 << 20) + 1, 4 << 20),
+            (1 << 30, 4 << 20),
+        ] {
+            assert_eq!(dictionary(contents), size, "{contents}");
+        }
+    }
+
+    #[test]
+    fn what_was_compressed_comes_back() {
+        let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for contents in [&b""[..], b"a", &[0; 70_000], &noise] {
+            let packed = compress(contents);
+            assert_eq!(packed.len() % 4, 0);
+            let mut unpacked = Vec::new();
+            std::io::Read::read_to_end(&mut liblzma::read::XzDecoder::new(&packed[..]), &mut unpacked).unwrap();
+            assert!(unpacked == contents);
+        }
+    }
+}
