@@ -1,0 +1,106 @@
+//! The enclave, booted from its image.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{ChildStdin, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bus::{Bus, Door, ENCLAVE_CID};
+use crate::console::Console;
+use crate::image::Image;
+use crate::machine;
+use crate::process::Process;
+use crate::qemu::{self, Machine};
+
+/// The running enclave.
+pub struct Enclave {
+    pub console: Console,
+    door: Door,
+    process: Process,
+    keyboard: ChildStdin,
+}
+
+impl Enclave {
+    /// Boots the image with so many MiB of memory: on the machine `nitro-enclave` where QEMU_NITRO names a QEMU that
+    /// has it and the image is as it was built, otherwise kernel, command line and ramdisks on `microvm`. The console goes to `enclave.log`
+    /// in `logs`.
+    ///
+    /// # Errors
+    /// The image cannot be read, or QEMU not be run.
+    pub fn boot(bus: &Bus, image: &Image, memory: u32, logs: &Path, shown: bool) -> Result<Enclave> {
+        let (kernel, ramdisk) = (bus.folder().join("enclave.kernel"), bus.folder().join("enclave.ramdisk"));
+        let qemu = qemu::nitro();
+        let machine = match (&qemu, image.path()) {
+            (Some(qemu), Some(eif)) => Machine::Nitro { qemu, eif },
+            _ => {
+                fs::write(&kernel, image.kernel())?;
+                fs::write(&ramdisk, image.ramdisks())?;
+                Machine::Microvm { kernel: &kernel, ramdisk: &ramdisk, command_line: image.command_line() }
+            }
+        };
+        let log = logs.join("enclave.log");
+        let device = bus.device(ENCLAVE_CID);
+        let (process, console, keyboard) = machine::boot("enclave", &machine, memory, &device, &log, shown)?;
+        Ok(Enclave { console, door: bus.door(ENCLAVE_CID), process, keyboard })
+    }
+
+    /// Types a line on the console. Only a debug image with a shell there reads it.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.keyboard, "{line}").context("the enclave's console")
+    }
+
+    /// Ends the machine from outside, as `nitro-cli terminate-enclave` does.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.process.kill();
+        self.console.wait_for_end(machine::BOOT)
+    }
+
+    /// How the machine ended, if it has or does within `limit`.
+    pub fn ended(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.process.ended(limit)
+    }
+
+    /// Status and body of a GET request, sent from this machine past the parent: for what is measured in
+    /// milliseconds, since starting curl in the parent takes longer.
+    ///
+    /// # Errors
+    /// Nothing listens on that port, or the answer is none.
+    pub fn get(&self, port: u32, path: &str) -> Result<(u16, String)> {
+        let mut stream = self.door.connect(port, machine::BOOT)?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: enclave\r\n\r\n")?;
+        // Not until the end of the connection: it is kept open for a next request.
+        let mut answer = Vec::new();
+        loop {
+            let mut part = [0; 4096];
+            let length = stream.read(&mut part)?;
+            ensure!(length > 0, "the answer to GET {path} ends early: {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&part[..length]);
+            if let Some(complete) = parse(&answer)? {
+                return Ok(complete);
+            }
+        }
+    }
+}
+
+/// Status and body, once all of the answer is there.
+fn parse(answer: &[u8]) -> Result<Option<(u16, String)>> {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(start) = head.parse(answer)? else { return Ok(None) };
+    let length = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+    let length: usize = match length {
+        Some(field) => std::str::from_utf8(field.value)?.parse()?,
+        None => 0,
+    };
+    let body = answer[start..].get(..length).map(|body| String::from_utf8_lossy(body).into_owned());
+    Ok(body.map(|body| (head.code.unwrap_or_default(), body)))
+}

@@ -1,0 +1,34 @@
+//! A virtual machine's start: its process, its console, and its keyboard, which is the serial line's other direction.
+
+use std::io::pipe;
+use std::path::Path;
+use std::process::{ChildStdin, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::console::Console;
+use crate::process::Process;
+use crate::qemu::{self, Machine};
+
+/// Longest wait for a machine to come up: it takes some seconds under TCG on an idle machine.
+pub const BOOT: Duration = Duration::from_secs(180);
+
+/// Starts it. What QEMU itself says is heard on the console too.
+pub fn boot(
+    name: &'static str,
+    machine: &Machine,
+    memory: u32,
+    device: &Path,
+    log: &Path,
+    shown: bool,
+) -> Result<(Process, Console, ChildStdin)> {
+    let (near, far) = pipe()?;
+    let mut command = qemu::command(machine, memory, device);
+    command.stdin(Stdio::piped()).stdout(far.try_clone()?).stderr(far);
+    let mut process = Process::spawn(&mut command)?;
+    let keyboard = process.stdin().context("no standard input")?;
+    // The command holds the pipe's other end, and the console would never end.
+    drop(command);
+    Ok((process, Console::listen(name, near, log, shown)?, keyboard))
+}

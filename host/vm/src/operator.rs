@@ -1,0 +1,145 @@
+//! What an operator has running on the parent beside the enclave, with the commands of a real one.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use teemark_image::ramdisk::Entry;
+
+use crate::bus::ENCLAVE_CID;
+use crate::image::Image;
+use crate::parent::{Output, Parent};
+use crate::process::run;
+use crate::qemu;
+
+/// The watermark service as the image's allow list names it.
+pub const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
+/// The folder of the certificates in the parent.
+pub const CERTS: &str = "/root/certs";
+/// The folder of host/deploy's scripts there.
+const DEPLOY: &str = "/opt/teemark";
+
+/// Makes CA, server and client certificate in a folder of this machine, by certs/make-certs.sh.
+///
+/// # Errors
+/// What the script says.
+pub fn make_certs(folder: &Path, options: &[&str]) -> Result<()> {
+    let script = crate::repository().join("certs/make-certs.sh");
+    run(Command::new(script).args(options).arg(folder)).map(drop)
+}
+
+/// What the watermark service needs of the certificates; it runs on the parent here.
+pub const OF_SERVICE: [&str; 3] = ["ca.crt", "server.crt", "server.key"];
+/// All of them: what an operator has who prepares the handshake on the parent.
+pub const OF_OPERATOR: [&str; 6] = ["ca.crt", "server.crt", "server.key", "client.crt", "client.key", "ecs-ca.crt"];
+
+/// Copies these certificates of a folder of this machine to [`CERTS`].
+///
+/// # Errors
+/// As [`Parent::unpack`]; one of them is missing.
+pub fn bring_certs(parent: &Parent, folder: &Path, names: &[&str]) -> Result<()> {
+    let mut entries = vec![Entry::directory("/root", 0o755), Entry::directory(CERTS, 0o755)];
+    for name in names {
+        entries.push(Entry::file(&format!("{CERTS}/{name}"), 0o600, read(&folder.join(name))?));
+    }
+    parent.unpack(&entries)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| file.display().to_string())
+}
+
+/// The scripts of host/deploy in [`DEPLOY`], and what they ask for the enclave: a stand-in for nitro-cli, which knows
+/// the one enclave.
+///
+/// # Errors
+/// As [`Parent::unpack`].
+pub fn install_deployment(parent: &Parent) -> Result<()> {
+    let mut entries: Vec<_> =
+        ["/opt", DEPLOY, "/usr", "/usr/bin"].iter().map(|folder| Entry::directory(folder, 0o755)).collect();
+    for name in ["enclave.sh", "expose.sh", "send-secrets.sh"] {
+        let script = read(&crate::repository().join("host/deploy").join(name))?;
+        entries.push(Entry::file(&format!("{DEPLOY}/{name}"), 0o755, script));
+    }
+    let enclaves = json!([{"EnclaveName": "teemark", "EnclaveCID": ENCLAVE_CID, "State": "RUNNING"}]);
+    let nitro_cli = format!("#!/bin/sh\n[ \"$1\" = describe-enclaves ] && echo '{enclaves}'\n");
+    entries.push(Entry::file("/usr/bin/nitro-cli", 0o755, nitro_cli));
+    parent.unpack(&entries)
+}
+
+/// Answers the heartbeat as nitro-cli does, on vsock port 9000; the byte is kept in /tmp/heartbeat.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn answer_heartbeat(parent: &Parent) -> Result<()> {
+    let echo = "dd bs=1 count=1 2>/dev/null | tee /tmp/heartbeat";
+    parent.start("heartbeat", &format!("socat -d -d VSOCK-LISTEN:9000,reuseaddr SYSTEM:'{echo}'"), "listening on")
+}
+
+/// The development watermark service on 127.0.0.1:8080, in place of the one at ECS.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn start_service(parent: &Parent) -> Result<()> {
+    let serve = "watermark-service serve --listen 127.0.0.1:8080";
+    let files = format!("--cert {CERTS}/server.crt --key {CERTS}/server.key --client-ca {CERTS}/ca.crt");
+    parent.start("service", &format!("{serve} {files}"), "listening on")
+}
+
+/// The way from the enclave to the service, as AWS' vsock-proxy makes it: endpoint 0 of the allow list at port 8101.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn start_proxy(parent: &Parent) -> Result<()> {
+    parent.start("proxy", "socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr TCP:127.0.0.1:8080", "listening on")
+}
+
+/// Ends the proxy and every connection through it.
+///
+/// # Errors
+/// As [`Parent::stop`].
+pub fn stop_proxy(parent: &Parent) -> Result<()> {
+    parent.stop("proxy")
+}
+
+/// Brings the enclave's public and admin port to TCP on the parent's loopback interface, by expose.sh.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn expose(parent: &Parent) -> Result<()> {
+    parent.start("expose", &format!("env EXPOSE_PUBLIC=127.0.0.1:3000 {DEPLOY}/expose.sh"), "^admin:")?;
+    // It tells that before its listeners are there.
+    parent.wait_until("netstat -lnt | grep -c -E ':300[01] ' | grep -q 2", Duration::from_secs(60))
+}
+
+/// The options of `teemark` by which an enclave of this image can be trusted, as far as that goes here: by its PCRs with
+/// QEMU's module, whose signature is a dummy; else on its own word.
+pub fn trust(image: &Image) -> Vec<String> {
+    match (qemu::nitro(), image.path()) {
+        (Some(_), Some(eif)) => {
+            vec!["--unsigned".into(), "--pcrs".into(), eif.with_extension("pcrs").display().to_string()]
+        }
+        _ => vec!["--development".into()],
+    }
+}
+
+/// Leads a vsock port of the parent to the enclave's public interface, for who is not on the parent: by `forward` it is
+/// a TCP port of this machine.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn lead(parent: &Parent, port: u32, target: &str) -> Result<()> {
+    let socat = format!("socat -d -d -t 60 VSOCK-LISTEN:{port},fork,reuseaddr {target}");
+    parent.start(&format!("lead-{port}"), &socat, "listening on")
+}
+
+/// Sends a bundle to the enclave by send-secrets.sh, and gives what that says: the enclave's answer on standard output.
+///
+/// # Errors
+/// As [`Parent::run`]. A refusal is none: see the status.
+pub fn send_secrets(parent: &Parent, bundle: &[u8]) -> Result<Output> {
+    parent.run_with(&format!("{DEPLOY}/send-secrets.sh -"), bundle)
+}

@@ -1,0 +1,103 @@
+//! The parent machine's ramdisk, made of what this machine has: busybox, socat, curl, jq, the development watermark
+//! service, and the libraries that they name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use teemark_image::ramdisk::{Entry, newc};
+
+use crate::process::run;
+
+/// Programs of this machine that the parent has: what the seed's commands and the tests use there.
+const PROGRAMS: [&str; 3] = ["socat", "curl", "jq"];
+/// Debian's statically linked busybox (package busybox-static): the parent's shell and small commands.
+const BUSYBOX: &str = "/bin/busybox";
+/// `allowed_endpoints.yaml` names the service so; in the parent it is on the loopback interface.
+const HOSTS: &str = "127.0.0.1 localhost watermark.internal.staging.zing.you\n";
+
+/// Makes it: a newc archive that the kernel unpacks as it is. `service` is the watermark service's program.
+///
+/// # Errors
+/// A program is missing on this machine, or cannot be read.
+pub fn make(service: &Path) -> Result<Vec<u8>> {
+    let mut tree = Tree::default();
+    tree.put(Entry::file("/init", 0o755, include_bytes!("../parent/init")));
+    tree.put(Entry::file("/agent", 0o755, include_bytes!("../parent/agent")));
+    tree.put(Entry::file("/etc/hosts", 0o644, HOSTS));
+    for folder in ["/dev", "/proc", "/sys", "/tmp", "/root"] {
+        tree.folder(folder);
+    }
+
+    tree.program(Path::new(BUSYBOX), "/bin/busybox").context("the parent's shell, of Debian's busybox-static")?;
+    for applet in output(Command::new(BUSYBOX).arg("--list"))?.lines().filter(|&applet| applet != "busybox") {
+        tree.put(Entry::link(&format!("/bin/{applet}"), "busybox"));
+    }
+    let mut programs = vec![(service.to_owned(), "watermark-service")];
+    for name in PROGRAMS {
+        let path = find(name).with_context(|| format!("no {name} here; host/install-tools.sh vm installs it"))?;
+        programs.push((path, name));
+    }
+    let mut libraries = BTreeSet::new();
+    for (path, name) in &programs {
+        tree.program(path, &format!("/usr/bin/{name}"))?;
+        libraries.extend(libraries_of(path)?);
+    }
+    for library in libraries {
+        // Under the very name by which the program asks for it, be it a link here.
+        tree.program(Path::new(&library), &library)?;
+    }
+    tree.archive().context("the parent's ramdisk")
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8(run(command)?)?)
+}
+
+/// A program on PATH.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// The files that ld.so(8) loads for a program, as ldd(1) tells them.
+fn libraries_of(program: &Path) -> Result<Vec<String>> {
+    let text = output(Command::new("ldd").arg(program))?;
+    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
+        bail!("{}: {}", program.display(), missing.trim());
+    }
+    // Lines are `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`, and the
+    // vDSO, which is no file.
+    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
+}
+
+/// What stands in the ramdisk, by path; the folders come by themselves.
+#[derive(Default)]
+struct Tree(BTreeMap<String, Entry>);
+
+impl Tree {
+    fn put(&mut self, entry: Entry) {
+        for (end, _) in entry.path.match_indices('/').skip(1) {
+            self.folder(&entry.path[..end]);
+        }
+        self.0.insert(entry.path.clone(), entry);
+    }
+
+    fn folder(&mut self, path: &str) {
+        self.0.entry(path.to_owned()).or_insert_with(|| Entry::directory(path, 0o755));
+    }
+
+    /// A file of this machine, at that path of the parent.
+    fn program(&mut self, from: &Path, path: &str) -> Result<()> {
+        let contents = fs::read(from).with_context(|| from.display().to_string())?;
+        self.put(Entry::file(path, 0o755, contents));
+        Ok(())
+    }
+
+    fn archive(self) -> Result<Vec<u8>> {
+        let entries: Vec<Entry> = self.0.into_values().collect();
+        Ok(newc(&entries)?)
+    }
+}

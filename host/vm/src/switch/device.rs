@@ -1,0 +1,198 @@
+//! A guest's vsock device, as QEMU sees it: the backend of a `vhost-user-vsock-device`.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use vhost::vhost_user::Listener;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+
+use super::Switch;
+use super::packet::{HEADER, Packet};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// VIRTIO_F_VERSION_1: the specification's own layout, not that of the time before it.
+const VERSION_1: u64 = 1 << 32;
+/// The queues, in the specification's order: to the guest, from the guest, events.
+const QUEUES: usize = 3;
+const TO_GUEST: u16 = 0;
+const FROM_GUEST: u16 = 1;
+/// Descriptors of a queue, at most; QEMU asks for 128.
+const QUEUE_LENGTH: usize = 1024;
+/// The number of the switch's bell among the events: the first that vhost-user-backend leaves free.
+const BELL: u64 = QUEUES as u64 + 1;
+
+/// The device, waiting for its QEMU on a Unix socket, for one after another.
+pub struct Device {
+    socket: PathBuf,
+    ended: Arc<AtomicBool>,
+}
+
+impl Device {
+    /// Listens on `socket` for the QEMU of the guest with this CID.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(switch: &Arc<Switch>, cid: u32, socket: &Path) -> Result<Device> {
+        let mut listener = Listener::new(socket, false).with_context(|| socket.display().to_string())?;
+        let ended = Arc::new(AtomicBool::new(false));
+        thread::Builder::new().name(format!("vsock-{cid}")).spawn({
+            let (switch, ended) = (switch.clone(), ended.clone());
+            move || {
+                while !ended.load(Ordering::Acquire) {
+                    // What goes wrong here shows in the guest, whose console is what is looked at.
+                    if let Err(e) = serve(&switch, cid.into(), &mut listener) {
+                        eprintln!("vsock device of the guest {cid}: {e}");
+                        return;
+                    }
+                    switch.detach(cid.into());
+                }
+            }
+        })?;
+        Ok(Device { socket: socket.to_owned(), ended })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        // The thread waits for its next QEMU. This is none and hangs up at once, and the thread sees that it is over.
+        drop(UnixStream::connect(&self.socket));
+    }
+}
+
+/// Serves one QEMU until it hangs up.
+fn serve(switch: &Arc<Switch>, cid: u64, listener: &mut Listener) -> Result<()> {
+    let named = |what: &'static str| move |e: vhost_user_backend::Error| anyhow!("{what}: {e}");
+    let memory = Memory::new(GuestMemoryMmap::new());
+    let (consumer, bell) = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
+    let listened = consumer.as_raw_fd();
+    let backend = Arc::new(Mutex::new(Backend { switch: switch.clone(), cid, memory: memory.clone(), bell: consumer }));
+    let mut daemon = VhostUserDaemon::new(format!("vsock-{cid}"), backend, memory).map_err(named("starting"))?;
+    for handler in daemon.get_epoll_handlers() {
+        handler.register_listener(listened, EventSet::IN, BELL)?;
+    }
+    daemon.start(listener).map_err(named("accepting QEMU"))?;
+    switch.attach(cid, bell);
+    // However it hangs up: QEMU is killed more often than not.
+    let _ = daemon.wait();
+    Ok(())
+}
+
+struct Backend {
+    switch: Arc<Switch>,
+    cid: u64,
+    memory: Memory,
+    bell: EventConsumer,
+}
+
+impl Backend {
+    /// Takes what the guest has sent, and gives it to the switch.
+    fn receive(&self, vring: &VringRwLock) -> io::Result<()> {
+        let mut packets = Vec::new();
+        {
+            let mut ring = vring.get_mut();
+            let memory = self.memory.memory();
+            while let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) {
+                let head = chain.head_index();
+                let mut reader = chain.reader(&memory).map_err(io::Error::other)?;
+                let mut header = [0; HEADER];
+                reader.read_exact(&mut header)?;
+                let (mut packet, length) = Packet::parse(&header);
+                packet.data = vec![0; reader.available_bytes().min(length as usize)];
+                reader.read_exact(&mut packet.data)?;
+                ring.add_used(head, 0).map_err(io::Error::other)?;
+                packets.push(packet);
+            }
+            if !packets.is_empty() {
+                ring.signal_used_queue()?;
+            }
+        }
+        // Before the guest's driver knows its CID it sends as 0; nobody could answer that.
+        packets.into_iter().filter(|packet| packet.from.cid == self.cid).for_each(|packet| self.switch.deliver(packet));
+        Ok(())
+    }
+
+    /// Gives the guest what waits for it, as far as it has laid out buffers. It kicks when it lays out more.
+    fn send(&self, vring: &VringRwLock) -> io::Result<()> {
+        let mut ring = vring.get_mut();
+        if !ring.get_queue().ready() {
+            return Ok(());
+        }
+        let memory = self.memory.memory();
+        let mut any = false;
+        while self.switch.waits(self.cid) {
+            let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
+            let head = chain.head_index();
+            let mut writer = chain.writer(&memory).map_err(io::Error::other)?;
+            let room = writer.available_bytes().saturating_sub(HEADER);
+            let Some(packet) = self.switch.take(self.cid, room) else { break };
+            writer.write_all(&packet.header())?;
+            writer.write_all(&packet.data)?;
+            ring.add_used(head, (HEADER + packet.data.len()) as u32).map_err(io::Error::other)?;
+            any = true;
+        }
+        if any { ring.signal_used_queue() } else { Ok(()) }
+    }
+}
+
+impl VhostUserBackendMut for Backend {
+    type Bitmap = ();
+    type Vring = VringRwLock;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_LENGTH
+    }
+
+    fn features(&self) -> u64 {
+        VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::CONFIG
+    }
+
+    /// Not offered, so never enabled.
+    fn set_event_idx(&mut self, _enabled: bool) {}
+
+    /// struct virtio_vsock_config: the CID, and nothing else.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (start, end) = (offset as usize, offset.saturating_add(size) as usize);
+        self.cid.to_le_bytes().get(start..end).unwrap_or_default().to_vec()
+    }
+
+    fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
+        self.memory = memory;
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    }
+
+    fn handle_event(&mut self, event: u16, _: EventSet, vrings: &[VringRwLock], _: usize) -> io::Result<()> {
+        if u64::from(event) == BELL {
+            // Rung several times, it is heard once.
+            let _ = self.bell.consume();
+        }
+        if event == FROM_GUEST {
+            self.receive(&vrings[usize::from(FROM_GUEST)])?;
+        }
+        self.send(&vrings[usize::from(TO_GUEST)])
+    }
+}

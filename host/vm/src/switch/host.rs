@@ -1,0 +1,380 @@
+//! This machine's end of the switch, CID 2: connections from here to a guest's ports. Guests cannot connect to here.
+//!
+//! Each connection is a pair of Unix sockets. The near one is given out; two threads carry bytes between the far one
+//! and the guest, with virtio-vsock's credit: nobody sends more than the other side's buffer can still hold.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::num::Wrapping;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::Switch;
+use super::packet::{HOST_CID, NO_MORE_RECEIVED, NO_MORE_SENT, Packet, Place, op};
+
+/// Bytes that a connection may hold on the way to its near end: Linux' own default for a vsock.
+const BUFFER: u32 = 256 << 10;
+/// Bytes of a packet, at most (VIRTIO_VSOCK_MAX_PKT_BUF_SIZE in linux/virtio_vsock.h).
+const PACKET: usize = 64 << 10;
+/// Ports of the near ends: above what needs privileges and what anybody listens on.
+const FIRST_PORT: u32 = 1 << 30;
+
+/// The connections, by the guest's end and the port of this machine's.
+#[derive(Default)]
+pub struct Host {
+    connections: Mutex<HashMap<(Place, u32), Arc<Connection>>>,
+    ports: AtomicU32,
+}
+
+struct Connection {
+    guest: Place,
+    port: u32,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    phase: Phase,
+    /// Where bytes for the near end go; none once the guest has sent its last.
+    inward: Option<Sender<Vec<u8>>>,
+    /// Bytes sent to the guest, bytes that it has taken of them, and what its buffer holds.
+    sent: Wrapping<u32>,
+    taken: Wrapping<u32>,
+    buffer: u32,
+    /// Bytes taken out of this end's buffer, and the last such number that the guest has been told.
+    consumed: Wrapping<u32>,
+    told: Wrapping<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Asked,
+    Open,
+    /// The guest takes no more bytes.
+    Deaf,
+    Over,
+}
+
+impl Host {
+    fn connections(&self) -> MutexGuard<'_, HashMap<(Place, u32), Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a packet from a guest; gives the answer, if there is one.
+    pub fn receive(&self, packet: &Packet) -> Option<Packet> {
+        let key = (packet.from, packet.to.port);
+        let Some(connection) = self.connections().get(&key).cloned() else {
+            return (packet.op != op::RST).then(|| packet.refusal());
+        };
+        let mut state = connection.state();
+        (state.taken, state.buffer) = (Wrapping(packet.taken), packet.buffer);
+        let mut answer = None;
+        match packet.op {
+            op::RESPONSE => state.phase = Phase::Open,
+            // An error means that the near end has been closed, and its thread says so to the guest.
+            op::RW => drop(state.inward.as_ref().map(|inward| inward.send(packet.data.clone()))),
+            op::CREDIT_REQUEST => answer = Some(connection.packet(&mut state, op::CREDIT_UPDATE)),
+            op::SHUTDOWN => {
+                if packet.flags & NO_MORE_SENT != 0 {
+                    state.inward = None;
+                }
+                if packet.flags & NO_MORE_RECEIVED != 0 {
+                    state.phase = Phase::Deaf;
+                }
+                if packet.flags & (NO_MORE_SENT | NO_MORE_RECEIVED) == NO_MORE_SENT | NO_MORE_RECEIVED {
+                    // The guest keeps its end for 8 s if nobody says that this one is gone.
+                    answer = Some(packet.refusal());
+                    state.end();
+                }
+            }
+            op::RST => state.end(),
+            _ => {}
+        }
+        if state.phase == Phase::Over {
+            self.connections().remove(&key);
+        }
+        connection.changed.notify_all();
+        answer
+    }
+
+    /// A guest is gone, and with it every connection to it.
+    pub fn forget(&self, cid: u64) {
+        let gone: Vec<_> = self.connections().extract_if(|(guest, _), _| guest.cid == cid).collect();
+        for (_, connection) in gone {
+            connection.state().end();
+            connection.changed.notify_all();
+        }
+    }
+
+    fn remove(&self, connection: &Connection) {
+        self.connections().remove(&(connection.guest, connection.port));
+    }
+}
+
+impl State {
+    fn end(&mut self) {
+        self.phase = Phase::Over;
+        self.inward = None;
+    }
+
+    /// Bytes that the guest's buffer can still hold.
+    fn credit(&self) -> usize {
+        self.buffer.saturating_sub((self.sent - self.taken).0) as usize
+    }
+}
+
+impl Connection {
+    fn asked(guest: Place, port: u32, inward: Sender<Vec<u8>>) -> Connection {
+        let [sent, taken, consumed, told] = [Wrapping(0); 4];
+        let state = State { phase: Phase::Asked, inward: Some(inward), sent, taken, buffer: 0, consumed, told };
+        Connection { guest, port, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A packet to the guest. Each tells what this end has consumed.
+    fn packet(&self, state: &mut State, op: u16) -> Packet {
+        state.told = state.consumed;
+        let packet = Packet::new(Place { cid: HOST_CID, port: self.port }, self.guest, op);
+        Packet { buffer: BUFFER, taken: state.consumed.0, ..packet }
+    }
+
+    /// Waits for room in the guest's buffer; tells how much there is, or none where the guest takes nothing more.
+    fn wait_for_credit(&self) -> Option<usize> {
+        let waiting = |state: &mut State| state.phase == Phase::Open && state.credit() == 0;
+        let state = self.changed.wait_while(self.state(), waiting).unwrap_or_else(PoisonError::into_inner);
+        (state.phase == Phase::Open).then(|| state.credit())
+    }
+}
+
+/// See [`Switch::connect`].
+pub fn connect(switch: &Arc<Switch>, guest: Place, limit: Duration) -> io::Result<UnixStream> {
+    let (near, far) = UnixStream::pair()?;
+    let (inward, arriving) = mpsc::channel();
+    let port = FIRST_PORT + switch.host.ports.fetch_add(1, Ordering::Relaxed);
+    let connection = Arc::new(Connection::asked(guest, port, inward));
+    switch.host.connections().insert((guest, port), connection.clone());
+    wait_for_answer(switch, &connection, limit)?;
+
+    let name = format!("vsock-{}:{}", guest.cid, guest.port);
+    let (switch_out, connection_out, far_out) = (switch.clone(), connection.clone(), far.try_clone()?);
+    let carry_out = move || carry_out(&switch_out, &connection_out, far_out);
+    thread::Builder::new().name(name.clone()).spawn(carry_out)?;
+    let switch = switch.clone();
+    thread::Builder::new().name(name).spawn(move || carry_in(&switch, &connection, &arriving, far))?;
+    Ok(near)
+}
+
+/// Asks the guest for the connection and waits until it accepts.
+fn wait_for_answer(switch: &Switch, connection: &Connection, limit: Duration) -> io::Result<()> {
+    let packet = |op| connection.packet(&mut connection.state(), op);
+    switch.deliver(packet(op::REQUEST));
+    let asked = |state: &mut State| state.phase == Phase::Asked;
+    let waited = connection.changed.wait_timeout_while(connection.state(), limit, asked);
+    let (phase, buffer) = {
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        (state.phase, state.buffer)
+    };
+    let (kind, what) = match phase {
+        Phase::Asked => {
+            switch.host.remove(connection);
+            switch.deliver(packet(op::RST));
+            (ErrorKind::TimedOut, "does not answer")
+        }
+        // One that was open may be over already; then the guest has told the size of its buffer.
+        Phase::Over if buffer == 0 => (ErrorKind::ConnectionRefused, "is not listened on"),
+        Phase::Open | Phase::Deaf | Phase::Over => return Ok(()),
+    };
+    Err(io::Error::new(kind, format!("vsock {}:{} {what}", connection.guest.cid, connection.guest.port)))
+}
+
+/// Carries the near end's bytes to the guest until either has had enough.
+fn carry_out(switch: &Switch, connection: &Connection, mut far: UnixStream) {
+    let mut bytes = vec![0; PACKET];
+    while let Some(credit) = connection.wait_for_credit() {
+        let most = credit.min(PACKET);
+        let length = far.read(&mut bytes[..most]).unwrap_or(0);
+        let mut state = connection.state();
+        if state.phase != Phase::Open {
+            break;
+        }
+        let mut packet = connection.packet(&mut state, op::RW);
+        if length == 0 {
+            (packet.op, packet.flags) = (op::SHUTDOWN, NO_MORE_SENT);
+        } else {
+            packet.data = bytes[..length].to_vec();
+            state.sent += length as u32;
+        }
+        drop(state);
+        switch.deliver(packet);
+        if length == 0 {
+            return;
+        }
+    }
+    // The near end hears of it when it writes.
+    let _ = far.shutdown(Shutdown::Read);
+}
+
+/// Carries the guest's bytes to the near end until the guest has sent its last, or nobody reads any more.
+fn carry_in(switch: &Switch, connection: &Connection, arriving: &Receiver<Vec<u8>>, mut far: UnixStream) {
+    while let Ok(data) = arriving.recv() {
+        let written = far.write_all(&data);
+        let mut state = connection.state();
+        state.consumed += data.len() as u32;
+        if written.is_err() {
+            state.end();
+            connection.changed.notify_all();
+            let reset = connection.packet(&mut state, op::RST);
+            drop(state);
+            switch.host.remove(connection);
+            return switch.deliver(reset);
+        }
+        if (state.consumed - state.told).0 >= BUFFER / 4 {
+            let update = connection.packet(&mut state, op::CREDIT_UPDATE);
+            drop(state);
+            switch.deliver(update);
+        }
+    }
+    let _ = far.shutdown(Shutdown::Write);
+    if connection.state().phase == Phase::Over {
+        let _ = far.shutdown(Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::event::{EventFlag, new_event_consumer_and_notifier};
+
+    const SOON: Duration = Duration::from_secs(30);
+    const GUEST: Place = Place { cid: 16, port: 3000 };
+
+    /// A switch with a guest whose packets the test takes and sends itself.
+    fn switch() -> Arc<Switch> {
+        let switch = Arc::<Switch>::default();
+        let (_, bell) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
+        switch.attach(GUEST.cid, bell);
+        switch
+    }
+
+    fn next(switch: &Switch) -> Packet {
+        for _ in 0..3000 {
+            if let Some(packet) = switch.take(GUEST.cid, PACKET) {
+                return packet;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no packet");
+    }
+
+    /// The guest's answer to a packet, with so much room in its buffer.
+    fn answer(to: &Packet, op: u16, buffer: u32, taken: u32) -> Packet {
+        Packet { buffer, taken, ..Packet::new(to.to, to.from, op) }
+    }
+
+    /// A connection that the guest has accepted, and the request for it.
+    fn connected(switch: &Arc<Switch>, buffer: u32) -> (UnixStream, Packet) {
+        let connecting = thread::spawn({
+            let switch = switch.clone();
+            move || switch.connect(16, 3000, SOON).unwrap()
+        });
+        let request = next(switch);
+        assert_eq!((request.op, request.to), (op::REQUEST, GUEST));
+        switch.deliver(answer(&request, op::RESPONSE, buffer, 0));
+        let near = connecting.join().unwrap();
+        near.set_read_timeout(Some(SOON)).unwrap();
+        (near, request)
+    }
+
+    #[test]
+    fn a_port_that_nobody_listens_on_refuses() {
+        let switch = switch();
+        let connecting = thread::spawn({
+            let switch = switch.clone();
+            move || switch.connect(16, 3000, SOON)
+        });
+        let request = next(&switch);
+        switch.deliver(request.refusal());
+        assert_eq!(connecting.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(switch.connect(17, 3000, SOON).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_is_not_waited_for_longer_than_the_limit() {
+        let switch = switch();
+        let error = switch.connect(16, 3000, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert_eq!((next(&switch).op, next(&switch).op), (op::REQUEST, op::RST));
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_each_direction_ends_for_itself() {
+        let switch = switch();
+        let (mut near, request) = connected(&switch, 1 << 20);
+        near.write_all(b"question").unwrap();
+        assert_eq!(next(&switch).data, b"question");
+        near.shutdown(Shutdown::Write).unwrap();
+        let end = next(&switch);
+        assert_eq!((end.op, end.flags), (op::SHUTDOWN, NO_MORE_SENT));
+        switch.deliver(Packet { data: b"answer".to_vec(), ..answer(&request, op::RW, 1 << 20, 8) });
+        let flags = NO_MORE_SENT | NO_MORE_RECEIVED;
+        switch.deliver(Packet { flags, ..answer(&request, op::SHUTDOWN, 1 << 20, 8) });
+        let mut read = String::new();
+        near.read_to_string(&mut read).unwrap();
+        assert_eq!((read.as_str(), next(&switch).op), ("answer", op::RST));
+    }
+
+    #[test]
+    fn no_more_is_sent_than_the_guests_buffer_can_hold() {
+        let switch = switch();
+        let (mut near, request) = connected(&switch, 100);
+        near.write_all(&[7; 250]).unwrap();
+        assert_eq!(next(&switch).data.len(), 100);
+        thread::sleep(Duration::from_millis(50));
+        assert!(!switch.waits(16));
+        switch.deliver(answer(&request, op::CREDIT_UPDATE, 100, 60));
+        assert_eq!(next(&switch).data.len(), 60);
+        switch.deliver(answer(&request, op::CREDIT_UPDATE, 100, 160));
+        assert_eq!(next(&switch).data.len(), 90);
+    }
+
+    #[test]
+    fn a_guest_learns_what_has_been_taken_from_its_bytes() {
+        let switch = switch();
+        let (mut near, request) = connected(&switch, 100);
+        let reading = thread::spawn(move || {
+            let mut bytes = vec![0; 128 << 10];
+            near.read_exact(&mut bytes).unwrap();
+            near
+        });
+        for _ in 0..2 {
+            switch.deliver(Packet { data: vec![1; PACKET], ..answer(&request, op::RW, 100, 0) });
+        }
+        let update = next(&switch);
+        assert_eq!((update.op, update.buffer, update.taken), (op::CREDIT_UPDATE, BUFFER, 64 << 10));
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn connections_to_a_guest_that_is_gone_end() {
+        let switch = switch();
+        let (mut near, _) = connected(&switch, 100);
+        switch.detach(16);
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_guest_cannot_connect_to_here() {
+        let switch = switch();
+        let host = Place { cid: HOST_CID, port: 1 };
+        switch.deliver(Packet::new(GUEST, host, op::REQUEST));
+        assert_eq!(next(&switch).op, op::RST);
+    }
+}

@@ -1,0 +1,72 @@
+//! The image for people who debug: run.sh starts the daemon, and there is a shell.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use teemark_vm::console::Line;
+use teemark_vm::{Bus, Enclave, Entry, Image};
+
+use crate::stage::Stage;
+use crate::workshop::Workshop;
+use crate::world::{SOON, logs};
+
+pub fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(stage: &Stage, workshop: &Workshop) -> Result<()> {
+    let image = workshop.debug()?;
+    {
+        let bus = Bus::start()?;
+        let enclave = Enclave::boot(&bus, image, 256, &logs()?, false)?;
+        stage.watch(&enclave.console);
+        stage.step("the image starts run.sh, and that teemarkd, which is ready", || {
+            enclave.console.wait_for("starting /run.sh", teemark_vm::BOOT)?;
+            enclave.console.wait_for("[RUN_SH] starting /teemarkd", SOON)?;
+            enclave.console.wait_for("teemarkd::boot: ready", SOON).map(drop)
+        })?;
+    }
+    let bus = Bus::start()?;
+    let mut enclave = Enclave::boot(&bus, &with_shell(image)?, 256, &logs()?, false)?;
+    stage.watch(&enclave.console);
+    stage.step("with a shell on the console it is ready too", || {
+        enclave.console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT).map(drop)
+    })?;
+    stage.step("ls -la /opt/enclave/certs/ shows the modes 644, 600 and 644", || {
+        let lines = type_in(&mut enclave, "ls -la /opt/enclave/certs/")?;
+        for (name, mode) in [("client.crt", "-rw-r--r--"), ("client.key", "-rw-------"), ("ecs-ca.crt", "-rw-r--r--")] {
+            let line = lines.iter().find(|line| line.text.ends_with(name)).with_context(|| name.to_owned())?;
+            ensure!(line.text.starts_with(mode), "{}", line.text);
+        }
+        Ok(())
+    })?;
+    stage.step("/etc/hosts names the host, as the daemon wrote it", || {
+        let lines = type_in(&mut enclave, "cat /etc/hosts")?;
+        let line = "127.0.0.64 watermark.internal.staging.zing.you";
+        ensure!(lines.iter().any(|said| said.text == line), "{lines:?}");
+        Ok(())
+    })?;
+    stage.step("SIGTERM to PID 1 stops the daemon cleanly, and the machine ends", || {
+        enclave.type_line("kill -TERM 1")?;
+        for text in ["sending /run.sh SIGTERM", "teemarkd::boot: stopped", "/run.sh ended with status 0"] {
+            enclave.console.wait_for(text, SOON)?;
+        }
+        enclave.ended(SOON).context("the machine still runs").map(drop)
+    })
+}
+
+/// The image with a line more in run.sh, as one who debugs may write it there: a shell that reads the console. (Init
+/// gives its target no standard input.) On a Nitro enclave's console nobody can type.
+pub fn with_shell(image: &Image) -> Result<Image> {
+    const BEFORE: &str = "echo \"[RUN_SH] starting $TEEMARKD\" >&2\n";
+    let launcher = fs::read_to_string(teemark_vm::repository().join("run.sh"))?;
+    ensure!(launcher.contains(BEFORE), "run.sh has no line {BEFORE}");
+    let launcher = launcher.replace(BEFORE, &format!("sh </dev/console >/dev/console 2>&1 &\n{BEFORE}"));
+    image.with_files(&[Entry::file("/run.sh", 0o755, launcher)])
+}
+
+/// Types a command into the shell of [`with_shell`] and gives what it says.
+pub fn type_in(enclave: &mut Enclave, command: &str) -> Result<Vec<Line>> {
+    let from = enclave.console.length();
+    // The console shows what is typed as well, so the end is written otherwise there.
+    enclave.type_line(&format!("{command}; echo the 'end' of it"))?;
+    enclave.console.wait_since(from, "the end of it", Duration::from_secs(60))?;
+    Ok(enclave.console.lines().split_off(from))
+}

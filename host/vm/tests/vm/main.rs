@@ -1,0 +1,75 @@
+//! The enclave image, booted beside a parent, and treated as operators, users, strangers and bad days treat it.
+//!
+//! Two virtual machines with a real AF_VSOCK between them: see the crate's own documentation. Nothing is done to the
+//! enclave that the parent of a real one could not do, but for two things: times are measured past the parent, and
+//! some scenarios change the image's files or command line to see what is only seen from inside.
+//!
+//! `cargo test -p teemark-vm --test vm -- baked` runs the scenarios with that in their names.
+
+mod baked;
+mod checklist;
+mod debug;
+mod failures;
+mod handshake;
+mod memory;
+mod sealed;
+mod stage;
+mod workshop;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+
+use stage::Stage;
+use workshop::Workshop;
+
+type Scenario = fn(&Stage, &Workshop) -> Result<()>;
+
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("handshake: an enclave gets its secrets by handshake and serves through everything", {
+        handshake::an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything
+    }),
+    ("sealed: a hostile parent relays everything, reads nothing and changes nothing", {
+        sealed::a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing
+    }),
+    ("baked: an image with certificates is ready without a handshake", {
+        baked::an_image_with_certificates_is_ready_without_a_handshake
+    }),
+    ("memory: with 64 MiB of memory files of 1 MiB are served", {
+        memory::with_64_mib_of_memory_files_of_1_mib_are_served
+    }),
+    ("debug: a debug image starts run.sh, has a shell, and stops on SIGTERM", {
+        debug::a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm
+    }),
+    ("failures: a boot that fails is named on the console and ends the machine", {
+        failures::a_boot_that_fails_is_named_on_the_console_and_ends_the_machine
+    }),
+];
+
+fn main() -> ExitCode {
+    // As the usual test programs do: what begins with a dash is for them, the rest is a filter.
+    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let start = Instant::now();
+    let workshop = match Workshop::new() {
+        Ok(workshop) => workshop,
+        Err(e) => {
+            println!("FAILED       {e:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for (name, scenario) in SCENARIOS.into_iter().filter(|(name, _)| chosen(name)) {
+        println!("\n{name}");
+        let stage = Stage::new();
+        let result = catch_unwind(AssertUnwindSafe(|| scenario(&stage, &workshop)));
+        if let Err(why) = result.unwrap_or_else(|_| Err(anyhow!("a panic, told above"))) {
+            stage.failed(&why);
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("\nall of it in {:.0} s", start.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,349 @@
+//! The image as it is shipped, and a parent that reads, keeps, alters and sends again whatever passes through it.
+//!
+//! The operator and the user are on this machine, and everything between them and the enclave goes through the parent.
+
+use std::fs;
+use std::iter;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use teemark_vm::{forward, operator, program, qemu, run};
+
+use crate::stage::Stage;
+use crate::workshop::{FLEET, KEY_ID, Workshop};
+use crate::world::{SOON, World, holds};
+
+pub fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
+    stage: &Stage,
+    workshop: &Workshop,
+) -> Result<()> {
+    let image = workshop.sealed()?;
+    let mut world = World::with(stage, workshop, image, 256, &operator::OF_SERVICE)?;
+    world.wait_for_listeners()?;
+    operator::lead(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
+    let outside = Outside::new(workshop, &world)?;
+
+    stage.step("the operator checks the attestation document against the image's PCRs", || outside.attest(stage))?;
+    if qemu::nitro().is_some() {
+        stage.step(
+            "the enclave's clock, which is two minutes ahead, was compared with the module's, with a warning",
+            || {
+                let drift = world.metric("teemark_clock_drift_seconds")?;
+                stage.figure(&format!("{drift} s"));
+                ensure!((61.0..=121.0).contains(&drift), "{drift} s");
+                let warning = format!("the clock is {drift} s ahead of the Nitro Secure Module's");
+                world.enclave.console.wait_for(&warning, SOON).map(drop)
+            },
+        )?;
+    }
+    let sealed = stage.step("the operator seals three bundles to the enclave, in this order", || {
+        [1, 2, 3].into_iter().map(|counter| outside.seal(counter)).collect::<Result<Vec<_>>>()
+    })?;
+    handshake(stage, &world, &outside, &sealed)?;
+    let user = User::new(workshop)?;
+    files(stage, workshop, &world, &outside, &user)?;
+    stage.step("with bytes changed on the way neither the document nor an answer is believed", || {
+        meddle(workshop, &world, &outside, &user)
+    })?;
+    stage.step("all that passed is searched: no private key, no file key, no bundle, no file", || {
+        nothing_was_seen(workshop, &world, &outside)
+    })?;
+    stage.step("after a restart the bundle that was kept is for another boot", || {
+        world.reboot(stage, image, 256)?;
+        world.wait_for_listeners()?;
+        refused(&world.handshake(&sealed[2])?, "sealed_bundle.boot_nonce")?;
+        world.get("/ready")?.with(503).map(drop)
+    })
+}
+
+/// The bundle, as the parent might wish it, and as it is.
+fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]) -> Result<()> {
+    stage.step("altered, cut, unsealed and made up, no bundle takes effect", || {
+        let whole: Value = serde_json::from_slice(&sealed[1])?;
+        for member in ["boot_nonce", "enc", "ciphertext", "signature", "counter"] {
+            let mut altered = whole.clone();
+            altered["sealed_bundle"][member] = match &whole["sealed_bundle"][member] {
+                Value::String(text) => json!(text.chars().rev().collect::<String>()),
+                number => json!(number.as_u64().unwrap_or_default() + 1),
+            };
+            ensure!(world.handshake(altered.to_string().as_bytes())?["ok"] == false, "{member} was altered");
+        }
+        for length in [1, sealed[1].len() / 2, sealed[1].len() - 3] {
+            ensure!(world.handshake(&sealed[1][..length])?["ok"] == false, "cut to {length} bytes");
+        }
+        let plain = json!({"ECS_WATERMARK_ENDPOINT": operator::ENDPOINT}).to_string();
+        refused(&world.handshake(plain.as_bytes())?, "bundle")?;
+        let stranger = outside.seal_as_stranger()?;
+        refused(&world.handshake(&stranger)?, "sealed_bundle.signature")?;
+        let ready = world.get("/ready")?.with(503)?.json()?;
+        ensure!(ready["missing"] == json!(["MTLS_CLIENT_CERT_JSON", "FILE_KEYS", "GRANT_KEYS"]), "{ready}");
+        Ok(())
+    })?;
+    stage.step("socat on the parent relays the second, and the enclave is ready", || {
+        world.parent.put("/tmp/sealed.json", &sealed[1])?;
+        let answer = world.parent.sh("cat /tmp/sealed.json | socat -t 30 - VSOCK-CONNECT:16:7777")?;
+        ensure!(answer.contains(r#""ok":true"#), "{answer}");
+        world.get("/ready")?.with(200).map(drop)
+    })?;
+    stage.step("sent again it is refused, and so is the older one; the newer one is taken", || {
+        refused(&world.handshake(&sealed[1])?, "sealed_bundle.counter")?;
+        refused(&world.handshake(&sealed[0])?, "sealed_bundle.counter")?;
+        let answer = world.handshake(&sealed[2])?;
+        ensure!(answer["ok"] == true, "{answer}");
+        refused(&world.handshake(&sealed[1])?, "sealed_bundle.counter")
+    })
+}
+
+/// Files, for who has a grant, sealed to who asks.
+fn files(stage: &Stage, workshop: &Workshop, world: &World, outside: &Outside, user: &User) -> Result<()> {
+    let text = text();
+    fs::write(workshop.path("text.enc"), workshop.encrypt(text.as_bytes())?)?;
+    world.parent.put("/tmp/text.enc", &fs::read(workshop.path("text.enc"))?)?;
+    world.parent.put("/tmp/other.enc", &workshop.encrypt(b"another file of the same key")?)?;
+    stage.step("without a grant the parent gets no file", || {
+        let answer = world.decrypt("/tmp/text.enc", "text-1", "mallory")?.with(401)?;
+        ensure!(answer.json()?["code"] == "grant_missing", "{}", answer.text());
+        Ok(())
+    })?;
+    let grant = outside.grant("text-1", "alice", &user.reply_key)?;
+    stage.step(
+        "with the user's grant before the user it gets just that file, and only the user can open it",
+        || {
+            let bearer = format!("-H 'Authorization: Bearer {}'", fs::read_to_string(&grant)?.trim());
+            let own = STANDARD.encode([9; 32]);
+            let url = "'http://127.0.0.1:3000/files/text-1/decrypt?user_id=alice'";
+            let ask = |more: &str| world.curl(&format!("{bearer} {more} --data-binary @/tmp/text.enc {url}"));
+            let answer = ask(&format!("-H 'Teemark-Reply-Key: {own}'"))?.with(403)?;
+            ensure!(answer.json()?["code"] == "grant_for_another_key", "{}", answer.text());
+            let other = world.curl(&format!("{bearer} --data-binary @/tmp/other.enc {url}"))?.with(403)?;
+            ensure!(other.json()?["code"] == "grant_for_another_content", "{}", other.text());
+            let stolen = ask("")?.with(200)?.body;
+            ensure!(!holds(&stolen, &text.as_bytes()[..40]), "the parent has read the file");
+            let answer = ask("")?.with(403)?;
+            ensure!(answer.json()?["code"] == "grant_used", "{}", answer.text());
+            Ok(())
+        },
+    )?;
+    let grant = outside.grant("text-1", "alice", &user.reply_key)?;
+    let marked = workshop.path("text.marked");
+    stage.step("the user gets the marked file, sealed to their key and signed by the attested enclave", || {
+        run(outside.decrypt("text-1", "alice", &grant, &marked).arg("--reply-key").arg(&user.key))?;
+        let bytes = fs::read(&marked)?;
+        ensure!(bytes.len() > text.len(), "{} bytes", bytes.len());
+        let mark = workshop.mark(&bytes)?;
+        ensure!(mark == ("text-1".into(), "alice".into()), "the mark says {mark:?}");
+        Ok(())
+    })?;
+    stage.step("the grant is used up, and one for another user opens nothing", || {
+        let again =
+            run(outside.decrypt("text-1", "alice", &grant, &workshop.path("again")).arg("--reply-key").arg(&user.key));
+        let said = format!("{:#}", again.err().context("a grant was good twice")?);
+        ensure!(said.contains("grant_used"), "{said}");
+        let grant = outside.grant("text-1", "bob", &user.reply_key)?;
+        let other =
+            run(outside.decrypt("text-1", "alice", &grant, &workshop.path("again")).arg("--reply-key").arg(&user.key));
+        let said = format!("{:#}", other.err().context("a grant was good for another user")?);
+        ensure!(said.contains("grant_for_another_user"), "{said}");
+        Ok(())
+    })
+}
+
+/// A relay that changes letters, and one that changes bytes which only a sealed answer has.
+fn meddle(workshop: &Workshop, world: &World, outside: &Outside, user: &User) -> Result<()> {
+    let through = |port: u32, change: &str| -> Result<Outside> {
+        let script = format!("socat -t 10 - TCP:127.0.0.1:3000 | tr {change}\n");
+        world.parent.put(&format!("/tmp/meddle-{port}"), script.as_bytes())?;
+        operator::lead(&world.parent, port, &format!("EXEC:'sh /tmp/meddle-{port}'"))?;
+        outside.at(world, port)
+    };
+    let letters = through(3005, "c d")?;
+    let mut attest = letters.teemark("attest");
+    let said = run(attest.args(["--endpoint", &letters.endpoint]).args(&letters.trust));
+    let said = format!("{:#}", said.err().context("an altered document was believed")?);
+    ensure!(said.contains("refused: "), "{said}");
+
+    let bytes = through(3006, r"'\201' '\202'")?;
+    run(bytes.teemark("attest").args(["--endpoint", &bytes.endpoint]).args(&bytes.trust))?;
+    let (grant, output) = (outside.grant("text-1", "alice", &user.reply_key)?, workshop.path("altered"));
+    let said = run(bytes.decrypt("text-1", "alice", &grant, &output).arg("--reply-key").arg(&user.key));
+    let said = format!("{:#}", said.err().context("an altered answer was believed")?);
+    ensure!(said.contains("not signed by the attested enclave"), "{said}");
+    ensure!(!output.exists(), "an altered answer was written");
+    Ok(())
+}
+
+/// The file's text: none of it occurs anywhere else.
+fn text() -> String {
+    (0..400).map(|i| format!("Line {i} of a file that only its user may read.\n")).collect()
+}
+
+/// Each secret in each form that it could have on the way.
+fn nothing_was_seen(workshop: &Workshop, world: &World, outside: &Outside) -> Result<()> {
+    let key = fs::read(workshop.certs()?.join("client.key"))?;
+    let base64 = STANDARD.encode(&key);
+    let file_keys = workshop.file_keys()?;
+    let file_key = file_keys[KEY_ID].as_str().context("no file key")?;
+    let line = String::from_utf8_lossy(&key).lines().nth(12).context("a short key")?.to_owned();
+    let of_bundle = [
+        ("the private key", &base64.as_bytes()[200..240]),
+        ("the file key", file_key.as_bytes()),
+        ("the bundle", br#"\"client_key\":"#),
+    ];
+    // They would find a bundle that is encoded and no more, as a ciphertext is.
+    let encoded = STANDARD.encode(outside.plain_bundle()?);
+    for (what, secret) in of_bundle {
+        ensure!(forms(secret).any(|form| holds(encoded.as_bytes(), &form)), "{what} cannot be found");
+    }
+    let others = [
+        ("the private key's PEM", line.as_bytes()),
+        ("the file key's bytes", &STANDARD.decode(file_key)?),
+        ("the file", b"of a file that only its user may read"),
+    ];
+    for (what, secret) in of_bundle.into_iter().chain(others) {
+        if forms(secret).any(|form| world.was_seen(&form)) {
+            bail!("{what} was seen on its way");
+        }
+    }
+    // The ear is not deaf: it has heard what passes in the clear.
+    for (what, open) in [("the handshake", &b"sealed_bundle"[..]), ("an answer", b"Teemark-Signature: ")] {
+        ensure!(world.was_seen(open), "{what} was not heard");
+    }
+    Ok(())
+}
+
+/// A secret as it is, and what is always in the base64 of something that it is in, wherever in that it begins.
+fn forms(secret: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let whole_groups = |part: &[u8]| STANDARD.encode(&part[..part.len() / 3 * 3]).into_bytes();
+    iter::once(secret.to_vec()).chain((0..3).map(move |skipped| whole_groups(&secret[skipped..])))
+}
+
+fn refused(answer: &Value, field: &str) -> Result<()> {
+    ensure!(answer["ok"] == false && answer["field"] == field, "{answer} is not a refusal of {field}");
+    Ok(())
+}
+
+/// A user's key for answers.
+struct User {
+    key: PathBuf,
+    reply_key: String,
+}
+
+impl User {
+    fn new(workshop: &Workshop) -> Result<User> {
+        let key = workshop.path("reply.key");
+        let public = run(Command::new(program("teemark")?).args(["keygen", "--for", "reply", "--output"]).arg(&key))?;
+        Ok(User { key, reply_key: String::from_utf8(public)?.trim().to_owned() })
+    }
+}
+
+/// Who is on neither machine: the operator, the issuer of grants and the user, with the commands of `teemark`.
+struct Outside<'a> {
+    workshop: &'a Workshop,
+    teemark: PathBuf,
+    /// Where the parent brings the enclave's public interface to.
+    endpoint: String,
+    /// See [`operator::trust`].
+    trust: Vec<String>,
+}
+
+impl Outside<'_> {
+    fn new<'a>(workshop: &'a Workshop, world: &World) -> Result<Outside<'a>> {
+        let address: SocketAddr = forward::forward("port", 0, world.parent.door(), 3000)?;
+        let trust = operator::trust(workshop.sealed()?);
+        Ok(Outside { workshop, teemark: program("teemark")?, endpoint: format!("http://{address}"), trust })
+    }
+
+    /// The same people, reached by another port of the parent.
+    fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
+        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.door(), port)?);
+        Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
+    }
+
+    fn teemark(&self, command: &str) -> Command {
+        let mut teemark = Command::new(&self.teemark);
+        teemark.arg(command);
+        teemark
+    }
+
+    /// The document carries the PCRs that the image's build printed, the keys, and the allow list that is in the image.
+    fn attest(&self, stage: &Stage) -> Result<()> {
+        let said = run(self.teemark("attest").args(["--endpoint", &self.endpoint, "--json"]).args(&self.trust))?;
+        let attested: Value = serde_json::from_slice(&said)?;
+        let list = teemark_vm::repository().join("allowed_endpoints.yaml");
+        let sum = String::from_utf8(run(Command::new("sha256sum").arg(list))?)?;
+        let allowed = attested["allow_list_sha256"].as_str().context("no allow list")?;
+        ensure!(sum.starts_with(allowed), "{attested}");
+        let compared = if qemu::nitro().is_some() { json!([0, 1, 2]) } else { json!([]) };
+        ensure!(attested["pcrs_compared"] == compared, "{attested}");
+        stage.figure(&format!("module {}, PCRs compared: {compared}", attested["module_id"]));
+        // Another image's PCRs are not this one's.
+        if qemu::nitro().is_some() {
+            let other = self.workshop.ordinary()?.path().context("no image")?.with_extension("pcrs");
+            let mut attest = self.teemark("attest");
+            attest.args(["--endpoint", &self.endpoint, "--unsigned", "--pcrs"]).arg(other);
+            let said = format!("{:#}", run(&mut attest).err().context("another image's PCRs passed")?);
+            ensure!(said.contains("PCR"), "{said}");
+        }
+        Ok(())
+    }
+
+    /// The command that makes a bundle with everything.
+    fn bundle(&self) -> Result<Command> {
+        let certs = self.workshop.certs()?;
+        let mut secrets = self.teemark("secrets");
+        secrets.arg("--client-cert").arg(certs.join("client.crt")).arg("--client-key").arg(certs.join("client.key"));
+        secrets.arg("--ca").arg(certs.join("ecs-ca.crt")).args(["--endpoint", operator::ENDPOINT]);
+        secrets.arg("--keys").arg(self.workshop.keys()?);
+        secrets.arg("--grant-keys").arg(self.workshop.grant_key()?.with_extension("json"));
+        Ok(secrets)
+    }
+
+    /// The bundle before it is sealed.
+    fn plain_bundle(&self) -> Result<Vec<u8>> {
+        run(&mut self.bundle()?)
+    }
+
+    /// The same, sealed under this counter.
+    fn seal(&self, counter: u64) -> Result<Vec<u8>> {
+        self.seal_with(counter, self.workshop.operator()?)
+    }
+
+    fn seal_as_stranger(&self) -> Result<Vec<u8>> {
+        self.seal_with(9, self.workshop.grant_key()?)
+    }
+
+    fn seal_with(&self, counter: u64, operator: &Path) -> Result<Vec<u8>> {
+        let output = self.workshop.path("sealed.json");
+        if output.exists() {
+            fs::remove_file(&output)?;
+        }
+        let mut secrets = self.bundle()?;
+        secrets.args(["--seal", "--attested", &self.endpoint]).args(&self.trust);
+        secrets.arg("--operator-key").arg(operator).args(["--counter", &counter.to_string(), "--output"]).arg(&output);
+        run(&mut secrets)?;
+        Ok(fs::read(output)?)
+    }
+
+    /// A grant for a user's file, and the file that holds it.
+    fn grant(&self, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
+        let file = self.workshop.path("grant");
+        let mut grant = self.teemark("grant");
+        grant.args(["--file-id", file_id, "--user-id", user_id, "--audience", FLEET, "--reply-key", reply_key]);
+        grant.arg("--content").arg(self.workshop.path("text.enc"));
+        fs::write(&file, run(grant.arg("--key").arg(self.workshop.grant_key()?))?)?;
+        Ok(file)
+    }
+
+    fn decrypt(&self, file_id: &str, user_id: &str, grant: &Path, output: &Path) -> Command {
+        let mut decrypt = self.teemark("decrypt");
+        decrypt.arg(self.workshop.path("text.enc")).args(["--endpoint", &self.endpoint, "--file-id", file_id]);
+        decrypt.args(["--user-id", user_id, "--seal", "--verify"]).args(&self.trust);
+        decrypt.arg("--grant").arg(grant).arg("--force").arg("--output").arg(output);
+        decrypt
+    }
+}

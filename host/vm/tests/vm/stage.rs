@@ -1,0 +1,52 @@
+//! What a scenario tells while it goes on, and what is shown of it when it fails.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use teemark_vm::Console;
+
+/// Lines of a console that are shown after a failure.
+const SHOWN: usize = 150;
+
+/// One scenario's steps and consoles.
+pub struct Stage {
+    start: Instant,
+    consoles: RefCell<Vec<Console>>,
+}
+
+impl Stage {
+    pub fn new() -> Stage {
+        Stage { start: Instant::now(), consoles: RefCell::default() }
+    }
+
+    /// Does it, and says so with the time that it took.
+    pub fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = act().with_context(|| what.to_owned())?;
+        println!("ok {:6.1} s  {what}", start.elapsed().as_secs_f64());
+        Ok(result)
+    }
+
+    /// A figure under the last step.
+    pub fn figure(&self, text: &str) {
+        println!("             {text}");
+    }
+
+    /// Shows this console where the scenario fails.
+    pub fn watch(&self, console: &Console) {
+        self.consoles.borrow_mut().push(console.clone());
+    }
+
+    /// Prints why it failed, and the end of each console with the seconds since the scenario's start.
+    pub fn failed(&self, why: &anyhow::Error) {
+        println!("FAILED       {why:#}");
+        for console in self.consoles.borrow().iter() {
+            let lines = console.lines();
+            println!("\n--- the {}'s console", console.name());
+            for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+                println!("{:8.3} {}", line.at.duration_since(self.start).as_secs_f64(), line.text);
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What scenarios are made with: certificates, keys, encrypted files, and images, each made when it is first asked for.
+
+use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use teemark_vm::{Image, operator, program, run};
+use tempfile::TempDir;
+
+/// The id of the one file key.
+pub const KEY_ID: &str = "vm-test";
+/// The fleet that the sealed image belongs to.
+pub const FLEET: &str = "vm-fleet";
+
+pub struct Workshop {
+    folder: TempDir,
+    certs: OnceCell<PathBuf>,
+    keys: OnceCell<PathBuf>,
+    operator: OnceCell<PathBuf>,
+    grant_key: OnceCell<PathBuf>,
+    sealed: OnceCell<Image>,
+    ordinary: OnceCell<Image>,
+    baked: OnceCell<Image>,
+    debug: OnceCell<Image>,
+}
+
+impl Workshop {
+    pub fn new() -> Result<Workshop> {
+        let folder = tempfile::tempdir()?;
+        let (certs, keys, operator, grant_key) = Default::default();
+        let (sealed, ordinary, baked, debug) = Default::default();
+        Ok(Workshop { folder, certs, keys, operator, grant_key, sealed, ordinary, baked, debug })
+    }
+
+    /// A path in the workshop's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// CA, server and client certificate.
+    pub fn certs(&self) -> Result<&Path> {
+        made(&self.certs, || {
+            let folder = self.path("certs");
+            operator::make_certs(&folder, &[])?;
+            Ok(folder)
+        })
+        .map(PathBuf::as_path)
+    }
+
+    /// Another client certificate of the same CA, in a folder of its own with the rest.
+    pub fn rotated_certs(&self) -> Result<PathBuf> {
+        let folder = self.path("rotated");
+        fs::create_dir_all(&folder)?;
+        for name in ["ca.crt", "ca.key", "server.crt", "server.key", "ecs-ca.crt"] {
+            fs::copy(self.certs()?.join(name), folder.join(name)).context(name)?;
+        }
+        operator::make_certs(&folder, &["--client-only"])?;
+        Ok(folder)
+    }
+
+    /// The key file, as `teemark keygen` makes it.
+    pub fn keys(&self) -> Result<&Path> {
+        made(&self.keys, || {
+            let file = self.path("keys.json");
+            run(Command::new(program("teemark")?).args(["keygen", "--id", KEY_ID, "--output"]).arg(&file))?;
+            Ok(file)
+        })
+        .map(PathBuf::as_path)
+    }
+
+    /// FILE_KEYS for the handshake and for an environment file.
+    pub fn file_keys(&self) -> Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.keys()?)?)?)
+    }
+
+    /// A file as Zing's clients encrypt it.
+    pub fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>> {
+        let (input, output) = (self.path("plain"), self.path("plain.enc"));
+        fs::write(&input, plain)?;
+        let mut command = Command::new(program("teemark")?);
+        run(command.args(["encrypt", "--force", "--keys"]).arg(self.keys()?).arg(&input).arg("--output").arg(&output))?;
+        Ok(fs::read(output)?)
+    }
+
+    /// The ids that a marked file carries, read by `watermark-service extract`.
+    pub fn mark(&self, marked: &[u8]) -> Result<(String, String)> {
+        let file = self.path("marked");
+        fs::write(&file, marked)?;
+        let mark = run(Command::new(program("watermark-service")?).arg("extract").arg(&file))?;
+        let mark: Value = serde_json::from_slice(&mark)?;
+        let id = |name: &str| mark[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {mark}"));
+        Ok((id("file_id")?, id("user_id")?))
+    }
+
+    /// The sample picture of the watermark service.
+    pub fn picture(&self) -> Result<Vec<u8>> {
+        let file = self.path("sample.png");
+        run(Command::new(program("watermark-service")?).arg("sample").arg(&file))?;
+        Ok(fs::read(file)?)
+    }
+
+    /// The image as `make image` builds it, for an operator of the workshop's own and with a fleet's name.
+    pub fn sealed(&self) -> Result<&Image> {
+        made(&self.sealed, || {
+            let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
+            let environment = self.path("sealed.env");
+            fs::write(&environment, format!("{shipped}TEEMARK_FLEET={FLEET}\n"))?;
+            let operator = self.operator()?.with_extension("pub");
+            self.build("sealed", &["--environment".into(), environment, "--operator".into(), operator])
+        })
+    }
+
+    /// The image for the seed's commands as they stand: everything comes by plain handshake (option B of the seed).
+    pub fn ordinary(&self) -> Result<&Image> {
+        made(&self.ordinary, || self.build("ordinary", &["--environment".into(), self.plain("")?]))
+    }
+
+    /// Certificates, endpoint and keys in the image (option A).
+    pub fn baked(&self) -> Result<&Image> {
+        made(&self.baked, || self.build("baked", &self.with_secrets()?))
+    }
+
+    /// The same with run.sh and a shell.
+    pub fn debug(&self) -> Result<&Image> {
+        made(&self.debug, || self.build("debug", &[&self.with_secrets()?[..], &["--debug".into()]].concat()))
+    }
+
+    fn with_secrets(&self) -> Result<Vec<PathBuf>> {
+        let environment = self.plain(&format!("FILE_KEYS={}\n", self.file_keys()?))?;
+        Ok(vec!["--certs".into(), self.certs()?.to_owned(), "--environment".into(), environment])
+    }
+
+    /// Settings that take what comes, and these.
+    fn plain(&self, more: &str) -> Result<PathBuf> {
+        let file = self.path("teemark.env");
+        let text = "TEEMARK_HANDSHAKE=plain\nTEEMARK_GRANTS=off\nECS_WATERMARK_ENDPOINT=";
+        fs::write(&file, format!("{text}{}\n{more}", operator::ENDPOINT))?;
+        Ok(file)
+    }
+
+    /// The operator's private key; the public half is beside it.
+    pub fn operator(&self) -> Result<&Path> {
+        made(&self.operator, || self.key_pair("operator", "operator.pub")).map(PathBuf::as_path)
+    }
+
+    /// The key that signs grants; its JWK set is beside it, as grants.json.
+    pub fn grant_key(&self) -> Result<&Path> {
+        made(&self.grant_key, || self.key_pair("grants", "grants.json")).map(PathBuf::as_path)
+    }
+
+    /// A private key for this purpose, and its public half, as `teemark keygen` makes them.
+    fn key_pair(&self, purpose: &str, public: &str) -> Result<PathBuf> {
+        let file = self.path(&format!("{purpose}.key"));
+        let half = run(Command::new(program("teemark")?).args(["keygen", "--for", purpose, "--output"]).arg(&file))?;
+        fs::write(self.path(public), half)?;
+        Ok(file)
+    }
+
+    fn build(&self, name: &str, arguments: &[PathBuf]) -> Result<Image> {
+        let start = Instant::now();
+        let arguments: Vec<&OsStr> = arguments.iter().map(|argument| argument.as_os_str()).collect();
+        let image = Image::build(&self.path("images"), name, &arguments)?;
+        println!("   {:6.1} s  the {name} image is built", start.elapsed().as_secs_f64());
+        Ok(image)
+    }
+}
+
+fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => make().map(|value| cell.get_or_init(|| value)),
+    }
+}
