@@ -1,0 +1,52 @@
+#!/bin/sh
+# The handshake by socat: sends a bundle to the enclave's vsock port 7777, once it listens there, and prints the answer.
+# Ends with 1 where the enclave refuses the bundle or does not answer. certs/README.md makes such a file; where teemark
+# is installed, `teemark secrets` makes and sends it in one step.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=SCRIPTDIR/enclave.sh
+. "$here/enclave.sh"
+
+if [ $# != 1 ] || [ "$1" = --help ]; then
+  echo 'Usage: [WAIT=60] send-secrets.sh FILE   (- for standard input; WAIT: seconds until the enclave must listen)' >&2
+  exit 2
+fi
+wait=${WAIT:-60}
+
+need socat socat
+need jq jq
+# Read once, since a pipe cannot be read again for a second attempt. Nothing of it is ever printed.
+bundle=$(cat -- "$1") || die "$1 cannot be read"
+printf '%s\n' "$bundle" | jq -es 'length == 1 and (.[0] | type == "object")' >/dev/null 2>&1 || die "$1 is not one JSON object"
+find_enclave
+
+reason=$(mktemp)
+trap 'rm -f "$reason"' EXIT
+# The enclave answers within 10 s; socat's own half second would be too short for a busy one.
+attempt() {
+  answer=$(printf '%s\n' "$bundle" | socat -t 15 - "VSOCK-CONNECT:$ENCLAVE_CID:7777" 2>"$reason") || return 1
+  [ -n "$answer" ]
+}
+told=
+start=$(date +%s)
+until attempt; do
+  [ $(($(date +%s) - start)) -lt "$wait" ] ||
+    die "CID $ENCLAVE_CID did not answer on port 7777 within $wait s: $(tail -n 1 "$reason")"
+  [ -n "$told" ] || echo "waiting until the enclave listens on vsock:$ENCLAVE_CID:7777" >&2
+  told=1
+  sleep 1
+done
+
+printf '%s\n' "$answer"
+case $(printf '%s\n' "$answer" | jq .ok 2>/dev/null) in
+  true) ;;
+  false)
+    # The answer to an earlier attempt may have been lost.
+    [ "$(printf '%s\n' "$answer" | jq -r .field)" != sealed_bundle.counter ] ||
+      die "refused; it may be in force already: teemark attest tells what is, by counter and hash"
+    die "refused"
+    ;;
+  *) die "what answers on vsock:$ENCLAVE_CID:7777 is not teemarkd" ;;
+esac
+missing=$(printf '%s\n' "$answer" | jq -r '.missing // [] | join(", ")')
+[ -z "$missing" ] || echo "accepted, but it is not ready: it still needs $missing" >&2
