@@ -1,17 +1,29 @@
-# Every command of the project. `make demo` and `make test` need no step before them.
+# Every command of the project. `make demo`, `make test` and the image's need no step before them.
 .POSIX:
-.PHONY: help build demo run test check footprint clean
+.PHONY: help build demo run image size run-vm run-enclave test vm-test check footprint clean
 
 help:
-	@echo 'make demo       the main job on real input, step by step, with pictures in out/demo'
-	@echo 'make run        the same, left running on http://127.0.0.1:3000'
-	@echo 'make test       every test; installs what they use (socat, curl, musl-tools) or says how'
-	@echo 'make check      formatting, lints, licences, advisories, shell scripts'
-	@echo 'make footprint  the static daemon: bytes and memory, against their limits'
-	@echo 'make clean      removes target/ and out/'
+	@echo 'make demo        the main job on real input, step by step, with pictures in out/demo'
+	@echo 'make run         the same, left running on http://127.0.0.1:3000'
+	@echo 'make image       the enclave image: out/teemark.eif, its PCRs and its parts; with'
+	@echo '                   OPERATOR=FILE    the public key of who may send secrets, other than yours'
+	@echo '                   CLOSED=1         nobody may: all it needs is built in'
+	@echo '                   CERTS=certs      the three certificate files of that folder in it'
+	@echo '                   ENVIRONMENT=FILE settings other than image/teemark.env'
+	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
+	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
+	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
+	@echo 'make size        the sizes of the image, part by part, against their limits'
+	@echo 'make run-vm      the image booted here, with a parent beside it; curl http://127.0.0.1:3000'
+	@echo 'make run-enclave the image started on an EC2 instance with Nitro Enclaves'
+	@echo 'make test        every test; installs what they use (socat, curl, QEMU …) or says how'
+	@echo 'make vm-test     the part of it that boots the image'
+	@echo 'make check       formatting, lints, licences, advisories, shell scripts, units'
+	@echo 'make footprint   the static daemon: bytes, memory and start, against their limits'
+	@echo 'make clean       removes target/ and out/'
 
 build:
-	cargo build --workspace
+	cargo build -p teemarkd -p teemark -p watermark-service
 
 demo: build
 	host/demo.sh
@@ -19,21 +31,51 @@ demo: build
 run: build
 	host/demo.sh --keep
 
+image:
+	image/build.sh $${DEBUG:+--debug --name teemark-debug} $${OPERATOR:+--operator "$$OPERATOR"} \
+	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
+	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
+	  $${SIGN_KEY:+--sign-key "$$SIGN_KEY"} $${SIGN_CERT:+--sign-certificate "$$SIGN_CERT"}
+
+# Of the image as it is shipped: without certificates, whatever out/ holds.
+size:
+	image/build.sh --output target/size >/dev/null
+	target/debug/teemark-image size target/size/teemark.json
+
+run-vm:
+	host/install-tools.sh vm
+	[ -f out/teemark.eif ] || $(MAKE) image
+	cargo build --workspace --bins
+	target/debug/run-vm
+
+run-enclave:
+	ENCLAVE_DEBUG=$${DEBUG:+1} ENCLAVE_EIF="$${ENCLAVE_EIF:-out/teemark$${DEBUG:+-debug}.eif}" host/deploy/run-enclave.sh
+
 test:
-	host/install-tools.sh
+	host/install-tools.sh vm
 	cargo build --workspace
 	cargo test --workspace
 	tests/footprint.sh
-	TEEMARKD="$${CARGO_TARGET_DIR:-$$PWD/target}/x86_64-unknown-linux-musl/release/teemarkd" \
-	  cargo test --workspace --test memory --test secrecy_memory
+	TEEMARKD=$$(image/programs.sh | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
+	$(MAKE) size
+	tests/reproducible.sh
+
+vm-test:
+	host/install-tools.sh vm
+	cargo build --workspace --bins
+	cargo test --workspace --test vm
 
 check:
 	host/install-tools.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo deny --all-features check bans licenses sources
+	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
+	cargo deny --workspace --all-features check bans licenses sources
 	host/audit.sh
-	shellcheck run.sh .ci/run certs/*.sh host/*.sh tests/*.sh bench/*.sh
+	shellcheck run.sh .ci/run certs/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
+	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat
+	host/deploy/check.sh
+	PATH="$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/teemark/hadolint/bin" hadolint Containerfile
 
 footprint:
 	host/install-tools.sh

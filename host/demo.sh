@@ -1,6 +1,7 @@
 #!/bin/sh
 # The main job on real input, step by step, on this machine: real certificates, real mutual TLS, the daemon that goes
-# into the enclave. `make demo` runs it; `make run` runs it with --keep and leaves the programs running until Ctrl-C.
+# into the enclave, with everything sealed as in an image; and at the end, in short, the plain way.
+# `make demo` runs it; `make run` runs it with --keep and leaves the programs running until Ctrl-C.
 set -eu
 cd "$(dirname "$0")/.."
 keep=${1:-}
@@ -30,8 +31,35 @@ await() { # file pattern what
     sleep 0.1
   done
 }
-decrypt() { # input output
-  "$bin/teemark" decrypt "$1" --endpoint "http://$public" --file-id "$3" --user-id user-4711 --output "$2"
+start_daemon() { # name port NAME=value...
+  name=$1
+  port_wanted=$2
+  shift 2
+  env "$@" TEEMARKD="$bin/teemarkd" TEEMARK_EGRESS=direct TEEMARK_ENDPOINTS="$out/allowed_endpoints.yaml" \
+    TEEMARK_CERTS="$out/certs-of-$name" TEEMARK_PUBLIC="tcp:127.0.0.1:$port_wanted" \
+    TEEMARK_ADMIN="unix:$sockets/$name-admin" TEEMARK_SECRETS="unix:$sockets/$name" ./run.sh 2>"$out/$name.log" &
+  pids="$pids $!"
+  await "$out/$name.log" 'waiting for the handshake' 'teemarkd'
+  public=$(sed -n 's/.*public: listening on tcp:\(.*\)$/\1/p' "$out/$name.log")
+}
+grant() { # file-id encrypted-file
+  "$bin/teemark" grant --key "$out/grants.key" --file-id "$1" --user-id user-4711 --audience demo \
+    --content "$2" --reply-key "$(cat "$out/reply.pub")" >"$out/grant"
+}
+decrypt() { # input output file-id options...
+  input=$1
+  output=$2
+  file_id=$3
+  shift 3
+  "$bin/teemark" decrypt "$input" --endpoint "http://$public" --file-id "$file_id" --user-id user-4711 \
+    --output "$output" "$@"
+}
+refused() { # log what, then a command that has to be refused
+  log=$1
+  what=$2
+  shift 2
+  if "$@" >"$log" 2>&1; then fail "$what was not refused"; fi
+  grep -E '^(refused|error)' "$log" | sed 's/^/    /'
 }
 
 say "Certificates: a CA, the service's, the client's (certs/make-certs.sh, the seed's openssl commands)"
@@ -44,41 +72,49 @@ pids=$!
 await "$out/service.out" 'listening on' 'the watermark service'
 port=$(sed -n 's/.*listening on https:.*:\([0-9]*\)$/\1/p' "$out/service.out")
 
-say "teemarkd starts by run.sh; it may connect to localhost:$port and nowhere else"
+say "Four keys: an operator's, whose public half an image is built with; one to sign grants; a user's; the files'"
+for use in operator grants reply; do
+  "$bin/teemark" keygen --for "$use" --output "$out/$use.key" >"$out/$use.pub" || fail "no $use key"
+done
+"$bin/teemark" keygen --aad --id demo --output "$out/keys.json" || fail "no key"
+
+say "teemarkd starts by run.sh as it does in an image: it takes sealed secrets only, and gives files for grants only"
 printf 'endpoints:\n  - localhost:%s\n' "$port" >"$out/allowed_endpoints.yaml"
 http_port=0
 [ "$keep" != --keep ] || http_port=3000
-TEEMARKD=$bin/teemarkd TEEMARK_EGRESS=direct TEEMARK_ENDPOINTS=$out/allowed_endpoints.yaml \
-  TEEMARK_CERTS=$out/opt-enclave-certs TEEMARK_PUBLIC=tcp:127.0.0.1:$http_port TEEMARK_ADMIN=unix:$sockets/admin \
-  TEEMARK_SECRETS=unix:$sockets/secrets ./run.sh 2>"$out/teemarkd.log" &
-pids="$pids $!"
-await "$out/teemarkd.log" 'waiting for the handshake' 'teemarkd'
-public=$(sed -n 's/.*public: listening on tcp:\(.*\)$/\1/p' "$out/teemarkd.log")
+start_daemon teemarkd "$http_port" "TEEMARK_OPERATOR_KEYS=$(cat "$out/operator.pub")" TEEMARK_FLEET=demo
 
-say "Handshake with the bytes of the seed's command (cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777)"
-cd "$out/certs"
-cat >../mtls_certs.json <<JSON
-{
-  "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(base64 -w 0 <client.crt)\",\"client_key\":\"$(base64 -w 0 <client.key)\",\"ca_cert\":\"$(base64 -w 0 <ecs-ca.crt)\"}",
-  "ECS_WATERMARK_ENDPOINT": "https://localhost:$port"
-}
-JSON
-cd - >/dev/null
-chmod 600 "$out/mtls_certs.json"
-"$bin/teemark" secrets --bundle "$out/mtls_certs.json" --send "unix:$sockets/secrets" || fail "handshake refused"
+say "Attestation: which keys does it have, and which code? An enclave proves both by AWS' root (--pcrs out/teemark.pcrs);"
+echo "    on this machine nobody measures the code, and --development takes the daemon's own word:"
+"$bin/teemark" attest --endpoint "http://$public" --development 2>&1 | sed 's/^/    /'
 
-say "A second one brings the file keys; now nothing is missing"
-"$bin/teemark" keygen --output "$out/keys.json" || fail "no key"
-"$bin/teemark" secrets --keys "$out/keys.json" --send "unix:$sockets/secrets" || fail "handshake refused"
+say "The operator seals the secrets to that key and signs them. Whoever relays the file can neither read nor change it"
+"$bin/teemark" secrets --client-cert "$out/certs/client.crt" --client-key "$out/certs/client.key" \
+  --ca "$out/certs/ecs-ca.crt" --endpoint "https://localhost:$port" --keys "$out/keys.json" --grant-keys "$out/grants.pub" \
+  --seal --attested "http://$public" --development --operator-key "$out/operator.key" --output "$out/sealed.json" \
+  2>/dev/null || fail "not sealed"
+cut -c 1-100 "$out/sealed.json" | head -n 1 | sed 's/^/    /; s/$/ .../'
+"$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd" || fail "handshake refused"
+
+say "Sent a second time it is refused, and so is a bundle that nobody sealed"
+refused "$out/replay.log" "a replayed bundle" "$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd"
+refused "$out/unsealed.log" "a bundle in the clear" "$bin/teemark" secrets --keys "$out/keys.json" --plain \
+  --send "unix:$sockets/teemarkd"
 
 say "A picture and a text are encrypted, as Zing's clients do"
 "$bin/watermark-service" sample "$out/original.png"
 cp LICENSE "$out/original.txt"
-for file in original.png original.txt; do "$bin/teemark" encrypt "$out/$file" --keys "$out/keys.json"; done
+for file in original.png original.txt; do
+  "$bin/teemark" encrypt "$out/$file" --keys "$out/keys.json" --file-id "$file"
+done
 
-say "teemarkd decrypts both and has them marked for user-4711"
-decrypt "$out/original.png.enc" "$out/marked.png" picture-1 || fail "the picture was not decrypted"
-decrypt "$out/original.txt.enc" "$out/marked.txt" text-1 || fail "the text was not decrypted"
+say "teemarkd decrypts both for user-4711, who has a grant for each, and has them marked. The answers are sealed to the"
+echo "    user's key and signed by the key that was attested"
+for file in original.png original.txt; do
+  grant "$file" "$out/$file.enc"
+  decrypt "$out/$file.enc" "$out/marked.${file##*.}" "$file" --grant "$out/grant" --seal --reply-key "$out/reply.key" \
+    --verify --development 2>"$out/decrypt.log" || { cat "$out/decrypt.log" >&2; fail "$file was not decrypted"; }
+done
 
 say "The marks, read back from the marked files"
 for file in marked.png marked.txt; do
@@ -88,10 +124,20 @@ for file in marked.png marked.txt; do
 done
 "$bin/watermark-service" difference "$out/original.png" "$out/marked.png" "$out/difference.png" --gain 64
 
+say "Without a grant, with one that was used, and with one for another file there is nothing"
+refused "$out/no-grant.log" "a request without a grant" decrypt "$out/original.txt.enc" "$out/none" original.txt
+refused "$out/used.log" "a used grant" decrypt "$out/original.txt.enc" "$out/none" original.txt --grant "$out/grant" \
+  --seal --reply-key "$out/reply.key"
+grant another-file "$out/original.txt.enc"
+refused "$out/other.log" "a grant for another file" decrypt "$out/original.txt.enc" "$out/none" original.txt \
+  --grant "$out/grant" --seal --reply-key "$out/reply.key"
+
 say "A file under another key is refused, and nothing says why"
-"$bin/teemark" keygen --id "$(sed -n 's/.*"\([^"]*\)": *".*/\1/p' "$out/keys.json" | head -n 1)" --output "$out/other-keys.json" >/dev/null 2>&1
-"$bin/teemark" encrypt "$out/original.txt" --keys "$out/other-keys.json" --output "$out/foreign.enc"
-if decrypt "$out/foreign.enc" "$out/foreign.txt" text-2; then fail "a file under another key was decrypted"; fi
+"$bin/teemark" keygen --aad --id demo --output "$out/other-keys.json" >/dev/null 2>&1
+"$bin/teemark" encrypt "$out/original.txt" --keys "$out/other-keys.json" --file-id foreign --output "$out/foreign.enc"
+grant foreign "$out/foreign.enc"
+refused "$out/foreign.log" "a file under another key" decrypt "$out/foreign.enc" "$out/none" foreign \
+  --grant "$out/grant" --seal --reply-key "$out/reply.key"
 
 say "A client without a certificate is refused by the service"
 if printf 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' |
@@ -101,6 +147,26 @@ fi
 grep -o 'alert certificate required' "$out/no-certificate.log" | head -n 1 | sed 's/^/    /'
 grep -q 'alert' "$out/no-certificate.log" || fail "the service did not refuse"
 
+say "The plain way, for development: TEEMARK_HANDSHAKE=plain and TEEMARK_GRANTS=off. The daemon says what that gives up:"
+trusted=$public
+start_daemon plain 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off
+sed -n 's/.*\(TEEMARK_HANDSHAKE is plain.*\)/    \1/p' "$out/plain.log"
+
+say "The bytes of the seed's command (cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777), then the file keys"
+cd "$out/certs"
+cat >../mtls_certs.json <<JSON
+{
+  "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(base64 -w 0 <client.crt)\",\"client_key\":\"$(base64 -w 0 <client.key)\",\"ca_cert\":\"$(base64 -w 0 <ecs-ca.crt)\"}",
+  "ECS_WATERMARK_ENDPOINT": "https://localhost:$port"
+}
+JSON
+cd - >/dev/null
+chmod 600 "$out/mtls_certs.json"
+"$bin/teemark" secrets --bundle "$out/mtls_certs.json" --plain --send "unix:$sockets/plain" || fail "handshake refused"
+"$bin/teemark" secrets --keys "$out/keys.json" --plain --send "unix:$sockets/plain" || fail "handshake refused"
+decrypt "$out/original.txt.enc" "$out/plain.txt" original.txt || fail "the text was not decrypted"
+"$bin/watermark-service" extract "$out/plain.txt" | sed 's/^/    plain.txt: /'
+
 cat <<EOT
 
 Done. Each file went in encrypted and came out marked for its user.
@@ -108,16 +174,18 @@ Done. Each file went in encrypted and came out marked for its user.
     $out/marked.png      after: looks the same
     $out/difference.png  the difference, 64 times as strong: the mark
     $out/marked.txt      the text, with the mark in characters that take no room
-    $out/teemarkd.log    what the daemon logged; service.log is the other side
+    $out/sealed.json     the secrets as the parent of an enclave sees them
+    $out/teemarkd.log    what the daemon logged; plain.log is the plain one's, service.log the service's
 EOT
 
 if [ "$keep" = --keep ]; then
-  key=$(sed -n 's/.*"\([^"]*\)": *".*/\1/p' "$out/keys.json" | head -n 1)
   cat <<EOT
 
 Still running. Try, from another terminal in this folder (Ctrl-C here ends it):
-    curl http://$public/health_check
-    curl -f --data-binary @$out/original.png.enc -o mine.png 'http://$public/files/picture-1/decrypt?user_id=alice&key_id=$key'
+    curl http://$trusted/health_check
+    $bin/teemark grant --key $out/grants.key --file-id original.png --user-id alice --audience demo >grant
+    curl -f -H "Authorization: Bearer \$(cat grant)" --data-binary @$out/original.png.enc -o mine.png \\
+      'http://$trusted/files/original.png/decrypt?user_id=alice'
     $bin/watermark-service extract mine.png
 EOT
   wait

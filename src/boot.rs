@@ -11,7 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::api::{self, Api, Side};
+use crate::attest::{self, Attestation};
 use crate::files;
+use crate::metrics::METRICS;
 use crate::net::addr::{Address, Listener};
 use crate::net::backend::{Backend, Intake};
 use crate::net::endpoints::AllowList;
@@ -19,8 +21,9 @@ use crate::net::pump::{Entrance, Handle, Pump};
 use crate::net::{forward, ingress, link};
 use crate::secrets::bundle::{ITEMS, bundle_of_environment};
 use crate::secrets::listener;
+use crate::secrets::sealed::Seal;
 use crate::secrets::store::Store;
-use crate::settings::Settings;
+use crate::settings::{Handshake, Settings};
 
 /// Why the daemon did not start: what failed, and what the system said.
 #[derive(Debug)]
@@ -53,15 +56,16 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     if api::most_memory(settings.max_file) > settings.memory {
         warn!("a file of TEEMARK_MAX_FILE bytes needs more than TEEMARK_MEMORY, {} bytes", settings.memory);
     }
-    let store = Store::new(settings.certs.clone(), allowed.clone(), settings.egress, settings.timeout);
-    let store = Arc::new(store);
+    let attestation = Arc::new(make_keys(&allowed)?);
+    let seal = seal(&settings.handshake, &attestation);
+    let store = Arc::new(Store::new(settings, allowed.clone(), seal));
     take_what_is_there(&store);
 
     let public = listen("public", &settings.public)?;
     let admin = listen("admin", &settings.admin)?;
     let secrets = listen("secrets", &settings.secrets)?;
     let handshake = secrets.address().map_err(cannot("secrets"))?;
-    let api = Arc::new(Api::new(store.clone(), allowed.clone(), settings.egress, settings));
+    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings));
     let pump = serve_http(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
     spawn("secrets", {
         let store = store.clone();
@@ -96,6 +100,9 @@ fn keep_memory_private() -> Result<(), BootError> {
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
+/// By how many seconds the clock may differ from the module's before it is worth a warning.
+const MAX_DRIFT: u64 = 60;
+
 /// Descriptors of a connection while its request is under way: its own, the ingress's and tiny_http's ends of the one
 /// behind, tiny_http's second handle, the one to the watermark service.
 const DESCRIPTORS: u64 = 5;
@@ -129,6 +136,39 @@ fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootE
         }
     }
     Ok(())
+}
+
+/// Makes the enclave's keys, and compares the clocks: by this machine's, grants and certificates begin and end.
+fn make_keys(allowed: &AllowList) -> Result<Attestation, BootError> {
+    let nsm = attest::module().map_err(cannot("attestation"))?;
+    let attestation = Attestation::new(nsm, allowed.sha256()).map_err(cannot("attestation"))?;
+    let (module, drift) = attestation.module_and_drift().map_err(cannot("attestation"))?;
+    METRICS.clock_drift.set(drift);
+    if drift.unsigned_abs() > MAX_DRIFT {
+        warn!("the clock is {drift} s ahead of the Nitro Secure Module's");
+    }
+    info!("attested by {module}, identity key {}", hex::encode(attestation.identity()));
+    Ok(attestation)
+}
+
+/// What opens the handshake's bundles, where they come sealed.
+fn seal(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Seal> {
+    match handshake {
+        Handshake::Plain => {
+            warn!(
+                "TEEMARK_HANDSHAKE is plain: whoever relays the handshake reads the private key and the file keys in \
+                 it, can send its own instead, and can send an old one again"
+            );
+            None
+        }
+        Handshake::Sealed(operators) => {
+            match operators.len() {
+                0 => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS names nobody who may send secrets"),
+                n => info!("the handshake takes what {n} operators seal to this enclave"),
+            }
+            Some(Seal::new(attestation.clone(), operators.clone()))
+        }
+    }
 }
 
 /// Certificates baked into the image, then what the environment holds. What is unusable is reported, and the handshake

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Deref;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 /// A JSON string, borrowed from its document where it has no escapes. serde borrows a bare `Cow`, but copies for an
 /// `Option<Cow>`; this it borrows in both.
@@ -16,6 +17,25 @@ impl Deref for Text<'_> {
     fn deref(&self) -> &str {
         &self.0
     }
+}
+
+/// The text of a JSON string; `None` where the value is something else.
+pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+    let text = value.get();
+    // Without escapes there is nothing to undo, and nothing to copy.
+    match text.strip_prefix('"')?.strip_suffix('"')? {
+        plain if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
+        _ => serde_json::from_str(text).ok().map(Cow::Owned),
+    }
+}
+
+/// Reads a member that may be left out, but that `null` does not stand for: what only restricts must not be lost in an
+/// issuer's empty variable. Goes with serde's `default`.
+///
+/// # Errors
+/// The value is none of this type, as `null` is in most.
+pub fn even_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
 }
 
 #[cfg(test)]

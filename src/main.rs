@@ -60,7 +60,7 @@ fn write_certificates() -> ExitCode {
     let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
         let items = bundle_of_environment(&[CERTIFICATES], |name| env::var_os(name));
         let items = items.ok_or_else(|| format!("{CERTIFICATES} is not set"))?;
-        let store = Store::new(settings.certs, Default::default(), settings.egress, settings.timeout);
+        let store = Store::new(&settings, Default::default(), None);
         store.put_in_force(&items).map(drop).map_err(|e| e.to_string())
     });
     ended(wrote)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::time::Utc;
@@ -42,6 +42,15 @@ impl Gauge {
 
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// A number of either sign.
+pub struct Signed(AtomicI64);
+
+impl Signed {
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Relaxed);
     }
 }
 
@@ -92,6 +101,10 @@ pub struct Metrics {
     pub handshakes_refused: Counter,
     pub tls_handshakes: Counter,
     pub panics: Counter,
+    /// Requests without a good grant.
+    pub grants_refused: Counter,
+    /// By how many seconds this machine's clock was ahead of the Nitro Secure Module's at the start.
+    pub clock_drift: Signed,
     /// When the client certificate ends, in seconds since 1970; 0 while there is none.
     pub certificate_ends: Gauge,
 }
@@ -112,6 +125,8 @@ impl Metrics {
             handshakes_refused: Counter::new(),
             tls_handshakes: Counter::new(),
             panics: Counter::new(),
+            grants_refused: Counter::new(),
+            clock_drift: Signed(AtomicI64::new(0)),
             certificate_ends: Gauge::new(),
         }
     }
@@ -137,6 +152,7 @@ impl Metrics {
             ("handshakes_accepted_total", "Bundles that took effect.", &self.handshakes_accepted),
             ("handshakes_refused_total", "Bundles that changed nothing.", &self.handshakes_refused),
             ("tls_handshakes_total", "TLS handshakes completed with the watermark service.", &self.tls_handshakes),
+            ("grants_refused_total", "Requests for a file without a good grant.", &self.grants_refused),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
         ];
         for (name, help, counter) in counters {
@@ -144,6 +160,8 @@ impl Metrics {
         }
         simple("connections_open", "gauge", "Connections open now.", self.connections_open.get() as i64, &mut out);
         simple("memory_left_bytes", "gauge", "Bytes that admission can still give.", memory_left as i64, &mut out);
+        let help = "Seconds by which the clock was ahead of the Nitro Secure Module's at the start.";
+        simple("clock_drift_seconds", "gauge", help, self.clock_drift.0.load(Relaxed), &mut out);
         if self.certificate_ends.get() > 0 {
             let left = self.certificate_ends.get() as i64 - Utc::now().0 as i64;
             let help = "Seconds until the client certificate expires; negative afterwards.";

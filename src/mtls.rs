@@ -18,6 +18,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, OtherError, RootCertStore};
 use ureq::Agent;
 
+use crate::digest::sha256;
 use crate::net::cryptography;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
@@ -43,6 +44,8 @@ pub struct Identity {
     pub ends: Utc,
     /// Whether the given CA issued the client certificate too. Where not, the service must know another CA.
     pub issued_by_ca: bool,
+    /// SHA-256 of each root, in DER.
+    roots: Vec<[u8; 32]>,
 }
 
 /// Which part is refused, and why; never a value.
@@ -66,6 +69,7 @@ impl Identity {
         let chain = certificates(0, parts[0])?;
         let key = private_key(parts[1])?;
         let authorities = certificates(2, parts[2])?;
+        let fingerprints = authorities.iter().map(|authority| sha256(authority)).collect();
         let provider = Arc::new(cryptography::provider());
         let roots = roots(&authorities)?;
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -85,7 +89,20 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Identity { config: Arc::new(config), pem, ends, issued_by_ca })
+        Ok(Identity { config: Arc::new(config), pem, ends, issued_by_ca, roots: fingerprints })
+    }
+
+    /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
+    ///
+    /// # Errors
+    /// The first root that is not.
+    pub fn within(self, pinned: &[[u8; 32]]) -> Result<Identity, IdentityError> {
+        match self.roots.iter().position(|root| !pinned.contains(root)) {
+            Some(i) if !pinned.is_empty() => {
+                refuse(2, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
+            }
+            _ => Ok(self),
+        }
     }
 
     /// Reads the three files of `folder`; `None` if none of them is there.

@@ -8,6 +8,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::net::addr::Address;
 use crate::net::egress::Route;
 
@@ -40,6 +43,24 @@ pub struct Settings {
     pub allow_unwatermarked: bool,
     /// Total time for one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
+    /// Which bundles the handshake takes.
+    pub handshake: Handshake,
+    /// Whether a request for a file needs a grant.
+    pub grants: bool,
+    /// The name, beside the identity key, that a grant may be for.
+    pub fleet: Option<String>,
+    /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
+    pub pinned: Vec<[u8; 32]>,
+}
+
+/// Which bundles the handshake takes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// Whatever comes. The parent can read it, and put its own in its place.
+    Plain,
+    /// What one of these operators, named by their Ed25519 public keys, sealed to this enclave. Where there are none,
+    /// the handshake is closed.
+    Sealed(Vec<[u8; 32]>),
 }
 
 /// A setting that cannot be used: which, and what it should be.
@@ -79,11 +100,21 @@ impl Settings {
                 ),
             })
         };
-        let switch = |name| match text(name, "off")?.as_str() {
-            "on" => Ok(true),
-            "off" | "" => Ok(false),
-            other => Err(SettingError { name, reason: format!("{other:?} is neither on nor off") }),
+        let either = |name, default, [yes, no]: [&str; 2]| match text(name, default)?.as_str() {
+            given if given == yes => Ok(true),
+            given if given == no => Ok(false),
+            other => Err(SettingError { name, reason: format!("{other:?} is neither {yes} nor {no}") }),
         };
+        let switch = |name| either(name, "off", ["on", "off"]);
+        let digests = |name, what, parse: fn(&str) -> Option<[u8; 32]>| {
+            let value = text(name, "")?;
+            let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
+            let parse =
+                |item| parse(item).ok_or_else(|| SettingError { name, reason: format!("{item:?} is no {what}") });
+            items.map(parse).collect::<Result<Vec<_>, _>>()
+        };
+        let operators = digests("TEEMARK_OPERATOR_KEYS", "Ed25519 public key in base64", key)?;
+        let fleet = text("TEEMARK_FLEET", "")?;
         let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
         Ok(Settings {
             public: address("TEEMARK_PUBLIC", "vsock:3000")?,
@@ -104,6 +135,13 @@ impl Settings {
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+            handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
+                true => Handshake::Sealed(operators),
+                false => Handshake::Plain,
+            },
+            grants: either("TEEMARK_GRANTS", "required", ["required", "off"])?,
+            fleet: (!fleet.is_empty()).then_some(fleet),
+            pinned: digests("TEEMARK_PIN_CA", "SHA-256 fingerprint in hex", fingerprint)?,
         })
     }
 }
@@ -138,6 +176,16 @@ fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
         .map_err(|_| SettingError { name, reason: format!("{text:?} is no time from 1s to 3600s") })
 }
 
+/// A public key of 32 bytes in base64.
+fn key(text: &str) -> Option<[u8; 32]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// A SHA-256 fingerprint, with or without the colons that openssl puts between the bytes.
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    hex::decode(text.replace(':', "")).ok()?.try_into().ok()
+}
+
 /// Half of MemAvailable (proc(5)); where the kernel does not tell, what an enclave of 128 MiB would have.
 fn half_of_what_is_free() -> usize {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -170,6 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn without_a_word_the_handshake_is_sealed_and_closed_and_grants_are_required() {
+        let s = read(&[]).unwrap();
+        assert_eq!((s.handshake, s.grants, s.fleet, s.pinned), (Handshake::Sealed(vec![]), true, None, vec![]));
+    }
+
+    #[test]
+    fn lists_of_keys_and_fingerprints_are_read() {
+        let key = STANDARD.encode([7; 32]);
+        let (keys, pins) = (format!("{key}, {key}"), format!("{},{}", "ab:".repeat(31) + "ab", "cd".repeat(32)));
+        let s = read(&[("TEEMARK_OPERATOR_KEYS", &keys), ("TEEMARK_PIN_CA", &pins)]).unwrap();
+        assert_eq!(s.handshake, Handshake::Sealed(vec![[7; 32]; 2]));
+        assert_eq!(s.pinned, [[0xab; 32], [0xcd; 32]]);
+        assert_eq!(read(&[("TEEMARK_HANDSHAKE", "plain")]).unwrap().handshake, Handshake::Plain);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (name, value) in [
             ("TEEMARK_PUBLIC", "3000"),
@@ -181,6 +245,10 @@ mod tests {
             ("TEEMARK_FORWARD", "yes"),
             ("TEEMARK_TIMEOUT", "0s"),
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
+            ("TEEMARK_HANDSHAKE", "open"),
+            ("TEEMARK_GRANTS", "on"),
+            ("TEEMARK_OPERATOR_KEYS", "AAAA"),
+            ("TEEMARK_PIN_CA", "aa:bb"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -14,6 +14,12 @@ impl Utc {
     }
 }
 
+/// The system clock's time in milliseconds since 1970-01-01T00:00:00Z; a clock before that counts as 0.
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (year, month, day) = date(self.0 / 86_400);

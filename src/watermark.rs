@@ -19,7 +19,7 @@ use crate::net::tls::Stale;
 use crate::secrets::store::Ready;
 
 /// What an answer may hold beyond twice the request, in bytes.
-const ANSWER_SLACK: usize = 1 << 20;
+pub const ANSWER_SLACK: usize = 1 << 20;
 /// Largest answer to a health check, in bytes, and time for one.
 const HEALTH_LIMIT: u64 = 64 << 10;
 const HEALTH_TIME: Duration = Duration::from_secs(5);

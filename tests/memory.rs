@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::LazyLock;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -161,7 +162,7 @@ fn answers_that_nobody_reads_count_until_they_are_gone() {
     let (_service, daemon) = start(&["huge=8388608"]);
     let file = encrypt(&KEY, &vec![b'x'; FILE / 2]);
     let head = raw_head(file.len());
-    let mut unread = Vec::new();
+    let (mut unread, begun) = (Vec::new(), Instant::now());
     for _ in 0..CLIENTS {
         let mut stream = connect(daemon.public);
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&file));
@@ -173,14 +174,16 @@ fn answers_that_nobody_reads_count_until_they_are_gone() {
     let held = BUDGET_BYTES - daemon.metric("teemark_memory_left_bytes");
     println!("unread answers: {:.1} MiB counted", held / MIB as f64);
     assert!(held >= FILE as f64, "answers that wait for their clients are not counted: {held} bytes");
-    // Who reads nothing for ten seconds loses the rest of its answer, so only their beginnings are looked at.
+    // Who reads nothing for ten seconds loses the rest of its answer, so only their beginnings are looked at; and on a
+    // machine that is slower than that, the first have made room by then for the last.
+    let all_wait = begun.elapsed() < Duration::from_secs(9);
     let statuses = unread.into_iter().map(|mut stream| {
         let mut line = [0; 12];
         stream.read_exact(&mut line).unwrap();
         String::from_utf8_lossy(&line[9..]).into_owned()
     });
     let (marked, others): (Vec<_>, Vec<_>) = statuses.partition(|status| status == "200");
-    assert!(!marked.is_empty() && !others.is_empty(), "{} of {CLIENTS} marked", marked.len());
+    assert!(!marked.is_empty() && (!others.is_empty() || !all_wait), "{} of {CLIENTS} marked", marked.len());
     assert!(others.iter().all(|status| status == "503"), "{others:?}");
     all_memory_comes_back(&daemon);
 }

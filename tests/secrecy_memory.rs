@@ -1,6 +1,6 @@
 //! Files and keys that are done with are gone from the daemon's memory.
 //!
-//! These tests read /proc/PID/mem, which only root may: the daemon is not dumpable.
+//! These tests read /proc/PID/mem, which only root may: the daemon is not dumpable. Others are told that they did not run.
 
 #[path = "support/needles.rs"]
 mod needles;
@@ -14,7 +14,10 @@ use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
+use teemarkd::hpke::PrivateKey;
+use teemarkd::secrets::sealed::{Destination, seal};
 
 use needles::{Needles, integers_of_rsa_key};
 use support::*;
@@ -62,7 +65,7 @@ fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
 fn may_look(daemon: &Daemon) -> bool {
     match File::open(format!("/proc/{}/mem", daemon.process.child.id())) {
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            eprintln!("SKIPPED: only root can read the daemon's memory");
+            not_run("what is left in memory", "only root can read the daemon's");
             false
         }
         _ => true,
@@ -182,4 +185,57 @@ fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_on
         let left = found(&daemon, &needles);
         assert!(left.is_empty(), "{what}: {} pieces are left:\n{}", left.len(), left.join("\n"));
     }
+}
+
+#[test]
+fn of_what_came_sealed_or_went_out_sealed_nothing_is_left_in_memory() {
+    let certs = Certs::make();
+    let service = Service::start(&certs, &[]);
+    let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
+    let public = STANDARD.encode(operator.public_key().as_ref());
+    let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &public);
+    let daemon = setup.start();
+    if !may_look(&daemon) {
+        return;
+    }
+    let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89) ^ 0xa5);
+    let mut bundle = certs.bundle(service.port);
+    bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
+    let ephemeral = PrivateKey::new(Box::new([6; 32]));
+    let sealed = seal(bundle.to_string().as_bytes(), &destination(&daemon), 1, &operator, &ephemeral).unwrap().text;
+    assert_eq!(daemon.handshake(sealed.as_bytes())["ok"], true);
+
+    let text = distinctive(100_000);
+    let (file, length) = (encrypt(&key, &text), text.len() + 28);
+    let reply_key = PrivateKey::new(Box::new([7; 32]));
+    for _ in 0..3 {
+        let reply_key = STANDARD.encode(reply_key.public());
+        let head = format!(
+            "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\
+             Teemark-Reply-Key: {reply_key}\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(request(daemon.public, &head, &file).status, 200);
+    }
+    rests(&daemon);
+    let (mut sent, used) = keys_in_force(&certs, &key);
+    assert!(!found(&daemon, &used).is_empty(), "the search does not find the keys in force");
+    // Between the marks the service leaves the text as it is.
+    sent.add("the text", &text[50_000..50_064]);
+    let left = found(&daemon, &sent);
+    assert!(left.is_empty(), "{} pieces are left:\n{}", left.len(), left.join("\n"));
+    let log = daemon.process.log();
+    assert!(log.contains("handshake accepted"), "{log}");
+    assert_eq!(sent.find(log.as_bytes()), None, "in the log:\n{log}");
+}
+
+/// The keys of a daemon as its attestation document tells them; the user data is JSON in it.
+fn destination(daemon: &Daemon) -> Destination {
+    let answer = daemon.get("/get_attestation").json();
+    let document = hex::decode(answer["attestation"].as_str().unwrap()).unwrap();
+    let start = document.windows(8).position(|w| w == b"{\"allow_").unwrap();
+    let end = start + document[start..].iter().position(|b| *b == b'}').unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&document[start..=end]).unwrap();
+    let sealing_key = STANDARD.decode(told["sealing_key"].as_str().unwrap()).unwrap();
+    let boot_nonce = hex::decode(told["boot_nonce"].as_str().unwrap()).unwrap();
+    Destination { sealing_key: sealing_key.try_into().unwrap(), boot_nonce: boot_nonce.try_into().unwrap() }
 }

@@ -6,7 +6,7 @@
 mod support;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -19,35 +19,15 @@ use teemarkd::files::{FileKey, FileKeys, OpenError};
 use support::*;
 
 /// A Python that has Tink.
-static PYTHON: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
-    let own = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tink");
-    let python = own.join("bin/python");
-    if let Some(found) = [PathBuf::from("python3"), python.clone()].into_iter().find(|python| has_tink(python)) {
-        return Ok(found);
-    }
-    // Given up after two minutes: pip without a network tries for long.
-    let install = format!(
-        "python3 -m venv --clear '{0}' && timeout 120 '{0}/bin/pip' install --quiet --disable-pip-version-check tink",
-        own.display()
-    );
-    let done = Command::new("sh").arg("-c").arg(install).output().map_err(|e| e.to_string())?;
-    if has_tink(&python) { Ok(python) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
-});
+static PYTHON: LazyLock<Result<PathBuf, String>> =
+    LazyLock::new(|| packages::python("tink", "tink.aead, tink.proto.aes_gcm_pb2"));
 
-fn has_tink(python: &Path) -> bool {
-    let mut import = Command::new(python);
-    import.args(["-c", "import tink.aead, tink.proto.aes_gcm_pb2"]).stdout(Stdio::null()).stderr(Stdio::null());
-    import.status().is_ok_and(|status| status.success())
-}
-
-/// Tink itself, or `None` once it is said that the test is not run. Not by eprintln!, which a test that passes keeps to
-/// itself.
+/// Tink itself, or `None` once it is said that the test is not run.
 fn tink(test: &str) -> Option<Tink> {
     match &*PYTHON {
         Ok(python) => Some(Tink(python)),
         Err(reason) => {
-            let line = format!("\n*** NOT RUN: {test}: the Python package tink cannot be had here: {reason}\n");
-            io::stderr().write_all(line.as_bytes()).unwrap();
+            not_run(test, &format!("the Python package tink cannot be had here: {reason}"));
             None
         }
     }

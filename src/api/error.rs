@@ -1,9 +1,12 @@
 //! The error table: every answer that is not a success.
 
+use log::error;
 use serde_json::json;
 
 use super::Answer;
+use crate::attest::DocumentError;
 use crate::files::OpenError;
+use crate::grants::GrantError;
 use crate::memory::{NoMemory, ReadError};
 use crate::watermark::WatermarkError;
 
@@ -13,6 +16,8 @@ pub enum ApiError {
     /// The request cannot be understood: which part, and why.
     Invalid(String),
     NotFound,
+    /// The request has no right to its file.
+    Grant(GrantError),
     /// The path is right, the method is not; these are.
     MethodNotAllowed(&'static str),
     FileTooLarge,
@@ -25,7 +30,10 @@ pub enum ApiError {
     /// These items have not been delivered yet.
     NotReady(Vec<&'static str>),
     Overloaded,
-    Panicked,
+    /// More attestation documents are asked for than the module can make; again in so many seconds.
+    TooManyDocuments(u64),
+    /// The request's own thread panicked, or the system or the Nitro Secure Module failed; the log says which.
+    Internal,
 }
 
 impl ApiError {
@@ -33,12 +41,19 @@ impl ApiError {
     fn row(&self) -> (u16, &'static str, String) {
         match self {
             ApiError::Invalid(reason) => (400, "invalid_request", reason.clone()),
+            ApiError::Grant(e) => {
+                let (status, code) = grant_row(e);
+                (status, code, e.to_string())
+            }
             ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key of this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
             ApiError::FileTooLarge => (413, "file_too_large", "the body, or the file in it, is too large".into()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
-            ApiError::Panicked => (500, "internal", "the request failed".into()),
+            ApiError::TooManyDocuments(_) => {
+                (429, "too_many_requests", "attestation documents are made ten a second".into())
+            }
+            ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),
             ApiError::WatermarkMissing => {
                 (502, "watermark_missing", "the watermark service left out the marked file".into())
@@ -54,17 +69,52 @@ impl ApiError {
     }
 }
 
+/// 401 where another token is needed, 403 where this one is good for something else (RFC 6750, 3.1).
+fn grant_row(e: &GrantError) -> (u16, &'static str) {
+    match e {
+        GrantError::Missing => (401, "grant_missing"),
+        GrantError::Invalid(_) => (401, "grant_invalid"),
+        GrantError::Expired => (401, "grant_expired"),
+        GrantError::NotYetValid => (401, "grant_not_yet_valid"),
+        GrantError::OtherFile => (403, "grant_for_another_file"),
+        GrantError::OtherUser => (403, "grant_for_another_user"),
+        GrantError::OtherContent => (403, "grant_for_another_content"),
+        GrantError::OtherKey => (403, "grant_for_another_key"),
+        GrantError::Used => (403, "grant_used"),
+        GrantError::Full => (503, "overloaded"),
+    }
+}
+
 impl From<ApiError> for Answer {
     fn from(error: ApiError) -> Answer {
         let (status, code, message) = error.row();
         let mut answer = Answer::json(status, &json!({"error": message, "code": code}));
         match error {
-            ApiError::Overloaded => answer.headers.push(("Retry-After", "1".into())),
+            ApiError::Overloaded | ApiError::Grant(GrantError::Full) => {
+                answer.headers.push(("Retry-After", "1".into()))
+            }
+            ApiError::TooManyDocuments(seconds) => answer.headers.push(("Retry-After", seconds.to_string())),
+            ApiError::Grant(GrantError::Missing) => answer.headers.push(("WWW-Authenticate", "Bearer".into())),
+            ApiError::Grant(_) if status == 401 => {
+                answer.headers.push(("WWW-Authenticate", "Bearer error=\"invalid_token\"".into()));
+            }
             ApiError::NotReady(_) => answer.headers.push(("Retry-After", "5".into())),
             ApiError::MethodNotAllowed(allowed) => answer.headers.push(("Allow", allowed.into())),
             _ => {}
         }
         answer
+    }
+}
+
+impl From<DocumentError> for ApiError {
+    fn from(e: DocumentError) -> ApiError {
+        match e {
+            DocumentError::TooMany(wait) => ApiError::TooManyDocuments(wait.as_secs() + 1),
+            DocumentError::Nsm(e) => {
+                error!("no attestation document: {e}");
+                ApiError::Internal
+            }
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! A request comes from tiny_http, is handled in a thread of its own, and gets exactly one [`Answer`].
 
 mod admin;
+mod decrypt;
 mod error;
+mod health;
+mod permit;
 mod public;
 mod request;
 
@@ -17,17 +20,23 @@ use log::{Level, debug, error, log};
 use serde_json::Value;
 use tiny_http::{Header, Request, Response, Server};
 
+use crate::attest::Attestation;
 use crate::memory::{Budget, Reservation};
 use crate::metrics::METRICS;
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
+use crate::settings::Settings;
 use error::ApiError;
+use health::Health;
+use permit::Grants;
 use request::Target;
 
 /// What every request may use.
 pub struct Api {
     pub store: Arc<Store>,
+    pub attestation: Arc<Attestation>,
+    pub grants: Grants,
     pub allowed: Arc<AllowList>,
     pub route: Route,
     pub memory: Budget,
@@ -37,7 +46,7 @@ pub struct Api {
     /// Requests at once.
     pub max_requests: usize,
     pub started: Instant,
-    health: public::Health,
+    health: Health,
 }
 
 /// Which of the two listeners a request came by.
@@ -69,24 +78,26 @@ impl Answer {
 }
 
 impl Api {
-    pub fn new(store: Arc<Store>, allowed: Arc<AllowList>, route: Route, settings: &crate::settings::Settings) -> Api {
+    pub fn new(store: Arc<Store>, allowed: Arc<AllowList>, attestation: Arc<Attestation>, settings: &Settings) -> Api {
         Api {
             store,
             allowed,
-            route,
+            grants: Grants::new(settings, attestation.identity()),
+            attestation,
+            route: settings.egress,
             memory: Budget::new(settings.memory),
             max_file: settings.max_file,
             allow_unwatermarked: settings.allow_unwatermarked,
             max_requests: settings.max_connections,
             started: Instant::now(),
-            health: public::Health::default(),
+            health: Health::default(),
         }
     }
 }
 
 /// What a request for a file of `n` bytes comes to hold, in bytes.
 pub fn most_memory(n: usize) -> usize {
-    public::cost(n)
+    decrypt::cost(n)
 }
 
 /// A route's name, as the metrics show it, and what came of the request.
@@ -145,7 +156,7 @@ fn handle(mut request: Request, route: impl Fn(&mut Request) -> Routed) {
     let start = Instant::now();
     let (name, result) = catch_unwind(AssertUnwindSafe(|| route(&mut request))).unwrap_or_else(|_| {
         METRICS.panics.add(1);
-        ("panicked", Err(ApiError::Panicked))
+        ("panicked", Err(ApiError::Internal))
     });
     let answer = result.unwrap_or_else(Answer::from);
     // Probes come every few seconds and say nothing new.

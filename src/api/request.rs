@@ -57,6 +57,18 @@ fn decode(text: &str, place: &str) -> Result<String, ApiError> {
     decoded.map(Cow::into_owned).map_err(|_| ApiError::Invalid(format!("{place} is not UTF-8")))
 }
 
+/// The value of a header field that may stand once.
+///
+/// # Errors
+/// It stands more often.
+pub fn header<'a>(request: &'a Request, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+    let mut values = request.headers().iter().filter(|h| h.field.equiv(name)).map(|h| h.value.as_str().trim());
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
+        (value, None) => Ok(value),
+    }
+}
+
 /// Lets one method pass; HEAD passes for GET.
 ///
 /// # Errors

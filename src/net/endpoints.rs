@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use crate::digest::sha256;
+
 /// The port of an entry that names none.
 const HTTPS_PORT: u16 = 443;
 /// The addresses 127.0.0.64 to 127.0.0.254 are given to entries.
@@ -15,7 +17,10 @@ const MOST_ENTRIES: usize = 255 - FIRST_LOOPBACK;
 
 /// The hosts and ports that may be dialled, in the file's order. The default is the empty list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(Vec<Endpoint>);
+pub struct AllowList {
+    endpoints: Vec<Endpoint>,
+    sha256: [u8; 32],
+}
 
 /// A place on the allow list. That one exists is the proof that it may be dialled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,16 +115,22 @@ impl AllowList {
                 }
             }
         }
-        list.map(AllowList).ok_or_else(|| (0, "has no `endpoints:`".into()))
+        let endpoints = list.ok_or_else(|| (0, "has no `endpoints:`".into()))?;
+        Ok(AllowList { endpoints, sha256: sha256(text.as_bytes()) })
     }
 
     /// The endpoint of that host (in any case) and port, if it is listed.
     pub fn find(&self, host: &str, port: u16) -> Option<&Endpoint> {
-        self.0.iter().find(|e| e.port == port && e.host.eq_ignore_ascii_case(host))
+        self.endpoints.iter().find(|e| e.port == port && e.host.eq_ignore_ascii_case(host))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.0.iter()
+        self.endpoints.iter()
+    }
+
+    /// SHA-256 of the file that the list was read from, as sha256sum(1) gives it.
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sha256
     }
 }
 

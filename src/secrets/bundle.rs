@@ -10,18 +10,22 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use ureq::http::Uri;
 
-use super::object::{Keep, Object, shown, string};
-
+use super::jwks;
+use super::object::{Keep, Object, shown};
+use super::sealed::SEALED;
 use crate::files::{FileKey, FileKeys, KEY_LEN};
+use crate::grants::GrantKeys;
+use crate::json::string;
 use crate::mtls::{Identity, PARTS};
 use crate::net::endpoints::{AllowList, Endpoint};
 use crate::time::Utc;
 
-/// The three items of a bundle.
+/// The items of a bundle.
 pub const CERTIFICATES: &str = "MTLS_CLIENT_CERT_JSON";
 pub const ENDPOINT: &str = "ECS_WATERMARK_ENDPOINT";
 pub const FILE_KEYS: &str = "FILE_KEYS";
-pub const ITEMS: [&str; 3] = [CERTIFICATES, ENDPOINT, FILE_KEYS];
+pub const GRANT_KEYS: &str = "GRANT_KEYS";
+pub const ITEMS: [&str; 4] = [CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS];
 
 /// Largest bundle, in bytes.
 pub const MAX_BUNDLE: usize = 1 << 20;
@@ -30,10 +34,12 @@ const MAX_KEYS: usize = 1024;
 pub const MAX_KEY_ID: usize = 128;
 
 /// Checked items. An item that the sender left out is `None` and stays as it was.
+#[derive(Default)]
 pub struct Bundle {
     pub identity: Option<Identity>,
     pub service: Option<Service>,
     pub keys: Option<FileKeys>,
+    pub grants: Option<GrantKeys>,
     /// Names that mean nothing to this version.
     pub ignored: Vec<String>,
 }
@@ -75,11 +81,11 @@ pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> 
 pub const WHOLE: &str = "bundle";
 
 impl Bundle {
-    /// Parses and checks a bundle as of `now`.
+    /// Parses and checks a bundle as of `now`. Where CAs are `pinned`, by their SHA-256, it may bring no other.
     ///
     /// # Errors
     /// The first thing that is wrong; a bundle without any known item is.
-    pub fn parse(bytes: &[u8], allowed: &AllowList, now: Utc) -> Result<Bundle, Refusal> {
+    pub fn parse(bytes: &[u8], allowed: &AllowList, pinned: &[[u8; 32]], now: Utc) -> Result<Bundle, Refusal> {
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
         }
@@ -89,27 +95,33 @@ impl Bundle {
         let items = Object::parse(WHOLE, bytes, Keep::Named(&ITEMS))?;
         let mut ignored = items.unknown.clone();
         let bundle = Bundle {
-            identity: items.get(CERTIFICATES).map(|v| identity(v, now, &mut ignored)).transpose()?,
+            identity: items.get(CERTIFICATES).map(|v| identity(v, pinned, now, &mut ignored)).transpose()?,
             service: items.get(ENDPOINT).map(|v| service(v, allowed)).transpose()?,
             keys: items.get(FILE_KEYS).map(file_keys).transpose()?,
+            grants: items.get(GRANT_KEYS).map(jwks::parse).transpose()?,
             ignored,
         };
-        if bundle.identity.is_none() && bundle.service.is_none() && bundle.keys.is_none() {
-            return refuse(WHOLE, format!("has none of {CERTIFICATES}, {ENDPOINT} and {FILE_KEYS}"));
+        match &bundle {
+            Bundle { identity: None, service: None, keys: None, grants: None, ignored } => match ignored {
+                names if names.iter().any(|name| name == SEALED) => {
+                    refuse(WHOLE, "is sealed, and this daemon takes plain ones (TEEMARK_HANDSHAKE)")
+                }
+                _ => refuse(WHOLE, format!("has none of {}", ITEMS.join(", "))),
+            },
+            _ => Ok(bundle),
         }
-        Ok(bundle)
     }
 }
 
-/// The items that the environment holds, as a bundle like any other; `None` where it holds none. FILE_KEYS is JSON
-/// there; where it is not, the text is passed on, and the bundle's check says what is wrong.
+/// The items that the environment holds, as a bundle like any other; `None` where it holds none. The keys are JSON
+/// there; where they are not, the text is passed on, and the bundle's check says what is wrong.
 pub fn bundle_of_environment(names: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Option<Vec<u8>> {
     let mut items = Map::new();
     for &name in names {
         let Some(value) = variable(name).filter(|v| !v.is_empty()) else { continue };
         let text = value.to_string_lossy().into_owned();
         let value = match name {
-            FILE_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            FILE_KEYS | GRANT_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
             _ => Value::String(text),
         };
         items.insert(name.to_owned(), value);
@@ -117,7 +129,7 @@ pub fn bundle_of_environment(names: &[&str], variable: impl Fn(&str) -> Option<O
     (!items.is_empty()).then(|| Value::Object(items).to_string().into_bytes())
 }
 
-fn identity(value: &RawValue, now: Utc, ignored: &mut Vec<String>) -> Result<Identity, Refusal> {
+fn identity(value: &RawValue, pinned: &[[u8; 32]], now: Utc, ignored: &mut Vec<String>) -> Result<Identity, Refusal> {
     let text = match string(value) {
         Some(text) => text,
         None if value.get().starts_with('{') => Cow::Borrowed(value.get()),
@@ -125,13 +137,10 @@ fn identity(value: &RawValue, now: Utc, ignored: &mut Vec<String>) -> Result<Ide
     };
     let object = Object::parse(CERTIFICATES, text.as_bytes(), Keep::Named(&PARTS))?;
     ignored.extend(object.unknown.iter().map(|name| format!("{CERTIFICATES}.{name}")));
-    let part = |name| match object.get(name).map(string) {
-        Some(Some(text)) => Ok(text),
-        Some(None) => refuse(format!("{CERTIFICATES}.{name}"), "is not a string"),
-        None => refuse(format!("{CERTIFICATES}.{name}"), "is missing"),
-    };
+    let part = |name| object.text(CERTIFICATES, name);
     let [cert, key, ca] = [part(PARTS[0])?, part(PARTS[1])?, part(PARTS[2])?];
     Identity::check([cert.as_bytes(), key.as_bytes(), ca.as_bytes()], now)
+        .and_then(|identity| identity.within(pinned))
         .or_else(|e| refuse(format!("{CERTIFICATES}.{}", e.part), e.reason))
 }
 

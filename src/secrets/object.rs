@@ -10,7 +10,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::bundle::{Refusal, refuse};
-use crate::json::Text;
+use crate::json::{Text, string};
 
 /// How many unknown names are remembered, and the longest that is shown, in bytes: a key of 32 bytes in base64, set
 /// in the wrong place, is longer.
@@ -49,6 +49,18 @@ impl<'a> Object<'a> {
         object.or_else(|e| refuse(field, reason(e)))
     }
 
+    /// The text of a member; `field` is the object's own name.
+    ///
+    /// # Errors
+    /// It is missing, or is no string.
+    pub fn text(&self, field: &str, name: &str) -> Result<Cow<'a, str>, Refusal> {
+        match self.get(name).map(string) {
+            Some(Some(text)) => Ok(text),
+            Some(None) => refuse(format!("{field}.{name}"), "is not a string"),
+            None => refuse(format!("{field}.{name}"), "is missing"),
+        }
+    }
+
     /// The value of a member.
     pub fn get(&self, name: &str) -> Option<&'a RawValue> {
         self.known.iter().rev().find(|(n, _)| n == name).map(|(_, value)| *value)
@@ -61,16 +73,6 @@ fn reason(e: serde_json::Error) -> String {
         true => format!("is cut off at line {} column {}", e.line(), e.column()),
         false if e.is_data() => e.to_string(), // what Members said
         false => format!("is not JSON: {e}"),
-    }
-}
-
-/// The text of a JSON string; `None` where the value is something else.
-pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
-    let text = value.get();
-    // Without escapes there is nothing to undo, and nothing to copy.
-    match text.strip_prefix('"')?.strip_suffix('"')? {
-        plain if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
-        _ => serde_json::from_str(text).ok().map(Cow::Owned),
     }
 }
 

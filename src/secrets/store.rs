@@ -7,12 +7,17 @@ use std::time::Duration;
 use log::{info, warn};
 use serde_json::{Value, json};
 
-use super::bundle::{Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, Refusal, Service};
+use super::bundle::{
+    Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS, MAX_BUNDLE, Refusal, Service, WHOLE, refuse,
+};
+use super::sealed::Seal;
 use crate::files::FileKeys;
+use crate::grants::GrantKeys;
 use crate::metrics::METRICS;
 use crate::mtls::{Identity, MutualTls};
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
+use crate::settings::Settings;
 use crate::time::Utc;
 
 /// The secrets of one moment. A request takes them once and finishes on them, whatever is rotated meanwhile.
@@ -21,6 +26,8 @@ pub struct Secrets {
     mtls: Option<Arc<MutualTls>>,
     service: Option<Service>,
     keys: Option<Arc<FileKeys>>,
+    /// Empty keys where no grant is asked for.
+    grants: Option<Arc<GrantKeys>>,
 }
 
 /// Secrets with nothing missing.
@@ -29,13 +36,18 @@ pub struct Ready {
     pub mtls: Arc<MutualTls>,
     pub service: Service,
     pub keys: Arc<FileKeys>,
+    pub grants: Arc<GrantKeys>,
 }
 
 impl Secrets {
     /// The items that no handshake has delivered yet.
     pub fn missing(&self) -> Vec<&'static str> {
-        let items =
-            [(CERTIFICATES, self.mtls.is_none()), (ENDPOINT, self.service.is_none()), (FILE_KEYS, self.keys.is_none())];
+        let items = [
+            (CERTIFICATES, self.mtls.is_none()),
+            (ENDPOINT, self.service.is_none()),
+            (FILE_KEYS, self.keys.is_none()),
+            (GRANT_KEYS, self.grants.is_none()),
+        ];
         items.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
     }
 
@@ -45,8 +57,8 @@ impl Secrets {
     /// What is missing.
     pub fn ready(&self) -> Result<Ready, Vec<&'static str>> {
         match self {
-            Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys) } => {
-                Ok(Ready { mtls: mtls.clone(), service: service.clone(), keys: keys.clone() })
+            Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys), grants: Some(grants) } => {
+                Ok(Ready { mtls: mtls.clone(), service: service.clone(), keys: keys.clone(), grants: grants.clone() })
             }
             _ => Err(self.missing()),
         }
@@ -58,7 +70,10 @@ pub struct Store {
     in_force: RwLock<Arc<Secrets>>,
     /// Held while a bundle is written and put in force, so that two do not mix.
     changing: Mutex<()>,
+    /// Opens what the handshake brings; none where that is plain.
+    seal: Option<Seal>,
     certs: PathBuf,
+    pinned: Vec<[u8; 32]>,
     allowed: Arc<AllowList>,
     route: Route,
     timeout: Duration,
@@ -80,10 +95,19 @@ impl Accepted {
 }
 
 impl Store {
-    /// An empty store. Accepted certificates are written into `certs`; the service is reached by `route`, and a call
-    /// of it may last `timeout`.
-    pub fn new(certs: PathBuf, allowed: Arc<AllowList>, route: Route, timeout: Duration) -> Store {
-        Store { in_force: RwLock::default(), changing: Mutex::new(()), certs, allowed, route, timeout }
+    /// An empty store. The handshake's bundles are opened by `seal`, where there is one.
+    pub fn new(settings: &Settings, allowed: Arc<AllowList>, seal: Option<Seal>) -> Store {
+        let grants = (!settings.grants).then(Arc::default);
+        Store {
+            in_force: RwLock::new(Arc::new(Secrets { grants, ..Secrets::default() })),
+            changing: Mutex::new(()),
+            seal,
+            certs: settings.certs.clone(),
+            pinned: settings.pinned.clone(),
+            allowed,
+            route: settings.egress,
+            timeout: settings.timeout,
+        }
     }
 
     /// What is in force now.
@@ -91,12 +115,12 @@ impl Store {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The whole handshake: checks a bundle's bytes and puts it in force.
+    /// The whole handshake: opens a bundle's bytes where bundles come sealed, checks them and puts them in force.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        let accepted = self.put_in_force(bytes);
+        let accepted = self.open_and_put_in_force(bytes);
         match &accepted {
             Ok(done) => {
                 METRICS.handshakes_accepted.add(1);
@@ -110,14 +134,30 @@ impl Store {
         accepted
     }
 
-    /// The same for a bundle that no handshake brought.
+    fn open_and_put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
+        // Checking takes memory, so that too is done for one at a time.
+        let _one_at_a_time = self.close();
+        if bytes.len() > MAX_BUNDLE {
+            return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
+        }
+        let Some(seal) = &self.seal else { return self.check_and_replace(bytes) };
+        let opened = seal.open(bytes)?;
+        let accepted = self.check_and_replace(&opened.bundle)?;
+        seal.took_effect(&opened);
+        Ok(accepted)
+    }
+
+    /// Puts a bundle in force that no handshake brought.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        // Checking takes memory, so that too is done for one at a time.
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let bundle = Bundle::parse(bytes, &self.allowed, Utc::now())?;
+        let _one_at_a_time = self.close();
+        self.check_and_replace(bytes)
+    }
+
+    fn check_and_replace(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
+        let bundle = Bundle::parse(bytes, &self.allowed, &self.pinned, Utc::now())?;
         if let Some(identity) = &bundle.identity {
             identity.write(&self.certs).map_err(|e| Refusal {
                 field: CERTIFICATES.into(),
@@ -136,9 +176,10 @@ impl Store {
     /// Why they are refused, with the file's part as the field.
     pub fn accept_files(&self) -> Result<bool, Refusal> {
         let found = Identity::load(&self.certs, Utc::now())
+            .and_then(|found| found.map(|identity| identity.within(&self.pinned)).transpose())
             .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part), reason: e.reason })?;
         let Some(identity) = found else { return Ok(false) };
-        self.replace(Bundle { identity: Some(identity), service: None, keys: None, ignored: Vec::new() });
+        self.replace(Bundle { identity: Some(identity), ..Bundle::default() });
         Ok(true)
     }
 
@@ -166,6 +207,10 @@ impl Store {
         if let Some(keys) = bundle.keys {
             secrets.keys = Some(Arc::new(keys));
             updated.push(FILE_KEYS);
+        }
+        if let Some(grants) = bundle.grants {
+            secrets.grants = Some(Arc::new(grants));
+            updated.push(GRANT_KEYS);
         }
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
         updated

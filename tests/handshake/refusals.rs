@@ -288,7 +288,7 @@ fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
             (b"null", "is not a JSON object"),
             (b"7", "is not a JSON object"),
             (b"\"{}\"", "is not a JSON object"),
-            (b"{}", "has none of MTLS_CLIENT_CERT_JSON, ECS_WATERMARK_ENDPOINT and FILE_KEYS"),
+            (b"{}", "has none of MTLS_CLIENT_CERT_JSON, ECS_WATERMARK_ENDPOINT, FILE_KEYS, GRANT_KEYS"),
             (b"{\"file_keys\":{}}", "has none of"),
         ]
         .map(|(bytes, reason)| (bytes.to_vec(), "bundle", reason))

@@ -35,7 +35,7 @@ const SECRET: &str = "S3cretS3cret";
 /// What a bundle's refusal says, in all its forms.
 fn refusal(bytes: &[u8]) -> Option<String> {
     static ALLOWED: LazyLock<AllowList> = LazyLock::new(|| allow_list("endpoints:\n- localhost:8080\n").unwrap());
-    let refusal = Bundle::parse(bytes, &ALLOWED, Utc::now()).err()?;
+    let refusal = Bundle::parse(bytes, &ALLOWED, &[], Utc::now()).err()?;
     Some(format!("{refusal} {refusal:?} {}", refusal.to_json()))
 }
 
@@ -165,7 +165,7 @@ proptest! {
             (id.clone(), if *bound { json!({"key": text, "aad": "file_id"}) } else { json!(text) })
         };
         let bundle = json!({"FILE_KEYS": keys.iter().map(value).collect::<Map<_, _>>()}).to_string();
-        let bundle = Bundle::parse(bundle.as_bytes(), &AllowList::default(), Utc::now());
+        let bundle = Bundle::parse(bundle.as_bytes(), &AllowList::default(), &[], Utc::now());
         let opened = bundle.map_err(|e| e.to_string()).unwrap().keys.unwrap();
         for (id, (key, bound)) in &keys {
             let aad: &[u8] = if *bound { file_id.as_bytes() } else { b"" };

@@ -1,4 +1,5 @@
-//! Properties that hold for every input: the bundle, the allow list, encrypted files, HTTP's framing.
+//! Properties that hold for every input: the bundle, sealed or not, grants, the allow list, encrypted files, HTTP's
+//! framing.
 //!
 //! The inputs are the same in each run. PROPTEST_CASES=100000 tries more, PROPTEST_RNG_SEED=7 tries others.
 
@@ -9,6 +10,7 @@ mod bundle;
 mod endpoints;
 mod files;
 mod framing;
+mod trust;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

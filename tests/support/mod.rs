@@ -5,10 +5,12 @@
 #![allow(dead_code)] // each test program uses its part
 
 pub mod openssl;
+pub mod packages;
+mod port;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,6 +22,9 @@ use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+#[allow(unused_imports)] // likewise
+pub use port::free_port;
 
 /// Longest wait for something that should happen at once, on a loaded machine.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -61,11 +66,6 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < SOON, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// CA, server and client certificate by certs/make-certs.sh, in a folder of their own.
@@ -200,6 +200,8 @@ impl Setup {
         command.env("TEEMARK_SECRETS", format!("unix:{}", self.folder.path().join("secrets.sock").display()));
         command.env("TEEMARK_EGRESS", "direct").env("TEEMARK_ENDPOINTS", &list);
         command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
+        // What tests of trust are about, others leave out.
+        command.env("TEEMARK_HANDSHAKE", "plain").env("TEEMARK_GRANTS", "off");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
     }
@@ -350,4 +352,10 @@ pub fn extract(marked: &[u8]) -> Value {
     let file = folder.path().join("marked");
     fs::write(&file, marked).unwrap();
     serde_json::from_slice(&run(Command::new(program("watermark-service")).arg("extract").arg(file))).unwrap()
+}
+
+/// Says that a test is not run. Not by eprintln!, which a test that passes keeps to itself.
+pub fn not_run(test: &str, reason: &str) {
+    let line = format!("\n*** NOT RUN: {test}: {reason}\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
 }

@@ -40,7 +40,11 @@ fn a_text_comes_back_whole_and_marked_for_its_user_by_the_json_route() {
         assert_eq!(extract(&marked), json!({"file_id": "file-2", "user_id": "user-2"}), "{text:?}");
         assert_eq!(without_marks(&marked), text);
         let data = STANDARD.encode(&marked);
-        let whole = json!({"file_id": "file-2", "user_id": "user-2", "decrypted_data": data, "watermarked": true});
+        let mut whole = json!({"file_id": "file-2", "user_id": "user-2", "decrypted_data": data, "watermarked": true});
+        // What is another each time; tests/attest.rs looks at these.
+        for name in ["timestamp_ms", "signature"] {
+            whole[name] = answer.json()[name].clone();
+        }
         assert_eq!(answer.json(), whole);
     }
 }

@@ -1,8 +1,11 @@
 //! The operator's side of the handshake: send the bundle until the enclave has answered it.
 //!
 //! One JSON object goes out, then the end of file; one line of JSON comes back. To send the same bundle twice does no
-//! harm, so everything up to the first byte of an answer is tried again.
+//! harm, so everything up to the first byte of an answer is tried again. A sealed one is taken once only: for another
+//! attempt it is sealed anew, if it is sealed here. One that was sealed before, or under a counter that is given, may be
+//! refused the second time because it is in force since the first.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::thread::sleep;
@@ -46,17 +49,17 @@ enum Failure {
     Final(anyhow::Error),
 }
 
-/// Sends the bundle, again and again for `wait` seconds while nobody listens, and prints the answer.
+/// Sends what `bundle` gives, again and again for `wait` seconds while nobody listens, and prints the answer.
 ///
 /// # Errors
-/// The address cannot be reached in time or at all; what answers is not the daemon.
-pub fn send(address: &Address, bundle: &[u8], wait: u64) -> Result<Outcome> {
+/// There is no bundle; the address cannot be reached in time or at all; what answers is not the daemon.
+pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Outcome> {
     let start = Instant::now();
     let wait = Duration::from_secs(wait);
     let mut pause = FIRST_PAUSE;
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let why = match attempt(address, bundle) {
+        let why = match attempt(address, &bundle()?) {
             Ok(answer) => return report(address, &answer),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::NotYet(why)) => why,
@@ -150,7 +153,7 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Outcome> {
     if !answer.ok {
         let reason = answer.error.as_deref().unwrap_or("no reason given");
         let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
-        eprintln!("refused, nothing was changed: {}: {}", printable(field), printable(reason));
+        eprintln!("refused: {}: {}", printable(field), printable(reason));
         return Ok(Outcome::Refused);
     }
     let list = |items: &[String]| printable(&items.join(", "));

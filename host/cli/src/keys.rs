@@ -4,9 +4,7 @@
 //! No message here repeats a value of the file: only ids and positions.
 
 use std::fmt;
-use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +14,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
+use teemarkd::hpke;
+
+use crate::output;
 
 /// A key's length in bytes: AES-256.
 pub const KEY_LENGTH: usize = 32;
@@ -80,12 +81,22 @@ impl FileKey {
     }
 }
 
+const NO_RANDOM: &str = "the system gives no random numbers";
+
 /// Fills `bytes` from the system's random number generator.
 ///
 /// # Errors
 /// The system has no random numbers to give.
 pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
-    SystemRandom::new().fill(bytes).map_err(|_| anyhow!("the system gives no random numbers"))
+    SystemRandom::new().fill(bytes).map_err(|_| anyhow!(NO_RANDOM))
+}
+
+/// A new X25519 key, to seal or to be sealed to once.
+///
+/// # Errors
+/// The system has no random numbers to give.
+pub fn fresh_private_key() -> Result<hpke::PrivateKey> {
+    hpke::PrivateKey::random().map_err(|_| anyhow!(NO_RANDOM))
 }
 
 impl KeyFile {
@@ -95,12 +106,7 @@ impl KeyFile {
     /// It cannot be read, is not of the form above, or names an id twice.
     pub fn read(path: &Path) -> Result<KeyFile> {
         let in_file = || format!("the key file {}", path.display());
-        let file = fs::File::open(path)
-            .with_context(|| format!("cannot open {}; make one with teemark keygen --output", in_file()))?;
-        let mode = file.metadata().with_context(in_file)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            eprintln!("warning: {} is open to other users (mode {mode:o}); run chmod 600 on it", in_file());
-        }
+        let file = output::open_key(path)?;
         let mut text = Vec::new();
         file.take(LARGEST + 1).read_to_end(&mut text).with_context(in_file)?;
         if text.len() as u64 > LARGEST {

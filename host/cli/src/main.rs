@@ -1,17 +1,27 @@
-//! `teemark`, the operator's command line: keys, encrypted files, the handshake, and decryption by a running daemon.
+//! `teemark`, the operator's command line: keys, encrypted files, the handshake, grants, decryption by a running daemon, what a
+//! running enclave proves of itself, and the parent's side of the allow list.
 //!
-//! Exit status: 0 done, 1 the daemon refused, 2 anything else went wrong (also a wrong command line).
+//! Exit status: 0 done, 1 the daemon refused or its attestation was refused, 2 anything else went wrong (also a wrong
+//! command line).
 #![forbid(unsafe_code)]
 
+mod answer;
+mod attest;
 mod certificate;
+mod daemon;
 mod decrypt;
 mod encrypt;
+mod grant;
 mod handshake;
+mod issuer;
 mod keygen;
 mod keys;
 mod output;
+mod private_key;
 mod progress;
+mod seal;
 mod secrets;
+mod vsock_proxy;
 
 use std::process::ExitCode;
 
@@ -22,9 +32,13 @@ use zeroizing_alloc::ZeroAlloc;
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 
-/// Keys, encrypted files and certificates for teemarkd, the watermarking enclave.
+/// Keys, encrypted files, certificates and the parent's proxies for teemarkd, the watermarking enclave.
 #[derive(Parser)]
-#[command(name = "teemark", version, after_help = "Exit status: 0 done, 1 refused by the daemon, 2 any other error.")]
+#[command(
+    name = "teemark",
+    version,
+    after_help = "Exit status: 0 done, 1 refused by the daemon or on its attestation, 2 any other error."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -35,7 +49,10 @@ enum Command {
     Keygen(keygen::Arguments),
     Encrypt(encrypt::Arguments),
     Secrets(secrets::Arguments),
+    Grant(grant::Arguments),
     Decrypt(decrypt::Arguments),
+    Attest(attest::Arguments),
+    VsockProxy(vsock_proxy::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: teemark completions bash > ~/.local/share/bash-completion/completions/teemark")]
     Completions {
@@ -56,17 +73,29 @@ fn main() -> ExitCode {
         Command::Keygen(arguments) => keygen::run(&arguments),
         Command::Encrypt(arguments) => encrypt::run(&arguments),
         Command::Secrets(arguments) => secrets::run(&arguments),
+        Command::Grant(arguments) => grant::run(&arguments),
         Command::Decrypt(arguments) => decrypt::run(&arguments),
+        Command::Attest(arguments) => attest::run(&arguments),
+        Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
         Command::Completions { shell } => completions(shell),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Refused) => ExitCode::from(1),
+        Err(error) if is_refusal(&error) => {
+            eprintln!("refused: {error:#}");
+            ExitCode::from(1)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)
         }
     }
+}
+
+/// Whether the daemon said no, or what it proves of itself does.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.is::<daemon::Refusal>() || error.is::<attest::Refusal>() || error.is::<seal::Unconfirmed>()
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<Outcome> {

@@ -168,6 +168,20 @@ pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     Ok((Box::new(file), length))
 }
 
+/// Opens a file that holds a key, and warns on stderr where others can read it too.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn open_key(path: &Path) -> Result<fs::File> {
+    let key_file = || format!("the key file {}", path.display());
+    let file = fs::File::open(path).with_context(|| format!("cannot open {}; teemark keygen makes one", key_file()))?;
+    let mode = file.metadata().with_context(key_file)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        eprintln!("warning: {} is open to other users (mode {mode:o}); run chmod 600 on it", key_file());
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

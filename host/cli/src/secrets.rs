@@ -1,29 +1,50 @@
 //! `teemark secrets`: the bundle that tells the enclave its certificate, its service and its file keys.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use teemarkd::attest::BundleId;
 use teemarkd::net::addr::Address;
+use teemarkd::secrets::bundle::MAX_BUNDLE;
+use teemarkd::secrets::jwks;
+use teemarkd::secrets::sealed::SEALED;
 use ureq::http::Uri;
 
+use crate::attest::{Attested, Purpose, Trust};
 use crate::certificate::{self, Content};
 use crate::keys::KeyFile;
 use crate::output::{self, Existing, Readers};
-use crate::{Outcome, handshake};
+use crate::seal::{Seal, operator_key};
+use crate::{Outcome, daemon, handshake};
 
-/// Largest bundle that the daemon takes, in bytes.
-const LARGEST: u64 = 1 << 20;
+/// Largest bundle that the daemon takes, in bytes, as it goes out.
+const LARGEST: u64 = MAX_BUNDLE as u64;
+/// Between two attempts to attest an enclave that does not listen yet.
+const PAUSE: Duration = Duration::from_millis(500);
 
-/// Build the bundle of certificates, endpoint and file keys; write it, or send it to the enclave (the handshake).
+/// Build the bundle of certificates, endpoint and keys; write it, or send it to the enclave (the handshake).
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    mut_arg("pcrs", |pcrs| pcrs.requires("seal")),
+    mut_arg("development", |development| development.requires("seal")),
+    after_help = "Examples:
   teemark secrets --client-cert client.crt --client-key client.key --ca ecs-ca.crt \\
-    --endpoint https://watermark.internal.staging.zing.you:8080 --keys keys.json --send vsock:16:7777
-  teemark secrets --bundle mtls_certs.json --send vsock:16:7777")]
+    --endpoint https://watermark.internal.staging.zing.you:8080 --keys keys.json \\
+    --grant-keys grant-keys.json --send vsock:16:7777 \\
+    --seal --attested http://127.0.0.1:3000 --pcrs out/teemark.pcrs --operator-key operator.key
+  teemark secrets --bundle sealed.json --send vsock:16:7777
+  teemark secrets --bundle mtls_certs.json --plain --send vsock:16:7777"
+)]
 pub struct Arguments {
     /// The client certificate, with its chain if it has one (PEM or DER)
     #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca"])]
@@ -40,18 +61,38 @@ pub struct Arguments {
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// A bundle that is made already, sent as it is; - for standard input
+    /// The public keys of who may sign grants: a JWK set, as teemark keygen --for grants prints it
+    #[arg(long, value_name = "FILE")]
+    grant_keys: Option<PathBuf>,
+    /// A bundle that is made already, taken as it is; - for standard input
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys"])]
+          conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys", "grant_keys"])]
     bundle: Option<PathBuf>,
+    /// Seal the bundle to the enclave at --attested, so that nobody on the way can read or change it
+    #[arg(long, requires_all = ["attested", "pcrs", "operator_key"])]
+    seal: bool,
+    /// The daemon's public address, http://HOST:PORT: the enclave there is attested, and sealed to
+    #[arg(long, value_name = "URL", value_parser = daemon::endpoint, requires = "seal")]
+    attested: Option<String>,
+    #[command(flatten)]
+    trust: Option<Trust>,
+    /// The operator's private key, as teemark keygen --for operator makes it
+    #[arg(long, value_name = "FILE", requires = "seal")]
+    operator_key: Option<PathBuf>,
+    /// The sealed bundle's counter, above that of any before it [default: the milliseconds since 1970]
+    #[arg(long, value_name = "N", requires = "seal", value_parser = clap::value_parser!(u64).range(1..))]
+    counter: Option<u64>,
     /// Write the bundle to a new file (mode 600) [default: standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "send")]
     output: Option<PathBuf>,
-    /// Send the bundle: vsock:CID:PORT, tcp:HOST:PORT or unix:PATH
+    /// Send the bundle, with --seal or --plain unless it is sealed already: vsock:CID:PORT, tcp:HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS", value_parser = destination)]
     send: Option<Address>,
+    /// Send it in the clear: whoever relays it reads the keys; for TEEMARK_HANDSHAKE=plain
+    #[arg(long, requires = "send", conflicts_with = "seal")]
+    plain: bool,
     /// How many seconds to go on trying while the enclave does not listen yet
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "send")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
 }
 
@@ -90,6 +131,44 @@ struct Bundle {
     ecs_watermark_endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     file_keys: Option<KeyFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_keys: Option<Box<RawValue>>,
+}
+
+impl Bundle {
+    fn is_empty(&self) -> bool {
+        let Bundle { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
+        mtls_client_cert_json.is_none()
+            && ecs_watermark_endpoint.is_none()
+            && file_keys.is_none()
+            && grant_keys.is_none()
+    }
+}
+
+/// A bundle, and how it goes out.
+struct Outgoing {
+    bundle: Vec<u8>,
+    seal: Option<Seal>,
+}
+
+impl Outgoing {
+    /// The bytes to send now.
+    ///
+    /// # Errors
+    /// The daemon would not take so many; as [`Seal::seal`].
+    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        let (bytes, what) = match &self.seal {
+            Some(seal) => (Cow::Owned(seal.seal(&self.bundle)?), "the sealed bundle"),
+            None => (Cow::Borrowed(&self.bundle[..]), "the bundle"),
+        };
+        if bytes.len() as u64 > LARGEST {
+            bail!(
+                "{what} has {} bytes, and the daemon takes at most 1 MiB; are all of these keys needed?",
+                bytes.len()
+            );
+        }
+        Ok(bytes)
+    }
 }
 
 /// Base64 of each file's bytes.
@@ -100,41 +179,124 @@ struct Certificates {
     ca_cert: String,
 }
 
-/// Builds or reads the bundle, and prints, writes or sends it.
+/// Builds or reads the bundle, seals it where that is asked for, and prints, writes or sends it.
 ///
 /// # Errors
-/// A file is missing or is not what it should be; the output is there already; the enclave cannot be reached in time.
+/// A file is missing or is not what it should be; the enclave is not attested, or does not confirm that it took the
+/// bundle ([`crate::seal::Unconfirmed`]); the output is there already; the enclave
+/// cannot be reached in time.
 pub fn run(arguments: &Arguments) -> Result<Outcome> {
     let bundle = match &arguments.bundle {
         Some(path) => read_bundle(path)?,
         None => build(arguments)?,
     };
-    if bundle.len() as u64 > LARGEST {
+    if arguments.send.is_some() && !arguments.seal && !arguments.plain && !is_sealed(&bundle) {
         bail!(
-            "the bundle has {} bytes, and the daemon takes at most 1 MiB; are all of these keys needed?",
-            bundle.len()
+            "the bundle is not sealed, so whoever relays it would read its keys; --seal seals it to the enclave at \
+             --attested, --plain sends it in the clear, which a daemon with TEEMARK_HANDSHAKE=plain takes"
         );
     }
+    let outgoing = Outgoing { bundle, seal: arguments.sealing()? };
     if let Some(address) = &arguments.send {
-        return handshake::send(address, &bundle, arguments.wait);
+        let answered = handshake::send(address, || outgoing.bytes(), arguments.wait);
+        if let Some(seal) = &outgoing.seal {
+            return arguments.confirm(seal, answered);
+        }
+        if matches!(answered, Ok(Outcome::Refused)) && is_sealed(&outgoing.bundle) {
+            eprintln!("if an earlier answer was lost, it may be in force all the same: teemark attest tells what is");
+        }
+        return answered;
     }
+    let bytes = outgoing.bytes()?;
     match &arguments.output {
         Some(path) if path != Path::new("-") => {
             let remedy = "remove it first, or choose another --output";
-            output::write(path, &bundle, Existing::Keep, Readers::Owner, remedy)?;
-            eprintln!("the bundle is in {}; delete it once it is sent", path.display());
+            output::write(path, &bytes, Existing::Keep, Readers::Owner, remedy)?;
+            let advice = match outgoing.seal {
+                Some(_) => "it serves until the enclave starts again, or takes a later one",
+                None => "delete it once it is sent",
+            };
+            eprintln!("the bundle is in {}; {advice}", path.display());
+            if let Some(sealed) = outgoing.seal.as_ref().and_then(Seal::last) {
+                let BundleId { counter, sha256 } = sealed;
+                eprintln!(
+                    "teemark attest shows counter {counter} and bundle {} while it is in force",
+                    hex::encode(sha256)
+                );
+            }
         }
         _ if std::io::stdout().is_terminal() && arguments.is_secret() => {
             bail!("the bundle holds a key, which a terminal should not show; use --send, --output FILE or a pipe");
         }
-        _ => output::to_stdout(&bundle)?,
+        _ => output::to_stdout(&bytes)?,
     }
     Ok(Outcome::Done)
 }
 
 impl Arguments {
     fn is_secret(&self) -> bool {
-        self.bundle.is_some() || self.client_key.is_some() || self.keys.is_some()
+        !self.seal && (self.bundle.is_some() || self.client_key.is_some() || self.keys.is_some())
+    }
+
+    /// Attests the enclave that the bundle is to be sealed to, if it is to be sealed.
+    fn sealing(&self) -> Result<Option<Seal>> {
+        if !self.seal {
+            return Ok(None);
+        }
+        let operator = operator_key(self.operator_key.as_deref().context("--seal needs --operator-key")?)?;
+        Ok(Some(Seal::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter)))
+    }
+
+    /// Has the enclave itself say whether it took the bundle: the answer to that came through the parent, which can make
+    /// one up or keep it back.
+    fn confirm(&self, seal: &Seal, answered: Result<Outcome>) -> Result<Outcome> {
+        let accepted = matches!(answered, Ok(Outcome::Done));
+        let wait = if accepted { self.wait } else { 0 };
+        let now = match self.attest(Purpose::Confirmation, wait) {
+            Ok(now) => now,
+            Err(error) if accepted => return Err(error.context("sent, but not confirmed by the enclave")),
+            Err(_) => return answered,
+        };
+        match (seal.confirm(&now), answered) {
+            (Ok(counter), answered) => {
+                let confirmed = format!("confirmed by the enclave: the bundle of counter {counter} is in force\n");
+                output::to_stdout(confirmed.as_bytes())?;
+                match answered {
+                    Ok(Outcome::Done) => {}
+                    Ok(Outcome::Refused) => {
+                        eprintln!("warning: so the refusal was of a second attempt, or somebody on the way made it up");
+                    }
+                    Err(error) => eprintln!("warning: its answer was lost, or somebody on the way keeps it: {error:#}"),
+                }
+                Ok(Outcome::Done)
+            }
+            (Err(unconfirmed), Ok(Outcome::Done)) => Err(unconfirmed.into()),
+            (Err(_), Ok(Outcome::Refused)) => {
+                eprintln!("nor is it in force by the enclave's attestation document");
+                Ok(Outcome::Refused)
+            }
+            (Err(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// Attests the enclave, once it listens, within so many seconds: it may be starting, as for the handshake.
+    fn attest(&self, purpose: Purpose, wait: u64) -> Result<Attested> {
+        let endpoint = self.attested.as_deref().context("--seal needs --attested")?;
+        let trust = self.trust.as_ref().context("--seal needs --pcrs")?;
+        let end = Instant::now() + Duration::from_secs(wait);
+        let mut told = false;
+        loop {
+            match trust.attest(endpoint, purpose) {
+                Err(error) if daemon::is_not_there(&error) && Instant::now() < end => {
+                    if !told {
+                        eprintln!("waiting for {endpoint}, {wait} s at most");
+                        told = true;
+                    }
+                    sleep(PAUSE);
+                }
+                attested => return attested,
+            }
+        }
     }
 }
 
@@ -143,6 +305,25 @@ fn read_bundle(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(bytes)
+}
+
+/// Whether a bundle was sealed before, and holds nothing beside that.
+fn is_sealed(bundle: &[u8]) -> bool {
+    let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(bundle);
+    members.is_ok_and(|members| members.keys().eq([SEALED]))
+}
+
+/// Reads a JWK set and checks it as the daemon does. It goes out as it stands in the file.
+fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
+    let in_file = || format!("--grant-keys {}", path.display());
+    let (source, _) = output::open_input(path).with_context(in_file)?;
+    let mut text = Vec::new();
+    source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
+    let set: Box<RawValue> = serde_json::from_slice(&text)
+        .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
+        .with_context(in_file)?;
+    jwks::parse(&set).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
+    Ok(set)
 }
 
 /// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
@@ -159,11 +340,12 @@ fn build(arguments: &Arguments) -> Result<Vec<u8>> {
         mtls_client_cert_json: certificates.map(|c| serde_json::to_string(&c)).transpose()?,
         ecs_watermark_endpoint: arguments.endpoint.clone(),
         file_keys: arguments.keys.as_deref().map(KeyFile::read).transpose()?,
+        grant_keys: arguments.grant_keys.as_deref().map(grant_keys).transpose()?,
     };
-    if bundle.mtls_client_cert_json.is_none() && bundle.ecs_watermark_endpoint.is_none() && bundle.file_keys.is_none() {
+    if bundle.is_empty() {
         bail!(
             "there is nothing to put in the bundle; give --client-cert, --client-key and --ca, or --endpoint, \
-             or --keys, or a finished one with --bundle"
+             or --keys, or --grant-keys, or a finished one with --bundle"
         );
     }
     let mut bytes = serde_json::to_vec_pretty(&bundle)?;
@@ -183,6 +365,15 @@ mod tests {
         for bad in ["", "watermark:8080", "http://h:1", "https://", "https://u@h:1", "https://h:1/?q", "https://h#f"] {
             assert!(endpoint(bad).unwrap_err().contains("https://HOST:PORT"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_bundle_is_sealed_where_it_holds_nothing_in_the_clear() {
+        assert!(is_sealed(br#"{"sealed_bundle":{"counter":7}}"#));
+        for bundle in ["", "[]", "sealed_bundle", "{}", r#"{"FILE_KEYS":{"sealed_bundle":"x"}}"#] {
+            assert!(!is_sealed(bundle.as_bytes()), "{bundle}");
+        }
+        assert!(!is_sealed(br#"{"sealed_bundle":{},"FILE_KEYS":{}}"#));
     }
 
     #[test]

@@ -1,69 +1,8 @@
-use std::io::{BufRead, BufReader, Read};
-use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
-use std::thread;
-
+use super::enclave::{Reply, answer, daemon};
 use super::*;
-
-/// A request as it came: its lines, and its body.
-struct Request {
-    head: String,
-    body: Vec<u8>,
-}
-
-/// How the server answers one request.
-enum Reply {
-    /// All of the request is read, then this is sent.
-    After(String),
-    /// Only the head is read: what is sent answers that.
-    AtOnce(String),
-}
-
-fn answer(status: &str, headers: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
-}
 
 fn error(status: &str, headers: &str, code: &str) -> String {
     answer(status, headers, &format!(r#"{{"error":"what went wrong","code":"{code}"}}"#))
-}
-
-/// Serves one connection for each reply; gives its address and the requests.
-fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        for reply in replies {
-            let mut stream = listener.accept().unwrap().0;
-            let request = serve(&mut stream, &reply);
-            sender.send(request).unwrap();
-        }
-    });
-    (address, receiver)
-}
-
-fn serve(stream: &mut TcpStream, reply: &Reply) -> Request {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert_ne!(reader.read_line(&mut head).unwrap(), 0, "{head}");
-    }
-    let text = match reply {
-        Reply::AtOnce(text) => {
-            stream.write_all(text.as_bytes()).unwrap();
-            return Request { head, body: Vec::new() };
-        }
-        Reply::After(text) => text,
-    };
-    let lower = head.to_lowercase();
-    if lower.contains("expect: 100-continue") {
-        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
-    }
-    let length = lower.split_once("content-length: ").unwrap().1.split_once("\r\n").unwrap().0;
-    let mut body = vec![0; length.parse().unwrap()];
-    reader.read_exact(&mut body).unwrap();
-    stream.write_all(text.as_bytes()).unwrap();
-    Request { head, body }
 }
 
 fn ask<'a>(endpoint: &'a str, more: &[&'a str]) -> Vec<&'a str> {

@@ -1,8 +1,8 @@
 use std::collections::HashSet;
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -79,4 +79,123 @@ fn a_key_id_that_the_daemon_would_not_take_is_refused() {
         fails(2, &place.teemark(&["keygen", "--id", id, "--output", "keys.json"]));
     }
     assert!(place.names().is_empty());
+}
+
+/// The public half of a key file as openssl reads it: the end of its SubjectPublicKeyInfo.
+fn public_half_by_openssl(place: &Place, file: &str, length: usize) -> Vec<u8> {
+    let der = openssl(place, &format!("pkey -in {file} -pubout -outform DER"));
+    der[der.len() - length..].to_vec()
+}
+
+/// The one line that was printed.
+fn line(output: Output) -> String {
+    let text = stdout(&succeeds(output));
+    assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?}");
+    text.trim_end().to_owned()
+}
+
+#[test]
+fn openssl_reads_each_key_pair_and_finds_the_public_half_that_was_printed() {
+    let place = Place::new();
+    for (purpose, kind) in [("operator", "ED25519"), ("grants", "ED25519"), ("reply", "X25519")] {
+        let file = format!("{purpose}.key");
+        let output = place.teemark(&["keygen", "--for", purpose, "--output", &file]);
+        let printed = line(output.clone());
+        let public = public_half_by_openssl(&place, &file, 32);
+        match purpose {
+            "grants" => assert!(printed.contains(&format!(r#""x":"{}""#, URL_SAFE_NO_PAD.encode(public)))),
+            _ => assert_eq!(printed, STANDARD.encode(public)),
+        }
+        let text = String::from_utf8(openssl(&place, &format!("pkey -in {file} -noout -text"))).unwrap();
+        assert!(text.starts_with(kind), "{text}");
+        assert_eq!(place.mode(&file), 0o600);
+        let secret = String::from_utf8(place.read(&file)).unwrap().lines().nth(1).unwrap().to_owned();
+        assert!(!stderr(&output).contains(&secret[30..]) && !printed.contains(&secret[30..]));
+        assert_eq!(line(place.teemark(&["keygen", "--for", purpose, "--public", &file])), printed);
+    }
+}
+
+#[test]
+fn each_key_pair_is_new() {
+    let place = Place::new();
+    let made: HashSet<_> =
+        ["a", "b", "c"].map(|file| line(place.teemark(&["keygen", "--for", "reply", "--output", file]))).into();
+    assert_eq!(made.len(), 3);
+}
+
+#[test]
+fn keys_that_openssl_made_serve_as_well() {
+    let place = Place::new();
+    openssl(&place, "genpkey -algorithm ed25519 -out ed25519.key");
+    openssl(&place, "genpkey -algorithm x25519 -out x25519.key");
+    openssl(&place, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out p256.key");
+    let public = |purpose, file| line(place.teemark(&["keygen", "--for", purpose, "--public", file]));
+    assert_eq!(public("operator", "ed25519.key"), STANDARD.encode(public_half_by_openssl(&place, "ed25519.key", 32)));
+    assert_eq!(public("reply", "x25519.key"), STANDARD.encode(public_half_by_openssl(&place, "x25519.key", 32)));
+    let jwk = |file| serde_json::from_str::<Value>(&public("grants", file)).unwrap()["keys"][0].take();
+    let number = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    assert_eq!(jwk("ed25519.key")["x"], number(&public_half_by_openssl(&place, "ed25519.key", 32)));
+    let point = public_half_by_openssl(&place, "p256.key", 64);
+    let (jwk, x, y) = (jwk("p256.key"), number(&point[..32]), number(&point[32..]));
+    let kid = thumbprint(&place, &format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#));
+    assert_eq!(jwk, json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid, "alg": "ES256", "use": "sig"}));
+}
+
+/// The hash of RFC 7638, 3, by openssl.
+fn thumbprint(place: &Place, members: &str) -> String {
+    place.write("members", members);
+    URL_SAFE_NO_PAD.encode(openssl(place, "dgst -sha256 -binary members"))
+}
+
+#[test]
+fn the_public_half_of_a_grants_key_is_a_jwk_set_with_the_thumbprint_as_kid() {
+    let place = Place::new();
+    let set = line(place.teemark(&["keygen", "--for", "grants", "--output", "grant.key"]));
+    let x = URL_SAFE_NO_PAD.encode(public_half_by_openssl(&place, "grant.key", 32));
+    let kid = thumbprint(&place, &format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
+    let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x, "kid": kid, "alg": "EdDSA", "use": "sig"});
+    assert_eq!(serde_json::from_str::<Value>(&set).unwrap(), json!({"keys": [jwk]}));
+}
+
+#[test]
+fn a_private_key_is_never_overwritten() {
+    let place = Place::new();
+    place.write("operator.key", "precious");
+    let told = fails(2, &place.teemark(&["keygen", "--for", "operator", "--output", "operator.key"]));
+    assert!(told.contains("operator.key is there already") && told.contains("--public"), "{told}");
+    assert_eq!(place.read("operator.key"), b"precious");
+}
+
+#[test]
+fn options_that_make_no_sense_together_are_refused_and_nothing_is_made() {
+    let place = Place::new();
+    openssl(&place, "genpkey -algorithm x25519 -out x25519.key");
+    for (arguments, words) in [
+        ("--for operator", "--output"),
+        ("--for grants --output -", "--output"),
+        ("--for operator --output new.key --id 7", "file keys only"),
+        ("--for reply --output new.key --aad", "file keys only"),
+        ("--for reply --output new.key --add", "file keys only"),
+        ("--for operator --output new.key --public x25519.key", "cannot be used with"),
+        ("--public x25519.key", "no public half"),
+        ("--for operator --public x25519.key", "is an X25519 key"),
+        ("--for grants --public x25519.key", "is an X25519 key"),
+        ("--for reply --public none.key", "cannot open the key file none.key"),
+        ("--for somebody --output new.key", "[possible values: file, operator, grants, reply]"),
+    ] {
+        let arguments: Vec<_> = ["keygen"].into_iter().chain(arguments.split_whitespace()).collect();
+        let told = fails(2, &place.teemark(&arguments));
+        assert!(told.contains(words), "{arguments:?}: {told}");
+        assert_eq!(place.names(), ["x25519.key"]);
+    }
+}
+
+#[test]
+fn a_private_key_that_others_can_read_is_warned_of() {
+    let place = Place::new();
+    succeeds(place.teemark(&["keygen", "--for", "operator", "--output", "operator.key"]));
+    let public = ["keygen", "--for", "operator", "--public", "operator.key"];
+    assert_eq!(stderr(&succeeds(place.teemark(&public))), "");
+    fs::set_permissions(place.path("operator.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(stderr(&succeeds(place.teemark(&public))).contains("chmod 600"));
 }

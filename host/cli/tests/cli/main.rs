@@ -1,10 +1,20 @@
 //! The real `teemark`, run as an operator runs it.
 
+mod attest;
 mod certs;
 mod decrypt;
+mod enclave;
 mod encrypt;
+mod grant;
 mod keygen;
+#[path = "../nsm/mod.rs"]
+mod nsm;
+#[path = "../../../../tests/support/port.rs"]
+mod port;
+mod sealed;
 mod secrets;
+mod trusted;
+mod vsock_proxy;
 
 use std::fs;
 use std::io::Write;
@@ -102,6 +112,14 @@ fn stderr(output: &Output) -> String {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs openssl in `place`, which must succeed, and gives its standard output.
+#[track_caller]
+fn openssl(place: &Place, arguments: &str) -> Vec<u8> {
+    let mut command = Command::new("openssl");
+    command.args(arguments.split_whitespace()).current_dir(place.0.path());
+    succeeds(command.output().unwrap()).stdout
 }
 
 fn repository() -> PathBuf {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use teemarkd::net::addr::Address;
 
+use super::port::free_port;
 use super::*;
 
 const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
@@ -45,13 +46,19 @@ fn the_bundle_has_the_very_bytes_of_the_seeds_command() {
 fn each_item_is_there_only_where_it_was_given() {
     let place = with_certificates();
     place.keys(&["7", "8+"]);
+    let grant_keys = succeeds(place.teemark(&["keygen", "--for", "grants", "--output", "grant.key"])).stdout;
+    place.write("grant-keys.json", &grant_keys);
     for (given, expected) in [
         (arguments(&[]), vec!["MTLS_CLIENT_CERT_JSON"]),
         (vec!["secrets", "--endpoint", ENDPOINT], vec!["ECS_WATERMARK_ENDPOINT"]),
         (vec!["secrets", "--keys", "keys.json"], vec!["FILE_KEYS"]),
+        (vec!["secrets", "--grant-keys", "grant-keys.json"], vec!["GRANT_KEYS"]),
     ] {
         let bundle: Value = serde_json::from_slice(&succeeds(place.teemark(&given)).stdout).unwrap();
         assert_eq!(bundle.as_object().unwrap().keys().collect::<Vec<_>>(), expected);
+        if let Some(keys) = bundle.get("GRANT_KEYS") {
+            assert_eq!(*keys, serde_json::from_slice::<Value>(&grant_keys).unwrap());
+        }
         if let Some(keys) = bundle.get("FILE_KEYS") {
             assert_eq!((&keys["7"], &keys["8"]["key"]), (&KEY.into(), &KEY.into()));
         }
@@ -94,14 +101,39 @@ fn what_can_be_told_here_is_told_before_anything_is_sent() {
     told(&["secrets", "--bundle", "large"], "1 MiB");
 }
 
+#[test]
+fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
+    let place = Place::new();
+    succeeds(place.teemark(&["keygen", "--for", "grants", "--output", "grant.key"]));
+    let jwk = r#"{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    place.write("twice.json", format!(r#"{{"keys":[{jwk},{jwk}]}}"#));
+    let secret = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A";
+    place.write("private.json", format!(r#"{{"keys":[{}]}}"#, jwk.replace("\"x\"", &format!(r#""d":"{secret}","x""#))));
+    place.write("secret.json", format!("{secret}\n"));
+    for (file, words) in [
+        ("grant.key", "line 1, column 2: it is no JSON"),
+        ("secret.json", "it is no JSON"),
+        ("twice.json", "GRANT_KEYS.keys[1]: has the kid of another key"),
+        ("private.json", "GRANT_KEYS.keys[0]: holds a private key"),
+        ("none.json", "cannot read none.json"),
+    ] {
+        let error = fails(2, &place.teemark(&["secrets", "--grant-keys", file, "--plain", "--send", "unix:none"]));
+        assert!(error.contains(words) && error.contains("--grant-keys") && !error.contains(&secret[..8]), "{error}");
+    }
+}
+
 /// How a listener meets one sender, after the whole bundle is read.
-enum Meet {
+pub enum Meet {
     Answer(&'static str),
+    /// Answers so once this was done with the bundle.
+    Take(Take, &'static str),
     HangUp,
 }
 
+type Take = Box<dyn FnOnce(&[u8]) + Send>;
+
 /// Listens and meets senders in turn; gives the bundles it got.
-fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
+pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let listener = address.parse::<Address>().unwrap().listen().unwrap();
     let address = listener.address().unwrap();
     let (sender, receiver) = mpsc::channel();
@@ -110,18 +142,24 @@ fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>
             let mut stream = listener.accept().unwrap();
             let mut bundle = Vec::new();
             stream.read_to_end(&mut bundle).unwrap();
+            let line = match meet {
+                Meet::Answer(line) => line,
+                Meet::Take(take, line) => {
+                    take(&bundle);
+                    line
+                }
+                Meet::HangUp => "",
+            };
             sender.send(bundle).unwrap();
-            if let Meet::Answer(line) = meet {
-                stream.write_all(line.as_bytes()).unwrap();
-            }
+            stream.write_all(line.as_bytes()).unwrap();
         }
     });
     (address, receiver)
 }
 
-const ACCEPTED: &str =
+pub const ACCEPTED: &str =
     concat!(r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"missing":["FILE_KEYS"]}"#, "\n");
-const REFUSED: &str =
+pub const REFUSED: &str =
     concat!(r#"{"ok":false,"field":"MTLS_CLIENT_CERT_JSON.client_key","error":"is of another certificate"}"#, "\n");
 
 #[test]
@@ -129,7 +167,7 @@ fn an_accepted_bundle_is_told_with_what_is_still_missing() {
     let place = Place::new();
     for address in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", place.path("socket").display())] {
         let (address, bundles) = listener(&address, vec![Meet::Answer(ACCEPTED)]);
-        let send = ["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()];
+        let send = ["secrets", "--endpoint", ENDPOINT, "--plain", "--send", &address.to_string()];
         let output = succeeds(place.teemark(&send));
         assert!(stdout(&output).contains("accepted by ") && stdout(&output).contains("ECS_WATERMARK_ENDPOINT"));
         assert!(stderr(&output).contains("COLOUR") && stderr(&output).contains("needs FILE_KEYS"));
@@ -143,7 +181,8 @@ fn a_refusal_names_field_and_reason_and_ends_with_1() {
     let place = Place::new();
     for address in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", place.path("socket").display())] {
         let (address, _bundles) = listener(&address, vec![Meet::Answer(REFUSED)]);
-        let error = fails(1, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()]));
+        let error =
+            fails(1, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", &address.to_string()]));
         assert!(error.contains("MTLS_CLIENT_CERT_JSON.client_key: is of another certificate"), "{error}");
     }
 }
@@ -154,25 +193,57 @@ fn a_finished_bundle_is_sent_as_it_is() {
     let bytes = b"{ not even JSON \xff\n\n";
     place.write("bundle", bytes);
     let (address, bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(REFUSED), Meet::Answer(REFUSED)]);
-    fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--send", &address.to_string()]));
-    fails(1, &place.teemark_with_input(&["secrets", "--bundle", "-", "--send", &address.to_string()], bytes));
+    fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--plain", "--send", &address.to_string()]));
+    fails(
+        1,
+        &place.teemark_with_input(&["secrets", "--bundle", "-", "--plain", "--send", &address.to_string()], bytes),
+    );
     assert_eq!(bundles.recv().unwrap(), bytes);
     assert_eq!(bundles.recv().unwrap(), bytes);
+}
+
+#[test]
+fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
+    let place = Place::new();
+    place.write("plain", format!(r#"{{"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
+    place.write("both", format!(r#"{{"sealed_bundle":{{}},"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
+    // Nobody listens: an attempt to connect would be told.
+    for bundle in [["--endpoint", ENDPOINT], ["--bundle", "plain"], ["--bundle", "both"]] {
+        let send = [&["secrets"], &bundle[..], &["--send", "unix:socket", "--wait", "0"]].concat();
+        let told = fails(2, &place.teemark(&send));
+        for words in ["is not sealed", "--seal seals it to the enclave", "--plain sends it in the clear"] {
+            assert!(told.contains(words), "{bundle:?}: {told}");
+        }
+        let told = fails(2, &place.teemark(&[&send[..], &["--plain"]].concat()));
+        assert!(told.contains("it is not there"), "{told}");
+    }
+    for more in [&["--plain"][..], &["--plain", "--seal", "--send", "unix:socket"]] {
+        fails(2, &place.teemark(&[&["secrets", "--endpoint", ENDPOINT], more].concat()));
+    }
+}
+
+#[test]
+fn a_bundle_that_was_sealed_before_is_sent_as_it_is() {
+    let place = Place::new();
+    let sealed = br#"{"sealed_bundle":{"counter":7}}"#;
+    place.write("sealed", sealed);
+    let (address, bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(ACCEPTED)]);
+    succeeds(place.teemark(&["secrets", "--bundle", "sealed", "--send", &address.to_string()]));
+    assert_eq!(bundles.recv().unwrap(), sealed);
 }
 
 #[test]
 fn it_waits_until_the_enclave_listens() {
     let place = Place::new();
     let unix = format!("unix:{}", place.path("socket").display());
-    // A port that was free a moment ago.
-    let tcp = "tcp:127.0.0.1:0".parse::<Address>().unwrap().listen().unwrap().address().unwrap().to_string();
+    let tcp = format!("tcp:127.0.0.1:{}", free_port());
     for address in [unix, tcp] {
         let late = address.clone();
         let enclave = thread::spawn(move || {
             thread::sleep(Duration::from_millis(700));
             listener(&late, vec![Meet::HangUp, Meet::Answer(ACCEPTED)])
         });
-        let output = succeeds(place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address]));
+        let output = succeeds(place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", &address]));
         let told = stderr(&output);
         assert!(told.contains("waiting for") && told.contains("without an answer"), "{told}");
         assert_eq!(enclave.join().unwrap().1.iter().count(), 2);
@@ -183,7 +254,10 @@ fn it_waits_until_the_enclave_listens() {
 fn it_does_not_wait_for_ever() {
     let place = Place::new();
     let start = Instant::now();
-    let error = fails(2, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", "unix:socket", "--wait", "1"]));
+    let error = fails(
+        2,
+        &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", "unix:socket", "--wait", "1"]),
+    );
     assert!(error.contains("--wait") && error.contains("is the enclave running"), "{error}");
     assert!((1..5).contains(&start.elapsed().as_secs()));
 }
@@ -193,7 +267,8 @@ fn what_is_not_the_daemon_is_called_so() {
     let place = Place::new();
     for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"ok\":tr", "[]\n"] {
         let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(answer)]);
-        let error = fails(2, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--send", &address.to_string()]));
+        let error =
+            fails(2, &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", &address.to_string()]));
         assert!(error.contains("not teemarkd"), "{error}");
     }
 }
@@ -206,7 +281,8 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
     let listener = address.parse::<Address>().unwrap().listen().unwrap();
     // More than the socket's buffer is never read, so that the sender's write fails.
     let enclave = thread::spawn(move || listener.accept().unwrap().write_all(REFUSED.as_bytes()).unwrap());
-    let error = fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--send", &address, "--wait", "0"]));
+    let error =
+        fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--plain", "--send", &address, "--wait", "0"]));
     assert!(error.contains("another certificate"), "{error}");
     enclave.join().unwrap();
 }

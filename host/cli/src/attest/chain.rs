@@ -1,0 +1,233 @@
+//! The certificates of a document: from the one root that is trusted, each signed by the one before it, to the key
+//! that signed the document.
+//!
+//! rustls-webpki builds and checks the path: signatures, names, critical extensions, dates, CA flags, path lengths. It
+//! trusts a root without looking at its dates and flags, passes over the key usage, and takes issuers in any order; AWS
+//! asks for these (attestation_process.md, 3.2.3), and x509-parser reads them.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::bail;
+use ring::signature::{ECDSA_P384_SHA384_FIXED, VerificationAlgorithm};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
+};
+use teemarkd::digest::sha256;
+use teemarkd::time::Utc;
+use webpki::ring::ECDSA_P384_SHA384;
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::certificate::{self, Content};
+
+/// The root certificate that is trusted, by the SHA-256 of its DER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root([u8; 32]);
+
+impl Root {
+    /// The AWS Nitro Enclaves root G1, of the commercial partitions, valid until 2049. The fingerprint stands in
+    /// "Verifying the root of trust" (<https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html>); the
+    /// certificate is in <https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip> and in every document.
+    pub const AWS: Root = Root([
+        0x64, 0x1a, 0x03, 0x21, 0xa3, 0xe2, 0x44, 0xef, 0xe4, 0x56, 0x46, 0x31, 0x95, 0xd6, 0x06, 0x31, //
+        0x7e, 0xd7, 0xcd, 0xcc, 0x3c, 0x17, 0x56, 0xe0, 0x98, 0x93, 0xf3, 0xc6, 0x8f, 0x79, 0xbb, 0x5b,
+    ]);
+
+    /// The root with this DER.
+    pub fn of(der: &[u8]) -> Root {
+        Root(sha256(der))
+    }
+
+    /// Reads the certificate that `--root` names, PEM or DER.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not one certificate.
+    pub fn read(path: &Path) -> anyhow::Result<Root> {
+        let bytes = certificate::read(path, "--root", Content::Certificates)?;
+        let blocks = pem::parse_many(&bytes).unwrap_or_default();
+        match blocks.as_slice() {
+            [] => Ok(Root::of(&bytes)),
+            [block] => Ok(Root::of(block.contents())),
+            _ => bail!("--root {} holds several PEM blocks; give the root certificate alone", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// Which certificate of the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An issuer: cabundle's, counted from 0, the root.
+    Bundle(usize),
+    /// The one whose key signed the document.
+    Leaf,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Bundle(index) => write!(f, "cabundle[{index}]"),
+            Place::Leaf => f.write_str("certificate"),
+        }
+    }
+}
+
+/// Why the certificates are not to be trusted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChainError {
+    /// The document's root is this one, and another is trusted.
+    Root(Root),
+    /// This is no X.509 certificate.
+    Malformed(Place),
+    /// It is valid from then on only.
+    NotYetValid(Place, Utc),
+    /// It was valid until then only.
+    Expired(Place, Utc),
+    /// It is not made for its place: an issuer that is no CA, a leaf that is one, or its key is for another use.
+    Usage(Place),
+    /// It allows fewer issuers below it than there are.
+    PathLength(Place),
+    /// They are not each signed by the one before.
+    Path(webpki::Error),
+    /// They are, but in another order, or not all of them take part.
+    Order,
+}
+
+impl fmt::Display for ChainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChainError::Root(found) => write!(
+                f,
+                "root: the document leads to the root certificate {found} (SHA-256), which is not the one trusted \
+                 (--root, or else AWS' for Nitro Enclaves)"
+            ),
+            ChainError::Malformed(place) => write!(f, "chain: {place} is no X.509 certificate"),
+            ChainError::NotYetValid(place, from) => {
+                write!(f, "chain: {place} is valid from {from} on only; is this machine's clock right?")
+            }
+            ChainError::Expired(place, until) => {
+                write!(f, "chain: {place} expired at {until}; is the document old, or this machine's clock wrong?")
+            }
+            ChainError::Usage(place @ Place::Bundle(_)) => {
+                write!(f, "chain: {place} is not made to sign certificates (CA flag, key usages)")
+            }
+            ChainError::Usage(Place::Leaf) => {
+                f.write_str("chain: certificate is not made to sign a document (CA flag, key usages)")
+            }
+            ChainError::PathLength(place) => write!(f, "chain: {place} allows fewer certificates below it"),
+            ChainError::Path(why) => {
+                write!(f, "chain: the certificates are not each signed by the one before ({why})")
+            }
+            ChainError::Order => f.write_str("chain: the certificates are not in order, from the root on"),
+        }
+    }
+}
+
+impl std::error::Error for ChainError {}
+
+/// The certificate at the end of a chain that holds.
+#[derive(Clone, Debug)]
+pub struct Signer(CertificateDer<'static>);
+
+impl Signer {
+    /// Follows the chain from `cabundle[0]`, which must be `root`, to `leaf`. Every certificate must be valid at `now`.
+    ///
+    /// # Errors
+    /// See [`ChainError`]; the first that fails is named.
+    pub fn trust(cabundle: &[Vec<u8>], leaf: &[u8], root: Root, now: SystemTime) -> Result<Signer, ChainError> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let found = cabundle.first().map(|der| Root::of(der)).ok_or(ChainError::Order)?;
+        if found != root {
+            return Err(ChainError::Root(found));
+        }
+        for (index, der) in cabundle.iter().enumerate() {
+            look_at(der, Place::Bundle(index), cabundle.len() - 1 - index, now.as_secs())?;
+        }
+        look_at(leaf, Place::Leaf, 0, now.as_secs())?;
+
+        let ders: Vec<_> = cabundle.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let leaf = CertificateDer::from(leaf);
+        let anchors = [anchor_from_trusted_cert(&ders[0]).map_err(ChainError::Path)?];
+        let end = EndEntityCert::try_from(&leaf).map_err(ChainError::Path)?;
+        let (algorithms, time) = (&[ECDSA_P384_SHA384], UnixTime::since_unix_epoch(now));
+        let path = end
+            .verify_for_usage(algorithms, &anchors, &ders[1..], time, Settled, None, None)
+            .map_err(ChainError::Path)?;
+        if !path.intermediate_certificates().map(webpki::Cert::der).eq(ders[1..].iter().rev().cloned()) {
+            return Err(ChainError::Order);
+        }
+        Ok(Signer(leaf.into_owned()))
+    }
+
+    /// Whether this is the signer's ES384 signature of `message`, in COSE's form.
+    pub fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        EndEntityCert::try_from(&self.0).is_ok_and(|leaf| leaf.verify_signature(&CoseEs384, message, signature).is_ok())
+    }
+}
+
+/// Checks what webpki leaves out; `below` is how many issuers stand between this certificate and the leaf. The dates
+/// are here too, since webpki does not tell whose they are.
+fn look_at(der: &[u8], place: Place, below: usize, now: u64) -> Result<(), ChainError> {
+    let malformed = |_| ChainError::Malformed(place);
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| ChainError::Malformed(place))?;
+    if !rest.is_empty() {
+        return Err(ChainError::Malformed(place));
+    }
+    let validity = certificate.validity();
+    let [from, until] = [validity.not_before, validity.not_after].map(|time| time.timestamp().try_into().unwrap_or(0));
+    if now < from {
+        return Err(ChainError::NotYetValid(place, Utc(from)));
+    }
+    if now > until {
+        return Err(ChainError::Expired(place, Utc(until)));
+    }
+    let usage = certificate.key_usage().map_err(malformed)?.map(|usage| usage.value);
+    let constraints = certificate.basic_constraints().map_err(malformed)?.map(|constraints| constraints.value);
+    let is_ca = constraints.is_some_and(|constraints| constraints.ca);
+    let fits = match place {
+        Place::Bundle(_) => is_ca && usage.is_some_and(|usage| usage.key_cert_sign()),
+        Place::Leaf => !is_ca && usage.is_some_and(|usage| usage.digital_signature()),
+    };
+    // AWS' certificates have no extended key usage; with one, a certificate is for that alone (RFC 5280, 4.2.1.12).
+    if !fits || certificate.extended_key_usage().map_err(malformed)?.is_some() {
+        return Err(ChainError::Usage(place));
+    }
+    match constraints.and_then(|constraints| constraints.path_len_constraint) {
+        Some(allowed) if (allowed as usize) < below => Err(ChainError::PathLength(place)),
+        _ => Ok(()),
+    }
+}
+
+/// webpki asks what a path is for; here that is settled before, by [`look_at`].
+struct Settled;
+
+impl ExtendedKeyUsageValidator for Settled {
+    fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
+    }
+}
+
+/// ES384 as COSE has it (RFC 9053, 2.1): r and s in 48 bytes each, where a certificate has a DER SEQUENCE of the two.
+#[derive(Debug)]
+struct CoseEs384;
+
+impl SignatureVerificationAlgorithm for CoseEs384 {
+    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        ECDSA_P384_SHA384_FIXED.verify(key.into(), message.into(), signature.into()).map_err(|_| InvalidSignature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_P384
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_SHA384
+    }
+}

@@ -1,0 +1,106 @@
+//! `teemark attest`: has a running enclave prove which image it is, before it is given anything.
+//!
+//! ```text
+//! trust      the options, a fresh nonce, the question to the daemon
+//! verify     the checks in order: structure, root, chain, signature, nonce, PCRs, teemarkd's own fields
+//! document   COSE_Sign1 and the fields in it
+//! chain      certificates, from the trusted root to the key that signed
+//! pcrs       the image's measurements
+//! ```
+
+mod chain;
+mod document;
+mod pcrs;
+mod trust;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use teemarkd::time::Utc;
+
+pub use trust::{Purpose, Trust};
+pub use verify::{Attested, Refusal};
+
+use crate::{Outcome, daemon, output, printable};
+
+/// Have a running enclave prove that it is the image of a .pcrs file, and print its keys.
+#[derive(clap::Args)]
+#[command(
+    mut_arg("pcrs", |pcrs| pcrs.required_unless_present("development")),
+    after_help = "Examples:
+  teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs
+  teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs --json | jq -r .sealing_key"
+)]
+pub struct Arguments {
+    /// The daemon's public address, http://HOST:PORT
+    #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
+    endpoint: String,
+    #[command(flatten)]
+    trust: Trust,
+    /// Print one JSON object, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+/// Attests the enclave and prints what it proved.
+///
+/// # Errors
+/// As [`Trust::attest`].
+pub fn run(arguments: &Arguments) -> Result<Outcome> {
+    let attested = arguments.trust.attest(&arguments.endpoint, Purpose::Look)?;
+    let text = if arguments.json { arguments.as_json(&attested) } else { arguments.as_text(&attested) };
+    output::to_stdout(text.as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+impl Arguments {
+    fn as_text(&self, attested: &Attested) -> String {
+        let (module, made) = (printable(&attested.module_id), Utc(attested.timestamp_ms / 1000));
+        let verdict = match (self.trust.unsigned, self.trust.development) {
+            (true, _) => "NOT attested (--unsigned), told by",
+            (_, true) => "attested by itself (--development):",
+            _ => "attested by",
+        };
+        let mut text = format!("{verdict} {}: module {module}, made at {made}\n", self.endpoint);
+        let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<19} {value}\n"));
+        for index in &attested.compared {
+            line(&format!("PCR{index}"), &hex::encode(&attested.pcrs[index]));
+        }
+        if attested.in_debug_mode() {
+            line("PCRs", "zero: debug mode, nothing is proven about the code");
+        }
+        line("identity key", &hex::encode(attested.identity));
+        line("sealing key", &STANDARD.encode(attested.sealing_key));
+        line("allow list, SHA-256", &hex::encode(attested.allow_list_sha256));
+        line("boot nonce", &hex::encode(attested.boot_nonce));
+        line("counter", &attested.in_force.counter.to_string());
+        line("bundle, SHA-256", &hex::encode(attested.in_force.sha256));
+        text
+    }
+
+    fn as_json(&self, attested: &Attested) -> String {
+        let registers = attested.pcrs.iter().map(|(index, value)| (index.to_string(), hex::encode(value)));
+        let object = json!({
+            "module_id": attested.module_id,
+            "timestamp_ms": attested.timestamp_ms,
+            "pcrs": registers.collect::<BTreeMap<_, _>>(),
+            "pcrs_compared": attested.compared,
+            "identity": hex::encode(attested.identity),
+            "sealing_key": STANDARD.encode(attested.sealing_key),
+            "allow_list_sha256": hex::encode(attested.allow_list_sha256),
+            "boot_nonce": hex::encode(attested.boot_nonce),
+            "counter": attested.in_force.counter,
+            "bundle_sha256": hex::encode(attested.in_force.sha256),
+            "debug_mode": attested.in_debug_mode(),
+            "signature_checked": !self.trust.unsigned,
+        });
+        format!("{object}\n")
+    }
+}

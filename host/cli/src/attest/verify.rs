@@ -1,0 +1,177 @@
+//! From the bytes of a document to what they prove.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use teemarkd::attest::BundleId;
+
+use super::chain::{ChainError, Root, Signer};
+use super::document::{Document, DocumentError, Signature};
+use super::pcrs::{self, Pcrs, PcrsError};
+
+/// The version of the user data that this program reads.
+const VERSION: u64 = 1;
+
+/// What a document is held against.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub pcrs: Pcrs,
+    pub root: Root,
+    /// An enclave in debug mode is let pass, with its zeros.
+    pub debug_mode: bool,
+    /// With [`Signature::Dummy`] neither chain nor signature is checked.
+    pub signature: Signature,
+}
+
+/// What an enclave proved of itself. It exists only for a document that passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attested {
+    /// The Ed25519 key by which this run of the enclave is known.
+    pub identity: [u8; 32],
+    /// The X25519 key to seal for it with.
+    pub sealing_key: [u8; 32],
+    /// SHA-256 of the allow list that is in force there.
+    pub allow_list_sha256: [u8; 32],
+    /// Random at each boot.
+    pub boot_nonce: [u8; 32],
+    /// The last sealed bundle in force since then; zeros before the first.
+    pub in_force: BundleId,
+    /// Every register of the document by number.
+    pub pcrs: BTreeMap<u8, Vec<u8>>,
+    /// Those among them that were held against the image's, and are equal: none in debug mode.
+    pub compared: Vec<u8>,
+    /// The Nitro module: the parent's instance id and the enclave's. It is text of the document; print it escaped.
+    pub module_id: String,
+    /// When the document was made, in milliseconds since 1970.
+    pub timestamp_ms: u64,
+}
+
+impl Attested {
+    /// Whether the enclave runs in debug mode, where nothing is proven about its code.
+    pub fn in_debug_mode(&self) -> bool {
+        pcrs::in_debug_mode(&self.pcrs)
+    }
+}
+
+/// The check that a document did not pass.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// It is no attestation document.
+    Document(DocumentError),
+    /// Its certificates are not to be trusted.
+    Chain(ChainError),
+    /// Its root is one that a daemon without an NSM made for itself.
+    TestRoot,
+    /// It was not signed with its certificate's key, or was changed.
+    Signature,
+    /// It does not have the nonce that was asked with.
+    Nonce,
+    /// Another image runs there, or it cannot be told which.
+    Pcrs(PcrsError),
+    /// public_key is not the 32 bytes of an Ed25519 key.
+    Identity,
+    /// user_data has this version, which a later teemark reads.
+    Version(u64),
+    /// user_data is not what teemarkd puts there.
+    UserData,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Document(why) => write!(f, "structure: it is no attestation document: {why}"),
+            Refusal::Chain(why) => why.fmt(f),
+            Refusal::TestRoot => f.write_str(
+                "root: it is signed by a test root; a development machine has no NSM. --development trusts that one \
+                 (or --root FILE: test_root in the daemon's answer is its DER in base64)",
+            ),
+            Refusal::Signature => f.write_str("signature: the document was changed, or its certificate is not its own"),
+            Refusal::Nonce => {
+                f.write_str("nonce: the document was not made for this request; somebody replays an old one")
+            }
+            Refusal::Pcrs(why) => why.fmt(f),
+            Refusal::Identity => f.write_str("public_key: it is not an Ed25519 key of 32 bytes; is this teemarkd?"),
+            Refusal::Version(version) => write!(
+                f,
+                "user_data: it has version {version}, and this teemark knows {VERSION}; take the one of the image's release"
+            ),
+            Refusal::UserData => f.write_str("user_data: it is not what teemarkd puts there; is this teemarkd?"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What teemarkd puts into user_data.
+#[derive(Deserialize)]
+struct UserData {
+    sealing_key: String,
+    allow_list_sha256: String,
+    boot_nonce: String,
+    counter: u64,
+    bundle_sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u64,
+}
+
+/// Checks a document of teemarkd, asked for with `nonce`, as of `now`.
+///
+/// # Errors
+/// The first check that it does not pass.
+pub fn verify(document: &[u8], nonce: &[u8], policy: &Policy, now: SystemTime) -> Result<Attested, Refusal> {
+    let document = genuine(document, Some(nonce), policy, now)?;
+    let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(Refusal::Pcrs)?;
+    let identity = document.public_key.as_deref().and_then(|key| key.try_into().ok()).ok_or(Refusal::Identity)?;
+    let user_data = document.user_data.as_deref().ok_or(Refusal::UserData)?;
+    let Version { version } = serde_json::from_slice(user_data).map_err(|_| Refusal::UserData)?;
+    if version != VERSION {
+        return Err(Refusal::Version(version));
+    }
+    let told: UserData = serde_json::from_slice(user_data).map_err(|_| Refusal::UserData)?;
+    let sealing_key = STANDARD.decode(&told.sealing_key).ok().and_then(|key| key.try_into().ok());
+    Ok(Attested {
+        identity,
+        sealing_key: sealing_key.ok_or(Refusal::UserData)?,
+        allow_list_sha256: from_hex(&told.allow_list_sha256)?,
+        boot_nonce: from_hex(&told.boot_nonce)?,
+        in_force: BundleId { counter: told.counter, sha256: from_hex(&told.bundle_sha256)? },
+        pcrs: document.pcrs,
+        compared,
+        module_id: document.module_id,
+        timestamp_ms: document.timestamp_ms,
+    })
+}
+
+/// The checks that the document of any enclave, with any program in it, must pass.
+pub(super) fn genuine(
+    bytes: &[u8],
+    nonce: Option<&[u8]>,
+    policy: &Policy,
+    now: SystemTime,
+) -> Result<Document, Refusal> {
+    let document = Document::parse(bytes, policy.signature).map_err(Refusal::Document)?;
+    if policy.signature == Signature::Real {
+        let signer = Signer::trust(&document.cabundle, &document.certificate, policy.root, now);
+        let signer = signer.map_err(Refusal::Chain)?;
+        if !document.is_signed_by(|message, signature| signer.signed(message, signature)) {
+            return Err(Refusal::Signature);
+        }
+    }
+    if document.nonce.as_deref() != nonce {
+        return Err(Refusal::Nonce);
+    }
+    Ok(document)
+}
+
+fn from_hex(text: &str) -> Result<[u8; 32], Refusal> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| Refusal::UserData)?;
+    Ok(bytes)
+}

@@ -1,0 +1,134 @@
+//! The HTTP side of a running daemon, as every command that asks it something sees it: plain HTTP to the named address
+//! and nowhere else, and the daemon's own words where it refuses.
+
+use std::fmt;
+use std::io::Read;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Deserialize;
+use ureq::http::{Response, Uri, header};
+use ureq::{Agent, Body};
+
+use crate::printable;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Longest pause before another attempt, whatever Retry-After asks for.
+const LONGEST_PAUSE: u64 = 60;
+/// Largest error answer, in bytes.
+const LARGEST_ERROR: u64 = 64 << 10;
+
+/// The daemon said no.
+#[derive(Debug)]
+pub struct Refusal {
+    status: u16,
+    error: String,
+    code: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, HTTP {})", printable(&self.error), printable(&self.code), self.status)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The error answer, as the daemon gives it.
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    error: String,
+    code: String,
+}
+
+/// The base of the daemon's addresses, without a slash at its end: what `--endpoint` takes.
+pub fn endpoint(text: &str) -> Result<String, String> {
+    let parsed = text.parse::<Uri>().ok().filter(|url| url.query().is_none() && url.host().is_some());
+    match parsed.as_ref().and_then(Uri::scheme_str) {
+        Some("http") => Ok(text.trim_end_matches('/').to_owned()),
+        _ => Err("write http://HOST:PORT, where the enclave's public port is carried to".to_owned()),
+    }
+}
+
+/// Plain HTTP: no proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
+pub fn agent(limit: Duration) -> Agent {
+    Agent::config_builder()
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT_LIMIT))
+        .timeout_global(Some(limit))
+        .user_agent(concat!("teemark/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .new_agent()
+}
+
+/// Makes `attempt` until the daemon at `endpoint` answers it with 200, and waits in between where the daemon asks to
+/// (429 and 503 with Retry-After), `retries` times at most.
+///
+/// # Errors
+/// The daemon gave no answer or is not the daemon; or a [`Refusal`], which is what it said.
+pub fn ask(
+    endpoint: &str,
+    retries: u32,
+    mut attempt: impl FnMut() -> Result<Response<Body>, ureq::Error>,
+) -> Result<Response<Body>> {
+    let mut tried = 0;
+    loop {
+        let mut answer = attempt().with_context(|| format!("the daemon at {endpoint} gave no answer"))?;
+        match pause(&answer) {
+            Some(pause) if tried < retries => {
+                tried += 1;
+                eprintln!("the daemon asks to wait; again in {} s ({tried} of {retries})", pause.as_secs());
+                sleep(pause);
+            }
+            _ if answer.status() == 200 => return Ok(answer),
+            _ => return Err(refusal(endpoint, &mut answer)),
+        }
+    }
+}
+
+/// Whether the daemon could not be connected to, as while it starts.
+pub fn is_not_there(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect))
+    )
+}
+
+/// How long a daemon without room asks to wait. A date, which it never sends, counts as a second.
+fn pause(answer: &Response<Body>) -> Option<Duration> {
+    let busy = matches!(answer.status().as_u16(), 429 | 503);
+    let after = answer.headers().get(header::RETRY_AFTER).filter(|_| busy)?;
+    let seconds = after.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    Some(Duration::from_secs(seconds.min(LONGEST_PAUSE)))
+}
+
+fn refusal(endpoint: &str, answer: &mut Response<Body>) -> anyhow::Error {
+    let status = answer.status().as_u16();
+    let mut body = Vec::new();
+    // An error answer that is cut off is told by its status.
+    let _ = answer.body_mut().as_reader().take(LARGEST_ERROR).read_to_end(&mut body);
+    match serde_json::from_slice(&body) {
+        Ok(ErrorAnswer { error, code }) => Refusal { status, error, code }.into(),
+        Err(_) => {
+            anyhow!("{endpoint} answered with HTTP status {status}, but not as teemarkd does; is this its public port?")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_endpoint_is_plain_http_without_a_query() {
+        assert_eq!(endpoint("http://127.0.0.1:3000/").as_deref(), Ok("http://127.0.0.1:3000"));
+        assert_eq!(endpoint("http://[::1]:3000/base").as_deref(), Ok("http://[::1]:3000/base"));
+        for bad in ["", "127.0.0.1:3000", "https://h:1", "http://h/?q", "tcp:h:1", "http://"] {
+            assert!(endpoint(bad).unwrap_err().contains("http://HOST:PORT"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `teemark grant`: the signed token with which one user has one file decrypted, once.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use clap::builder::NonEmptyStringValueParser;
+use serde::{Deserialize, Serialize};
+use teemarkd::digest::sha256;
+use teemarkd::grants::{MAX_LIFE, MAX_TOKEN};
+
+use crate::issuer::Issuer;
+use crate::keys::fill_random;
+use crate::private_key::PrivateKey;
+use crate::{Outcome, output};
+
+/// Sign a grant: a token that lets one user have one file decrypted, once.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  teemark grant --key grant.key --file-id report-7 --user-id alice --audience staging \\
+    --content report-7.pdf.enc --reply-key \"$(teemark keygen --for reply --public alice.key)\" > report-7.grant")]
+pub struct Arguments {
+    /// The issuer's private key, as teemark keygen --for grants makes it; or a P-256 key of openssl genpkey
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The file's id
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    file_id: String,
+    /// Who may have it
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    user_id: String,
+    /// Where it is good: the fleet's name (TEEMARK_FLEET), or one enclave's identity key in hexadecimal
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    audience: String,
+    /// The user's public key, to which the answer must be sealed, as teemark keygen --for reply prints it
+    #[arg(long, value_name = "BASE64", value_parser = reply_key, allow_hyphen_values = true)]
+    reply_key: Option<String>,
+    /// The encrypted file that the grant is for: it serves for no other that is sent under the file's id
+    #[arg(long, value_name = "FILE")]
+    content: Option<PathBuf>,
+    /// For how long from now on, at most a day
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_LIFE))]
+    valid: u64,
+}
+
+/// A reply key in the one form that is written.
+fn reply_key(text: &str) -> Result<String, String> {
+    let key = teemarkd::grants::reply_key(text);
+    key.map(|key| STANDARD.encode(key)).ok_or_else(|| "it is not base64 of an X25519 key, 32 bytes".to_owned())
+}
+
+/// What a grant says (RFC 7519, 4.1, and three claims of teemarkd's own).
+#[derive(Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    file_id: &'a str,
+    aud: &'a str,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    /// Tells this grant from every other: 128 random bits.
+    jti: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_key: Option<&'a str>,
+    /// SHA-256 of the encrypted file, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_sha256: Option<String>,
+}
+
+/// Signs the grant and prints it.
+///
+/// # Errors
+/// The key cannot be read, or is not one that signs grants; the encrypted file cannot be read.
+pub fn run(arguments: &Arguments) -> Result<Outcome> {
+    let in_file = || format!("--key {}", arguments.key.display());
+    let issuer = PrivateKey::read(&arguments.key).and_then(Issuer::new).with_context(in_file)?;
+    let content = arguments.content.as_deref().map(hash).transpose()?;
+    if arguments.reply_key.is_none() {
+        eprintln!("warning: without --reply-key whoever holds the token chooses who can read the answer");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
+    let mut jti = [0; 16];
+    fill_random(&mut jti)?;
+    let token = issuer.token(&Claims {
+        sub: &arguments.user_id,
+        file_id: &arguments.file_id,
+        aud: &arguments.audience,
+        iat: now,
+        nbf: now,
+        exp: now + arguments.valid,
+        jti: URL_SAFE_NO_PAD.encode(jti),
+        reply_key: arguments.reply_key.as_deref(),
+        content_sha256: content,
+    })?;
+    output::to_stdout(format!("{token}\n").as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+/// SHA-256 of a file, in hexadecimal.
+fn hash(path: &Path) -> Result<String> {
+    let in_file = || format!("--content {}", path.display());
+    let (mut source, _) = output::open_input(path).with_context(in_file)?;
+    let mut file = Vec::new();
+    source.read_to_end(&mut file).with_context(in_file)?;
+    Ok(hex::encode(sha256(&file)))
+}
+
+/// A token as its user holds it: it is passed on, and not checked.
+pub struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[derive(Deserialize)]
+struct NamedKey {
+    reply_key: Option<String>,
+}
+
+impl Token {
+    /// Reads a file that holds a token.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds something else; no message repeats any of it.
+    pub fn read(path: &Path) -> Result<Token> {
+        let in_file = || format!("--grant {}", path.display());
+        let (source, _) = output::open_input(path).with_context(in_file)?;
+        let mut text = Vec::new();
+        source.take(MAX_TOKEN as u64 + 2).read_to_end(&mut text).with_context(in_file)?;
+        Token::parse(&text).with_context(in_file)
+    }
+
+    fn parse(text: &[u8]) -> Result<Token> {
+        let text = text.trim_ascii();
+        let parts: Vec<_> = text.split(|&byte| byte == b'.').collect();
+        let is_part = |part: &&[u8]| !part.is_empty() && URL_SAFE_NO_PAD.decode(part).is_ok();
+        if text.len() > MAX_TOKEN || parts.len() != 3 || !parts.iter().all(is_part) {
+            bail!("it does not hold a token of at most 4 KiB, and nothing else, as teemark grant prints it");
+        }
+        Ok(Token(String::from_utf8_lossy(text).into_owned()))
+    }
+
+    /// The value of the header field Authorization (RFC 6750, 2.1).
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// Whether it wants the answer sealed to a key that it names.
+    pub fn names_reply_key(&self) -> bool {
+        let claims = self.0.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+        let claims = claims.and_then(|claims| serde_json::from_slice::<NamedKey>(&claims).ok());
+        claims.is_some_and(|claims| claims.reply_key.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(claims: &str) -> String {
+        format!("e30.{}.AAAA", URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    #[test]
+    fn a_token_is_taken_without_what_surrounds_it() {
+        let token = Token::parse(format!(" {}\r\n", token("{}")).as_bytes()).unwrap();
+        assert_eq!(token.authorization(), "Bearer e30.e30.AAAA");
+        assert_eq!(format!("{token:?}"), "Token(…)");
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_a_word_of_it() {
+        let long = token(&"x".repeat(4096));
+        for text in ["", "secret", "a.secret.", "YQ.YQ.secret\nX: y", "YQ.YQ.YQ.YQ", "YQ.se+ret.YQ", &long] {
+            let error = Token::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("4 KiB") && !error.contains("secret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_tells_whether_it_names_a_reply_key() {
+        let names = |claims| Token::parse(token(claims).as_bytes()).unwrap().names_reply_key();
+        assert!(names(r#"{"sub":"u","reply_key":"AAAA"}"#));
+        assert!(!names(r#"{"sub":"u"}"#) && !names("no claims"));
+    }
+}

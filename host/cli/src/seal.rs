@@ -1,0 +1,150 @@
+//! Bundles that only one enclave opens, and takes from its operator only: the operator's side of the sealed handshake.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use ring::signature::Ed25519KeyPair;
+use teemarkd::attest::BundleId;
+use teemarkd::secrets::sealed::{self, Destination};
+
+use crate::attest::Attested;
+use crate::keys::fresh_private_key;
+use crate::private_key::PrivateKey;
+
+/// What seals bundles for one enclave in one operator's name.
+pub struct Seal {
+    to: Destination,
+    operator: Ed25519KeyPair,
+    /// The counter of every bundle; where it is left out, the milliseconds since 1970.
+    counter: Option<u64>,
+    /// Of what was sealed so far: the same bundle, once for each attempt to send it.
+    sealed: RefCell<Vec<BundleId>>,
+}
+
+/// The enclave does not say that the bundle is in force. Where the answer did, whoever relayed it made it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unconfirmed {
+    /// It started anew, and has forgotten what it was given before.
+    Boot,
+    /// The last bundle in force there has another counter than the one that was sealed.
+    Counter { told: u64, sealed: u64 },
+    /// The last bundle in force there is another one with the same counter.
+    Other { counter: u64 },
+}
+
+impl fmt::Display for Unconfirmed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the answer was not the enclave's: its attestation document ")?;
+        match self {
+            Unconfirmed::Boot => f.write_str("is of another boot; send the bundle again, and see who restarts it"),
+            Unconfirmed::Counter { told, sealed } => {
+                write!(f, "says counter {told}, not {sealed}; somebody on the way withholds the bundle")?;
+                if told > sealed { f.write_str(", or a later one has replaced it") } else { Ok(()) }
+            }
+            Unconfirmed::Other { counter } => write!(
+                f,
+                "says counter {counter}, but for another bundle; somebody sent that one in place of this. \
+                 Without --counter no two bundles have the same"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unconfirmed {}
+
+/// Reads an operator's private key.
+///
+/// # Errors
+/// It cannot be read, or is another kind of key.
+pub fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
+    let key = PrivateKey::read(path).and_then(PrivateKey::operators);
+    key.with_context(|| format!("--operator-key {}", path.display()))
+}
+
+impl Seal {
+    pub fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Seal {
+        let to = Destination { sealing_key: to.sealing_key, boot_nonce: to.boot_nonce };
+        Seal { to, operator, counter, sealed: RefCell::default() }
+    }
+
+    /// Seals a bundle as of now: of two sealed one after the other, the enclave takes the second after the first.
+    ///
+    /// # Errors
+    /// The enclave's key is none that anything can be sealed to; the system has no random numbers to give.
+    pub fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?;
+        let counter = self.counter.map_or_else(|| u64::try_from(now.as_millis()), Ok)?;
+        let sealed = sealed::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
+        let sealed = sealed.context("nothing can be sealed to the enclave's sealing key")?;
+        self.sealed.borrow_mut().push(sealed.id);
+        Ok(sealed.text.into_bytes())
+    }
+
+    /// The last that was sealed.
+    pub fn last(&self) -> Option<BundleId> {
+        self.sealed.borrow().last().copied()
+    }
+
+    /// Whether the bundle, as it was sealed for any attempt, is in force in the enclave, which was attested anew after it
+    /// was sent. Gives its counter.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn confirm(&self, now: &Attested) -> Result<u64, Unconfirmed> {
+        let (told, last) = (now.in_force, self.last().unwrap_or_default().counter);
+        match told.counter {
+            _ if now.boot_nonce != self.to.boot_nonce => Err(Unconfirmed::Boot),
+            counter if self.sealed.borrow().contains(&told) => Ok(counter),
+            counter if counter == last => Err(Unconfirmed::Other { counter }),
+            counter => Err(Unconfirmed::Counter { told: counter, sealed: last }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use teemarkd::hpke;
+
+    use super::*;
+
+    fn attested(boot_nonce: [u8; 32], in_force: BundleId) -> Attested {
+        let sealing_key = hpke::PrivateKey::new(Box::new([1; 32])).public();
+        let (pcrs, compared, module_id) = Default::default();
+        let (identity, allow_list_sha256, timestamp_ms) = ([0; 32], [0; 32], 0);
+        Attested {
+            identity,
+            sealing_key,
+            allow_list_sha256,
+            boot_nonce,
+            in_force,
+            pcrs,
+            compared,
+            module_id,
+            timestamp_ms,
+        }
+    }
+
+    #[test]
+    fn the_bundle_is_confirmed_by_its_counter_and_hash_in_the_same_boot_and_by_nothing_else() {
+        let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
+        let seal = Seal::new(&attested([3; 32], BundleId::default()), operator, Some(7));
+        seal.seal(b"{}").unwrap();
+        seal.seal(b"{}").unwrap();
+        let [first, last] = seal.sealed.borrow().clone().try_into().unwrap();
+        assert!(first != last, "each is sealed anew");
+        for sealed in [first, last] {
+            assert_eq!(seal.confirm(&attested([3; 32], sealed)), Ok(7));
+            assert_eq!(seal.confirm(&attested([4; 32], sealed)), Err(Unconfirmed::Boot));
+        }
+        let other = BundleId { sha256: [1; 32], ..last };
+        assert_eq!(seal.confirm(&attested([3; 32], other)), Err(Unconfirmed::Other { counter: 7 }));
+        for told in [0, 6, 8] {
+            let why = seal.confirm(&attested([3; 32], BundleId { counter: told, ..last })).unwrap_err();
+            assert_eq!(why, Unconfirmed::Counter { told, sealed: 7 });
+            assert_eq!(why.to_string().contains("a later one has replaced it"), told > 7, "{why}");
+        }
+    }
+}

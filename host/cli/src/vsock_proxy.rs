@@ -1,0 +1,101 @@
+//! `teemark vsock-proxy`: the parent's side of the allow list.
+//!
+//! The enclave dials endpoint i at the parent's vsock port 8101 + i. There AWS's vsock-proxy listens, one process an
+//! endpoint, and it dials only what its own list has. All of that is printed from the file that is built into the
+//! image, read by the enclave's own parser, so the two sides cannot come to differ.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use teemarkd::net::endpoints::{AllowList, Endpoint};
+
+use crate::{Outcome, output};
+
+/// Print what the parent's vsock-proxy needs: its own allow list, and the vsock port of each endpoint.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  teemark vsock-proxy | sudo tee /etc/nitro_enclaves/vsock-proxy.yaml
+  teemark vsock-proxy --format environment | sudo tee /etc/teemark/vsock-proxy.env
+  sudo systemctl enable --now $(teemark vsock-proxy --format units)
+  teemark vsock-proxy --format list | while read -r port host remote; do
+    vsock-proxy \"$port\" \"$host\" \"$remote\" & done")]
+pub struct Arguments {
+    /// The allow list that is built into the image
+    #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
+    endpoints: PathBuf,
+    /// The vsock port of the first endpoint, as in the image's TEEMARK_EGRESS
+    #[arg(long, value_name = "PORT", default_value_t = 8101, value_parser = clap::value_parser!(u32).range(1..))]
+    base_port: u32,
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Format::Yaml)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// /etc/nitro_enclaves/vsock-proxy.yaml
+    Yaml,
+    /// A line an endpoint: its vsock port, the host, the host's port
+    List,
+    /// /etc/teemark/vsock-proxy.env, which teemark-vsock-proxy@.service reads
+    Environment,
+    /// The names of that service's instances, one a line
+    Units,
+}
+
+/// Prints the list in the form asked for.
+///
+/// # Errors
+/// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
+pub fn run(arguments: &Arguments) -> Result<Outcome> {
+    let file = arguments.endpoints.display();
+    let allowed = AllowList::load(&arguments.endpoints)?;
+    let mut text = String::from(arguments.format.head());
+    for endpoint in allowed.iter() {
+        let port = vsock_port(endpoint, arguments.base_port)
+            .with_context(|| format!("{file}: no vsock port is left for {endpoint}; take a lower --base-port"))?;
+        arguments.format.line(&mut text, endpoint, port);
+    }
+    if allowed.iter().next().is_none() {
+        bail!("{file} lists no endpoint, so there is nothing to proxy");
+    }
+    output::to_stdout(text.as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+/// Where the enclave dials this endpoint. The highest number is no port: it means any (VMADDR_PORT_ANY, vsock(7)).
+fn vsock_port(endpoint: &Endpoint, first: u32) -> Option<u32> {
+    first.checked_add(u32::try_from(endpoint.index()).ok()?).filter(|&port| port != u32::MAX)
+}
+
+impl Format {
+    fn head(self) -> &'static str {
+        match self {
+            Format::Yaml => "# Printed by teemark vsock-proxy from the image's allow list.\nallowlist:\n",
+            Format::Environment => {
+                "# Printed by teemark vsock-proxy --format environment from the image's allow list.\n"
+            }
+            Format::List | Format::Units => "",
+        }
+    }
+
+    fn line(self, text: &mut String, endpoint: &Endpoint, port: u32) {
+        let (host, remote) = (endpoint.host(), endpoint.port());
+        let _ = match self {
+            Format::Yaml => {
+                writeln!(text, "- {{address: {}, port: {remote}}} # vsock port {port}", yaml_string(host))
+            }
+            Format::List => writeln!(text, "{port} {host} {remote}"),
+            Format::Environment => writeln!(text, "ENDPOINT_{port}={host} {remote}"),
+            Format::Units => writeln!(text, "teemark-vsock-proxy@{port}.service"),
+        };
+    }
+}
+
+/// A host name as YAML takes it for a string, which vsock-proxy insists on: `true`, `1.5` or `0x1f` are hosts too.
+fn yaml_string(host: &str) -> String {
+    let plain = host.starts_with(|c: char| c.is_ascii_alphabetic()) && host.contains('.');
+    if plain { host.to_owned() } else { format!("\"{host}\"") }
+}

@@ -1,0 +1,191 @@
+//! An enclave as it looks from outside, by teemarkd's own library: its attestation, and answers that it seals and
+//! signs. A script says what it answers to each request.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use teemarkd::attest::{Attestation, DocumentError, TestNsm};
+use teemarkd::digest::sha256;
+use teemarkd::hpke::PrivateKey;
+use teemarkd::reply::{self, About, Statement};
+use teemarkd::time::now_ms;
+
+use super::*;
+
+/// A request as it came: its lines, and its body.
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// The value of a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then_some(value))
+    }
+
+    /// The first line, without its end.
+    pub fn line(&self) -> &str {
+        self.head.lines().next().unwrap()
+    }
+
+    /// The nonce of a request for an attestation document.
+    pub fn nonce(&self) -> Vec<u8> {
+        let asked = self.line().strip_prefix("GET /get_attestation?nonce=").unwrap().strip_suffix(" HTTP/1.1");
+        hex::decode(asked.unwrap()).unwrap()
+    }
+}
+
+/// How the server answers one request.
+pub enum Reply {
+    /// All of the request is read, then this is sent.
+    After(String),
+    /// Only the head is read: what is sent answers that.
+    AtOnce(String),
+    /// All of the request is read, then what is sent is made of it.
+    Made(Answerer),
+}
+
+type Answerer = Box<dyn FnOnce(&Request) -> Vec<u8> + Send>;
+
+pub fn answer(status: &str, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+}
+
+/// Serves one connection for each reply; gives its address and the requests.
+pub fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for reply in replies {
+            let mut stream = listener.accept().unwrap().0;
+            let request = serve(&mut stream, reply);
+            sender.send(request).unwrap();
+        }
+    });
+    (address, receiver)
+}
+
+fn serve(stream: &mut TcpStream, reply: Reply) -> Request {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(reader.read_line(&mut head).unwrap(), 0, "{head}");
+    }
+    let mut request = Request { head, body: Vec::new() };
+    if let Reply::AtOnce(text) = &reply {
+        stream.write_all(text.as_bytes()).unwrap();
+        return request;
+    }
+    if request.field("Expect") == Some("100-continue") {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+    }
+    request.body = vec![0; request.field("Content-Length").map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut request.body).unwrap();
+    let bytes = match reply {
+        Reply::After(text) | Reply::AtOnce(text) => text.into_bytes(),
+        Reply::Made(make) => make(&request),
+    };
+    // A client that has read enough may have gone.
+    let _ = stream.write_all(&bytes);
+    request
+}
+
+/// The options that trust an [`Enclave`]: it has no Nitro Secure Module, so its PCRs are zeros.
+pub const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
+
+#[derive(Clone)]
+pub struct Enclave(pub Arc<Attestation>);
+
+/// An answer before it is sent, for a test to alter.
+pub struct Signed {
+    pub watermarked: bool,
+    pub sealed: bool,
+    pub timestamp: String,
+    pub signature: String,
+    pub body: Vec<u8>,
+}
+
+impl Enclave {
+    pub fn new() -> Enclave {
+        Enclave(Arc::new(Attestation::new(Box::new(TestNsm::default()), [0; 32]).unwrap()))
+    }
+
+    /// A folder with the files that [`TRUST`] names.
+    pub fn place(&self) -> Place {
+        let place = Place::new();
+        place.write("image.pcrs", nsm::pcrs_file());
+        place.write("root.der", self.0.test_root().unwrap().unwrap());
+        place
+    }
+
+    /// Answers a request for a document.
+    pub fn attests(&self) -> Reply {
+        let attestation = self.0.clone();
+        Reply::Made(Box::new(move |request| {
+            let nonce = request.nonce();
+            let document = loop {
+                match attestation.document(Some(&nonce)) {
+                    Err(DocumentError::TooMany(wait)) => thread::sleep(wait),
+                    document => break document.unwrap(),
+                }
+            };
+            answer("200 OK", "", &json!({"attestation": hex::encode(document)}).to_string()).into_bytes()
+        }))
+    }
+
+    /// Answers a request with a file, sealed where that is asked for and signed now, as `alter` leaves it.
+    pub fn gives(&self, file: &[u8], about: About<'static>, alter: impl FnOnce(&mut Signed) + Send + 'static) -> Reply {
+        let (enclave, file) = (self.clone(), file.to_vec());
+        Reply::Made(Box::new(move |request| {
+            let reply_key = request.field("Teemark-Reply-Key").map(|key| STANDARD.decode(key).unwrap());
+            let body = match &reply_key {
+                None => file,
+                Some(key) => {
+                    let ephemeral = PrivateKey::new(Box::new([7; 32]));
+                    reply::seal(&file, about, key.as_slice().try_into().unwrap(), &ephemeral).unwrap()
+                }
+            };
+            let statement = Statement {
+                about,
+                content_sha256: sha256(&request.body),
+                watermarked: true,
+                sealed: reply_key.is_some(),
+                timestamp_ms: now_ms(),
+            };
+            let mut signed = enclave.sign(body, statement);
+            alter(&mut signed);
+            signed.answer()
+        }))
+    }
+
+    pub fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
+        let signature = STANDARD.encode(self.0.sign(&statement.to_bcs(&body)));
+        let Statement { watermarked, sealed, timestamp_ms, .. } = statement;
+        Signed { watermarked, sealed, timestamp: timestamp_ms.to_string(), signature, body }
+    }
+}
+
+impl Signed {
+    /// Answers any request with this.
+    pub fn reply(self) -> Reply {
+        Reply::Made(Box::new(move |_| self.answer()))
+    }
+
+    fn answer(self) -> Vec<u8> {
+        let Signed { watermarked, sealed, timestamp, signature, body } = self;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\nTeemark-Sealed: {sealed}\r\n\
+             Teemark-Watermarked: {watermarked}\r\nTeemark-Timestamp: {timestamp}\r\nTeemark-Signature: {signature}\r\n\r\n",
+            body.len()
+        );
+        [head.as_bytes(), &body].concat()
+    }
+}

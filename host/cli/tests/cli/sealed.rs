@@ -1,0 +1,251 @@
+//! `teemark secrets --seal`: what goes out, only the attested enclave opens, and it knows the operator.
+
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use teemarkd::attest::BundleId;
+use teemarkd::secrets::sealed::Seal;
+use teemarkd::time::now_ms;
+
+use super::enclave::{Enclave, Reply, TRUST, answer, daemon};
+use super::secrets::{ACCEPTED, Meet, REFUSED, listener};
+use super::*;
+
+const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
+
+/// An enclave that takes bundles of one operator, whose key is in the folder.
+struct Scene {
+    place: Place,
+    enclave: Enclave,
+    operator: [u8; 32],
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let enclave = Enclave::new();
+        let place = enclave.place();
+        let made = succeeds(place.teemark(&["keygen", "--for", "operator", "--output", "operator.key"]));
+        let operator = STANDARD.decode(stdout(&made).trim_end()).unwrap().try_into().unwrap();
+        Scene { place, enclave, operator }
+    }
+
+    /// Has a bundle sealed to the enclave that really is there.
+    fn seals(&self, at: &Enclave, more: &[&str]) -> Output {
+        // Asked once before it is sealed, and once after it is sent.
+        let (endpoint, _requests) = daemon(vec![at.attests(), at.attests()]);
+        let seal = ["secrets", "--seal", "--attested", &endpoint, "--operator-key", "operator.key"];
+        self.place.teemark(&[&seal[..], &TRUST, more].concat())
+    }
+
+    /// The enclave takes a bundle, which is in force from then on.
+    fn takes(&self) -> Meet {
+        self.takes_and_answers(ACCEPTED)
+    }
+
+    /// The same, but this is the answer that arrives.
+    fn takes_and_answers(&self, text: &'static str) -> Meet {
+        let (attestation, operators) = (self.enclave.0.clone(), vec![self.operator]);
+        Meet::Take(
+            Box::new(move |bundle| {
+                let seal = Seal::new(attestation, operators);
+                seal.took_effect(&seal.open(bundle).unwrap_or_else(|e| panic!("{e}")));
+            }),
+            text,
+        )
+    }
+
+    /// The bundle in what went out, and its counter.
+    fn opens(&self, sealed: &[u8]) -> (Vec<u8>, u64) {
+        let opened =
+            Seal::new(self.enclave.0.clone(), vec![self.operator]).open(sealed).unwrap_or_else(|e| panic!("{e}"));
+        (opened.bundle, counter(sealed))
+    }
+}
+
+fn counter(sealed: &[u8]) -> u64 {
+    serde_json::from_slice::<Value>(sealed).unwrap()["sealed_bundle"]["counter"].as_u64().unwrap()
+}
+
+#[test]
+fn a_sealed_bundle_opens_in_the_attested_enclave_and_names_its_operator() {
+    let scene = Scene::new();
+    let plain = succeeds(scene.place.teemark(&["secrets", "--endpoint", ENDPOINT])).stdout;
+    let before = now_ms();
+    let sealed = succeeds(scene.seals(&scene.enclave, &["--endpoint", ENDPOINT])).stdout;
+    let text = serde_json::from_slice::<Value>(&sealed).unwrap()["sealed_bundle"]["ciphertext"].clone();
+    let ciphertext = STANDARD.decode(text.as_str().unwrap()).unwrap();
+    let holds = |bytes: &[u8]| bytes.windows(9).any(|part| part == b"watermark");
+    assert!(holds(&plain) && !holds(&ciphertext));
+    let (bundle, counter) = scene.opens(&sealed);
+    assert_eq!(bundle, plain);
+    assert!((before..=now_ms()).contains(&counter), "{counter}");
+
+    let another = Seal::new(Enclave::new().0, vec![scene.operator]).open(&sealed).err().unwrap();
+    assert!(another.field.contains("boot_nonce"), "{another}");
+    let another = Seal::new(scene.enclave.0.clone(), vec![[1; 32]]).open(&sealed).err().unwrap();
+    assert!(another.field.contains("signature"), "{another}");
+}
+
+#[test]
+fn a_finished_bundle_is_sealed_as_it_is_and_written_for_its_owner_under_the_counter_given() {
+    let scene = Scene::new();
+    scene.place.write("bundle", "{ not even JSON");
+    let options = ["--bundle", "bundle", "--counter", "7", "--output", "sealed"];
+    succeeds(scene.seals(&scene.enclave, &options));
+    assert_eq!(scene.opens(&scene.place.read("sealed")), (b"{ not even JSON".to_vec(), 7));
+    assert_eq!(scene.place.mode("sealed"), 0o600);
+    assert!(fails(2, &scene.seals(&scene.enclave, &options)).contains("is there already"));
+}
+
+#[test]
+fn for_each_attempt_to_send_it_a_bundle_is_sealed_anew() {
+    let scene = Scene::new();
+    let (address, bundles) = listener("tcp:127.0.0.1:0", vec![Meet::HangUp, scene.takes()]);
+    succeeds(scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--send", &address.to_string()]));
+    let [first, second]: [Vec<u8>; 2] = bundles.iter().collect::<Vec<_>>().try_into().unwrap();
+    let (before, after) = (counter(&first), counter(&second));
+    assert!(first != second && before < after, "{before} {after}");
+}
+
+#[test]
+fn a_bundle_that_was_sent_is_confirmed_by_the_enclave_itself() {
+    let scene = Scene::new();
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes()]);
+    let options = ["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()];
+    let output = succeeds(scene.seals(&scene.enclave, &options));
+    let told = stdout(&output);
+    assert!(told.ends_with("confirmed by the enclave: the bundle of counter 7 is in force\n"), "{told}");
+    // What is not proven is said once, and fits what is done.
+    let warnings = stderr(&output);
+    assert_eq!(warnings.matches("debug mode").count(), 1, "{warnings}");
+    assert!(warnings.contains("Only secrets for tests belong there.") && !warnings.contains("Give it"), "{warnings}");
+}
+
+#[test]
+fn an_answer_that_somebody_on_the_way_made_up_is_found_out() {
+    let scene = Scene::new();
+    let sends = |at: &Enclave| {
+        let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(ACCEPTED)]);
+        scene.seals(at, &["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()])
+    };
+    let words = |counter| {
+        format!(
+            "refused: the answer was not the enclave's: its attestation document says counter {counter}, not 7; \
+             somebody on the way withholds the bundle"
+        )
+    };
+    for counter in [0, 6] {
+        scene.enclave.0.put_in_force(BundleId { counter, ..BundleId::default() });
+        let output = sends(&scene.enclave);
+        assert!(fails(1, &output).contains(&words(counter)), "{}", stderr(&output));
+        assert!(!stdout(&output).contains("confirmed"));
+    }
+}
+
+#[test]
+fn another_bundle_of_the_same_counter_is_not_taken_for_it() {
+    let scene = Scene::new();
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(ACCEPTED)]);
+    // What the enclave got in its place, from whom knows when.
+    scene.enclave.0.put_in_force(BundleId { counter: 7, sha256: [1; 32] });
+    let output =
+        scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()]);
+    assert!(fails(1, &output).contains("says counter 7, but for another bundle"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_in_force_is_told_whatever_the_answer_said() {
+    let scene = Scene::new();
+    let refused = "{\"ok\":false,\"field\":\"sealed_bundle.counter\",\"error\":\"is not above 7\"}\n";
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(refused)]);
+    let options = ["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()];
+    let output = scene.seals(&scene.enclave, &options);
+    let told = fails(1, &output);
+    let words =
+        "refused: sealed_bundle.counter: is not above 7\nnor is it in force by the enclave's attestation document\n";
+    assert!(told.ends_with(words), "{told}");
+    assert!(!stdout(&output).contains("confirmed"));
+
+    for (answer, words) in [
+        (refused, "so the refusal was of a second attempt, or somebody on the way made it up"),
+        ("", "its answer was lost, or somebody on the way keeps it: "),
+        ("no JSON", "its answer was lost, or somebody on the way keeps it: what answered at"),
+    ] {
+        let scene = Scene::new();
+        let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes_and_answers(answer)]);
+        let options = ["--endpoint", ENDPOINT, "--counter", "7", "--wait", "0", "--send", &address.to_string()];
+        let output = succeeds(scene.seals(&scene.enclave, &options));
+        assert!(stdout(&output).contains("confirmed by the enclave: the bundle of counter 7 is in force"));
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_refusal_ends_with_1_whether_the_enclave_can_be_attested_once_more_or_not() {
+    let scene = Scene::new();
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(REFUSED)]);
+    let (endpoint, _requests) = daemon(vec![scene.enclave.attests()]);
+    let seal = ["secrets", "--endpoint", ENDPOINT, "--seal", "--attested", &endpoint];
+    let send = ["--operator-key", "operator.key", "--send", &address.to_string()];
+    let start = Instant::now();
+    let told = fails(1, &scene.place.teemark(&[&seal[..], &TRUST, &send].concat()));
+    assert!(told.contains("refused: ") && !told.contains("in force"), "{told}");
+    assert!(start.elapsed().as_secs() < 30, "it does not wait for the enclave again");
+}
+
+#[test]
+fn a_bundle_that_the_enclave_does_not_confirm_is_not_said_to_be_in_force() {
+    let scene = Scene::new();
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes()]);
+    let no_document = Reply::After(answer("404 Not Found", "", ""));
+    let (endpoint, _requests) = daemon(vec![scene.enclave.attests(), no_document]);
+    let seal = ["secrets", "--endpoint", ENDPOINT, "--seal", "--attested", &endpoint];
+    let send = ["--operator-key", "operator.key", "--send", &address.to_string()];
+    let output = scene.place.teemark(&[&seal[..], &TRUST, &send].concat());
+    assert!(fails(2, &output).contains("sent, but not confirmed by the enclave"), "{}", stderr(&output));
+    assert!(!stdout(&output).contains("confirmed"));
+}
+
+#[test]
+fn a_bundle_is_not_sealed_to_an_enclave_that_is_not_attested() {
+    let scene = Scene::new();
+    let output = scene.seals(&Enclave::new(), &["--endpoint", ENDPOINT, "--output", "sealed"]);
+    assert!(fails(1, &output).contains("refused: root: "), "{}", stderr(&output));
+    assert!(!scene.place.names().contains(&"sealed".into()));
+}
+
+#[test]
+fn the_limit_of_1_mib_is_the_sealed_bundles() {
+    let scene = Scene::new();
+    // Base64 makes four bytes of three; the rest of the envelope takes less than 1 KiB.
+    let fits = (((1 << 20) - 1024) / 4) * 3;
+    scene.place.write("fits", vec![b' '; fits]);
+    scene.place.write("large", vec![b' '; fits + 1024]);
+    let sealed = succeeds(scene.seals(&scene.enclave, &["--bundle", "fits"])).stdout;
+    assert_eq!(scene.opens(&sealed).0.len(), fits);
+    let told = fails(2, &scene.seals(&scene.enclave, &["--bundle", "large"]));
+    assert!(told.contains("the sealed bundle has") && told.contains("1 MiB"), "{told}");
+    succeeds(scene.place.teemark(&["secrets", "--bundle", "large"]));
+}
+
+#[test]
+fn a_bundle_that_should_be_sealed_never_goes_out_plain() {
+    let scene = Scene::new();
+    let seal = ["--seal", "--attested", "http://127.0.0.1:1", "--operator-key", "operator.key", "--pcrs", "image.pcrs"];
+    for left_out in ["--attested", "--operator-key", "--pcrs"] {
+        let at = seal.iter().position(|&option| option == left_out).unwrap();
+        let rest = [&seal[..at], &seal[at + 2..]].concat();
+        let told = fails(2, &scene.place.teemark(&[&["secrets", "--endpoint", ENDPOINT], &rest[..]].concat()));
+        assert!(told.contains(left_out), "{told}");
+    }
+    for option in [&seal[1..3], &seal[3..5], &seal[5..7], &["--counter", "7"], &["--development"]] {
+        let told = fails(2, &scene.place.teemark(&[&["secrets", "--endpoint", ENDPOINT], option].concat()));
+        assert!(told.contains("--seal"), "{told}");
+    }
+    succeeds(scene.place.teemark(&["keygen", "--for", "reply", "--output", "alice.key"]));
+    let wrong = [&seal[..3], &["--operator-key", "alice.key"], &seal[5..], &["--endpoint", ENDPOINT]].concat();
+    let told = fails(2, &scene.place.teemark(&[&["secrets"], &wrong[..]].concat()));
+    assert!(told.contains("--operator-key alice.key: it is an X25519 key"), "{told}");
+}

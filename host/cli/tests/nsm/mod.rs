@@ -1,0 +1,163 @@
+//! A Nitro module of the tests' own: a P-384 root, an issuer, a leaf, and documents signed with the leaf's key. Shared
+//! by the unit tests of src/attest and the command line's tests, each of which uses a part.
+#![allow(dead_code)]
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ciborium::Value;
+use coset::{CborSerializable, CoseSign1, CoseSign1Builder, Header, HeaderBuilder, TaggedCborSerializable, iana};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P384_SHA384,
+};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
+
+pub const IDENTITY: [u8; 32] = [0x11; 32];
+pub const SEALING_KEY: [u8; 32] = [0x22; 32];
+pub const ALLOW_LIST: [u8; 32] = [0x33; 32];
+pub const COUNTER: u64 = 5;
+pub const BOOT_NONCE: [u8; 32] = [0x44; 32];
+pub const BUNDLE: [u8; 32] = [0x55; 32];
+/// 2025-01-06T16:07:05Z
+pub const MADE_AT_MS: u64 = 1_736_179_625_472;
+pub const MODULE: &str = "i-0123456789abcdef0-enc0123456789abcdef";
+
+/// The payload of a document: a CBOR map's members.
+pub type Payload = Vec<(Value, Value)>;
+
+/// The three certificates, before they are signed.
+#[derive(Debug)]
+pub struct Params {
+    pub root: CertificateParams,
+    pub issuer: CertificateParams,
+    pub leaf: CertificateParams,
+}
+
+#[derive(Clone)]
+pub struct Nsm {
+    /// DER of the root and of the issuer below it.
+    pub cabundle: Vec<Vec<u8>>,
+    /// DER of the certificate that signs.
+    pub certificate: Vec<u8>,
+    /// PKCS#8 of its key.
+    key: Vec<u8>,
+}
+
+impl Nsm {
+    pub fn new() -> Nsm {
+        Nsm::with(|_| {})
+    }
+
+    /// With certificates that `alter` made others.
+    pub fn with(alter: impl FnOnce(&mut Params)) -> Nsm {
+        let mut params = Params {
+            root: params("root", Some(BasicConstraints::Unconstrained), KeyUsagePurpose::KeyCertSign),
+            issuer: params("issuer", Some(BasicConstraints::Constrained(0)), KeyUsagePurpose::KeyCertSign),
+            leaf: params("leaf", None, KeyUsagePurpose::DigitalSignature),
+        };
+        alter(&mut params);
+        let [root, issuer, leaf] = [(); 3].map(|()| KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap());
+        let signer = Issuer::from_params(&params.root, &root);
+        let cabundle = [params.root.self_signed(&root), params.issuer.signed_by(&issuer, &signer)];
+        let certificate = params.leaf.signed_by(&leaf, &Issuer::from_params(&params.issuer, &issuer));
+        Nsm {
+            cabundle: cabundle.map(|certificate| der(certificate.unwrap())).to_vec(),
+            certificate: der(certificate.unwrap()),
+            key: leaf.serialize_der(),
+        }
+    }
+
+    /// What an enclave of teemarkd attests: PCR0 to PCR2 hold 48 times 0xa0, 0xa1, 0xa2.
+    pub fn payload(&self, nonce: &[u8]) -> Payload {
+        let pcrs = (0..16).map(|index| (index.into(), bytes(&[if index < 3 { 0xa0 + index } else { 0 }; 48])));
+        let text = |name: &str| Value::Text(name.to_owned());
+        vec![
+            (text("module_id"), text(MODULE)),
+            (text("digest"), text("SHA384")),
+            (text("timestamp"), MADE_AT_MS.into()),
+            (text("pcrs"), Value::Map(pcrs.collect())),
+            (text("certificate"), bytes(&self.certificate)),
+            (text("cabundle"), Value::Array(self.cabundle.iter().map(|der| bytes(der)).collect())),
+            (text("public_key"), bytes(&IDENTITY)),
+            (text("user_data"), bytes(user_data().as_bytes())),
+            (text("nonce"), bytes(nonce)),
+        ]
+    }
+
+    /// The document with this payload, untagged as AWS' are.
+    pub fn sign(&self, payload: Payload) -> Vec<u8> {
+        self.envelope(cbor(Value::Map(payload)), es384()).to_vec().unwrap()
+    }
+
+    pub fn document(&self, nonce: &[u8]) -> Vec<u8> {
+        self.sign(self.payload(nonce))
+    }
+
+    pub fn tagged(&self, nonce: &[u8]) -> Vec<u8> {
+        self.envelope(cbor(Value::Map(self.payload(nonce))), es384()).to_tagged_vec().unwrap()
+    }
+
+    /// Any bytes under any header, signed.
+    pub fn envelope(&self, payload: Vec<u8>, header: Header) -> CoseSign1 {
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &self.key, &random).unwrap();
+        let sign = |message: &[u8]| key.sign(&random, message).unwrap().as_ref().to_vec();
+        CoseSign1Builder::new().protected(header).payload(payload).create_signature(b"", sign).build()
+    }
+}
+
+/// What QEMU's emulated NSM gives (hw/virtio/virtio-nsm.c): algorithm -1, zeros for certificates and signature.
+pub fn qemu_document(nonce: &[u8]) -> Vec<u8> {
+    let mut payload = Nsm::new().payload(nonce);
+    set(&mut payload, "certificate", bytes(&[0; 64]));
+    set(&mut payload, "cabundle", Value::Array(vec![bytes(&[0; 64])]));
+    let header = Value::Map(vec![(1.into(), (-1).into())]);
+    let parts = [bytes(&cbor(header)), Value::Map(vec![]), bytes(&cbor(Value::Map(payload))), bytes(&[0; 64])];
+    cbor(Value::Array(parts.to_vec()))
+}
+
+/// A file of the registers that [`Nsm::payload`] has.
+pub fn pcrs_file() -> String {
+    (0..3).map(|index| format!("{} PCR{index}\n", format!("a{index}").repeat(48))).collect()
+}
+
+pub fn user_data() -> String {
+    let [allow_list, boot_nonce, bundle] = [ALLOW_LIST, BOOT_NONCE, BUNDLE].map(hex::encode);
+    let sealing_key = STANDARD.encode(SEALING_KEY);
+    format!(
+        r#"{{"version":1,"sealing_key":"{sealing_key}","allow_list_sha256":"{allow_list}","boot_nonce":"{boot_nonce}","counter":{COUNTER},"bundle_sha256":"{bundle}"}}"#
+    )
+}
+
+pub fn es384() -> Header {
+    HeaderBuilder::new().algorithm(iana::Algorithm::ES384).build()
+}
+
+/// Puts another value in the place of a field's.
+pub fn set(payload: &mut Payload, name: &str, value: Value) {
+    let field = payload.iter_mut().find(|(key, _)| key.as_text() == Some(name));
+    field.unwrap_or_else(|| panic!("no field {name}")).1 = value;
+}
+
+pub fn bytes(bytes: &[u8]) -> Value {
+    Value::Bytes(bytes.to_vec())
+}
+
+pub fn cbor(value: Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&value, &mut bytes).unwrap();
+    bytes
+}
+
+fn params(name: &str, ca: Option<BasicConstraints>, usage: KeyUsagePurpose) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = ca.map_or(IsCa::ExplicitNoCa, IsCa::Ca);
+    params.key_usages = vec![usage];
+    params
+}
+
+fn der(certificate: Certificate) -> Vec<u8> {
+    certificate.der().to_vec()
+}

@@ -1,0 +1,134 @@
+//! What a request may have, and in which form it gets it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tiny_http::Request;
+
+use super::Api;
+use super::decrypt::Marked;
+use super::error::ApiError;
+use super::request::header;
+use crate::digest::sha256;
+use crate::grants::{Grant, GrantError, Use, UsedGrants};
+use crate::hpke::{PrivateKey, PublicKey};
+use crate::metrics::METRICS;
+use crate::reply::{self, About, Statement};
+use crate::secrets::store::Ready;
+use crate::settings::Settings;
+use crate::time::{Utc, now_ms};
+
+/// Whether grants are asked for, whom they may be for, and which have been used.
+pub struct Grants {
+    required: bool,
+    audiences: Vec<String>,
+    used: UsedGrants,
+}
+
+impl Grants {
+    /// A grant may be for this enclave, by the hex of its identity key, or for its fleet.
+    pub fn new(settings: &Settings, identity: [u8; 32]) -> Grants {
+        let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
+        Grants { required: settings.grants, audiences, used: UsedGrants::default() }
+    }
+}
+
+/// The right to one answer, and the key that it is sealed to, if any.
+pub struct Permit<'a> {
+    grant: Option<Use<'a>>,
+    pub reply_key: Option<PublicKey>,
+}
+
+impl Permit<'_> {
+    /// The answer is there. A permit that is dropped before leaves its grant as good as it was.
+    pub fn used_up(self) {
+        self.grant.into_iter().for_each(Use::up);
+    }
+}
+
+/// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
+pub struct Given {
+    pub data: Vec<u8>,
+    pub sealed: bool,
+    pub watermarked: bool,
+    pub timestamp_ms: u64,
+    /// Base64 of 64 bytes.
+    pub signature: String,
+}
+
+impl Api {
+    /// The request's grant, checked as far as that goes without its body; `None` where none is asked for.
+    ///
+    /// # Errors
+    /// It is missing or not valid.
+    pub fn grant(&self, request: &Request, secrets: &Ready) -> Result<Option<Grant>, ApiError> {
+        if !self.grants.required {
+            return Ok(None);
+        }
+        let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
+        let grant = match given {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
+                secrets.grants.check(token.trim(), &self.grants.audiences, Utc::now())
+            }
+            _ => Err(GrantError::Missing),
+        };
+        grant.map(Some).map_err(refused)
+    }
+
+    /// What the grant permits of what is asked. It is in use from now on.
+    ///
+    /// # Errors
+    /// It is for something else, or is used already or too old by now.
+    pub fn permit(
+        &self,
+        grant: Option<&Grant>,
+        about: About<'_>,
+        reply_key: Option<PublicKey>,
+    ) -> Result<Permit<'_>, ApiError> {
+        let Some(grant) = grant else { return Ok(Permit { grant: None, reply_key }) };
+        grant.covers(about.file_id, about.user_id).map_err(refused)?;
+        let reply_key = grant.seals_to(reply_key).map_err(refused)?;
+        let taken = self.grants.used.take(grant, Utc::now()).map_err(refused)?;
+        Ok(Permit { grant: Some(taken), reply_key })
+    }
+
+    /// The SHA-256 of the encrypted file, if the grant is for it.
+    ///
+    /// # Errors
+    /// It is for another one.
+    pub fn permit_content(&self, grant: Option<&Grant>, file: &[u8]) -> Result<[u8; 32], ApiError> {
+        let content_sha256 = sha256(file);
+        grant.map_or(Ok(()), |grant| grant.covers_content(content_sha256)).map_err(refused)?;
+        Ok(content_sha256)
+    }
+
+    /// Seals a marked file, if it is to be sealed, and signs what is given out in answer to the encrypted file of this
+    /// SHA-256.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn give(
+        &self,
+        marked: Marked,
+        about: About<'_>,
+        content_sha256: [u8; 32],
+        reply_key: Option<PublicKey>,
+    ) -> Result<Given, ApiError> {
+        let (sealed, watermarked) = (reply_key.is_some(), marked.watermarked);
+        let data = match reply_key {
+            None => marked.data,
+            Some(key) => {
+                let ephemeral = PrivateKey::random().map_err(|_| ApiError::Internal)?;
+                reply::seal(&marked.data, about, &key, &ephemeral).map_err(|_| ApiError::Internal)?
+            }
+        };
+        let timestamp_ms = now_ms();
+        let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
+        let signature = STANDARD.encode(self.attestation.sign(&statement.to_bcs(&data)));
+        Ok(Given { data, sealed, watermarked, timestamp_ms, signature })
+    }
+}
+
+fn refused(e: GrantError) -> ApiError {
+    METRICS.grants_refused.add(1);
+    ApiError::Grant(e)
+}

@@ -1,0 +1,281 @@
+//! Who this enclave is, and the proof of it.
+//!
+//! At boot two key pairs are made, and nobody else ever has them: the identity key signs what the enclave gives out,
+//! and what is sealed to the sealing key only this enclave opens. A Nitro Secure Module signs documents that name the
+//! image (its PCRs) and both keys, so that whoever checks one knows which code holds them.
+
+mod cbor;
+mod der;
+mod nsm;
+mod raw;
+mod test_nsm;
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use log::warn;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::json;
+
+use crate::hpke;
+
+pub use nsm::DevNsm;
+pub use test_nsm::TestNsm;
+
+/// Longest nonce of a document that is asked for, in bytes. The module itself takes 512.
+pub const MAX_NONCE: usize = 64;
+/// A document takes the module some milliseconds, and it does nothing else meanwhile: so many at once, and one more
+/// each so often.
+const BURST: u32 = 10;
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// A Nitro Secure Module, or what stands in for one.
+pub trait Nsm: Send + Sync {
+    /// A signed document about the running image that holds these claims: COSE_Sign1 (RFC 9052, 4.2).
+    ///
+    /// # Errors
+    /// See [`NsmError`].
+    fn document(&self, claims: &Claims<'_>) -> Result<Vec<u8>, NsmError>;
+
+    /// Fills `bytes` with the module's random numbers.
+    ///
+    /// # Errors
+    /// See [`NsmError`].
+    fn random(&self, bytes: &mut [u8]) -> Result<(), NsmError>;
+
+    /// Its name, and its time.
+    ///
+    /// # Errors
+    /// See [`NsmError`].
+    fn module_and_time(&self) -> Result<(String, SystemTime), NsmError>;
+
+    /// The certificate, in DER, that documents are signed under where it is none of AWS's.
+    ///
+    /// # Errors
+    /// See [`NsmError`].
+    fn test_root(&self) -> Result<Option<&[u8]>, NsmError> {
+        Ok(None)
+    }
+}
+
+/// What a document says beside what the module says itself. `None` leaves a member out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Claims<'a> {
+    pub public_key: Option<&'a [u8]>,
+    pub user_data: Option<&'a [u8]>,
+    pub nonce: Option<&'a [u8]>,
+}
+
+/// Why the module gave nothing: what was asked of it, and what it or the system said.
+#[derive(Clone, Debug)]
+pub struct NsmError(String);
+
+impl fmt::Display for NsmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nitro Secure Module: {}", self.0)
+    }
+}
+
+impl std::error::Error for NsmError {}
+
+/// The module of this machine: /dev/nsm, or, where there is none, documents that prove nothing.
+///
+/// # Errors
+/// The device is there and cannot be opened.
+pub fn module() -> Result<Box<dyn Nsm>, NsmError> {
+    match DevNsm::open()? {
+        Some(nsm) => Ok(Box::new(nsm)),
+        None => {
+            warn!("no /dev/nsm: attestation documents are signed by a test root and prove nothing");
+            Ok(Box::new(TestNsm::default()))
+        }
+    }
+}
+
+/// Why there is no document.
+#[derive(Debug)]
+pub enum DocumentError {
+    /// Too many were asked for; again after this time.
+    TooMany(Duration),
+    Nsm(NsmError),
+}
+
+/// What tells a sealed bundle from every other. The default is that of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BundleId {
+    pub counter: u64,
+    /// SHA-256 of its ciphertext, which is another each time that something is sealed.
+    pub sha256: [u8; 32],
+}
+
+/// The enclave's keys, and the module that vouches for them.
+pub struct Attestation {
+    nsm: Box<dyn Nsm>,
+    identity: Ed25519KeyPair,
+    sealing: hpke::PrivateKey,
+    boot_nonce: [u8; 32],
+    allow_list: [u8; 32],
+    /// The last sealed bundle in force.
+    in_force: Mutex<BundleId>,
+    /// When the next document is due, if they came evenly.
+    next: Mutex<Instant>,
+}
+
+impl Attestation {
+    /// Makes the keys. `allow_list` is the SHA-256 of the file that says where the enclave may connect to.
+    ///
+    /// # Errors
+    /// The module gives no random numbers.
+    pub fn new(nsm: Box<dyn Nsm>, allow_list: [u8; 32]) -> Result<Attestation, NsmError> {
+        let random = || {
+            let mut bytes = Box::new([0; 32]);
+            nsm.random(&mut *bytes).map(|()| bytes)
+        };
+        let identity =
+            Ed25519KeyPair::from_seed_unchecked(&*random()?).map_err(|_| NsmError("no identity key".into()))?;
+        let sealing = hpke::PrivateKey::new(random()?);
+        let boot_nonce = *random()?;
+        let (in_force, next) = (Mutex::default(), Mutex::new(Instant::now()));
+        Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next })
+    }
+
+    /// What a document says of this enclave beside its identity key. By the bundle's id an operator knows whether it has
+    /// arrived: the handshake's answer goes through the parent, which can make one up.
+    fn user_data(&self) -> String {
+        let BundleId { counter, sha256 } = self.in_force();
+        let user_data = json!({
+            "version": 1,
+            "sealing_key": STANDARD.encode(self.sealing.public()),
+            "allow_list_sha256": hex::encode(self.allow_list),
+            "boot_nonce": hex::encode(self.boot_nonce),
+            "counter": counter,
+            "bundle_sha256": hex::encode(sha256),
+        });
+        user_data.to_string()
+    }
+
+    /// The last sealed bundle in force.
+    pub fn in_force(&self) -> BundleId {
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This bundle has come into force; the store puts one after the other there.
+    pub fn put_in_force(&self, bundle: BundleId) {
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
+    }
+
+    /// A document with both keys, and a nonce of at most [`MAX_NONCE`] bytes so that its asker knows it to be fresh.
+    ///
+    /// # Errors
+    /// See [`DocumentError`].
+    pub fn document(&self, nonce: Option<&[u8]>) -> Result<Vec<u8>, DocumentError> {
+        self.take_turn(Instant::now())?;
+        let user_data = self.user_data();
+        let claims = Claims {
+            public_key: Some(self.identity.public_key().as_ref()),
+            user_data: Some(user_data.as_bytes()),
+            nonce,
+        };
+        self.nsm.document(&claims).map_err(DocumentError::Nsm)
+    }
+
+    fn take_turn(&self, now: Instant) -> Result<(), DocumentError> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = (*next).max(now);
+        match (due - now).checked_sub(INTERVAL * (BURST - 1)) {
+            Some(wait) if !wait.is_zero() => Err(DocumentError::TooMany(wait)),
+            _ => {
+                *next = due + INTERVAL;
+                Ok(())
+            }
+        }
+    }
+
+    /// Signs with the identity key: Ed25519 (RFC 8032).
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let signature = self.identity.sign(message);
+        signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
+    }
+
+    /// The public half of the identity key.
+    pub fn identity(&self) -> [u8; 32] {
+        self.identity.public_key().as_ref().try_into().expect("an Ed25519 key has 32 bytes")
+    }
+
+    /// The key that opens what is sealed to this enclave.
+    pub fn sealing(&self) -> &hpke::PrivateKey {
+        &self.sealing
+    }
+
+    /// What tells this boot from every other.
+    pub fn boot_nonce(&self) -> &[u8; 32] {
+        &self.boot_nonce
+    }
+
+    /// The root of documents that prove nothing; none where the module is real.
+    ///
+    /// # Errors
+    /// See [`NsmError`].
+    pub fn test_root(&self) -> Result<Option<&[u8]>, NsmError> {
+        self.nsm.test_root()
+    }
+
+    /// Which module signs, and by how many seconds this machine's clock is ahead of the module's.
+    ///
+    /// # Errors
+    /// The module gives no document, or one without these.
+    pub fn module_and_drift(&self) -> Result<(String, i64), NsmError> {
+        let (module, time) = self.nsm.module_and_time()?;
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let drift = match SystemTime::now().duration_since(time) {
+            Ok(ahead) => seconds(ahead),
+            Err(behind) => -seconds(behind.duration()),
+        };
+        Ok((module, drift))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attestation() -> Attestation {
+        Attestation::new(Box::new(TestNsm::default()), [1; 32]).unwrap()
+    }
+
+    #[test]
+    fn each_boot_has_keys_and_a_nonce_of_its_own() {
+        let (a, b) = (attestation(), attestation());
+        assert_ne!(a.identity(), b.identity());
+        assert_ne!(a.sealing().public(), b.sealing().public());
+        assert_ne!(a.boot_nonce(), b.boot_nonce());
+    }
+
+    #[test]
+    fn what_the_identity_key_signs_verifies_under_it() {
+        use ring::signature::{ED25519, UnparsedPublicKey};
+        let attestation = attestation();
+        let key = UnparsedPublicKey::new(&ED25519, attestation.identity());
+        key.verify(b"message", &attestation.sign(b"message")).unwrap();
+        key.verify(b"another", &attestation.sign(b"message")).unwrap_err();
+    }
+
+    #[test]
+    fn ten_documents_are_given_at_once_and_ten_a_second_from_then_on() {
+        let attestation = attestation();
+        let start = Instant::now();
+        let taken = |at: Duration| attestation.take_turn(start + at).is_ok();
+        assert_eq!((0..15).filter(|_| taken(Duration::ZERO)).count(), 10);
+        assert_eq!((0..5).filter(|_| taken(INTERVAL)).count(), 1);
+        assert_eq!((0..50).filter(|_| taken(Duration::from_secs(60))).count(), 10);
+    }
+
+    #[test]
+    fn the_clocks_agree_where_there_is_only_one() {
+        let (module, drift) = attestation().module_and_drift().unwrap();
+        assert!(module.contains("test") && drift.abs() <= 1, "{module} {drift}");
+    }
+}

@@ -1,0 +1,51 @@
+//! The one system call of the daemon that no library wraps.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// struct nsm_raw of the kernel's include/uapi/linux/nsm.h: addresses and lengths of request and answer.
+#[repr(C)]
+struct Raw {
+    request: u64,
+    request_length: u64,
+    response: u64,
+    response_length: u64,
+}
+
+/// Longest answer, in bytes (NSM_RESPONSE_MAX_SIZE in the same file).
+const MAX_RESPONSE: usize = 0x3000;
+
+// NSM_IOCTL_RAW: _IOWR(NSM_MAGIC, 0x0, struct nsm_raw).
+nix::ioctl_readwrite!(nsm_ioctl_raw, 0x0a, 0, Raw);
+
+/// Sends a request to the device and gives its answer.
+///
+/// # Errors
+/// What the system says.
+pub fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
+    let mut response = vec![0; MAX_RESPONSE];
+    let mut raw = Raw {
+        request: request.as_ptr() as u64,
+        request_length: request.len() as u64,
+        response: response.as_mut_ptr() as u64,
+        response_length: response.len() as u64,
+    };
+    // SAFETY: `raw` is the structure that this request of the kernel takes, and it lives until the call returns; so do
+    // both buffers, whose lengths are the ones given. The kernel reads from the first and writes to the second only.
+    // On a file that is no NSM device the call does nothing but fail.
+    unsafe { nsm_ioctl_raw(device.as_raw_fd(), &raw mut raw) }?;
+    response.truncate(usize::try_from(raw.response_length).unwrap_or(usize::MAX));
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_nsm_device_is_an_error() {
+        assert!(call(&File::open("/dev/null").unwrap(), b"request").is_err());
+    }
+}

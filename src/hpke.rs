@@ -1,0 +1,275 @@
+//! HPKE (RFC 9180): what is sealed to a public key, only the holder of its private key can open.
+//!
+//! Base mode, and one suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. Base mode says nothing about who
+//! sealed: whoever needs to know that signs what comes out here.
+//!
+//! The parts are ring's and x25519-dalek's (ring's own X25519 keys serve once, RFC 9180's serve for longer). The
+//! tests hold them against the document's own test vectors.
+
+use std::fmt;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::error::Unspecified;
+use ring::hmac::{self, HMAC_SHA256, Tag};
+use ring::rand::{SecureRandom, SystemRandom};
+use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
+
+/// Bytes of a private key, of a public one, and of what a sender gives along: Npk, Nsk and Nenc (RFC 9180, 7.1).
+pub const KEY_LEN: usize = 32;
+/// Bytes that sealing adds to each message (RFC 9180, 7.3).
+pub const TAG_LEN: usize = 16;
+
+/// "KEM" and the KEM's number; "HPKE" and the numbers of the three algorithms (RFC 9180, 4.1 and 5.1, 7.1 to 7.3).
+const KEM_SUITE: &[u8] = b"KEM\x00\x20";
+const SUITE: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
+const VERSION: &[u8] = b"HPKE-v1";
+const MODE_BASE: &[u8] = &[0];
+
+/// A public key of the KEM.
+pub type PublicKey = [u8; KEY_LEN];
+
+/// A private key of the KEM. Any 32 bytes are one (RFC 7748, 5).
+pub struct PrivateKey(Box<[u8; KEY_LEN]>);
+
+impl PrivateKey {
+    /// The key of these bytes, which have to be random.
+    pub fn new(bytes: Box<[u8; KEY_LEN]>) -> PrivateKey {
+        PrivateKey(bytes)
+    }
+
+    /// A new key.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn random() -> Result<PrivateKey, Unspecified> {
+        let mut bytes = Box::new([0; KEY_LEN]);
+        SystemRandom::new().fill(&mut *bytes)?;
+        Ok(PrivateKey(bytes))
+    }
+
+    pub fn public(&self) -> PublicKey {
+        x25519(*self.0, X25519_BASEPOINT_BYTES)
+    }
+
+    /// The shared secret with another's key; `None` where that is one of the few keys that give the same with
+    /// everybody (RFC 9180, 7.1.4).
+    fn agree(&self, other: &PublicKey) -> Option<Box<[u8; KEY_LEN]>> {
+        let shared = Box::new(x25519(*self.0, *other));
+        (*shared != [0; KEY_LEN]).then_some(shared)
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(…)")
+    }
+}
+
+/// Whether anything can be sealed to this key. Of the few points of small order, which are none, every private key makes
+/// the same: a fixed one tells.
+pub fn is_usable(key: &PublicKey) -> bool {
+    x25519([8; KEY_LEN], *key) != [0; KEY_LEN]
+}
+
+/// What was not sealed to this key, or was altered, or came in another order, or with other associated data; a key
+/// that no key agreement works with; more messages than there are numbers. Which one is not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HpkeError;
+
+impl fmt::Display for HpkeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it was not sealed to this key, or has been altered")
+    }
+}
+
+impl std::error::Error for HpkeError {}
+
+/// One direction of messages, each sealed under the next number.
+struct Context {
+    key: LessSafeKey,
+    base_nonce: [u8; NONCE_LEN],
+    sequence: u64,
+}
+
+/// Seals messages to a recipient, in their order.
+pub struct Sender(Context);
+
+/// Opens messages of a sender, in their order.
+pub struct Recipient(Context);
+
+/// Begins a sequence of messages to `recipient` (RFC 9180, 5.1.1). `info` tells what they are for, and both sides have
+/// to say the same; `ephemeral` is a fresh random key for this sequence only. Also gives what the recipient needs
+/// beside the messages.
+///
+/// # Errors
+/// `recipient` is no usable key.
+pub fn sender(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> Result<(PublicKey, Sender), HpkeError> {
+    let enc = ephemeral.public();
+    let shared = ephemeral.agree(recipient).ok_or(HpkeError)?;
+    let context = Context::new(&*shared_secret(&shared, &enc, recipient), info);
+    Ok((enc, Sender(context)))
+}
+
+/// Begins to open a sequence of messages, with what the sender gave along (RFC 9180, 5.1.1).
+///
+/// # Errors
+/// `enc` is no usable key.
+pub fn recipient(enc: &PublicKey, info: &[u8], key: &PrivateKey) -> Result<Recipient, HpkeError> {
+    let shared = key.agree(enc).ok_or(HpkeError)?;
+    let context = Context::new(&*shared_secret(&shared, enc, &key.public()), info);
+    Ok(Recipient(context))
+}
+
+impl Sender {
+    /// Seals the message that `buffer` holds from `start` on; it grows by [`TAG_LEN`] bytes.
+    ///
+    /// # Errors
+    /// Never before 2^64 messages.
+    pub fn seal(&mut self, aad: &[u8], buffer: &mut Vec<u8>, start: usize) -> Result<(), HpkeError> {
+        let nonce = self.0.next()?;
+        let message = &mut buffer[start..];
+        let tag = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(aad), message).map_err(|_| HpkeError)?;
+        buffer.extend_from_slice(tag.as_ref());
+        Ok(())
+    }
+}
+
+impl Recipient {
+    /// Opens a message in its place and gives the plaintext.
+    ///
+    /// # Errors
+    /// It is not the next message of this sender with this associated data.
+    pub fn open<'m>(&mut self, aad: &[u8], message: &'m mut [u8]) -> Result<&'m mut [u8], HpkeError> {
+        let nonce = self.0.next()?;
+        self.0.key.open_in_place(nonce, Aad::from(aad), message).map_err(|_| HpkeError)
+    }
+}
+
+impl Context {
+    /// KeySchedule (RFC 9180, 5.1), with the base mode's empty pre-shared key.
+    fn new(shared_secret: &[u8], info: &[u8]) -> Context {
+        let psk_id_hash = labeled_extract(b"", SUITE, b"psk_id_hash", b"");
+        let info_hash = labeled_extract(b"", SUITE, b"info_hash", info);
+        let context: [&[u8]; 3] = [MODE_BASE, psk_id_hash.as_ref(), info_hash.as_ref()];
+        let secret = labeled_extract(shared_secret, SUITE, b"secret", b"");
+        let key = labeled_expand::<32>(secret.as_ref(), SUITE, b"key", &context);
+        let base_nonce = *labeled_expand::<NONCE_LEN>(secret.as_ref(), SUITE, b"base_nonce", &context);
+        let key = UnboundKey::new(&AES_256_GCM, &*key).expect("the length is AES-256's");
+        Context { key: LessSafeKey::new(key), base_nonce, sequence: 0 }
+    }
+
+    /// The nonce of the next message (RFC 9180, 5.2).
+    fn next(&mut self) -> Result<Nonce, HpkeError> {
+        let mut nonce = self.base_nonce;
+        for (byte, number) in nonce[NONCE_LEN - 8..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= number;
+        }
+        self.sequence = self.sequence.checked_add(1).ok_or(HpkeError)?;
+        Ok(Nonce::assume_unique_for_key(nonce))
+    }
+}
+
+/// ExtractAndExpand of the KEM (RFC 9180, 4.1).
+fn shared_secret(agreed: &[u8; KEY_LEN], enc: &PublicKey, recipient: &PublicKey) -> Box<[u8; 32]> {
+    let eae_prk = labeled_extract(b"", KEM_SUITE, b"eae_prk", agreed);
+    labeled_expand(eae_prk.as_ref(), KEM_SUITE, b"shared_secret", &[enc, recipient])
+}
+
+/// LabeledExtract (RFC 9180, 4): HKDF-Extract is HMAC under the salt (RFC 5869, 2.2).
+fn labeled_extract(salt: &[u8], suite: &[u8], label: &[u8], ikm: &[u8]) -> Tag {
+    let mut hmac = hmac::Context::with_key(&hmac::Key::new(HMAC_SHA256, salt));
+    [VERSION, suite, label, ikm].iter().for_each(|part| hmac.update(part));
+    hmac.sign()
+}
+
+/// LabeledExpand (RFC 9180, 4) for at most a hash's length: then HKDF-Expand is one HMAC (RFC 5869, 2.3).
+fn labeled_expand<const N: usize>(prk: &[u8], suite: &[u8], label: &[u8], info: &[&[u8]]) -> Box<[u8; N]> {
+    const { assert!(N <= 32) };
+    let mut hmac = hmac::Context::with_key(&hmac::Key::new(HMAC_SHA256, prk));
+    let length = (N as u16).to_be_bytes();
+    [&length, VERSION, suite, label].iter().chain(info).chain([&&[1][..]]).for_each(|part| hmac.update(part));
+    let mut out = Box::new([0; N]);
+    out.copy_from_slice(&hmac.sign().as_ref()[..N]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn vector() -> Value {
+        serde_json::from_str(include_str!("../tests/vectors/hpke.json")).unwrap()
+    }
+
+    fn hex(value: &Value) -> Vec<u8> {
+        hex::decode(value.as_str().unwrap()).unwrap()
+    }
+
+    fn key(value: &Value) -> PrivateKey {
+        PrivateKey::new(Box::new(hex(value).try_into().unwrap()))
+    }
+
+    #[test]
+    fn rfc_9180s_own_vectors_hold() {
+        let v = vector();
+        let (skr, ske) = (key(&v["skRm"]), key(&v["skEm"]));
+        assert_eq!(skr.public().to_vec(), hex(&v["pkRm"]));
+        let agreed = ske.agree(&skr.public()).unwrap();
+        assert_eq!(shared_secret(&agreed, &ske.public(), &skr.public()).to_vec(), hex(&v["shared_secret"]));
+
+        let (enc, mut sender) = sender(&skr.public(), &hex(&v["info"]), &ske).unwrap();
+        assert_eq!((enc.to_vec(), sender.0.base_nonce.to_vec()), (hex(&v["enc"]), hex(&v["base_nonce"])));
+        let mut recipient = recipient(&enc, &hex(&v["info"]), &skr).unwrap();
+        let mut next = 0;
+        for e in v["encryptions"].as_array().unwrap() {
+            // The vectors leave out messages between those that they print.
+            for context in [&mut sender.0, &mut recipient.0] {
+                (next..e["sequence"].as_u64().unwrap()).for_each(|_| drop(context.next()));
+            }
+            next = e["sequence"].as_u64().unwrap() + 1;
+            let mut message = hex(&e["pt"]);
+            sender.seal(&hex(&e["aad"]), &mut message, 0).unwrap();
+            assert_eq!(message, hex(&e["ct"]));
+            assert_eq!(recipient.open(&hex(&e["aad"]), &mut message).unwrap(), hex(&e["pt"]));
+        }
+        assert_eq!(next, 257);
+    }
+
+    #[test]
+    fn what_is_altered_reordered_or_meant_for_another_use_does_not_open() {
+        let (skr, ske) = (PrivateKey::new(Box::new([7; 32])), PrivateKey::new(Box::new([9; 32])));
+        let sealed = |n: usize| {
+            let (_, mut sender) = sender(&skr.public(), b"info", &ske).unwrap();
+            let mut messages = vec![b"message".to_vec(); n];
+            messages.iter_mut().for_each(|m| sender.seal(b"aad", m, 0).unwrap());
+            messages
+        };
+        let open = |info: &[u8], key: &PrivateKey, aad: &[u8], message: &mut [u8]| {
+            recipient(&ske.public(), info, key).unwrap().open(aad, message).map(|m| m.to_vec())
+        };
+        assert_eq!(open(b"info", &skr, b"aad", &mut sealed(1)[0]).unwrap(), b"message");
+        assert_eq!(open(b"other", &skr, b"aad", &mut sealed(1)[0]), Err(HpkeError));
+        assert_eq!(open(b"info", &ske, b"aad", &mut sealed(1)[0]), Err(HpkeError));
+        assert_eq!(open(b"info", &skr, b"other", &mut sealed(1)[0]), Err(HpkeError));
+        assert_eq!(open(b"info", &skr, b"aad", &mut sealed(2)[1]), Err(HpkeError));
+        assert_eq!(open(b"info", &skr, b"aad", &mut [0; 15]), Err(HpkeError));
+        for bit in 0..8 * (7 + TAG_LEN) {
+            let mut message = sealed(1).remove(0);
+            message[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(open(b"info", &skr, b"aad", &mut message), Err(HpkeError));
+        }
+    }
+
+    #[test]
+    fn a_key_that_gives_everybody_the_same_secret_is_refused() {
+        // Points of small order (RFC 7748, 6.1 and 7).
+        let one = [&[1][..], &[0; 31]].concat().try_into().unwrap();
+        for bad in [[0; 32], one] {
+            let key = PrivateKey::new(Box::new([9; 32]));
+            assert_eq!(sender(&bad, b"", &key).err(), Some(HpkeError));
+            assert_eq!(recipient(&bad, b"", &key).err(), Some(HpkeError));
+            assert!(!is_usable(&bad) && is_usable(&key.public()));
+        }
+    }
+}

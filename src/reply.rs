@@ -1,0 +1,209 @@
+//! What makes an answer the user's own: sealed to a key of theirs, and signed by the enclave.
+//!
+//! A sealed answer is `enc (32 bytes) || chunk || chunk …`. Each chunk is 64 KiB of the file, the last one what is
+//! left (nothing, for an empty file), sealed by HPKE ([`crate::hpke`]) in their order, so each is 16 bytes longer. A
+//! chunk's associated data is a byte that is 1 for the last chunk and 0 before, the length of the file id (2 bytes, big
+//! endian), the file id, and the user id: no chunk can be left out, moved, or taken for another file's.
+//!
+//! The signature (Ed25519, of the identity key in the attestation document) is over BCS, as Nautilus signs: `intent:
+//! u8, timestamp_ms: u64, {sha256: vector<u8>, content_sha256: vector<u8>, file_id: string, user_id: string,
+//! watermarked: bool}`. The first hash is that of the bytes that are given out: of a sealed answer as it is, so that a
+//! signature says nothing about a file to who cannot open it. The second is that of the encrypted file in the request:
+//! no answer can be taken for that of another one. The intent is 0, and 1 where the answer is sealed.
+
+use crate::digest::sha256;
+use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, Recipient, TAG_LEN};
+
+/// Header fields of the raw route: the key that a request wants its answer sealed to, and what an answer tells.
+pub const REPLY_KEY: &str = "Teemark-Reply-Key";
+pub const WATERMARKED: &str = "Teemark-Watermarked";
+pub const SEALED: &str = "Teemark-Sealed";
+pub const TIMESTAMP: &str = "Teemark-Timestamp";
+pub const SIGNATURE: &str = "Teemark-Signature";
+
+/// HPKE's info.
+const PURPOSE: &[u8] = b"teemark answer v1";
+/// Bytes of the file in a chunk.
+const CHUNK: usize = 64 << 10;
+/// What the signature is about: a file as it is, or a sealed one.
+const INTENT_FILE: u8 = 0;
+const INTENT_SEALED_FILE: u8 = 1;
+
+/// The file that an answer is about, and who asked.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    pub file_id: &'a str,
+    pub user_id: &'a str,
+}
+
+/// What the enclave says of an answer, by its signature.
+#[derive(Clone, Copy, Debug)]
+pub struct Statement<'a> {
+    pub about: About<'a>,
+    /// SHA-256 of the encrypted file that the request had.
+    pub content_sha256: [u8; 32],
+    pub watermarked: bool,
+    pub sealed: bool,
+    pub timestamp_ms: u64,
+}
+
+/// Bytes of the sealed answer for a file of `n` bytes.
+pub fn sealed_len(n: usize) -> usize {
+    KEY_LEN + n + n.div_ceil(CHUNK).max(1) * TAG_LEN
+}
+
+/// Seals a file to `reply_key`. `ephemeral` is a fresh random key.
+///
+/// # Errors
+/// The reply key is no usable one.
+pub fn seal(
+    file: &[u8],
+    about: About<'_>,
+    reply_key: &PublicKey,
+    ephemeral: &PrivateKey,
+) -> Result<Vec<u8>, HpkeError> {
+    let (enc, mut sender) = hpke::sender(reply_key, PURPOSE, ephemeral)?;
+    let mut sealed = Vec::with_capacity(sealed_len(file.len()));
+    sealed.extend_from_slice(&enc);
+    let mut rest = file;
+    loop {
+        let (chunk, after) = rest.split_at(rest.len().min(CHUNK));
+        let start = sealed.len();
+        sealed.extend_from_slice(chunk);
+        sender.seal(&about.associated(after.is_empty()), &mut sealed, start)?;
+        if after.is_empty() {
+            return Ok(sealed);
+        }
+        rest = after;
+    }
+}
+
+/// Opens a sealed answer: the user's side.
+///
+/// # Errors
+/// It was not sealed to this key for this file and user, or not all of it is there as it was.
+pub fn open(sealed: &mut [u8], about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>, HpkeError> {
+    let (enc, mut rest) = sealed.split_first_chunk_mut::<KEY_LEN>().ok_or(HpkeError)?;
+    let mut recipient: Recipient = hpke::recipient(enc, PURPOSE, key)?;
+    let mut file = Vec::with_capacity(rest.len());
+    loop {
+        let (chunk, after) = rest.split_at_mut(rest.len().min(CHUNK + TAG_LEN));
+        file.extend_from_slice(recipient.open(&about.associated(after.is_empty()), chunk)?);
+        if after.is_empty() {
+            return Ok(file);
+        }
+        rest = after;
+    }
+}
+
+impl About<'_> {
+    fn associated(self, last: bool) -> Vec<u8> {
+        let length = u16::try_from(self.file_id.len()).unwrap_or(u16::MAX).to_be_bytes();
+        [&[u8::from(last)][..], &length, self.file_id.as_bytes(), self.user_id.as_bytes()].concat()
+    }
+}
+
+impl Statement<'_> {
+    /// What is signed when these bytes are given out.
+    pub fn to_bcs(&self, given: &[u8]) -> Vec<u8> {
+        let About { file_id, user_id } = self.about;
+        let mut bcs = vec![if self.sealed { INTENT_SEALED_FILE } else { INTENT_FILE }];
+        bcs.extend_from_slice(&self.timestamp_ms.to_le_bytes());
+        for part in [&sha256(given)[..], &self.content_sha256, file_id.as_bytes(), user_id.as_bytes()] {
+            uleb128(part.len(), &mut bcs);
+            bcs.extend_from_slice(part);
+        }
+        bcs.push(u8::from(self.watermarked));
+        bcs
+    }
+}
+
+/// A length as BCS writes it.
+fn uleb128(mut n: usize, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
+
+    fn key(byte: u8) -> PrivateKey {
+        PrivateKey::new(Box::new([byte; 32]))
+    }
+
+    fn sealed(file: &[u8]) -> Vec<u8> {
+        seal(file, ABOUT, &key(1).public(), &key(2)).unwrap()
+    }
+
+    #[test]
+    fn a_file_of_any_length_comes_back_whole() {
+        for n in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5] {
+            let file: Vec<u8> = (0..n).map(|i| (i * 7 % 251) as u8).collect();
+            let mut sealed = sealed(&file);
+            assert_eq!(sealed.len(), sealed_len(n));
+            assert_eq!(open(&mut sealed, ABOUT, &key(1)).unwrap(), file);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_reordered_altered_or_anothers_does_not_open() {
+        let whole = sealed(&vec![7; 3 * CHUNK]);
+        let opens = |mut sealed: Vec<u8>, about, by| open(&mut sealed, about, &key(by)).is_ok();
+        assert!(opens(whole.clone(), ABOUT, 1));
+        assert!(!opens(whole.clone(), ABOUT, 3), "another's key");
+        assert!(!opens(whole.clone(), About { file_id: "report-8", ..ABOUT }, 1));
+        assert!(!opens(whole.clone(), About { user_id: "bob", ..ABOUT }, 1));
+        assert!(!opens(whole.clone(), About { file_id: "report-7a", user_id: "lice" }, 1), "where one id ends");
+        let chunk = CHUNK + TAG_LEN;
+        for cut in [0, 31, 32, 33, 32 + chunk, 32 + 2 * chunk, whole.len() - 1] {
+            assert!(!opens(whole[..cut].to_vec(), ABOUT, 1), "cut at {cut}");
+        }
+        let mut swapped = whole.clone();
+        swapped[32..32 + 2 * chunk].rotate_left(chunk);
+        assert!(!opens(swapped, ABOUT, 1));
+        for at in [0, 40, 32 + chunk, whole.len() - 1] {
+            let mut altered = whole.clone();
+            altered[at] ^= 1;
+            assert!(!opens(altered, ABOUT, 1), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_statement_is_bcs_as_its_own_library_writes_it() {
+        #[derive(serde::Serialize)]
+        struct Given<'a> {
+            sha256: Vec<u8>,
+            content_sha256: Vec<u8>,
+            file_id: &'a str,
+            user_id: &'a str,
+            watermarked: bool,
+        }
+        #[derive(serde::Serialize)]
+        struct IntentMessage<'a> {
+            intent: u8,
+            timestamp_ms: u64,
+            data: Given<'a>,
+        }
+        let file_id = &"f".repeat(200);
+        for (sealed, watermarked) in [(false, true), (true, true), (true, false)] {
+            let data = Given {
+                sha256: sha256(b"bytes").to_vec(),
+                content_sha256: vec![9; 32],
+                file_id,
+                user_id: "alice",
+                watermarked,
+            };
+            let message = IntentMessage { intent: sealed.into(), timestamp_ms: 1_764_000_000_123, data };
+            let about = About { file_id, user_id: "alice" };
+            let timestamp_ms = message.timestamp_ms;
+            let statement = Statement { about, content_sha256: [9; 32], watermarked, sealed, timestamp_ms };
+            assert_eq!(statement.to_bcs(b"bytes"), bcs::to_bytes(&message).unwrap());
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Tokens that other libraries make.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+/// Has tokens of both algorithms made by an issuer, and uses each.
+fn tokens_are_accepted(mut issuer: Command) {
+    let asks: Vec<Value> = ["EdDSA", "ES256", "EdDSA", "ES256"]
+        .iter()
+        .enumerate()
+        .map(|(i, alg)| {
+            let aud = if i < 2 { json!("fleet") } else { json!(["elsewhere", "fleet"]) };
+            json!({"alg": alg, "claims": with(&format!("token-{i}"), "aud", aud)})
+        })
+        .collect();
+    let mut child = issuer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(json!(asks).to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{issuer:?}");
+    let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scene = Scene::new(&made["jwks"]);
+    let tokens = made["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 4);
+    for token in tokens {
+        let token = token.as_str().unwrap();
+        let answer = scene.ask_with(token, "f", "alice");
+        assert_eq!(answer.status, 200, "{token}: {}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(extract(&answer.body)["user_id"], "alice");
+        assert_eq!(refusal(&scene.ask_with(token, "f", "alice")), is(403, "grant_used"));
+    }
+}
+
+#[test]
+fn tokens_that_pyjwt_makes_are_accepted_once_each() {
+    match packages::python("PyJWT[crypto]", "jwt.algorithms, cryptography") {
+        Ok(python) => {
+            let mut command = Command::new(python);
+            command.arg("-B").arg(repository().join("tests/support/ask_pyjwt.py"));
+            tokens_are_accepted(command);
+        }
+        Err(reason) => not_run("tokens by PyJWT", &reason),
+    }
+}
+
+#[test]
+fn tokens_that_jose_makes_are_accepted_once_each() {
+    match packages::node("jose") {
+        Ok(folder) => {
+            let mut command = Command::new("node");
+            command.arg(repository().join("tests/support/ask_jose.mjs")).current_dir(folder);
+            tokens_are_accepted(command);
+        }
+        Err(reason) => not_run("tokens by jose", &reason),
+    }
+}

@@ -1,0 +1,99 @@
+//! What a request gets for its grant.
+
+use super::*;
+
+#[test]
+fn without_a_good_grant_no_file_is_given_and_each_refusal_has_its_code() {
+    let issuer = Issuer::new();
+    let scene = Scene::new(&issuer.jwks());
+    let now = Utc::now().0;
+    let ask = |claims: &Value| scene.ask_with(&issuer.token(claims), "f", "alice");
+    assert_eq!(refusal(&scene.ask("", "f", "alice")), is(401, "grant_missing"));
+    assert_eq!(refusal(&scene.ask("Authorization: Basic YTpi\r\n", "f", "alice")), is(401, "grant_missing"));
+    assert_eq!(refusal(&scene.ask_with("x.y.z", "f", "alice")), is(401, "grant_invalid"));
+    assert_eq!(refusal(&ask(&with("1", "exp", json!(now - 60)))), is(401, "grant_expired"));
+    assert_eq!(refusal(&ask(&with("1", "nbf", json!(now + 60)))), is(401, "grant_not_yet_valid"));
+    assert_eq!(refusal(&ask(&with("1", "aud", json!("other")))), is(401, "grant_invalid"));
+    assert_eq!(refusal(&ask(&with("1", "file_id", json!("g")))), is(403, "grant_for_another_file"));
+    assert_eq!(refusal(&ask(&with("1", "sub", json!("bob")))), is(403, "grant_for_another_user"));
+    let twice = format!("Authorization: Bearer {0}\r\nAuthorization: Bearer {0}\r\n", issuer.token(&claims("1")));
+    assert_eq!(refusal(&scene.ask(&twice, "f", "alice")), is(400, "invalid_request"));
+    assert!(scene.ask("", "f", "alice").head.contains("WWW-Authenticate: Bearer\r\n"));
+    assert!(scene.ask_with("x", "f", "alice").head.contains("WWW-Authenticate: Bearer error=\"invalid_token\"\r\n"));
+    // None of these used it up.
+    let token = issuer.token(&claims("1"));
+    assert_eq!(scene.ask_with(&token, "f", "alice").status, 200);
+    assert_eq!(refusal(&scene.ask_with(&token, "f", "alice")), is(403, "grant_used"));
+    assert!(!scene.daemon.process.log().contains(&token[token.len() - 40..]), "a token is in the log");
+    assert!(scene.daemon.metric("teemark_grants_refused_total") >= 10.0);
+}
+
+#[test]
+fn a_grant_for_this_enclave_names_its_identity_key() {
+    let issuer = Issuer::new();
+    let scene = Scene::new(&issuer.jwks());
+    let log = scene.daemon.process.log();
+    let (_, identity) = log.split_once("identity key ").unwrap();
+    let identity = identity.lines().next().unwrap();
+    assert_eq!(identity.len(), 64);
+    assert_eq!(scene.ask_with(&issuer.token(&with("1", "aud", json!(identity))), "f", "alice").status, 200);
+    let other = "0".repeat(64);
+    let refused = scene.ask_with(&issuer.token(&with("2", "aud", json!(other))), "f", "alice");
+    assert_eq!(refusal(&refused), is(401, "grant_invalid"));
+}
+
+#[test]
+fn the_json_route_asks_for_a_grant_too() {
+    let issuer = Issuer::new();
+    let scene = Scene::new(&issuer.jwks());
+    let content = {
+        use base64::Engine;
+        base64::engine::general_purpose::STANDARD.encode(&scene.file)
+    };
+    let body = json!({"file_id": "f", "user_id": "alice", "encrypted_content": content}).to_string();
+    let post = |lines: &str| {
+        let length = body.len();
+        let head = format!("POST /files/decrypt HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{lines}\r\n");
+        request(scene.daemon.public, &head, body.as_bytes())
+    };
+    let bearer = |claims: &Value| format!("authorization: bearer {}\r\n", issuer.token(claims));
+    assert_eq!(refusal(&post("")), is(401, "grant_missing"));
+    assert_eq!(refusal(&post(&bearer(&with("1", "sub", json!("bob"))))), is(403, "grant_for_another_user"));
+    assert_eq!(post(&bearer(&claims("1"))).status, 200);
+    assert_eq!(refusal(&post(&bearer(&claims("1")))), is(403, "grant_used"));
+}
+
+#[test]
+fn a_request_that_gave_nothing_leaves_its_grant_good_and_of_two_at_once_one_is_served() {
+    let issuer = Issuer::new();
+    let scene = Scene::with(&issuer.jwks(), &["--fault", "slow=2"]);
+    let token = issuer.token(&claims("1"));
+    let damaged = Scene { file: vec![0; 100], ..scene };
+    assert_eq!(refusal(&damaged.ask_with(&token, "f", "alice")), is(422, "decrypt_failed"));
+    let scene = Scene { file: encrypt(&KEY, FILE), ..damaged };
+    let statuses = std::thread::scope(|scope| {
+        let asks = [(); 4].map(|()| scope.spawn(|| scene.ask_with(&token, "f", "alice").status));
+        asks.map(|ask| ask.join().unwrap())
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 403).count(), 3, "{statuses:?}");
+}
+
+#[test]
+fn a_refusal_comes_before_the_body_is_asked_for() {
+    let scene = Scene::new(&Issuer::new().jwks());
+    let head = "POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\
+                Expect: 100-continue\r\n\r\n";
+    let answer = request(scene.daemon.public, head, b"");
+    assert_eq!(refusal(&answer), is(401, "grant_missing"));
+}
+
+#[test]
+fn keys_that_are_replaced_sign_nothing_any_more() {
+    let issuer = Issuer::new();
+    let scene = Scene::new(&issuer.jwks());
+    let other = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "new", "x": base64url(&[1; 32])}]});
+    let answer = scene.daemon.handshake(json!({"GRANT_KEYS": other}).to_string().as_bytes());
+    assert_eq!(answer["updated"], json!(["GRANT_KEYS"]));
+    assert_eq!(refusal(&scene.ask_with(&issuer.token(&claims("1")), "f", "alice")), is(401, "grant_invalid"));
+}

@@ -1,0 +1,98 @@
+//! What a hostile parent may send to the sealed handshake, and a stranger as a grant or a reply key: nothing that was
+//! altered passes, and nothing makes a parser panic.
+
+use std::sync::{Arc, LazyLock};
+
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::json;
+use teemarkd::attest::{Attestation, TestNsm};
+use teemarkd::grants::{self, GrantKey, GrantKeys, Kind};
+use teemarkd::hpke::PrivateKey;
+use teemarkd::reply::{self, About};
+use teemarkd::secrets::sealed::{Destination, Seal, seal};
+use teemarkd::time::Utc;
+
+use super::{Engine, config};
+
+static OPERATOR: LazyLock<Ed25519KeyPair> = LazyLock::new(|| Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap());
+
+/// An enclave, and a bundle that it would take.
+static ENCLAVE: LazyLock<(Seal, String)> = LazyLock::new(|| {
+    let attestation = Arc::new(Attestation::new(Box::new(TestNsm::default()), [0; 32]).unwrap());
+    let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: *attestation.boot_nonce() };
+    let ephemeral = PrivateKey::new(Box::new([2; 32]));
+    let sealed = seal(b"{\"a\": \"bundle\"}", &to, 1, &OPERATOR, &ephemeral).unwrap().text;
+    let operators = vec![OPERATOR.public_key().as_ref().try_into().unwrap()];
+    (Seal::new(attestation, operators), sealed)
+});
+
+const NOW: u64 = 1_764_000_000;
+
+fn keys() -> GrantKeys {
+    let public = OPERATOR.public_key().as_ref().to_vec();
+    GrantKeys(vec![GrantKey { kid: "k".into(), kind: Kind::Ed25519, public }])
+}
+
+/// A token with these parts, whatever they are, and a good signature.
+fn token(header: &[u8], claims: &[u8]) -> String {
+    let encode = |part| URL_SAFE_NO_PAD.encode(part);
+    let signed = format!("{}.{}", encode(header), encode(claims));
+    let signature = OPERATOR.sign(signed.as_bytes());
+    format!("{signed}.{}", encode(signature.as_ref()))
+}
+
+fn good_claims() -> String {
+    json!({"sub": "u", "file_id": "f", "aud": "a", "jti": "1", "nbf": NOW, "exp": NOW + 60}).to_string()
+}
+
+const HEADER: &[u8] = br#"{"alg":"EdDSA","kid":"k"}"#;
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_sealed_bundle_with_any_byte_changed_is_refused_or_means_the_same(at in any::<Index>(), byte in any::<u8>()) {
+        let (enclave, sealed) = &*ENCLAVE;
+        let mut bytes = sealed.clone().into_bytes();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        // A blank for another, or a digit of hex in the other case, changes nothing of what is signed.
+        if let Ok(opened) = enclave.open(&bytes) {
+            prop_assert_eq!(opened.bundle, b"{\"a\": \"bundle\"}");
+        }
+    }
+
+    #[test]
+    fn whatever_comes_to_the_sealed_handshake_is_refused(bytes in vec(any::<u8>(), 0..2000)) {
+        prop_assert!(ENCLAVE.0.open(&bytes).is_err());
+    }
+
+    #[test]
+    fn no_header_and_no_claims_make_the_parser_panic(
+        header in prop_oneof![Just(HEADER.to_vec()), vec(any::<u8>(), 0..200)],
+        claims in prop_oneof![any::<String>().prop_map(String::into_bytes), vec(any::<u8>(), 0..200)],
+    ) {
+        prop_assert!(keys().check(&token(&header, &claims), &["a".into()], Utc(NOW)).is_err());
+    }
+
+    #[test]
+    fn a_good_token_with_any_character_changed_is_refused(at in any::<Index>(), other in any::<char>()) {
+        let token = token(HEADER, good_claims().as_bytes());
+        keys().check(&token, &["a".into()], Utc(NOW)).unwrap();
+        let at = at.index(token.len());
+        let changed = format!("{}{other}{}", &token[..at], &token[at + 1..]);
+        prop_assume!(changed != token);
+        prop_assert!(keys().check(&changed, &["a".into()], Utc(NOW)).is_err());
+    }
+
+    #[test]
+    fn whatever_is_said_to_be_a_sealed_answer_is_refused(mut bytes in vec(any::<u8>(), 0..2000), text in any::<String>()) {
+        let about = About { file_id: "f", user_id: "u" };
+        prop_assert!(reply::open(&mut bytes, about, &PrivateKey::new(Box::new([3; 32]))).is_err());
+        let _ = grants::reply_key(&text);
+    }
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Two images, whose programs are built from two copies of the source in two folders, with cargo's folder in two places,
+# are the same bytes. The kernel comes from the cache for both; docs/IMAGE.md compares two builds of it.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+copy=$dir/a/folder/with/a/longer/name
+mkdir -p "$copy" "$dir/cargo"
+
+cd "$root"
+image/build.sh --output "$dir/first" >/dev/null
+# What git would clone, with what is not committed yet.
+git ls-files --cached --others --exclude-standard -z | tar -c --null --files-from=- | tar -x -C "$copy"
+# The crates are downloaded once; the second build sees them under another path.
+ln -s "${CARGO_HOME:-$HOME/.cargo}/registry" "$dir/cargo/registry"
+path=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+programs=$(env CARGO_HOME="$dir/cargo" PATH="$path" "$copy/image/programs.sh")
+"${CARGO_TARGET_DIR:-target}/debug/teemark-image" build --kernel "$(image/kernel/build.sh)/bzImage" \
+  --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" \
+  --endpoints "$copy/allowed_endpoints.yaml" --environment "$copy/image/teemark.env" \
+  --operator "$(image/operator.sh)" --output "$dir/second" >/dev/null
+
+for file in teemark.eif teemark.pcrs teemark.json; do
+  if ! cmp "$dir/first/$file" "$dir/second/$file"; then
+    echo "reproducible: $file differs between two builds of the same source" >&2
+    exit 1
+  fi
+done
+echo "reproducible: two builds in two folders are the same $(wc -c <"$dir/first/teemark.eif") bytes:"
+cat "$dir/first/teemark.pcrs"

@@ -1,0 +1,174 @@
+//! Where nothing on the way is trusted: sealed handshakes, grants, and answers that only their user reads, as operators
+//! and users have them by `teemark`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod answers;
+mod grants;
+mod handshake;
+mod relay;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tempfile::TempDir;
+
+use support::*;
+
+static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
+
+/// What is in the file of each test.
+const TEXT: &str = "The minutes of the board, which nobody else may read.\n";
+
+/// The options that trust a daemon without a Nitro Secure Module.
+const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
+
+/// A daemon as it is without a word about trust, its operator `operator.key`, the issuer `grant.key` of its grants, and
+/// the user's key `alice.key`.
+struct Scene {
+    folder: TempDir,
+    service: Service,
+    daemon: Daemon,
+    /// `http://` and the daemon's public address.
+    endpoint: String,
+    /// The public half of `alice.key`.
+    alice: String,
+}
+
+impl Scene {
+    /// Before its handshake.
+    fn new() -> Scene {
+        let folder = TempDir::new().unwrap();
+        let operator = teemark(&folder, &["keygen", "--for", "operator", "--output", "operator.key"]);
+        Scene::of_operator(folder, &line(operator))
+    }
+
+    /// Before its handshake; `operator.key` is in the folder.
+    fn of_operator(folder: TempDir, public: &str) -> Scene {
+        let service = Service::start(&CERTS, &[]);
+        let settings = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_GRANTS", "required");
+        let daemon = settings.env("TEEMARK_OPERATOR_KEYS", public).env("TEEMARK_FLEET", "test").start();
+        let endpoint = format!("http://{}", daemon.public);
+        let root =
+            daemon.get("/get_attestation").json()["test_root"].as_str().map(|root| STANDARD.decode(root).unwrap());
+        let alice = line(teemark(&folder, &["keygen", "--for", "reply", "--output", "alice.key"]));
+        let issuer = teemark(&folder, &["keygen", "--for", "grants", "--output", "grant.key"]);
+        let zeros: String = (0..3).map(|index| format!("{} PCR{index}\n", "00".repeat(48))).collect();
+        let scene = Scene { folder, service, daemon, endpoint, alice };
+        scene.write("root.der", root.unwrap());
+        scene.write("image.pcrs", zeros);
+        scene.write("grant-keys.json", succeeds(issuer).stdout);
+        scene.write("file", TEXT);
+        succeeds(scene.teemark(&["keygen", "--output", "keys.json"]));
+        succeeds(scene.teemark(&["encrypt", "file", "--keys", "keys.json", "--output", "file.enc"]));
+        scene
+    }
+
+    /// After its handshake.
+    fn ready() -> Scene {
+        let scene = Scene::new();
+        succeeds(scene.seal("operator.key", &["--send", &scene.secrets()]));
+        assert_eq!(scene.daemon.get("/ready").status, 200);
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// The address of the handshake.
+    fn secrets(&self) -> String {
+        format!("unix:{}", self.daemon.secrets.display())
+    }
+
+    fn teemark(&self, arguments: &[&str]) -> Output {
+        teemark(&self.folder, arguments)
+    }
+
+    /// The whole bundle, by `teemark secrets`.
+    fn bundle(&self, more: &[&str]) -> Output {
+        let [cert, key, ca] =
+            ["client.crt", "client.key", "ecs-ca.crt"].map(|name| CERTS.path(name).display().to_string());
+        let service = format!("https://localhost:{}", self.service.port);
+        let certificates = ["--client-cert", &cert, "--client-key", &key, "--ca", &ca, "--endpoint", &service];
+        let keys = ["--keys", "keys.json", "--grant-keys", "grant-keys.json"];
+        self.teemark(&[&["secrets"], &certificates[..], &keys, more].concat())
+    }
+
+    /// The whole bundle, sealed to the daemon in an operator's name.
+    fn seal(&self, operator: &str, more: &[&str]) -> Output {
+        let seal = ["--seal", "--attested", &self.endpoint, "--operator-key", operator];
+        self.bundle(&[&seal[..], &TRUST, more].concat())
+    }
+
+    /// Sends what a file holds to the handshake.
+    fn send(&self, file: &str) -> Output {
+        self.teemark(&["secrets", "--bundle", file, "--send", &self.secrets()])
+    }
+
+    /// Writes the grant that lets alice have the file, signed with this key.
+    fn grant(&self, key: &str, more: &[&str]) {
+        self.grant_for(key, ["report-7", "alice", "test"], more);
+    }
+
+    fn grant_for(&self, key: &str, [file_id, user_id, audience]: [&str; 3], more: &[&str]) {
+        let claims = ["--file-id", file_id, "--user-id", user_id, "--audience", audience];
+        let grant = self.teemark(&[&["grant", "--key", key], &claims[..], more].concat());
+        self.write("grant", succeeds(grant).stdout);
+    }
+
+    /// Has the file decrypted for alice at `endpoint`, into `marked`.
+    fn decrypt(&self, endpoint: &str, more: &[&str]) -> Output {
+        let _ = fs::remove_file(self.path("marked"));
+        let ids = ["decrypt", "file.enc", "--endpoint", endpoint, "--file-id", "report-7", "--user-id", "alice"];
+        self.teemark(&[&ids[..], &["--output", "marked"], more].concat())
+    }
+
+    /// What was decrypted is the file, with a mark that names who asked.
+    #[track_caller]
+    fn has_the_marked_file(&self) {
+        let marked = fs::read(self.path("marked")).unwrap();
+        let mark = extract(&marked);
+        assert_eq!((&mark["user_id"], &mark["file_id"]), (&"alice".into(), &"report-7".into()), "{mark}");
+        assert!(String::from_utf8(marked).unwrap().contains("minutes"));
+    }
+
+    /// The command ended so, and wrote nothing.
+    #[track_caller]
+    fn has_nothing(&self, status: i32, output: &Output, words: &str) {
+        fails(status, output, words);
+        assert!(!self.path("marked").exists());
+    }
+}
+
+fn teemark(folder: &TempDir, arguments: &[&str]) -> Output {
+    Command::new(program("teemark")).args(arguments).current_dir(folder.path()).output().unwrap()
+}
+
+/// The line that was printed.
+fn line(output: Output) -> String {
+    String::from_utf8(succeeds(output).stdout).unwrap().trim_end().to_owned()
+}
+
+#[track_caller]
+fn succeeds(output: Output) -> Output {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// The command ended with this status and these words.
+#[track_caller]
+fn fails(status: i32, output: &Output, words: &str) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{told}");
+    assert!(told.contains(words), "{words} in {told}");
+}
