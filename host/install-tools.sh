@@ -52,8 +52,10 @@ if [ -n "$packages" ]; then
     echo "missing:$packages. Install them, on Debian by: sudo apt-get install$packages" >&2
     exit 1
   fi
+  # Another apt, a machine's first update, is waited for.
   # shellcheck disable=SC2086 # a list of names
-  { apt-get install -y --no-install-recommends $packages || { apt-get update && apt-get install -y --no-install-recommends $packages; }; } >&2
+  install() { apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $packages; }
+  { install || { apt-get -o DPkg::Lock::Timeout=120 update && install; }; } >&2
 fi
 
 target=x86_64-unknown-linux-musl

@@ -16,11 +16,12 @@ use support::*;
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
 const MIB: usize = 1 << 20;
-/// Longest time that an ordinary request may take beside any abuse.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time that an ordinary request may take beside any abuse: as long as no abuser's time is over. Where many
+/// connect at once, TCP itself may take three seconds of it (tcp(7), tcp_syn_retries).
+const PATIENCE: Duration = Duration::from_secs(8);
 /// The daemon's limit for a request's head, and for a pause in a body; a loaded machine may take some seconds more.
 const LIMIT: Duration = Duration::from_secs(10);
-const SLACK: Duration = Duration::from_secs(8);
+const SLACK: Duration = Duration::from_secs(20);
 
 /// A daemon with its service, and what it held before any abuse.
 struct Scene {
@@ -63,12 +64,19 @@ impl Scene {
                 }
                 (served, longest)
             });
+            let machine = scope.spawn(|| standstill(&over));
             let _stop = Stop(&over);
             let result = abuse();
             over.store(true, Ordering::Release);
             let (served, longest) = client.join().expect("the ordinary client is served");
-            println!("{served} ordinary requests, the longest took {longest:.0?}");
-            assert!(longest < PATIENCE, "an ordinary request took {longest:?}");
+            let stood = machine.join().unwrap();
+            println!(
+                "{served} ordinary requests, the longest took {longest:.0?}; the machine stood still for {stood:.0?}"
+            );
+            assert!(
+                longest < PATIENCE + stood,
+                "an ordinary request took {longest:?}, of which the machine took {stood:?}"
+            );
             result
         })
     }
@@ -85,6 +93,18 @@ impl Scene {
         assert_eq!(self.daemon.metric("teemark_panics_total"), 0.0);
         assert_eq!(self.daemon.decrypt(&self.file, "f", "u").status, 200);
     }
+}
+
+/// How long this machine let a thread wait that did nothing but sleep.
+fn standstill(over: &AtomicBool) -> Duration {
+    const USUAL: Duration = Duration::from_millis(100);
+    let mut stood = Duration::ZERO;
+    while !over.load(Ordering::Acquire) {
+        let start = Instant::now();
+        thread::sleep(USUAL / 10);
+        stood += start.elapsed().saturating_sub(USUAL);
+    }
+    stood
 }
 
 /// Ends the ordinary client also where the abuse panics.
@@ -345,7 +365,7 @@ fn clients_that_never_read_their_large_answer_hold_up_nobody() {
 
 #[test]
 fn a_connection_past_the_limit_while_all_are_busy_gets_503_with_retry_after() {
-    let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "4")], &["slow=2"]);
+    let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "4")], &["slow=8"]);
     let send = || {
         let mut stream = connect(scene.public());
         stream.write_all(raw_head(scene.file.len()).as_bytes()).and_then(|()| stream.write_all(&scene.file)).unwrap();
@@ -367,7 +387,7 @@ fn a_connection_past_the_limit_while_all_are_busy_gets_503_with_retry_after() {
 
 #[test]
 fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_of_threads() {
-    let scene = Scene::new(&[], &["slow=1"]);
+    let scene = Scene::new(&[], &["slow=0.2"]);
     let most = scene.beside(|| {
         let mut most = 0;
         for _ in 0..200 {
@@ -389,12 +409,16 @@ fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_
 #[test]
 fn two_hundred_idle_connections_cost_no_thread() {
     let scene = Scene::new(&[], &[]);
-    let mut idle: Vec<TcpStream> = (0..200).map(|_| connect(scene.public())).collect();
     let ask = |stream: &mut TcpStream| {
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         assert_eq!(read_answer(stream).expect("an answer").body, b"Pong!");
     };
-    idle.iter_mut().for_each(ask);
+    let connect_and_ask = || {
+        let mut stream = connect(scene.public());
+        ask(&mut stream);
+        stream
+    };
+    let mut idle: Vec<TcpStream> = std::iter::repeat_with(connect_and_ask).take(200).collect();
     // The threads of the requests just answered end after five idle seconds.
     wait_for("the requests' threads to end", || (threads(&scene.daemon) <= scene.threads).then_some(()));
     assert!(scene.daemon.metric("teemark_connections_open") >= 200.0, "the connections are still open");

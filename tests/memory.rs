@@ -33,7 +33,10 @@ fn start(faults: &[&str]) -> (Service, Daemon) {
     // glibc would keep freed blocks of up to 32 MiB in each of its arenas for later (mallopt(3), M_MMAP_THRESHOLD). The
     // enclave's daemon is built with musl, which gives blocks of this size back at once; so does glibc with a fixed
     // threshold.
-    let setup = Setup::new(service.port).env("TEEMARK_MEMORY", BUDGET).env("MALLOC_MMAP_THRESHOLD_", "131072");
+    let setup = Setup::new(service.port)
+        .env("TEEMARK_MEMORY", BUDGET)
+        .env("TEEMARK_TIMEOUT", "600s")
+        .env("MALLOC_MMAP_THRESHOLD_", "131072");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), BUDGET_BYTES);
     (service, daemon)
@@ -55,7 +58,7 @@ fn json_body(file: &[u8]) -> Vec<u8> {
 
 fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).unwrap();
-    stream.set_read_timeout(Some(SOON * 2)).unwrap();
+    stream.set_read_timeout(Some(SOON * 10)).unwrap();
     stream
 }
 

@@ -291,7 +291,9 @@ fn there_are_no_core_dumps_and_no_other_process_of_the_user_may_look_in() {
     let as_root = fs::metadata(folder.path()).unwrap().uid() == 0;
     let setup = Setup::new(free_port());
     let program = folder.path().join("teemarkd");
-    fs::copy(env!("CARGO_BIN_EXE_teemarkd"), &program).unwrap();
+    // By another process: one that a test beside this starts meanwhile would inherit the open copy, and what is open
+    // for writing cannot be run.
+    run(Command::new("cp").arg(env!("CARGO_BIN_EXE_teemarkd")).arg(&program));
     let template = setup.command();
     let mut command = Command::new(&program);
     command.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));

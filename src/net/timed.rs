@@ -65,6 +65,6 @@ mod tests {
         let mut timed = Timed { stream: Stream::Unix(near), deadline: Some(start + Duration::from_millis(200)) };
         let error = timed.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(30));
     }
 }

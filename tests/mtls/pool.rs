@@ -46,7 +46,7 @@ fn eight_calls_at_once_are_with_the_service_at_once() {
         all.wait();
         Step::Answer
     });
-    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "10s");
+    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "60s");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     for _ in 0..5 {
         calls_at_once(&daemon, 8);
@@ -58,8 +58,8 @@ fn eight_calls_at_once_are_with_the_service_at_once() {
 fn a_service_restarted_between_calls_costs_no_request() {
     for signal in ["KILL", "TERM"] {
         let arguments = ["--fault", "slow=0.3"];
-        let mut service = Service::start(&CERTS, &arguments);
-        let port = service.port;
+        let port = free_port();
+        let mut service = Service::start_on(port, &CERTS, &arguments);
         let daemon = Daemon::ready(&service, &CERTS);
         assert_works(&daemon);
         service.process.signal(signal);
@@ -114,7 +114,7 @@ fn connections_that_prove_closed_all_at_once_are_each_retried_on_a_new_one() {
         }
         _ => Step::Answer,
     });
-    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "10s");
+    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "60s");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     calls_at_once(&daemon, 4);
     calls_at_once(&daemon, 4);

@@ -314,7 +314,7 @@ pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     // An early answer may close the stream before all is sent.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    let _ = stream.write_all(&[head.as_bytes(), body].concat());
     read_answer(&mut stream).expect("an answer")
 }
 

@@ -6,7 +6,7 @@ use super::*;
 fn what_an_operator_seals_the_daemon_takes_by_teemark_or_by_socat() {
     let scene = Scene::ready();
     succeeds(scene.seal("operator.key", &["--output", "sealed"]));
-    let relayed = format!("socat - UNIX-CONNECT:{} < sealed", scene.daemon.secrets.display());
+    let relayed = format!("socat -t 30 - UNIX-CONNECT:{} < sealed", scene.daemon.secrets.display());
     let answer = bash(scene.folder.path(), &relayed);
     assert!(answer.contains(r#""ok":true"#) && answer.contains("GRANT_KEYS"), "{answer}");
 }

@@ -20,7 +20,7 @@ fn wait_for_exit(daemon: &mut Daemon) -> ExitStatus {
 
 #[test]
 fn on_sigterm_the_request_under_way_gets_its_answer_and_no_new_one_is_taken() {
-    let (service, mut daemon) = pair(&["--fault", "slow=3"]);
+    let (service, mut daemon) = pair(&["--fault", "slow=8"]);
     let (public, admin) = (daemon.public, daemon.admin);
     let mut idle = TcpStream::connect(public).unwrap();
     idle.set_read_timeout(Some(SOON)).unwrap();
@@ -58,7 +58,7 @@ fn a_daemon_with_nothing_to_do_stops_at_once_on_either_signal() {
         let start = Instant::now();
         daemon.process.signal(signal);
         assert_eq!(wait_for_exit(&mut daemon).code(), Some(0), "{signal}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{signal}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(9), "{signal}: {:?}", start.elapsed());
     }
 }
 
@@ -79,6 +79,6 @@ fn a_request_that_lasts_beyond_10_seconds_does_not_hold_the_stop_up() {
     daemon.process.signal("TERM");
     assert_eq!(wait_for_exit(&mut daemon).code(), Some(0));
     let took = start.elapsed();
-    assert!((Duration::from_secs(9)..Duration::from_secs(15)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(9)..SOON).contains(&took), "{took:?}");
     assert!(under_way.join().unwrap().is_none(), "no answer is made up");
 }

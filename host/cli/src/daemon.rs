@@ -14,6 +14,8 @@ use ureq::{Agent, Body};
 use crate::printable;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for the word that a body may be sent; after it the body is sent all the same (RFC 9110, 10.1.1).
+const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause before another attempt, whatever Retry-After asks for.
 const LONGEST_PAUSE: u64 = 60;
 /// Largest error answer, in bytes.
@@ -59,6 +61,7 @@ pub fn agent(limit: Duration) -> Agent {
         .max_redirects_will_error(false)
         .http_status_as_error(false)
         .timeout_connect(Some(CONNECT_LIMIT))
+        .timeout_await_100(Some(CONTINUE_LIMIT))
         .timeout_global(Some(limit))
         .user_agent(concat!("teemark/", env!("CARGO_PKG_VERSION")))
         .build()

@@ -39,8 +39,8 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     // Ahead of this machine: guests' clocks lose time under TCG, and certificates are made here just before. Where there
     // is a module with the right time to compare with, by so much that the daemon has to warn of it.
     let seconds = match machine {
-        Machine::Microvm { .. } => 60,
-        Machine::Nitro { .. } => 120,
+        Machine::Microvm { .. } => 100,
+        Machine::Nitro { .. } => 200,
     };
     let ahead = Utc(Utc::now().0 + seconds).to_string();
     command.args(["-rtc", &format!("base={}", ahead.trim_end_matches('Z'))]);

@@ -259,7 +259,7 @@ fn it_does_not_wait_for_ever() {
         &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", "unix:socket", "--wait", "1"]),
     );
     assert!(error.contains("--wait") && error.contains("is the enclave running"), "{error}");
-    assert!((1..5).contains(&start.elapsed().as_secs()));
+    assert!((1..30).contains(&start.elapsed().as_secs()));
 }
 
 #[test]

@@ -55,22 +55,25 @@ fn by_default_only_the_public_port_is_reached_from_elsewhere() {
         let parent = Parent::new(shell);
         parent.running(&[("teemark", 16, "RUNNING")]);
         parent.lacks("socat");
-        parent.write("bin/socat", "#!/bin/sh\necho \"$*\" >>\"$STAND_IN/socat-calls\"\n");
-        fs::set_permissions(parent.path("bin/socat"), fs::Permissions::from_mode(0o755)).unwrap();
-        let calls = |mut script: Command| {
+        // None ends before all have told what they were asked for.
+        let stand_in = "#!/bin/sh\ncalls=$STAND_IN/socat-calls\necho \"$*\" >>\"$calls\"\n\
+                        until [ \"$(wc -l <\"$calls\")\" -ge \"$LISTENERS\" ]; do sleep 1; done\n";
+        parent.write_script("bin/socat", stand_in);
+        let calls = |mut script: Command, listeners: usize| {
+            script.env("LISTENERS", listeners.to_string());
             let _ = fs::remove_file(parent.path("socat-calls"));
             assert!(fails(&mut script).contains("a listener has ended"));
             let mut calls: Vec<_> = parent.read("socat-calls").lines().map(str::to_owned).collect();
             calls.sort();
             calls
         };
-        let both = calls(parent.script("expose.sh"));
+        let both = calls(parent.script("expose.sh"), 2);
         assert!(both[0].contains(" TCP4-LISTEN:3000,bind=0.0.0.0,") && both[0].ends_with(" VSOCK-CONNECT:16:3000"));
         assert!(both[1].contains(" TCP4-LISTEN:3001,bind=127.0.0.1,") && both[1].ends_with(" VSOCK-CONNECT:16:3001"));
 
         let mut script = parent.script("expose.sh");
         script.env("EXPOSE_ADMIN", "");
-        assert_eq!(calls(script), both[..1]);
+        assert_eq!(calls(script, 1), both[..1]);
     }
 }
 

@@ -10,7 +10,7 @@ mod which_enclave;
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -73,6 +73,13 @@ impl Parent {
 
     fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path(name), text).unwrap();
+    }
+
+    /// A script that can be run, written by another process: one that a test beside this starts meanwhile would inherit
+    /// the open file, and what is open for writing cannot be run.
+    fn write_script(&self, name: &str, text: &str) {
+        self.write("script", text);
+        succeeds(Command::new("install").args(["-m", "755"]).arg(self.path("script")).arg(self.path(name)));
     }
 
     fn read(&self, name: &str) -> String {

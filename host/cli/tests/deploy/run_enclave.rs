@@ -69,8 +69,7 @@ fn what_nitro_cli_says_of_a_failure_stands_beside_where_it_is_explained() {
             fs::canonicalize(parent.path("bin/nitro-cli")).unwrap().display()
         );
         parent.lacks("nitro-cli");
-        parent.write("bin/nitro-cli", stand_in);
-        fs::set_permissions(parent.path("bin/nitro-cli"), fs::Permissions::from_mode(0o755)).unwrap();
+        parent.write_script("bin/nitro-cli", &stand_in);
         let said = fails(&mut parent.script("run-enclave.sh"));
         assert!(said.contains("[ E36 ]") && said.contains("README.md"), "{said}");
     }

@@ -120,7 +120,7 @@ fn it_does_not_wait_for_ever() {
         let start = Instant::now();
         let said = fails(send(&parent, "mtls_certs.json").env("WAIT", "1"));
         assert!(said.contains("CID 16 did not answer on port 7777 within 1 s: ") && said.contains("socat["), "{said}");
-        assert!((1..10).contains(&start.elapsed().as_secs()));
+        assert!((1..60).contains(&start.elapsed().as_secs()));
     }
 }
 

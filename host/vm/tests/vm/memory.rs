@@ -50,7 +50,7 @@ pub fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: 
 /// curl's own --retry waits as long as Retry-After says.
 fn at_once(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     let start = Instant::now();
-    let curl = "curl -sf --retry 30 --max-time 60 --data-binary @/tmp/file.enc -o /tmp/once-$i";
+    let curl = "curl -sf --retry 30 --retry-all-errors --max-time 60 --data-binary @/tmp/file.enc -o /tmp/once-$i";
     let url = "http://127.0.0.1:3000/files/once-$i/decrypt?user_id=alice";
     let all = format!("for i in $(seq {AT_ONCE}); do {curl} \"{url}\" & done; wait");
     world.parent.sh(&all)?;
