@@ -37,7 +37,9 @@ pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     // Before the machines boot: their clocks begin with a whole second, and may be behind by nearly one.
     let rotated = workshop.rotated_certs()?;
     let mut world = World::boot(stage, workshop, workshop.ordinary()?, 256)?;
-    stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || heartbeat(stage, workshop, &mut world))?;
+    stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || {
+        heartbeat(stage, workshop, &mut world)
+    })?;
     stage.step("/ready says 503 with what is missing", || {
         world.wait_for_listeners()?;
         let ready = world.get("/ready")?.with(503)?.json()?;
