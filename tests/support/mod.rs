@@ -318,14 +318,23 @@ pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     read_answer(&mut stream).expect("an answer")
 }
 
+/// Waits until the answer begins, and leaves it where it is.
+pub fn wait_for_answer(stream: &TcpStream) {
+    loop {
+        match stream.peek(&mut [0]) {
+            Ok(1) => return,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => panic!("no answer: {other:?}"),
+        }
+    }
+}
+
 /// Reads one answer with a Content-Length from a stream that may go on; `None` where the stream ends first.
 pub fn read_answer(stream: &mut impl Read) -> Option<Answer> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        if stream.read(&mut byte).ok()? == 0 {
-            return None;
-        }
+        stream.read_exact(&mut byte).ok()?;
         head.push(byte[0]);
     }
     let head = String::from_utf8(head).unwrap();
