@@ -67,18 +67,18 @@ pub fn cost(n: usize) -> usize {
 
 pub fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
     let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-    let grant = api.grant(request, &secrets)?;
+    let permit = api.permit(request, &secrets)?;
     let mut memory = api.memory.reserve(0)?;
     let limit = (api.max_file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK;
     let body = body(request, limit, &mut memory, cost)?;
     let Asked { file_id, user_id, key_id, reply_key, file } = parse(&body)?;
     drop(body);
     let about = About { file_id: &file_id, user_id: &user_id };
-    let content_sha256 = api.permit_content(grant.as_ref(), &file)?;
-    let permit = api.permit(grant.as_ref(), about, reply_key)?;
+    let reply_key = permit.covers(about, reply_key)?;
+    let content_sha256 = api.permit_content(&permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id.as_deref(), &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(4).saturating_add(FIXED_COST))?;
-    let given = api.give(marked, about, content_sha256, permit.reply_key)?;
+    let given = api.give(marked, about, content_sha256, reply_key)?;
     let data = BASE64.encode(&given.data);
     drop(given.data);
     let answer = DecryptAnswer {
@@ -128,19 +128,19 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
 
 pub fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Request) -> Result<Answer, ApiError> {
     let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-    let grant = api.grant(request, &secrets)?;
+    let permit = api.permit(request, &secrets)?;
     let file_id = id("file_id", Some(file_id))?;
     let user_id = id("user_id", target.query("user_id")?)?;
     let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?;
     let about = About { file_id, user_id };
-    let permit = api.permit(grant.as_ref(), about, header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?)?;
+    let reply_key = permit.covers(about, header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?)?;
     let limit = api.max_file + files::OVERHEAD;
     let mut memory = api.memory.reserve(0)?;
     let file = body(request, limit, &mut memory, cost)?;
-    let content_sha256 = api.permit_content(grant.as_ref(), &file)?;
+    let content_sha256 = api.permit_content(&permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id, &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(3).saturating_add(FIXED_COST))?;
-    let given = api.give(marked, about, content_sha256, permit.reply_key)?;
+    let given = api.give(marked, about, content_sha256, reply_key)?;
     let headers = vec![
         (reply::WATERMARKED, given.watermarked.to_string()),
         (reply::SEALED, given.sealed.to_string()),

@@ -32,16 +32,22 @@ impl Grants {
     }
 }
 
-/// The right to one answer, and the key that it is sealed to, if any.
-pub struct Permit<'a> {
-    grant: Option<Use<'a>>,
-    pub reply_key: Option<PublicKey>,
-}
+/// The right to one answer, by a grant where one is asked for.
+pub struct Permit<'a>(Option<(Grant, Use<'a>)>);
 
 impl Permit<'_> {
+    /// The key that the answer is to be sealed to, if any: what the request asks for and what the grant says together.
+    ///
+    /// # Errors
+    /// The grant is for another file or user, or names another key.
+    pub fn covers(&self, about: About<'_>, reply_key: Option<PublicKey>) -> Result<Option<PublicKey>, ApiError> {
+        let Some((grant, _)) = &self.0 else { return Ok(reply_key) };
+        grant.covers(about.file_id, about.user_id).and_then(|()| grant.seals_to(reply_key)).map_err(refused)
+    }
+
     /// The answer is there. A permit that is dropped before leaves its grant as good as it was.
     pub fn used_up(self) {
-        self.grant.into_iter().for_each(Use::up);
+        self.0.into_iter().for_each(|(_, taken)| taken.up());
     }
 }
 
@@ -56,14 +62,21 @@ pub struct Given {
 }
 
 impl Api {
-    /// The request's grant, checked as far as that goes without its body; `None` where none is asked for.
+    /// What the request's grant permits. It is in use from now on: no second request waits beside this one.
     ///
     /// # Errors
-    /// It is missing or not valid.
-    pub fn grant(&self, request: &Request, secrets: &Ready) -> Result<Option<Grant>, ApiError> {
+    /// It is missing, not valid, or used already.
+    pub fn permit(&self, request: &Request, secrets: &Ready) -> Result<Permit<'_>, ApiError> {
         if !self.grants.required {
-            return Ok(None);
+            return Ok(Permit(None));
         }
+        let grant = self.grant(request, secrets)?;
+        let taken = self.grants.used.take(&grant, Utc::now()).map_err(refused)?;
+        Ok(Permit(Some((grant, taken))))
+    }
+
+    /// The request's grant, which is valid at this moment.
+    fn grant(&self, request: &Request, secrets: &Ready) -> Result<Grant, ApiError> {
         let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
         let grant = match given {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
@@ -71,33 +84,19 @@ impl Api {
             }
             _ => Err(GrantError::Missing),
         };
-        grant.map(Some).map_err(refused)
+        grant.map_err(refused)
     }
 
-    /// What the grant permits of what is asked. It is in use from now on.
+    /// The SHA-256 of the encrypted file, if the permit is for it and still good: the file may have taken long to come.
     ///
     /// # Errors
-    /// It is for something else, or is used already or too old by now.
-    pub fn permit(
-        &self,
-        grant: Option<&Grant>,
-        about: About<'_>,
-        reply_key: Option<PublicKey>,
-    ) -> Result<Permit<'_>, ApiError> {
-        let Some(grant) = grant else { return Ok(Permit { grant: None, reply_key }) };
-        grant.covers(about.file_id, about.user_id).map_err(refused)?;
-        let reply_key = grant.seals_to(reply_key).map_err(refused)?;
-        let taken = self.grants.used.take(grant, Utc::now()).map_err(refused)?;
-        Ok(Permit { grant: Some(taken), reply_key })
-    }
-
-    /// The SHA-256 of the encrypted file, if the grant is for it.
-    ///
-    /// # Errors
-    /// It is for another one.
-    pub fn permit_content(&self, grant: Option<&Grant>, file: &[u8]) -> Result<[u8; 32], ApiError> {
+    /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
+    pub fn permit_content(&self, permit: &Permit, request: &Request, file: &[u8]) -> Result<[u8; 32], ApiError> {
         let content_sha256 = sha256(file);
-        grant.map_or(Ok(()), |grant| grant.covers_content(content_sha256)).map_err(refused)?;
+        if let Permit(Some((grant, _))) = permit {
+            self.grant(request, &self.store.now().ready().map_err(ApiError::NotReady)?)?;
+            grant.covers_content(content_sha256).map_err(refused)?;
+        }
         Ok(content_sha256)
     }
 

@@ -171,7 +171,7 @@ impl Claims<'_> {
         if nbf > now.saturating_add(LEEWAY) {
             return Err(GrantError::NotYetValid);
         }
-        if exp > now.saturating_add(MAX_LIFE) {
+        if exp > now.saturating_add(MAX_LIFE + LEEWAY) {
             return Err(GrantError::Invalid("it lives for longer than a day"));
         }
         let no_key = GrantError::Invalid("its reply_key is not base64 of 32 bytes");

@@ -39,7 +39,7 @@ impl UsedGrants {
     /// # Errors
     /// It has expired meanwhile, is used already, or there is no room to remember it.
     pub fn take(&self, grant: &Grant, now: Utc) -> Result<Use<'_>, GrantError> {
-        // It may have taken long to get the body. What has ended is not remembered any more, either.
+        // What has ended is not remembered any more.
         if grant.ends <= now.0 {
             return Err(GrantError::Expired);
         }

@@ -3,12 +3,12 @@
 
 use std::sync::{Arc, LazyLock};
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use teemarkd::attest::{Attestation, TestNsm};
 use teemarkd::grants::{self, GrantKey, GrantKeys, Kind};
 use teemarkd::hpke::PrivateKey;
@@ -51,6 +51,26 @@ fn good_claims() -> String {
 
 const HEADER: &[u8] = br#"{"alg":"EdDSA","kid":"k"}"#;
 
+const SEALED_MEMBERS: [&str; 5] = ["boot_nonce", "counter", "enc", "ciphertext", "signature"];
+const CLAIMS: [&str; 8] = ["sub", "file_id", "aud", "jti", "nbf", "exp", "reply_key", "content_sha256"];
+
+/// Some of these members, each with a value of any kind.
+fn altered(names: &'static [&str]) -> impl Strategy<Value = Map<String, Value>> {
+    let value = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[ -~]{0,100}".prop_map(Value::from),
+        "[0-9a-f]{64}".prop_map(Value::from),
+        any::<[u8; 32]>().prop_map(|bytes| STANDARD.encode(bytes).into()),
+        vec(any::<String>(), 0..3).prop_map(Value::from),
+        any::<u8>().prop_map(|n| json!({"n": n})),
+    ];
+    let member = (proptest::sample::select(names), value).prop_map(|(name, value)| (name.to_owned(), value));
+    vec(member, 1..4).prop_map(Map::from_iter)
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -67,16 +87,30 @@ proptest! {
     }
 
     #[test]
-    fn whatever_comes_to_the_sealed_handshake_is_refused(bytes in vec(any::<u8>(), 0..2000)) {
-        prop_assert!(ENCLAVE.0.open(&bytes).is_err());
+    fn whatever_comes_to_the_sealed_handshake_is_refused(
+        bytes in vec(any::<u8>(), 0..2000),
+        members in altered(&SEALED_MEMBERS),
+    ) {
+        let (enclave, sealed) = &*ENCLAVE;
+        prop_assert!(enclave.open(&bytes).is_err());
+        let mut bundle: Value = serde_json::from_str(sealed).unwrap();
+        let object = bundle["sealed_bundle"].as_object_mut().unwrap();
+        object.extend(members);
+        prop_assert!(enclave.open(bundle.to_string().as_bytes()).is_err());
     }
 
     #[test]
     fn no_header_and_no_claims_make_the_parser_panic(
         header in prop_oneof![Just(HEADER.to_vec()), vec(any::<u8>(), 0..200)],
         claims in prop_oneof![any::<String>().prop_map(String::into_bytes), vec(any::<u8>(), 0..200)],
+        members in altered(&CLAIMS),
     ) {
-        prop_assert!(keys().check(&token(&header, &claims), &["a".into()], Utc(NOW)).is_err());
+        let check = |claims: &[u8]| keys().check(&token(&header, claims), &["a".into()], Utc(NOW));
+        prop_assert!(check(&claims).is_err());
+        // These may happen to be good ones; what counts is that they come to an end.
+        let mut good: Map<String, Value> = serde_json::from_str(&good_claims()).unwrap();
+        good.extend(members);
+        let _ = check(Value::Object(good).to_string().as_bytes());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use teemarkd::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATE
 use ureq::http::HeaderMap;
 
 /// How far the time of a signature may lie in the past, or, where clocks differ, in the future.
-const WINDOW: Duration = Duration::from_secs(300);
+pub const WINDOW: Duration = Duration::from_secs(300);
 
 /// The enclave whose answers are taken: its identity key, which its attestation document named.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -16,7 +16,7 @@ use teemarkd::watermark::ANSWER_SLACK;
 use ureq::http::{Response, header};
 use ureq::{Agent, Body, SendBody};
 
-use crate::answer::{self, Asked, Signer};
+use crate::answer::{self, Asked, Signer, WINDOW};
 use crate::attest::{Purpose, Trust};
 use crate::grant::Token;
 use crate::keys::fresh_private_key;
@@ -216,7 +216,19 @@ impl Arguments {
             return Ok(None);
         }
         let trust = self.trust.as_ref().context("--verify needs --pcrs")?;
-        Ok(Some(Signer(trust.attest(&self.endpoint, Purpose::Look)?.identity)))
+        let attested = trust.attest(&self.endpoint, Purpose::Look)?;
+        // The answer's signature would be refused for its time, and the grant be used up.
+        let made = Duration::from_millis(attested.timestamp_ms);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let apart = now.abs_diff(made);
+        if apart > WINDOW {
+            bail!(
+                "this machine's clock and the enclave's are {} s apart, and at most {} s are allowed; nothing was sent",
+                apart.as_secs(),
+                WINDOW.as_secs()
+            );
+        }
+        Ok(Some(Signer(attested.identity)))
     }
 
     fn url(&self) -> String {
@@ -269,9 +281,10 @@ impl Request {
     }
 }
 
-/// Most bytes of the answer to a request of `n`.
+/// Most bytes of the answer to a request of `n`: the daemon takes an answer of twice what it sends to the watermark
+/// service, and JSON makes six bytes of one in it, at most; the slack once more is for the ids.
 fn largest_answer(n: usize) -> u64 {
-    sealed_len(n.saturating_mul(2).saturating_add(ANSWER_SLACK)) as u64
+    sealed_len(n.saturating_mul(2 * 6).saturating_add(2 * ANSWER_SLACK)) as u64
 }
 
 /// Carries the whole body of an answer to `sink`, if it has at most `limit` bytes.

@@ -283,11 +283,11 @@ impl Arguments {
     fn attest(&self, purpose: Purpose, wait: u64) -> Result<Attested> {
         let endpoint = self.attested.as_deref().context("--seal needs --attested")?;
         let trust = self.trust.as_ref().context("--seal needs --pcrs")?;
-        let end = Instant::now() + Duration::from_secs(wait);
+        let start = Instant::now();
         let mut told = false;
         loop {
             match trust.attest(endpoint, purpose) {
-                Err(error) if daemon::is_not_there(&error) && Instant::now() < end => {
+                Err(error) if daemon::is_not_there(&error) && start.elapsed() < Duration::from_secs(wait) => {
                     if !told {
                         eprintln!("waiting for {endpoint}, {wait} s at most");
                         told = true;
