@@ -92,6 +92,11 @@ fn a_refusal_comes_before_the_body_is_asked_for() {
     assert_eq!(refusal(&answer), is(401, "grant_missing"));
 }
 
+/// GRANT_KEYS without the issuer's.
+fn other_keys() -> Value {
+    json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "new", "x": base64url(&[1; 32])}]})
+}
+
 /// What comes of the request with this grant where half of its file is there, then a byte now and then until that has
 /// happened, and then the rest.
 fn meanwhile(scene: &Scene, token: &str, mut happened: impl FnMut() -> bool) -> Answer {
@@ -129,8 +134,7 @@ fn a_grant_has_to_be_good_still_when_the_file_has_come() {
     assert_eq!(refusal(&expired), is(401, "grant_expired"));
 
     let revoked = meanwhile(&scene, &issuer.token(&claims("3")), || {
-        let other = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "new", "x": base64url(&[1; 32])}]});
-        scene.daemon.handshake(json!({"GRANT_KEYS": other}).to_string().as_bytes())["ok"] == true
+        scene.daemon.handshake(json!({"GRANT_KEYS": other_keys()}).to_string().as_bytes())["ok"] == true
     });
     assert_eq!(refusal(&revoked), is(401, "grant_invalid"));
 }
@@ -154,8 +158,7 @@ fn while_a_request_is_coming_no_other_waits_beside_it_with_the_same_grant() {
 fn keys_that_are_replaced_sign_nothing_any_more() {
     let issuer = Issuer::new();
     let scene = Scene::new(&issuer.jwks());
-    let other = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "new", "x": base64url(&[1; 32])}]});
-    let answer = scene.daemon.handshake(json!({"GRANT_KEYS": other}).to_string().as_bytes());
+    let answer = scene.daemon.handshake(json!({"GRANT_KEYS": other_keys()}).to_string().as_bytes());
     assert_eq!(answer["updated"], json!(["GRANT_KEYS"]));
     assert_eq!(refusal(&scene.ask_with(&issuer.token(&claims("1")), "f", "alice")), is(401, "grant_invalid"));
 }

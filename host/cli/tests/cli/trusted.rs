@@ -2,14 +2,13 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use serde_json::json;
 use teemarkd::digest::sha256;
 use teemarkd::hpke::PrivateKey;
 use teemarkd::reply::{self, About, Statement};
 use teemarkd::time::now_ms;
 
 use super::enclave::{Enclave, Reply, Request, Signed, TRUST, answer, daemon};
-use super::nsm::{self, Nsm};
+use super::nsm::Nsm;
 use super::*;
 
 const ABOUT: About<'static> = About { file_id: "f-1", user_id: "alice" };
@@ -135,16 +134,11 @@ fn an_answer_that_says_it_is_sealed_and_is_not_or_was_altered_is_refused() {
 #[test]
 fn where_the_clocks_are_too_far_apart_nothing_is_sent() {
     let nsm = Nsm::new();
-    let place = Place::new();
-    place.write("image.pcrs", nsm::pcrs_file());
-    place.write("root.der", &nsm.cabundle[0]);
+    let place = attest::place(&nsm);
     // It is made now, by a module that lives in the year 2025.
-    let document = move |request: &Request| {
-        let document = hex::encode(nsm.document(&request.nonce()));
-        answer("200 OK", "", &json!({"attestation": document}).to_string()).into_bytes()
-    };
+    let document = move |request: &Request| attest::with_document(&nsm.document(&request.nonce()));
     let (endpoint, requests) = daemon(vec![Reply::Made(Box::new(document)), Reply::After(answer("200 OK", "", "f"))]);
-    let output = decrypt(&place, &endpoint, &["--pcrs", "image.pcrs", "--root", "root.der", "--verify"]);
+    let output = decrypt(&place, &endpoint, &[&attest::WITH_ROOT[..], &["--verify"]].concat());
     writes_nothing(&place, 2, &output, "apart, and at most 300 s are allowed; nothing was sent");
     assert!(requests.recv().unwrap().head.starts_with("GET /get_attestation"));
     assert!(requests.try_recv().is_err(), "the file was sent");

@@ -57,8 +57,10 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
         world.parent.sh("grep 'TLS handshake: client CN=tee-client' /tmp/service.log").map(drop)
     })?;
     stage.step("checklist 5: no certificate was refused on either side", || {
-        // The health check's look at the endpoint is a connection without a TLS handshake, and no refusal.
-        let line = "grep 'TLS handshake failed' /tmp/service.log | grep -iE 'certificate|alert'";
+        // The health check's look at the endpoint is a connection without a TLS handshake; and a busy machine may be too
+        // slow for one.
+        let others = "-e 'tls handshake eof' -e 'not complete after' -e 'onnection reset'";
+        let line = &format!("grep 'TLS handshake failed' /tmp/service.log | grep -v {others}");
         let failed = world.parent.run(line)?;
         ensure!(failed.status == 1, "{}", failed.text());
         let refused = world.enclave.console.find("invalid peer certificate");
