@@ -125,7 +125,9 @@ impl Api {
         }
         let mut response = response?;
         add_fields(&mut response, &met);
-        again.store(met.twice, Ordering::Relaxed);
+        if met.twice {
+            again.store(response.body().size_hint().lower(), Ordering::Relaxed);
+        }
         Ok(if met.cut { response.map(Answer::cut) } else { response })
     }
 

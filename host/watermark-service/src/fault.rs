@@ -227,9 +227,8 @@ impl Met {
         if self.cut && self.instead == Some(Instead::Nothing) {
             return refuse("cut and cut-before exclude each other");
         }
-        // The second answer follows the first where that is written out in one piece.
-        if self.twice && (self.cut || matches!(self.instead, Some(Instead::Nothing | Instead::Huge(_)))) {
-            return refuse("twice excludes cut, cut-before and huge");
+        if self.twice && (self.cut || self.instead == Some(Instead::Nothing)) {
+            return refuse("twice excludes cut and cut-before");
         }
         let refuses = self.early.is_some() || matches!(self.instead, Some(Instead::Status(_)));
         if self.retry_after.is_some() && !refuses {
@@ -307,7 +306,6 @@ mod tests {
             &["early=413", "early-keep=413"],
             &["early=413", "fail=413"],
             &["fail=413", "unmarked"],
-            &["twice", "huge=9"],
             &["twice", "cut"],
             &["twice", "cut-before"],
             &["retry-after=1"],

@@ -3,14 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Set before an answer is handed to hyper: what is written until the stream is next flushed is written again. hyper
-/// flushes once an answer in one piece is out.
-pub type Again = Arc<AtomicBool>;
+/// Set to the length of an answer's body before hyper gets the answer, to have it written again; 0 otherwise.
+pub type Again = Arc<AtomicU64>;
 
 /// A stream that passes everything on, and writes again what [`Again`] asks for.
 pub struct Twice<S> {
@@ -26,6 +25,12 @@ impl<S> Twice<S> {
     pub fn new(stream: S, again: Again) -> Self {
         Twice { stream, again, written: Vec::new(), repeated: 0 }
     }
+
+    /// Whether the answer has been written to its end.
+    fn is_whole(&self) -> bool {
+        let head = self.written.windows(4).position(|end| end == b"\r\n\r\n");
+        head.is_some_and(|head| (self.written.len() - head - 4) as u64 >= self.again.load(Ordering::Relaxed))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Twice<S> {
@@ -37,7 +42,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Twice<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Twice<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        if self.again.load(Ordering::Relaxed) {
+        if self.again.load(Ordering::Relaxed) > 0 {
             self.written.extend_from_slice(&bytes[..n]);
         }
         Poll::Ready(Ok(n))
@@ -48,7 +53,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Twice<S> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if !self.again.load(Ordering::Relaxed) {
+        if self.again.load(Ordering::Relaxed) == 0 {
             return Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
         }
         let first = pieces.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
@@ -61,12 +66,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Twice<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        while this.repeated < this.written.len() {
-            let n = ready!(Pin::new(&mut this.stream).poll_write(cx, &this.written[this.repeated..]))?;
-            this.repeated += n;
-        }
-        if this.repeated > 0 {
-            this.again.store(false, Ordering::Relaxed);
+        if this.is_whole() {
+            while this.repeated < this.written.len() {
+                let n = ready!(Pin::new(&mut this.stream).poll_write(cx, &this.written[this.repeated..]))?;
+                this.repeated += n;
+            }
+            this.again.store(0, Ordering::Relaxed);
             this.written.clear();
             this.repeated = 0;
         }
