@@ -8,28 +8,28 @@ use hyper::StatusCode;
 
 /// What `--help` says about `--fault`.
 pub const HELP: &str = "What to do wrong, repeatable. Only /health for the fault that names it, else /api/watermark:
-  slow=SECONDS   waits that long before the answer
-  fail=STATUS    answers this status (300 to 599) with a JSON error
-  cut            sends half of the answer, then ends the TCP connection without a TLS close
-  cut-before     ends the connection in place of the answer
-  no-data        succeeds without watermarked_data
-  not-json       answers 200 with HTML
-  huge=BYTES     succeeds with watermarked_data of that many bytes
-  status-error   answers 200 with {\"status\":\"error\"}
-  unmarked       gives the file back as it came
-  empty          gives back an empty file
-  no-encoding    takes base64 for the text to mark, and leaves out encoding
-  other-kind     gives back a file of another kind, a PDF (for a PDF a ZIP)
-  not-utf8       gives back bytes that are not UTF-8, in base64
-  base64-lines   writes base64 in lines of 76 characters with CR LF, and without padding
-  early=STATUS   answers this status (200 to 599) from the head alone and closes; the body is not read
-  early-keep=STATUS  answers likewise, and reads the body and keeps the connection
-  twice          sends the answer twice
-  retry-after=SECONDS  adds Retry-After to what fail or early answers
-  big-head=BYTES  adds a header field with a value of that many bytes (at most 16777216)
-  fields=N       adds header fields until there are that many (8 to 10000)
-  unhealthy      /health answers 503
-  first=N        only the first N requests to which a fault applies meet it";
+  slow=SECONDS        waits that long before the answer
+  fail=STATUS         answers this status (300 to 599) with a JSON error
+  cut                 sends half of the answer, then ends the TCP connection without a TLS close
+  cut-before          ends the connection in place of the answer
+  no-data             succeeds without watermarked_data
+  not-json            answers 200 with HTML
+  huge=BYTES          succeeds with watermarked_data of that many bytes
+  status-error        answers 200 with {\"status\":\"error\"}
+  unmarked            gives the file back as it came
+  empty               gives back an empty file
+  no-encoding         takes base64 for the text to mark, and leaves out encoding
+  other-kind          gives back a file of another kind, a PDF (for a PDF a ZIP)
+  not-utf8            gives back bytes that are not UTF-8, in base64
+  base64-lines        writes base64 in lines of 76 characters with CR LF, and without padding
+  early=STATUS        answers this status (200 to 599) from the head alone and closes; the body is not read
+  early-keep=STATUS   answers likewise, and reads the body and keeps the connection
+  twice               sends the answer twice
+  retry-after=SECONDS adds Retry-After to what fail or early answers
+  big-head=BYTES      adds a header field with a value of that many bytes (at most 16777216)
+  fields=N            adds header fields until there are that many (8 to 10000)
+  unhealthy           /health answers 503
+  first=N             only the first N requests to which a fault applies meet it";
 
 /// Longest `slow`: a day.
 const MAX_SECONDS: f64 = 86_400.0;
