@@ -131,6 +131,15 @@ fn an_early_answer_comes_before_the_body_and_the_connection_is_closed() {
 }
 
 #[test]
+fn an_early_answer_can_be_read_where_sending_failed() {
+    let service = Service::start(&["--fault", "early=413"]);
+    let mut connection = Connection::to(&service);
+    connection.head(64 << 20);
+    assert!(connection.try_send(&vec![b' '; 64 << 20]).is_err(), "the service does not read");
+    assert!(connection.answer().0.starts_with("HTTP/1.1 413 "));
+}
+
+#[test]
 fn after_an_early_answer_that_keeps_the_connection_it_serves_again() {
     let service = Service::start(&["--fault", "early-keep=503", "--fault", "retry-after=7", "--fault", "first=1"]);
     let mut connection = Connection::to(&service);

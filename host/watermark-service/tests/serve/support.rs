@@ -1,7 +1,7 @@
 //! The service, its certificates, and clients of it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -162,8 +162,12 @@ impl Connection {
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).unwrap();
-        self.0.flush().unwrap();
+        self.try_send(bytes).unwrap();
+    }
+
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)?;
+        self.0.flush()
     }
 
     pub fn post(&mut self, body: &Value) {
@@ -177,18 +181,34 @@ impl Connection {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            self.0.read_exact(&mut byte).unwrap();
+            self.read_exact(&mut byte).unwrap();
             head.push(byte[0]);
         }
         let head = String::from_utf8(head).unwrap();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
         let mut body = vec![0; length];
-        self.0.read_exact(&mut body).unwrap();
+        self.read_exact(&mut body).unwrap();
         (head, serde_json::from_slice(&body).unwrap())
     }
 
     /// Whether nothing more comes.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0))
+        matches!(self.read(&mut [0]), Ok(0))
+    }
+}
+
+/// Reads only. rustls' own stream writes first what is left to be sent, and fails where the service does not take it.
+impl Read for Connection {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let StreamOwned { conn, sock } = &mut self.0;
+        loop {
+            match conn.reader().read(into) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    conn.read_tls(sock)?;
+                    conn.process_new_packets().map_err(io::Error::other)?;
+                }
+                done => return done,
+            }
+        }
     }
 }
