@@ -1,158 +1,452 @@
-//! Admission: how much of the enclave's memory requests may hold together.
+//! Admission: how much of the enclave's memory requests may hold together, and who gives way where it is short.
 //!
-//! An enclave has no swap, and a daemon that is killed for want of memory loses its keys. So a request says what it
-//! will need before its body is read, and one that does not fit is turned away while there is still memory to say so.
+//! An enclave has no swap, and a daemon that is killed for want of memory loses its keys. So a request reserves memory
+//! before it takes it, as its bytes come and not as they are announced. One that finds none waits, and is not read
+//! meanwhile; after [`PATIENCE`] it is turned away, while there is still memory to say so. That nobody holds the others
+//! up:
+//!
+//! - The oldest request of all waits for as long as it takes, and once it has waited for [`PATIENCE`] no other takes
+//!   memory before it. So requests that each have come half way never lock each other out.
+//! - A request whose body is still to come and from which nothing has come for [`SILENCE`] gives way where others wait.
+//! - Where requests have an owner, one owner holds half of the memory at most, and half of the threads, while others
+//!   wait for either. Alone it may have all.
 
-use std::io::{self, Read};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// So many bytes in all, and what is left of them.
+/// For how long a request waits for memory.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// A request from which nothing has come for so long gives way to others.
+pub const SILENCE: Duration = Duration::from_secs(2);
+
+/// So many bytes in all, and who holds them.
 #[derive(Clone, Debug)]
-pub struct Budget {
+pub struct Budget(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     total: usize,
-    left: Arc<AtomicUsize>,
+    /// Requests that may be in flight at once.
+    requests: usize,
+    /// Requests that wait for a thread.
+    queued: Arc<AtomicUsize>,
+    patience: Duration,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-/// Bytes taken from a budget; they go back when it is dropped.
+/// Whose a request is: a digest of the user's name. Requests without an owner hold no share.
+pub type Owner = u64;
+
+/// The order in which requests began.
+type Age = u64;
+
+#[derive(Debug, Default)]
+struct State {
+    held: usize,
+    next: Age,
+    requests: BTreeMap<Age, Held>,
+    /// Those that wait for memory.
+    waiting: BTreeMap<Age, Waiting>,
+}
+
+/// A request that waits: since when, and for how many bytes.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    since: Instant,
+    more: usize,
+}
+
+/// What one request holds.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    owner: Option<Owner>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its body is still to come; content came last at this moment.
+    Receiving(Instant),
+    /// Its file is opened or with the watermark service.
+    Working,
+    /// It has all that it will need.
+    Answering,
+}
+
+/// Bytes taken from a budget for one request; they go back when it is dropped.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
+    age: Age,
     bytes: usize,
 }
 
 /// The budget does not hold that much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMemory {
-    /// It will, when others have given back theirs.
+    /// Not now; it may when others have ended.
     Now,
-    /// It never will.
+    /// Larger than the whole budget.
     Ever,
 }
 
 impl Budget {
-    pub fn new(bytes: usize) -> Budget {
-        Budget { total: bytes, left: Arc::new(AtomicUsize::new(bytes)) }
+    /// A budget of so many bytes, for so many requests at once.
+    pub fn new(bytes: usize, requests: usize) -> Budget {
+        Budget::with_patience(bytes, requests, PATIENCE)
     }
 
-    /// Takes `bytes`, or nothing.
-    pub fn reserve(&self, bytes: usize) -> Result<Reservation, NoMemory> {
-        let mut reservation = Reservation { budget: self.clone(), bytes: 0 };
-        reservation.cover(bytes).map(|()| reservation)
+    fn with_patience(total: usize, requests: usize, patience: Duration) -> Budget {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        Budget(Arc::new(Shared { total, requests, queued: Arc::default(), patience, state, changed }))
     }
 
-    fn take(&self, bytes: usize) -> Result<(), NoMemory> {
-        let less = |left: usize| left.checked_sub(bytes);
-        self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map(drop).map_err(|_| NoMemory::Now)
+    /// Begins a reservation of nothing.
+    pub fn open(&self) -> Reservation {
+        let mut state = self.state();
+        let age = state.next;
+        state.next += 1;
+        state.requests.insert(age, Held { bytes: 0, owner: None, stage: Stage::Working });
+        Reservation { budget: self.clone(), age, bytes: 0 }
+    }
+
+    /// Bytes in all.
+    pub fn total(&self) -> usize {
+        self.0.total
     }
 
     /// Bytes that nobody holds.
     pub fn left(&self) -> usize {
-        self.left.load(Ordering::Acquire)
+        self.0.total - self.state().held
+    }
+
+    /// How many requests wait for a thread: whoever hands out threads keeps count here.
+    pub fn queued(&self) -> Arc<AtomicUsize> {
+        self.0.queued.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether a request may take so many bytes more now.
+    fn may_take(&self, age: Age, more: usize, shared: &Shared, now: Instant) -> bool {
+        let fits = more <= shared.total - self.held;
+        let others_wait = || self.waiting.keys().any(|waiting| self.owner(*waiting) != self.owner(age));
+        fits && (more == 0
+            || !(self.is_behind_a_starved_one(age, shared, now)
+                || (self.is_past_its_share(age, more, shared) && others_wait())))
+    }
+
+    /// Whether an older request has waited out its patience: what is given back is for that one then. One that waits
+    /// only because its owner holds too much is nobody's concern.
+    fn is_behind_a_starved_one(&self, age: Age, shared: &Shared, now: Instant) -> bool {
+        self.waiting.range(..age).any(|(older, waiting)| {
+            now.duration_since(waiting.since) >= shared.patience && !self.is_past_its_share(*older, waiting.more, shared)
+        })
+    }
+
+    /// Whether with so many bytes more a request's owner would hold over half of the memory. The oldest request of all
+    /// is never held up by that.
+    fn is_past_its_share(&self, age: Age, more: usize, shared: &Shared) -> bool {
+        let held = self.owner(age).map_or(0, |owner| self.bytes_of(owner) + more);
+        held > shared.total / 2 && !self.is_oldest(age)
+    }
+
+    fn owner(&self, age: Age) -> Option<Owner> {
+        self.requests.get(&age).and_then(|held| held.owner)
+    }
+
+    fn bytes_of(&self, owner: Owner) -> usize {
+        self.requests.values().filter(|held| held.owner == Some(owner)).map(|held| held.bytes).sum()
+    }
+
+    /// Whether no older request may need memory still.
+    fn is_oldest(&self, age: Age) -> bool {
+        !self.requests.range(..age).any(|(_, held)| held.stage != Stage::Answering)
+    }
+
+    /// Whether a request whose body is still to come gives way.
+    fn gives_way(&self, age: Age, queued: usize, shared: &Shared, now: Instant) -> bool {
+        let Some(Held { owner, stage: Stage::Receiving(last), .. }) = self.requests.get(&age) else { return false };
+        let memory_is_wanted = self.waiting.keys().any(|waiting| *waiting != age);
+        if !memory_is_wanted && queued == 0 {
+            return false;
+        }
+        let receiving = || {
+            self.requests.iter().filter_map(|(age, held)| match held.stage {
+                Stage::Receiving(last) => Some((*age, last, held.owner)),
+                _ => None,
+            })
+        };
+        let silent_for_longest = || receiving().all(|(_, other, _)| other >= *last);
+        let youngest = || receiving().all(|(other, ..)| other <= age);
+        (now.duration_since(*last) >= SILENCE && silent_for_longest())
+            || owner.is_some_and(|owner| {
+                let of_owner = self.requests.values().filter(|held| held.owner == Some(owner)).count();
+                let over = (memory_is_wanted && self.bytes_of(owner) > shared.total / 2)
+                    || (queued > 0 && of_owner > shared.requests.div_ceil(2));
+                over && receiving().all(|(other, _, of)| of != Some(owner) || other <= age)
+            })
+            || (youngest() && self.is_behind_a_starved_one(age, shared, now))
     }
 }
 
 impl Reservation {
-    /// Makes the reservation at least `bytes` large. Where that fails it stays as it was.
-    pub fn cover(&mut self, bytes: usize) -> Result<(), NoMemory> {
-        if bytes > self.budget.total {
+    /// Makes the reservation at least `bytes` large, and says how long that took to be possible. Where it is not it
+    /// stays as it was.
+    ///
+    /// # Errors
+    /// There is no memory for it, now or ever.
+    pub fn cover(&mut self, bytes: usize) -> Result<Duration, NoMemory> {
+        let shared = &*self.budget.0;
+        if bytes > shared.total {
             return Err(NoMemory::Ever);
         }
         let more = bytes.saturating_sub(self.bytes);
-        self.budget.take(more)?;
-        self.bytes += more;
-        Ok(())
+        let start = Instant::now();
+        let mut state = self.budget.state();
+        let mut result = Ok(Duration::ZERO);
+        while !state.may_take(self.age, more, shared, Instant::now()) {
+            state.waiting.insert(self.age, Waiting { since: start, more });
+            let waited = start.elapsed();
+            let left = shared.patience.saturating_sub(waited);
+            if left.is_zero() && !state.is_oldest(self.age) {
+                result = Err(NoMemory::Now);
+                break;
+            }
+            // The oldest waits on; it looks again now and then, since nobody tells it that it has become the oldest.
+            let wait = left.max(Duration::from_millis(100));
+            state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            result = Ok(start.elapsed());
+        }
+        if state.waiting.remove(&self.age).is_some() {
+            shared.changed.notify_all();
+        }
+        if result.is_ok() {
+            state.held += more;
+            self.bytes += more;
+            state.requests.entry(self.age).and_modify(|held| held.bytes += more);
+        }
+        result
     }
 
     /// Gives back what is beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
-        self.bytes -= less;
-        self.budget.left.fetch_add(less, Ordering::AcqRel);
+        if less > 0 {
+            self.bytes -= less;
+            let mut state = self.budget.state();
+            state.held -= less;
+            state.requests.entry(self.age).and_modify(|held| held.bytes -= less);
+            self.budget.0.changed.notify_all();
+        }
+    }
+
+    /// Names the owner of the request.
+    ///
+    /// # Errors
+    /// Others wait for threads, and the owner's requests hold half of them.
+    pub fn belongs_to(&mut self, owner: Owner) -> Result<(), NoMemory> {
+        let shared = &*self.budget.0;
+        let mut state = self.budget.state();
+        let others = state.requests.values().filter(|held| held.owner == Some(owner)).count();
+        if shared.queued.load(Ordering::Acquire) > 0 && others >= shared.requests.div_ceil(2) {
+            return Err(NoMemory::Now);
+        }
+        state.requests.entry(self.age).and_modify(|held| held.owner = Some(owner));
+        Ok(())
+    }
+
+    /// The body is still to come, and some of it came at this moment.
+    pub fn receiving(&mut self, now: Instant) {
+        self.enter(Stage::Receiving(now));
+    }
+
+    /// The body is there.
+    pub fn received(&mut self) {
+        self.enter(Stage::Working);
+    }
+
+    /// All is there that the request needs; `bytes` of it stay until it has been answered.
+    pub fn answering(&mut self, bytes: usize) {
+        self.enter(Stage::Answering);
+        self.shrink(bytes);
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.budget.state().requests.entry(self.age).and_modify(|held| held.stage = stage);
+    }
+
+    /// Whether the request, whose body is still to come, gives way to others.
+    pub fn gives_way(&self, now: Instant) -> bool {
+        let shared = &*self.budget.0;
+        self.budget.state().gives_way(self.age, shared.queued.load(Ordering::Acquire), shared, now)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.shrink(0);
-    }
-}
-
-/// Why [`read_all`] gave nothing.
-#[derive(Debug)]
-pub enum ReadError {
-    /// There is more than the limit.
-    TooLarge,
-    NoMemory(NoMemory),
-    Io(io::Error),
-}
-
-/// Reads to the end, `limit` bytes at most, and has the reservation cover `cost` of the buffer before it grows. A
-/// known length spares the growing.
-///
-/// # Errors
-/// See [`ReadError`].
-pub fn read_all(
-    mut reader: impl Read,
-    known: Option<usize>,
-    limit: usize,
-    reservation: &mut Reservation,
-    cost: impl Fn(usize) -> usize,
-) -> Result<Vec<u8>, ReadError> {
-    const FIRST: usize = 64 << 10;
-    if known.is_some_and(|length| length > limit) {
-        return Err(ReadError::TooLarge);
-    }
-    let mut bytes = Vec::new();
-    let mut room = known.unwrap_or(FIRST).min(limit) + 1;
-    loop {
-        // While it grows, the old buffer is there too.
-        reservation.cover(cost(room).saturating_add(bytes.len())).map_err(ReadError::NoMemory)?;
-        bytes.reserve_exact(room - bytes.len());
-        reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
-        match bytes.len() {
-            n if n > limit => return Err(ReadError::TooLarge),
-            n if n < room => return Ok(bytes),
-            n => room = n.saturating_mul(2).min(limit + 1),
-        }
+        let mut state = self.budget.state();
+        state.held -= self.bytes;
+        state.requests.remove(&self.age);
+        self.budget.0.changed.notify_all();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
 
-    #[test]
-    fn reading_is_bounded_by_the_limit_and_by_the_budget() {
-        let data = vec![7; 300_000];
-        let read = |budget: usize, limit: usize, known| {
-            let mut reservation = Budget::new(budget).reserve(0).unwrap();
-            read_all(&data[..], known, limit, &mut reservation, |n| n).map(|bytes| bytes == data)
-        };
-        for known in [None, Some(300_000)] {
-            assert!(read(1 << 20, 300_000, known).unwrap());
-            assert!(matches!(read(1 << 20, 299_999, known), Err(ReadError::TooLarge)));
-            assert!(matches!(read(250_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever))));
-        }
-        assert!(matches!(read(1 << 20, 1 << 20, Some(10)), Ok(true)), "a length that proves wrong is only a guess");
+    /// A budget whose requests never wait.
+    fn impatient(bytes: usize, requests: usize) -> Budget {
+        Budget::with_patience(bytes, requests, Duration::ZERO)
+    }
+
+    /// A younger request, of this owner if of one, that holds so much.
+    fn request(budget: &Budget, owner: Option<Owner>, bytes: usize) -> Reservation {
+        let mut request = budget.open();
+        owner.map(|owner| request.belongs_to(owner).unwrap());
+        request.cover(bytes).unwrap();
+        request
+    }
+
+    /// Notes that a request waits since a moment, as `cover` does.
+    fn waits(request: &Reservation, since: Instant) {
+        request.budget.state().waiting.insert(request.age, Waiting { since, more: 1 });
     }
 
     #[test]
     fn what_is_taken_comes_back_and_no_more_than_there_is_can_be_taken() {
-        let budget = Budget::new(100);
-        let mut first = budget.reserve(60).unwrap();
-        assert_eq!(budget.reserve(41).unwrap_err(), NoMemory::Now);
+        let budget = impatient(100, 9);
+        let mut first = request(&budget, None, 60);
+        let mut second = budget.open();
+        assert_eq!(second.cover(41), Err(NoMemory::Now));
         assert_eq!(first.cover(101), Err(NoMemory::Ever));
-        assert_eq!(first.cover(50), Ok(()));
-        assert_eq!((first.cover(100), budget.left()), (Ok(()), 0));
+        assert_eq!(second.cover(usize::MAX), Err(NoMemory::Ever));
+        assert!(first.cover(50).is_ok());
+        assert!(first.cover(100).is_ok());
+        assert_eq!(budget.left(), 0);
         first.shrink(30);
         assert_eq!(budget.left(), 70);
         drop(first);
         assert_eq!(budget.left(), 100);
+        assert!(second.cover(41).is_ok());
     }
 
     #[test]
-    fn a_wish_past_every_bound_is_refused() {
-        assert!(Budget::new(100).reserve(usize::MAX).is_err());
+    fn one_that_waits_gets_what_another_gives_back() {
+        let budget = Budget::with_patience(100, 9, Duration::from_secs(600));
+        let mut first = request(&budget, None, 60);
+        thread::scope(|scope| {
+            let mut second = budget.open();
+            let waits = scope.spawn(move || second.cover(80));
+            while budget.state().waiting.is_empty() {
+                thread::yield_now();
+            }
+            first.shrink(20);
+            assert!(waits.join().unwrap().unwrap() > Duration::ZERO);
+        });
+    }
+
+    #[test]
+    fn the_oldest_waits_for_as_long_as_it_takes() {
+        let budget = impatient(100, 9);
+        let mut oldest = budget.open();
+        let younger = request(&budget, None, 60);
+        thread::scope(|scope| {
+            let waits = scope.spawn(move || oldest.cover(100));
+            while budget.state().waiting.is_empty() {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(20));
+            drop(younger);
+            assert!(waits.join().unwrap().is_ok());
+        });
+    }
+
+    #[test]
+    fn nobody_takes_memory_that_an_older_one_waits_for() {
+        let budget = impatient(100, 9);
+        let (older, mut younger) = (budget.open(), request(&budget, None, 10));
+        assert!(younger.cover(20).is_ok());
+        waits(&older, Instant::now());
+        assert_eq!(younger.cover(30), Err(NoMemory::Now));
+        assert!(younger.cover(20).is_ok(), "what it has it keeps");
+    }
+
+    #[test]
+    fn the_longest_silent_gives_way_where_others_need_the_memory_and_only_while_its_body_is_to_come() {
+        let budget = impatient(100, 9);
+        let now = Instant::now() + Duration::from_secs(60);
+        let mut requests = [10, 11, 12].map(|bytes| request(&budget, None, bytes));
+        for (request, silent) in requests.iter_mut().zip([3, 5, 1]) {
+            request.receiving(now - Duration::from_secs(silent));
+        }
+        let give_way = |requests: &[Reservation]| requests.iter().map(|r| r.gives_way(now)).collect::<Vec<_>>();
+        assert_eq!(give_way(&requests), [false; 3], "nobody waits");
+        let other = budget.open();
+        waits(&other, now);
+        assert_eq!(give_way(&requests), [false, true, false]);
+        requests[1].received();
+        assert_eq!(give_way(&requests), [true, false, false]);
+        requests[0].receiving(now);
+        assert_eq!(give_way(&requests), [false; 3], "one second is no silence");
+        drop(other);
+        budget.queued().store(1, Ordering::Release);
+        requests[0].receiving(now - SILENCE);
+        assert_eq!(give_way(&requests), [true, false, false], "for a thread likewise");
+    }
+
+    #[test]
+    fn one_owner_holds_half_of_the_memory_while_another_waits_and_alone_all() {
+        let budget = impatient(100, 9);
+        let now = Instant::now();
+        let first = request(&budget, Some(7), 10);
+        let mut greedy = [40, 20].map(|bytes| request(&budget, Some(7), bytes));
+        greedy.iter_mut().for_each(|request| request.receiving(now));
+        assert!(!greedy[1].gives_way(now));
+        let other = budget.open();
+        waits(&other, now);
+        assert_eq!(greedy[1].cover(21), Err(NoMemory::Now), "past the share it does not grow");
+        assert!(greedy[1].gives_way(now) && !greedy[0].gives_way(now), "the youngest of its requests gives way");
+        drop(first);
+        greedy[1].shrink(10);
+        assert!(!greedy[1].gives_way(now), "half is its own");
+        drop(other);
+        assert!(greedy[1].cover(60).is_ok());
+    }
+
+    #[test]
+    fn one_owner_holds_half_of_the_threads_while_others_wait_for_one() {
+        let budget = impatient(100, 4);
+        let now = Instant::now();
+        let mut requests = [(); 3].map(|()| request(&budget, Some(7), 1));
+        requests.iter_mut().for_each(|request| request.receiving(now));
+        assert!(!requests[2].gives_way(now));
+        budget.queued().store(1, Ordering::Release);
+        assert_eq!(requests.iter().map(|r| r.gives_way(now)).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(budget.open().belongs_to(7), Err(NoMemory::Now));
+        assert_eq!(budget.open().belongs_to(8), Ok(()));
+    }
+
+    #[test]
+    fn the_youngest_gives_way_to_an_older_one_that_has_waited_out_its_patience() {
+        let budget = Budget::with_patience(100, 9, PATIENCE);
+        let now = Instant::now() + Duration::from_secs(60);
+        let oldest = budget.open();
+        let mut younger = [1, 2].map(|bytes| request(&budget, None, bytes));
+        younger.iter_mut().for_each(|request| request.receiving(now));
+        waits(&oldest, now - Duration::from_secs(1));
+        assert!(younger.iter().all(|request| !request.gives_way(now)));
+        waits(&oldest, now - PATIENCE);
+        assert_eq!(younger.iter().map(|request| request.gives_way(now)).collect::<Vec<_>>(), [false, true]);
     }
 }

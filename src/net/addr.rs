@@ -192,6 +192,22 @@ impl Stream {
     }
 }
 
+impl Read for &Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        each!(Stream, self, s => (&*s).read(buf))
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        each!(Stream, self, s => (&*s).write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(()) // a socket holds nothing back
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         each!(Stream, self, s => s.read(buf))

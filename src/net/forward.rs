@@ -13,39 +13,40 @@ use nix::poll::PollFlags;
 use super::addr::{Address, Stream};
 use super::egress::Route;
 use super::endpoints::AllowList;
-use super::pump::{Door, Outbox, Pump, Session, Turn};
+use super::event_loop::{Acceptor, EventLoop, Session, Turn};
+use super::outbox::Outbox;
 
 /// Time to reach the endpoint.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A tunnel through which nothing moves for so long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
 
-/// Adds a door for each endpoint.
+/// Has the event loop listen for each endpoint.
 ///
 /// # Errors
 /// An address is taken: names which.
-pub fn add_doors(pump: &mut Pump, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
+pub fn add(event_loop: &mut EventLoop, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
     for endpoint in allowed.iter() {
         let address = Address::Tcp { host: endpoint.loopback().to_string(), port: endpoint.port() };
         let listener = address.listen().map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
         info!("forward: {address} leads to {endpoint}");
-        let (entrance, door, endpoint) = (pump.entrance()?, pump.next_door(), endpoint.clone());
-        // Each tunnel holds a reference, while it is dialled too; and this door another.
+        let (inlet, acceptor, endpoint) = (event_loop.inlet(), event_loop.next_acceptor(), endpoint.clone());
+        // Each tunnel holds a reference, while it is dialled too; and this closure another.
         let places = Arc::new(());
-        let open = move |stream, full: bool| -> super::pump::Opened {
-            if full || Arc::strong_count(&places) > limit {
+        let open = move |stream| -> super::event_loop::Opened {
+            if Arc::strong_count(&places) > limit {
                 return Ok(None);
             }
-            let (entrance, endpoint, place) = (entrance.try_clone()?, endpoint.clone(), places.clone());
+            let (inlet, endpoint, place) = (inlet.clone(), endpoint.clone(), places.clone());
             // In a thread of its own, since it may take seconds.
             let dial =
                 move || match route.dial(&endpoint, CONNECT_LIMIT).and_then(|s| s.set_nonblocking(true).map(|()| s)) {
-                    Ok(far) => entrance.add(door, Box::new(Tunnel::new(stream, far, place))),
+                    Ok(far) => inlet.add(acceptor, Box::new(Tunnel::new(stream, far, place))),
                     Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
                 };
             thread::Builder::new().name("dial".into()).spawn(dial).map(|_| None)
         };
-        pump.add(Door { listener, limit, open: Box::new(open) })?;
+        event_loop.add(Acceptor { listener, limit, open: Box::new(open) })?;
     }
     Ok(())
 }
@@ -110,10 +111,6 @@ impl Session for Tunnel {
 
     fn overdue(&mut self, _: Instant) -> Turn {
         Turn::Over
-    }
-
-    fn idle_since(&self) -> Option<Instant> {
-        None
     }
 
     fn finish(&mut self) -> Turn {

@@ -1,50 +1,169 @@
-//! Where an HTTP/1.1 message begins and ends (RFC 9112), no more.
+//! HTTP/1.1 as far as the way in needs it: a request's head, and how long its body is (RFC 9112).
 //!
-//! tiny_http reads what it is given and trusts it. So each request is framed here first, strictly: what two programs
-//! could read differently, such as two lengths, is refused (RFC 9112, 11.2), and the head is written anew.
+//! Whatever two programs could read differently is refused: a line ends with CR LF and with nothing else, a body has
+//! one length, a field that decides something stands once.
 
 use httparse::{EMPTY_HEADER, Header, Status};
 
-/// Largest request head, in bytes, and most header fields in it.
+/// Longest head of a request in bytes, and most fields in it.
 pub const MAX_HEAD: usize = 16 << 10;
-const MAX_FIELDS: usize = 64;
+pub const MAX_FIELDS: usize = 64;
 /// Longest line that announces a chunk, and longest trailer section, in bytes.
 const MAX_CHUNK_LINE: usize = 256;
 const MAX_TRAILER: usize = 4 << 10;
+/// What chunks may take beside their content, in bytes: so much, and so many times the content.
+const FRAMING: u64 = 16 << 10;
+const FRAMING_A_BYTE: u64 = 8;
 
-/// Fields that concern one connection only (RFC 9110, 7.6.1), and the transfer coding, which is undone here.
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "proxy-connection", "upgrade", "te", "trailer", "transfer-encoding"];
-
-/// An answer that is given without asking tiny_http.
+/// Why a request is not served, before anybody has looked at what it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub status: u16,
-    pub code: &'static str,
-    pub message: &'static str,
+pub enum HttpError {
+    /// It is not a request as HTTP has it: why.
+    Malformed(&'static str),
+    /// Its head is over [`MAX_HEAD`] bytes or [`MAX_FIELDS`] fields.
+    HeadTooLarge,
+    /// It has to have a length.
+    LengthRequired,
+    /// Its body is over the largest that is taken, in bytes.
+    TooLarge(u64),
+    /// It expects something other than 100 (Continue).
+    UnknownExpectation,
+    /// It, or its body, comes too slowly.
+    TooSlow,
+    /// There is no thread for it.
+    Overloaded,
 }
 
-const fn bad(message: &'static str) -> Refusal {
-    Refusal { status: 400, code: "invalid_request", message }
+const fn malformed(reason: &'static str) -> HttpError {
+    HttpError::Malformed(reason)
 }
-
-pub const TOO_LARGE: Refusal = Refusal { status: 413, code: "file_too_large", message: "the body is too large" };
 
 /// A request's head, checked.
 #[derive(Debug)]
 pub struct RequestHead {
-    /// The head for tiny_http.
-    ///
-    /// `Connection: upgrade` makes tiny_http hand out the reader of a body as it is. Otherwise dropping a request
-    /// whose body was not read allocates as many bytes as are left of what the client announced.
-    pub bytes: Vec<u8>,
+    pub method: String,
+    /// The target's path and query, as they came.
+    pub target: String,
+    /// The lines of its fields, each with a line feed.
+    fields: Vec<u8>,
     pub body: Body,
     /// The client's connection may carry another request.
     pub keep_alive: bool,
     /// The client waits for 100 (Continue) before it sends the body.
     pub expects: bool,
+}
+
+impl RequestHead {
+    /// The values of a field, without the blanks around them.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields.split(|&b| b == b'\n').filter_map(move |line| {
+            let (found, value) = line.split_at_checked(line.iter().position(|&b| b == b':')?)?;
+            found.eq_ignore_ascii_case(name.as_bytes()).then(|| value[1..].trim_ascii())
+        })
+    }
+
     /// The answer has no body, whatever its length says.
-    pub head_only: bool,
+    pub fn head_only(&self) -> bool {
+        self.method == "HEAD"
+    }
+}
+
+/// Reads a request's head from the start of `input`. Gives it with its length once it is complete.
+///
+/// # Errors
+/// It will never be one that is served.
+pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, usize)>, HttpError> {
+    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let length = match request.parse(input) {
+        Ok(Status::Complete(length)) if length <= MAX_HEAD => length,
+        Ok(Status::Partial) if input.len() < MAX_HEAD => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HttpError::HeadTooLarge),
+        Err(_) => return Err(malformed("not an HTTP/1.1 request")),
+    };
+    if !lines_end_with_cr_lf(&input[..length]) {
+        return Err(malformed("a line of the head does not end with CR LF"));
+    }
+    let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    let target = path_and_query(target).ok_or(malformed("the request's target is not a path in ASCII"))?;
+    let http_1_1 = request.version == Some(1);
+    let fields = &*request.headers;
+    match (named(fields, "host").count(), http_1_1) {
+        (1, _) | (0, false) => {}
+        _ => return Err(malformed("an HTTP/1.1 request has one Host field")),
+    }
+    let expects = match value(fields, "expect")? {
+        Some(v) if v.eq_ignore_ascii_case(b"100-continue") => http_1_1,
+        Some(_) => return Err(HttpError::UnknownExpectation),
+        None => false,
+    };
+    let head = RequestHead {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        fields: fields.iter().map(|f| [f.name.as_bytes(), b":", f.value, b"\n"].concat()).collect::<Vec<_>>().concat(),
+        body: body(method, fields, http_1_1, max_body)?,
+        keep_alive: http_1_1 && !named(fields, "connection").any(has_close),
+        expects,
+    };
+    Ok(Some((head, length)))
+}
+
+/// httparse takes a bare LF for the end of a line too.
+fn lines_end_with_cr_lf(head: &[u8]) -> bool {
+    head.iter().enumerate().all(|(i, b)| *b != b'\n' || (i > 0 && head[i - 1] == b'\r'))
+}
+
+/// The path and query of a target in origin-form or absolute-form (RFC 9112, 3.2).
+fn path_and_query(target: &str) -> Option<&str> {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let target = match scheme {
+        None => target,
+        Some(scheme) => match target[scheme.len()..].find('/') {
+            Some(at) => &target[scheme.len() + at..],
+            None if target[scheme.len()..].contains('?') => return None,
+            None => "/",
+        },
+    };
+    (target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic())).then_some(target)
+}
+
+fn has_close(value: &[u8]) -> bool {
+    value.split(|&b| b == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// The values of a field.
+fn named<'a>(fields: &'a [Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    fields.iter().filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.trim_ascii())
+}
+
+/// The value of a field that may stand once.
+fn value<'a>(fields: &'a [Header<'a>], name: &'static str) -> Result<Option<&'a [u8]>, HttpError> {
+    let mut values = named(fields, name);
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(malformed("a header field that may stand once is repeated")),
+        (value, None) => Ok(value),
+    }
+}
+
+fn body(method: &str, fields: &[Header<'_>], http_1_1: bool, max_body: u64) -> Result<Body, HttpError> {
+    match (value(fields, "content-length")?, value(fields, "transfer-encoding")?) {
+        (Some(_), Some(_)) => Err(malformed("both Content-Length and Transfer-Encoding")),
+        (None, Some(coding)) if http_1_1 && coding.eq_ignore_ascii_case(b"chunked") => {
+            Ok(Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body }))
+        }
+        (None, Some(_)) => Err(malformed("a Transfer-Encoding other than chunked")),
+        (Some(length), None) if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => {
+            match str::from_utf8(length).ok().and_then(|digits| digits.parse().ok()) {
+                Some(length) if length <= max_body => Ok(Body::Length(length)),
+                _ => Err(HttpError::TooLarge(max_body)),
+            }
+        }
+        (Some(_), None) => Err(malformed("Content-Length is not a number")),
+        (None, None) if matches!(method, "POST" | "PUT" | "PATCH") => Err(HttpError::LengthRequired),
+        (None, None) => Ok(Body::Length(0)),
+    }
 }
 
 /// What is still to come of a request's body.
@@ -52,7 +171,7 @@ pub struct RequestHead {
 pub enum Body {
     /// So many bytes.
     Length(u64),
-    /// Chunks, which together may be so many bytes.
+    /// Chunks.
     Chunked(Chunks),
 }
 
@@ -60,7 +179,11 @@ pub enum Body {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunks {
     at: ChunkPart,
-    allowance: u64,
+    /// Bytes that chunks have announced, and bytes that announced them.
+    content: u64,
+    framing: u64,
+    /// What all of them may hold together, in bytes.
+    max_body: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -70,100 +193,6 @@ enum ChunkPart {
     End,
     Trailer(usize),
     Done,
-}
-
-/// Reads a request's head from the start of `input`. Gives it with its length once it is complete.
-///
-/// # Errors
-/// The refusal to answer with.
-pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, usize)>, Refusal> {
-    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut fields);
-    let length = match request.parse(input) {
-        Ok(Status::Complete(length)) if length <= MAX_HEAD => length,
-        Ok(Status::Partial) if input.len() < MAX_HEAD => return Ok(None),
-        Ok(_) => return Err(Refusal { status: 431, code: "invalid_request", message: "the head is over 16 KiB" }),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refusal { status: 431, code: "invalid_request", message: "more than 64 header fields" });
-        }
-        Err(_) => return Err(bad("not an HTTP/1.1 request")),
-    };
-    if !input[..length].is_ascii() {
-        return Err(bad("the head is not ASCII: percent-encode other characters"));
-    }
-    let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-    if !target.starts_with('/') {
-        return Err(bad("the request's target is not a path"));
-    }
-    let http_1_1 = request.version == Some(1);
-    let fields = &*request.headers;
-    let expects = match value(fields, "expect")? {
-        Some(v) if v.eq_ignore_ascii_case("100-continue") => http_1_1,
-        Some(_) => {
-            return Err(Refusal { status: 417, code: "invalid_request", message: "only 100-continue is expected" });
-        }
-        None => false,
-    };
-    let head = RequestHead {
-        bytes: rewrite(method, target, fields, expects),
-        body: body(method, fields, http_1_1, max_body)?,
-        keep_alive: http_1_1 && !named(fields, "connection").any(|v| v.to_ascii_lowercase().contains("close")),
-        expects,
-        head_only: method == "HEAD",
-    };
-    Ok(Some((head, length)))
-}
-
-/// The values of a field.
-fn named<'a>(fields: &'a [Header<'a>], name: &'a str) -> impl Iterator<Item = &'a str> {
-    let same = move |f: &&Header<'a>| f.name.eq_ignore_ascii_case(name);
-    fields.iter().filter(same).map(|f| std::str::from_utf8(f.value).unwrap_or_default().trim())
-}
-
-/// The value of a field that may stand once.
-fn value<'a>(fields: &'a [Header<'a>], name: &'static str) -> Result<Option<&'a str>, Refusal> {
-    let mut values = named(fields, name);
-    match (values.next(), values.next()) {
-        (_, Some(_)) => Err(bad("a header field that may stand once is repeated")),
-        (value, None) => Ok(value),
-    }
-}
-
-fn body(method: &str, fields: &[Header<'_>], http_1_1: bool, max_body: u64) -> Result<Body, Refusal> {
-    match (value(fields, "content-length")?, value(fields, "transfer-encoding")?) {
-        (Some(_), Some(_)) => Err(bad("both Content-Length and Transfer-Encoding")),
-        (None, Some(coding)) if http_1_1 && coding.eq_ignore_ascii_case("chunked") => {
-            Ok(Body::Chunked(Chunks { at: ChunkPart::Size, allowance: max_body }))
-        }
-        (None, Some(_)) => Err(bad("a Transfer-Encoding other than chunked")),
-        (Some(length), None) if !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit()) => {
-            match length.parse() {
-                Ok(length) if length <= max_body => Ok(Body::Length(length)),
-                _ => Err(TOO_LARGE),
-            }
-        }
-        (Some(_), None) => Err(bad("Content-Length is not a number")),
-        (None, None) if matches!(method, "POST" | "PUT" | "PATCH") => {
-            Err(Refusal { status: 411, code: "length_required", message: "send Content-Length, or chunks" })
-        }
-        (None, None) => Ok(Body::Length(0)),
-    }
-}
-
-fn rewrite(method: &str, target: &str, fields: &[Header<'_>], expects: bool) -> Vec<u8> {
-    let mut bytes = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
-    let kept = |f: &&Header<'_>| {
-        !HOP_BY_HOP.iter().any(|h| f.name.eq_ignore_ascii_case(h))
-            && (expects || !f.name.eq_ignore_ascii_case("expect"))
-    };
-    for field in fields.iter().filter(kept) {
-        bytes.extend_from_slice(field.name.as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(field.value);
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"Connection: upgrade\r\n\r\n");
-    bytes
 }
 
 impl Body {
@@ -176,8 +205,8 @@ impl Body {
     /// `input` were taken.
     ///
     /// # Errors
-    /// The refusal to answer with.
-    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+    /// It is not framed as it should be, or too large.
+    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, HttpError> {
         match self {
             Body::Length(left) => Ok(take_some(left, input, out)),
             Body::Chunked(chunks) => chunks.take(input, out),
@@ -193,158 +222,234 @@ fn take_some(left: &mut u64, input: &[u8], out: &mut Vec<u8>) -> usize {
 }
 
 impl Chunks {
-    fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+    fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, HttpError> {
         let mut taken = 0;
-        loop {
-            let rest = &input[taken..];
-            let n = match &mut self.at {
-                ChunkPart::Size => match httparse::parse_chunk_size(rest) {
-                    // httparse takes a line without a digit for 0, and a bare LF in an extension.
-                    Ok(Status::Complete((n, size)))
-                        if n <= MAX_CHUNK_LINE
-                            && rest[0].is_ascii_hexdigit()
-                            && rest[..n - 2].iter().all(|&b| b != b'\n') =>
-                    {
-                        self.allowance = self.allowance.checked_sub(size).ok_or(TOO_LARGE)?;
-                        self.at = if size > 0 { ChunkPart::Data(size) } else { ChunkPart::Trailer(0) };
-                        n
-                    }
-                    Ok(Status::Partial) if rest.len() < MAX_CHUNK_LINE => return Ok(taken),
-                    _ => return Err(bad("a chunk's size is wrong")),
-                },
-                ChunkPart::Data(left) => {
-                    let n = take_some(left, rest, out);
-                    if *left > 0 {
-                        return Ok(taken + n);
-                    }
-                    self.at = ChunkPart::End;
-                    n
-                }
-                ChunkPart::End => match rest {
-                    [b'\r', b'\n', ..] => {
-                        self.at = ChunkPart::Size;
-                        2
-                    }
-                    [] | [b'\r'] => return Ok(taken),
-                    _ => return Err(bad("a chunk is longer than its size")),
-                },
-                ChunkPart::Trailer(seen) => match rest.iter().position(|&b| b == b'\n') {
-                    Some(end) => {
-                        *seen += end + 1;
-                        if *seen > MAX_TRAILER {
-                            return Err(bad("the trailer is over 4 KiB"));
-                        }
-                        match &rest[..end] {
-                            b"\r" => self.at = ChunkPart::Done,
-                            line if line.ends_with(b"\r") => {}
-                            _ => return Err(bad("a line of the trailer ends without CR")),
-                        }
-                        end + 1
-                    }
-                    None if rest.len() < MAX_TRAILER => return Ok(taken),
-                    None => return Err(bad("the trailer is over 4 KiB")),
-                },
-                ChunkPart::Done => return Ok(taken),
-            };
+        while let Some(n) = self.step(&input[taken..], out)? {
             taken += n;
+        }
+        Ok(taken)
+    }
+
+    /// Takes the next part, if it is there; says how many bytes it had.
+    fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>, HttpError> {
+        match &mut self.at {
+            ChunkPart::Size => match line(rest, MAX_CHUNK_LINE).map_err(|()| malformed("a chunk's line is too long"))? {
+                None => Ok(None),
+                Some(line) => {
+                    let size = chunk_size(line).ok_or(malformed("a chunk's size or extension is wrong"))?;
+                    self.announced(size, line.len() as u64 + 4)?;
+                    self.at = if size > 0 { ChunkPart::Data(size) } else { ChunkPart::Trailer(0) };
+                    Ok(Some(line.len() + 2))
+                }
+            },
+            ChunkPart::Data(left) => {
+                let n = take_some(left, rest, out);
+                if *left == 0 {
+                    self.at = ChunkPart::End;
+                }
+                Ok((n > 0).then_some(n))
+            }
+            ChunkPart::End => match rest {
+                [b'\r', b'\n', ..] => {
+                    self.at = ChunkPart::Size;
+                    Ok(Some(2))
+                }
+                [] | [b'\r'] => Ok(None),
+                _ => Err(malformed("a chunk is longer than its size")),
+            },
+            ChunkPart::Trailer(seen) => {
+                let left = MAX_TRAILER.saturating_sub(*seen);
+                match line(rest, left).map_err(|()| malformed("the trailer is over 4 KiB"))? {
+                    None => Ok(None),
+                    Some(b"") => {
+                        self.at = ChunkPart::Done;
+                        Ok(Some(2))
+                    }
+                    Some(line) if is_field(line) => {
+                        *seen += line.len() + 2;
+                        Ok(Some(line.len() + 2))
+                    }
+                    Some(_) => Err(malformed("a line of the trailer is not a field")),
+                }
+            }
+            ChunkPart::Done => Ok(None),
+        }
+    }
+
+    fn announced(&mut self, size: u64, framing: u64) -> Result<(), HttpError> {
+        self.framing += framing;
+        self.content = self.content.checked_add(size).filter(|content| *content <= self.max_body).ok_or_else(|| {
+            HttpError::TooLarge(self.max_body)
+        })?;
+        match self.framing <= FRAMING + self.content.saturating_mul(FRAMING_A_BYTE) {
+            true => Ok(()),
+            false => Err(malformed("the chunks' extensions are too long for what is in them")),
         }
     }
 }
 
-/// The head of an answer: its length, and the length of its body; an interim answer (1xx) has neither body nor end.
-pub struct AnswerHead {
-    pub length: usize,
-    pub interim: bool,
-    pub body: u64,
-}
-
-/// What came is no answer, or one without a length, which the daemon never gives.
-#[derive(Debug)]
-pub struct NoAnswer;
-
-/// Reads the head of tiny_http's answer from the start of `input`, once it is complete.
+/// The line that `input` begins with, without its CR LF; `None` where it has not come.
 ///
 /// # Errors
-/// It will never be one.
-pub fn answer_head(input: &[u8], head_only: bool) -> Result<Option<AnswerHead>, NoAnswer> {
-    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-    let mut answer = httparse::Response::new(&mut fields);
-    let Status::Complete(length) = answer.parse(input).map_err(|_| NoAnswer)? else { return Ok(None) };
-    let status = answer.code.ok_or(NoAnswer)?;
-    let interim = (100..200).contains(&status);
-    let body = match named(answer.headers, "content-length").next() {
-        _ if interim || head_only => 0,
-        Some(value) => value.parse().map_err(|_| NoAnswer)?,
-        None => return Err(NoAnswer),
-    };
-    Ok(Some(AnswerHead { length, interim, body }))
+/// It is longer than `most` bytes.
+fn line(input: &[u8], most: usize) -> Result<Option<&[u8]>, ()> {
+    match input.windows(2).take(most).position(|w| w == b"\r\n") {
+        Some(end) => Ok(Some(&input[..end])),
+        None if input.len() > most => Err(()),
+        None => Ok(None),
+    }
+}
+
+/// The size that a chunk's line announces: hex digits, and extensions, which mean nothing here.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let end = line.iter().position(|&b| b == b';').unwrap_or(line.len());
+    let (digits, extensions) = line.split_at(end);
+    let digits = str::from_utf8(digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let size = u64::from_str_radix(digits, 16).ok()?;
+    are_extensions(extensions).then_some(size)
+}
+
+/// `;name`, `;name=token` or `;name="quoted"`, as often as they like (RFC 9112, 7.1.1), without blanks between.
+fn are_extensions(mut rest: &[u8]) -> bool {
+    while let [b';', after @ ..] = rest {
+        let name = token_length(after);
+        rest = &after[name..];
+        if name == 0 {
+            return false;
+        }
+        if let [b'=', value @ ..] = rest {
+            let length = match value {
+                [b'"', text @ ..] => quoted_length(text).map(|n| n + 1),
+                _ => Some(token_length(value)).filter(|n| *n > 0),
+            };
+            let Some(length) = length else { return false };
+            rest = &value[length..];
+        }
+    }
+    rest.is_empty()
+}
+
+fn token_length(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|b| is_tchar(**b)).count()
+}
+
+/// The length of a quoted string behind its first quote, its last quote included.
+fn quoted_length(text: &[u8]) -> Option<usize> {
+    let mut escaped = false;
+    for (i, &b) in text.iter().enumerate() {
+        match b {
+            _ if !matches!(b, b'\t' | b' '..=b'~') => return None,
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return Some(i + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// RFC 9110, 5.6.2.
+fn is_tchar(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// A field's line (RFC 9110, 5.1 and 5.5).
+fn is_field(line: &[u8]) -> bool {
+    let name = token_length(line);
+    let value = line.get(name..).and_then(|rest| rest.strip_prefix(b":"));
+    name > 0 && value.is_some_and(|value| value.iter().all(|&b| matches!(b, b'\t' | b' '..=b'~' | 0x80..)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn head(text: &str) -> Result<Option<(RequestHead, usize)>, u16> {
-        request_head(text.as_bytes(), 1000).map_err(|r| r.status)
+    fn head(text: &[u8]) -> Result<Option<(RequestHead, usize)>, HttpError> {
+        request_head(text, 1000)
     }
 
     #[test]
-    fn a_plain_request_is_passed_on_with_its_fields_and_without_those_of_the_connection() {
-        let text =
-            "POST /a?b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\nContent-Length: 3\r\nTE: chunked\r\n\r\nabc";
+    fn a_plain_request_is_read_with_its_fields() {
+        let text = b"POST /a?b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\nContent-Length: 3\r\nCity:  S\xc3\xa3o \r\n\r\nabc";
         let (head, length) = head(text).unwrap().unwrap();
-        let expected = "POST /a?b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: upgrade\r\n\r\n";
-        assert_eq!(String::from_utf8(head.bytes).unwrap(), expected);
+        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/a?b"));
+        assert_eq!(head.values("CITY").collect::<Vec<_>>(), ["São".as_bytes()]);
+        assert_eq!(head.values("Cit").count(), 0);
         assert_eq!((head.body, head.keep_alive, length), (Body::Length(3), true, text.len() - 3));
     }
 
     #[test]
     fn half_a_head_is_waited_for_and_an_endless_one_is_not() {
-        assert!(head("GET / HTTP/1.1\r\nHost: x\r\n").unwrap().is_none());
+        assert!(head(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap().is_none());
         let long = format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(MAX_HEAD));
-        assert_eq!(head(&long).unwrap_err(), 431);
-        assert_eq!(head(&format!("{long}\r\n\r\n")).unwrap_err(), 431);
+        assert_eq!(head(long.as_bytes()).unwrap_err(), HttpError::HeadTooLarge);
+        assert_eq!(head(format!("{long}\r\n\r\n").as_bytes()).unwrap_err(), HttpError::HeadTooLarge);
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65));
-        assert_eq!(head(&many).unwrap_err(), 431);
+        assert_eq!(head(many.as_bytes()).unwrap_err(), HttpError::HeadTooLarge);
+    }
+
+    #[test]
+    fn the_absolute_form_of_a_target_is_taken_and_nothing_but_a_path_in_ascii() {
+        let target = |target: &str| {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            head(text.as_bytes()).ok().flatten().map(|(head, _)| head.target)
+        };
+        assert_eq!(target("http://x:80/health?a=http://y").as_deref(), Some("/health?a=http://y"));
+        assert_eq!(target("HTTPS://x").as_deref(), Some("/"));
+        for bad in ["x", "*", "ftp://x/", "http://x?a/b", "/ä", "x:443"] {
+            assert_eq!(target(bad), None, "{bad}");
+        }
     }
 
     #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
-        for (fields, status) in [
-            ("Content-Length: 3\r\nContent-Length: 3\r\n", 400),
-            ("Content-Length: -1\r\n", 400),
-            ("Content-Length: +1\r\n", 400),
-            ("Content-Length: 1, 1\r\n", 400),
-            ("Content-Length:\r\n", 400),
-            ("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", 400),
-            ("Transfer-Encoding: gzip, chunked\r\n", 400),
-            ("Transfer-Encoding: identity\r\n", 400),
-            ("Content-Length: 99999999999999999999999\r\n", 413),
-            ("Content-Length: 1001\r\n", 413),
-            ("Expect: miracles\r\nContent-Length: 0\r\n", 417),
-            ("", 411),
-            ("A: \u{e4}\r\nContent-Length: 0\r\n", 400),
-            ("A b: c\r\n", 400),
+        let is_malformed = |error: HttpError| matches!(error, HttpError::Malformed(_));
+        for fields in [
+            "Content-Length: 3\r\nContent-Length: 3\r\n",
+            "Content-Length: -1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "A b: c\r\n",
+            "Content-Length: 0\r\nHost: y\r\n",
+            "Content-Length: 0\r\nA: b\nB: c\r\n",
+            "Content-Length: 0\nA: b\r\n",
         ] {
-            assert_eq!(head(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).unwrap_err(), status, "{fields}");
+            let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            assert!(is_malformed(head(text.as_bytes()).unwrap_err()), "{fields}");
         }
-        assert_eq!(head("GET http://x/ HTTP/1.1\r\n\r\n").unwrap_err(), 400);
-        assert_eq!(head("\x16\x03\x01").unwrap_err(), 400);
+        for text in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", "\x16\x03\x01"] {
+            assert!(is_malformed(head(text.as_bytes()).unwrap_err()), "{text}");
+        }
+        for (fields, error) in [
+            ("Content-Length: 99999999999999999999999\r\n", HttpError::TooLarge(1000)),
+            ("Content-Length: 1001\r\n", HttpError::TooLarge(1000)),
+            ("Expect: miracles\r\nContent-Length: 0\r\n", HttpError::UnknownExpectation),
+            ("", HttpError::LengthRequired),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            assert_eq!(head(text.as_bytes()).unwrap_err(), error, "{fields}");
+        }
     }
 
     #[test]
-    fn an_old_client_gets_one_answer_a_connection() {
-        assert!(!head("GET / HTTP/1.0\r\n\r\n").unwrap().unwrap().0.keep_alive);
-        assert!(!head("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n").unwrap().unwrap().0.keep_alive);
+    fn an_old_client_and_one_that_says_close_get_one_answer_a_connection() {
+        let keeps = |text: &str| head(text.as_bytes()).unwrap().unwrap().0.keep_alive;
+        assert!(!keeps("GET / HTTP/1.0\r\n\r\n"));
+        assert!(!keeps("GET / HTTP/1.1\r\nHost: x\r\nConnection: TE, Close\r\n\r\n"));
+        assert!(keeps("GET / HTTP/1.1\r\nHost: x\r\nConnection: closed\r\n\r\n"));
     }
 
     fn chunked() -> Body {
-        Body::Chunked(Chunks { at: ChunkPart::Size, allowance: 10 })
+        Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body: 10 })
     }
 
     #[test]
     fn chunks_are_joined_however_they_are_cut() {
-        let wire = b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: v\r\n\r\nGET /";
+        let wire = b"3;x=y;z;q=\"a \\\" b\"\r\nabc\r\n2\r\nde\r\n0\r\nT: v\r\n\r\nGET /";
         for cut in 0..wire.len() {
             let (mut body, mut out, mut input) = (chunked(), Vec::new(), wire[..cut].to_vec());
             let taken = body.take(&input, &mut out).unwrap();
@@ -358,19 +463,43 @@ mod tests {
 
     #[test]
     fn bad_chunks_are_refused() {
-        for (wire, status) in [
-            ("x\r\n".to_owned(), 400),
-            ("-1\r\n".to_owned(), 400),
-            ("b\r\n".to_owned(), 413),
-            ("ffffffffffffffff\r\n".to_owned(), 413),
-            ("1\r\nab".to_owned(), 400),
-            ("1".repeat(300), 400),
-            ("\r\n".to_owned(), 400),
-            ("1;a\n0\r\n".to_owned(), 400),
-            ("0\r\n\n".to_owned(), 400),
-            (format!("0\r\nA: {}", "x".repeat(5000)), 400),
+        for wire in [
+            "x\r\n",
+            "-1\r\n",
+            "1\r\nab",
+            "\r\n",
+            "1 \r\n",
+            "+1\r\n",
+            "1;\r\n",
+            "1;a=\r\n",
+            "1;a=\"b\r\n",
+            "1;\u{e4}=b\r\n",
+            "1;a\n0\r\n",
+            "0\r\n\n\r\n",
+            "0\r\nGET /ready HTTP/1.1\rHost: b\r\n\r\n",
+            "0\r\nA b: c\r\n\r\n",
+            "0\r\nno field\r\n\r\n",
         ] {
-            assert_eq!(chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err().status, status, "{wire}");
+            let error = chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err();
+            assert!(matches!(error, HttpError::Malformed(_)), "{wire:?}: {error:?}");
         }
+        for wire in ["1".repeat(300), format!("0\r\nA: {}", "x".repeat(5000)), "0\r\n".to_owned() + &"A: b\r\n".repeat(700)] {
+            assert!(matches!(chunked().take(wire.as_bytes(), &mut Vec::new()), Err(HttpError::Malformed(_))), "{wire}");
+        }
+        for wire in ["b\r\n", "ffffffffffffffff\r\n", "10000000000000000\r\n"] {
+            let error = chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err();
+            assert!(matches!(error, HttpError::TooLarge(10) | HttpError::Malformed(_)), "{wire}");
+        }
+    }
+
+    #[test]
+    fn extensions_may_not_be_many_times_what_they_are_about() {
+        let chunk = format!("1;e={}\r\nx\r\n", "e".repeat(240));
+        let mut body = Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body: 1 << 20 });
+        let taken = (0..1000).try_for_each(|_| body.take(chunk.as_bytes(), &mut Vec::new()).map(drop));
+        assert!(matches!(taken, Err(HttpError::Malformed(_))));
+        let small = "1\r\nx\r\n".repeat(10_000);
+        let mut body = Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body: 1 << 20 });
+        assert!(body.take(small.as_bytes(), &mut Vec::new()).is_ok(), "chunks of one byte are fine");
     }
 }

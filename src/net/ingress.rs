@@ -1,457 +1,394 @@
-//! The way in: carries requests from vsock to tiny_http, and keeps the limits that tiny_http lacks.
+//! The way in: who waits, and who is served.
 //!
-//! tiny_http listens on a Unix socket of its own and sees a connection for each request, made when the request's head
-//! is complete and correct. So a client that says nothing, or says it slowly, or talks nonsense, never gets there; a
-//! kept-alive connection costs no thread between requests; and one request at a time is taken from each connection.
+//! A connection without a complete request waits in the event loop, where it costs a descriptor. Once a request's head
+//! is there and correct, the connection leaves the loop for a thread of [`Workers`], which reads the body, answers, and
+//! gives the connection back. So a client that says nothing, or says it slowly, or talks nonsense, gets no thread; and
+//! complete requests have places of their own, which those that wait cannot take.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use log::debug;
 use nix::poll::PollFlags;
 
 use super::addr::{Listener, Stream};
-use super::backend::{Backend, Connection};
-use super::http::{self, Body, MAX_HEAD, Refusal, RequestHead};
-use super::pump::{Door, Outbox, Pace, Session, Turn};
-use crate::metrics::METRICS;
+use super::answer::Answer;
+use super::event_loop::{Acceptor, EventLoop, InFlight, Inlet, Session, Turn};
+use super::http::{HttpError, MAX_HEAD, RequestHead, request_head};
+use super::outbox::Outbox;
+use super::pace::Pace;
+use super::request::{Connection, Request};
+use super::wait;
+use super::workers::Workers;
 
 /// Time for the first byte and for a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// Time that a complete head may wait for tiny_http.
-const QUEUE_LIMIT: Duration = Duration::from_secs(10);
+/// Time that a complete head may wait for a thread.
+const QUEUE_LIMIT: Duration = Duration::from_secs(5);
 /// Time that a kept-alive connection may wait for its next request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// Time for a client to take the last answer and close. What it still sends is thrown away: closing with bytes
 /// unread would reset the connection and could destroy the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(5);
+/// A head that takes longer gives way to new connections where there is no room.
+const YOUNG: Duration = Duration::from_secs(1);
+/// For so long a thread stays with a connection that it has answered: who asks again at once costs no change of hands.
+const LOITER: Duration = Duration::from_millis(2);
+/// Places for requests without a body beyond those for all: health is told however many files are in flight.
+const PLACES_WITHOUT_BODY: usize = 16;
 
-const OVERLOADED: Refusal =
-    Refusal { status: 503, code: "overloaded", message: "too many connections; try again in a second" };
-const TOO_SLOW: Refusal = Refusal { status: 408, code: "invalid_request", message: "the request came too slowly" };
-const NO_ANSWER: Refusal = Refusal { status: 500, code: "internal", message: "the request failed" };
-
-/// A door that leads requests from `listener` to tiny_http.
-pub fn door(listener: Listener, limit: usize, max_body: u64, server: Arc<Backend>) -> Door {
-    let open = move |stream, full| -> super::pump::Opened {
-        let mut exchange = Exchange::new(stream, server.clone(), max_body, Instant::now());
-        if full {
-            exchange.refuse(OVERLOADED, Instant::now());
-        }
-        Ok(Some(Box::new(exchange)))
-    };
-    Door { listener, limit, open: Box::new(open) }
+/// What answers requests.
+pub trait Service: Send + Sync {
+    /// Answers a request.
+    fn answer(&self, request: &mut Request<'_>) -> Answer;
+    /// Answers what never became a request.
+    fn refuse(&self, error: HttpError) -> Answer;
+    /// An answer is on its way, so many bytes of it, after so long.
+    fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration);
 }
 
-/// Where a connection stands in its current exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Waiting for, or in the middle of, a request's head.
-    Head,
-    /// The request's body goes to tiny_http; or, after an early answer, nowhere.
-    Body,
-    /// The request is complete, its answer is not.
-    Answer,
-    /// The last answer is given; the connection is being closed.
-    Closing,
-}
-
-/// One client's connection.
-struct Exchange {
-    client: Stream,
-    server: Arc<Backend>,
+/// One listener's way in.
+pub struct Ingress {
+    service: Arc<dyn Service>,
+    workers: Workers,
+    inlet: Inlet,
+    /// The index of its acceptor in the event loop.
+    acceptor: usize,
     max_body: u64,
-    phase: Phase,
+    /// Requests whose head is complete and that wait for a thread.
+    queued: Arc<AtomicUsize>,
+    /// The daemon stops: each answer is its connection's last.
+    stopping: Arc<AtomicBool>,
+}
+
+/// What an ingress is made with.
+pub struct Options {
+    /// Connections that may wait at once, and requests that may be in flight at once.
+    pub limit: usize,
+    /// Largest body in bytes.
+    pub max_body: u64,
+    /// Where to keep count of the requests that wait for a thread.
+    pub queued: Arc<AtomicUsize>,
+    /// Set when the daemon stops.
+    pub stopping: Arc<AtomicBool>,
+}
+
+/// Has the event loop serve what comes to a listener.
+///
+/// # Errors
+/// What the system says.
+pub fn add(event_loop: &mut EventLoop, listener: Listener, service: Arc<dyn Service>, with: Options) -> io::Result<()> {
+    let Options { limit, max_body, queued, stopping } = with;
+    let (inlet, acceptor) = (event_loop.inlet(), event_loop.next_acceptor());
+    let workers = Workers::new(limit);
+    let ingress = Arc::new(Ingress { service, workers, inlet, acceptor, max_body, queued, stopping });
+    let open = move |stream| -> super::event_loop::Opened {
+        Ok(Some(Box::new(Waiting::new(Arc::new(stream), Vec::new(), State::Idle { used: false }, ingress.clone()))))
+    };
+    event_loop.add(Acceptor { listener, limit, open: Box::new(open) })
+}
+
+/// A connection that waits.
+struct Waiting {
+    ingress: Arc<Ingress>,
+    stream: Arc<Stream>,
     /// Bytes from the client that nobody has looked at yet.
     inbox: Vec<u8>,
-    /// The client will send no more.
-    ended: bool,
-    /// A request's head is complete, and waits since then until tiny_http takes another request.
-    queued: Option<Instant>,
-    /// tiny_http's side of this request.
-    backend: Option<Connection>,
-    to_backend: Outbox,
-    to_client: Outbox,
-    body: Body,
-    /// The client waits for 100 (Continue), and has not been given it.
-    expects: bool,
-    /// The answer has no body, whatever its length says.
-    head_only: bool,
-    answer: Answer,
-    /// Whether another request has been answered on this connection.
-    used: bool,
-    keep_alive: bool,
-    /// When the phase began: in the phase Head, when its first byte came.
+    state: State,
+    /// When its state began.
     since: Instant,
-    sending: Pace,
-    taking: Pace,
 }
 
-/// What has come of an answer.
-enum Answer {
-    /// Its head, as far as it has come.
-    Head(Vec<u8>),
-    /// So many bytes of its body are still to come.
-    Body(u64),
+enum State {
+    /// Nothing has come of a request; whether another was answered before.
+    Idle { used: bool },
+    /// A head has begun.
+    Head,
+    /// The connection comes back from a request with bytes of the next one.
+    Unread,
+    /// A head is complete and waits for a thread.
+    Queued(RequestHead),
+    /// The last answer is on its way; the client may still be sending, or has ended.
+    Closing { outbox: Outbox, ended: bool },
 }
 
-impl Exchange {
-    fn new(client: Stream, server: Arc<Backend>, max_body: u64, now: Instant) -> Exchange {
-        Exchange {
-            client,
-            server,
-            max_body,
-            phase: Phase::Head,
-            inbox: Vec::new(),
-            ended: false,
-            queued: None,
-            backend: None,
-            to_backend: Outbox::default(),
-            to_client: Outbox::default(),
-            body: Body::Length(0),
-            expects: false,
-            head_only: false,
-            answer: Answer::Head(Vec::new()),
-            used: false,
-            keep_alive: true,
-            since: now,
-            sending: Pace::from(now),
-            taking: Pace::from(now),
+impl State {
+    fn closing(bytes: Vec<u8>) -> State {
+        State::Closing { outbox: Outbox::new(bytes), ended: false }
+    }
+}
+
+impl Waiting {
+    fn new(stream: Arc<Stream>, inbox: Vec<u8>, state: State, ingress: Arc<Ingress>) -> Waiting {
+        Waiting { ingress, stream, inbox, state, since: Instant::now() }
+    }
+
+    /// Enters a state, and gives the one before.
+    fn enter(&mut self, state: State, now: Instant) -> State {
+        let queued = |state: &State| matches!(state, State::Queued(_));
+        match (queued(&self.state), queued(&state)) {
+            (false, true) => drop(self.ingress.queued.fetch_add(1, Ordering::AcqRel)),
+            (true, false) => drop(self.ingress.queued.fetch_sub(1, Ordering::AcqRel)),
+            _ => {}
         }
+        self.since = now;
+        std::mem::replace(&mut self.state, state)
     }
 
-    /// Answers without tiny_http and closes.
-    fn refuse(&mut self, refusal: Refusal, now: Instant) {
-        METRICS.answered("refused", refusal.status);
-        let reason = match refusal.status {
-            400 => "Bad Request",
-            408 => "Request Timeout",
-            411 => "Length Required",
-            413 => "Content Too Large",
-            417 => "Expectation Failed",
-            431 => "Request Header Fields Too Large",
-            503 => "Service Unavailable",
-            _ => "Internal Server Error",
-        };
-        let body = format!("{{\"error\":\"{}\",\"code\":\"{}\"}}", refusal.message, refusal.code);
-        let retry = if refusal.status == 503 { "Retry-After: 1\r\n" } else { "" };
-        let head = format!(
-            "HTTP/1.1 {} {reason}\r\nContent-Type: application/json\r\n{retry}Content-Length: {}\r\nConnection: close\r\n\r\n",
-            refusal.status,
-            body.len()
-        );
-        self.to_client.bytes.extend_from_slice(head.as_bytes());
-        self.to_client.bytes.extend_from_slice(body.as_bytes());
-        self.close(now);
+    /// The state before the connection leaves the loop.
+    fn leave(&mut self, now: Instant) -> State {
+        self.enter(State::Unread, now)
     }
 
-    fn close(&mut self, now: Instant) {
-        self.leave_backend();
-        self.queued = None;
+    /// Answers what never became a request, and closes.
+    fn refuse(&mut self, error: HttpError, now: Instant) {
+        let answer = self.ingress.service.refuse(error);
+        let mut bytes = answer.head(true);
+        bytes.extend_from_slice(&answer.body);
+        self.ingress.service.answered(answer.route, answer.status, answer.body.len(), now - self.since);
         self.inbox = Vec::new();
-        self.phase = Phase::Closing;
-        self.since = now;
-        self.taking = Pace::from(now);
+        self.enter(State::closing(bytes), now);
     }
 
-    fn leave_backend(&mut self) {
-        self.to_backend = Outbox::default();
-        if let Some(connection) = self.backend.take() {
-            self.server.ended(connection);
+    /// Reads what is there of a head.
+    fn read_head(&mut self, scratch: &mut [u8], now: Instant) -> io::Result<Turn> {
+        let room = MAX_HEAD.saturating_sub(self.inbox.len());
+        match (&*self.stream).read(&mut scratch[..room]) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Turn::GoOn),
+            Ok(0) if room > 0 => return Ok(Turn::Over),
+            n => self.inbox.extend_from_slice(&scratch[..n?]),
+        }
+        if matches!(self.state, State::Idle { .. }) {
+            self.enter(State::Head, now);
+        }
+        Ok(self.look_for_head(now))
+    }
+
+    fn look_for_head(&mut self, now: Instant) -> Turn {
+        match request_head(&self.inbox, self.ingress.max_body) {
+            Ok(None) => Turn::GoOn,
+            Ok(Some((head, length))) => {
+                self.inbox.drain(..length);
+                self.enter(State::Queued(head), now);
+                self.dispatch(now)
+            }
+            Err(error) => {
+                self.refuse(error, now);
+                Turn::GoOn
+            }
         }
     }
 
-    /// Reads from the client if it may send now.
-    fn read_client(&mut self, scratch: &mut [u8], now: Instant) -> io::Result<()> {
-        let room = if self.phase == Phase::Head { MAX_HEAD.saturating_sub(self.inbox.len()) } else { scratch.len() };
-        let n = match self.client.read(&mut scratch[..room]) {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
-            other => other?,
+    /// Gives a complete request to a thread, if there is one for it; the connection leaves the loop then.
+    fn dispatch(&mut self, now: Instant) -> Turn {
+        let State::Queued(head) = &self.state else { return Turn::GoOn };
+        if !self.ingress.workers.has_place(if head.body.is_done() { PLACES_WITHOUT_BODY } else { 0 }) {
+            return Turn::GoOn;
+        }
+        let State::Queued(head) = self.leave(now) else { return Turn::GoOn };
+        let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
+        let (ingress, in_flight) = (self.ingress.clone(), self.ingress.inlet.in_flight());
+        if self.ingress.workers.run(Box::new(move || ingress.serve(connection, head, in_flight))).is_err() {
+            self.refuse(HttpError::Overloaded, now);
+            return Turn::GoOn;
+        }
+        Turn::Over
+    }
+
+    /// Has the last answer out, and reads until the client has closed.
+    fn close(&mut self, scratch: &mut [u8]) -> io::Result<Turn> {
+        let State::Closing { outbox, ended } = &mut self.state else { return Ok(Turn::GoOn) };
+        let was_empty = outbox.is_empty();
+        outbox.flush(&mut &*self.stream)?;
+        if outbox.is_empty() && !was_empty {
+            self.stream.shutdown(Shutdown::Write)?;
+        }
+        while !*ended {
+            match (&*self.stream).read(scratch) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                n => *ended = n? == 0,
+            }
+        }
+        Ok(if *ended && outbox.is_empty() { Turn::Over } else { Turn::GoOn })
+    }
+
+    fn step(&mut self, ready: PollFlags, scratch: &mut [u8], now: Instant) -> io::Result<Turn> {
+        let turn = match &self.state {
+            State::Idle { .. } | State::Head => self.read_head(scratch, now)?,
+            State::Unread => {
+                self.enter(State::Head, now);
+                self.look_for_head(now)
+            }
+            State::Queued(_) if ready.is_empty() => self.dispatch(now),
+            // The client has gone before its request had a thread.
+            State::Queued(_) => Turn::Over,
+            State::Closing { .. } => return self.close(scratch),
         };
-        self.ended |= n == 0 && room > 0;
-        if self.phase == Phase::Closing {
-            return Ok(());
-        }
-        if self.phase == Phase::Head && self.inbox.is_empty() && n > 0 {
-            self.since = now;
-        }
-        self.sending.moved(n, now);
-        self.inbox.extend_from_slice(&scratch[..n]);
-        Ok(())
-    }
-
-    /// Takes one step with what is in the inbox; says whether there was one to take.
-    fn step(&mut self, now: Instant) -> Result<bool, Refusal> {
-        match self.phase {
-            Phase::Head if !self.inbox.is_empty() => {
-                let Some((head, length)) = http::request_head(&self.inbox, self.max_body)? else { return Ok(false) };
-                let connection = self.server.connect().map_err(|_| OVERLOADED)?;
-                if connection.is_none() {
-                    self.queued.get_or_insert(now);
-                    return Ok(false);
-                }
-                self.queued = None;
-                self.backend = connection;
-                self.consume(length);
-                self.begin(head, now);
-            }
-            Phase::Body if self.to_backend.is_empty() && !self.body.is_done() => {
-                let taken = self.body.take(&self.inbox, &mut self.to_backend.bytes)?;
-                self.consume(taken);
-                return Ok(taken > 0);
-            }
-            Phase::Body if self.to_backend.is_empty() => match &self.backend {
-                Some(backend) => {
-                    if matches!(self.body, Body::Chunked(_)) {
-                        // The end of a body without a length is the end of the stream. It is that also where a client
-                        // is lost in the middle; what it meant to send then fails as a file or as JSON.
-                        let _ = backend.stream.shutdown(Shutdown::Write);
-                    }
-                    self.phase = Phase::Answer;
-                }
-                None => self.next(now),
-            },
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        self.inbox.drain(..bytes);
-        if self.inbox.is_empty() {
-            self.inbox = Vec::new();
-        }
-    }
-
-    /// Passes a request's head on.
-    fn begin(&mut self, head: RequestHead, now: Instant) {
-        self.to_backend.bytes = head.bytes;
-        self.body = head.body;
-        self.keep_alive &= head.keep_alive;
-        self.expects = head.expects;
-        self.head_only = head.head_only;
-        self.answer = Answer::Head(Vec::new());
-        self.phase = Phase::Body;
-        self.since = now;
-        self.sending = Pace::from(now);
-    }
-
-    /// The exchange is complete on both sides.
-    fn next(&mut self, now: Instant) {
-        if self.keep_alive && !self.ended {
-            self.used = true;
-            self.phase = Phase::Head;
-            self.since = now;
-        } else {
-            self.close(now);
-        }
-    }
-
-    /// Reads tiny_http's answer for the client.
-    fn read_backend(&mut self, scratch: &mut [u8], now: Instant) -> Result<(), Refusal> {
-        let Some(backend) = &mut self.backend else { return Ok(()) };
-        let n = match backend.stream.read(scratch) {
-            Ok(0) => return Err(NO_ANSWER),
-            Ok(n) => n,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(_) => return Err(NO_ANSWER),
-        };
-        let mut input = &scratch[..n];
-        let gathered;
-        if let Answer::Head(head) = &mut self.answer {
-            self.taking = Pace::from(now);
-            head.extend_from_slice(input);
-            gathered = std::mem::take(head);
-            input = &gathered;
-        }
-        while let Answer::Head(rest) = &mut self.answer {
-            let Some(found) = http::answer_head(input, self.head_only).map_err(|_| NO_ANSWER)? else {
-                rest.extend_from_slice(input);
-                return Ok(());
-            };
-            let (head, after) = input.split_at(found.length);
-            input = after;
-            if found.interim {
-                // tiny_http puts a length into its own, which is forbidden there (RFC 9110, 8.6).
-                self.to_client.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                self.expects = false;
-                continue;
-            }
-            // After an answer instead of 100 (Continue), nobody knows whether the body will come.
-            self.keep_alive &= !self.expects;
-            self.to_client.bytes.extend_from_slice(&head[..head.len() - 2]);
-            self.to_client.bytes.extend_from_slice(if self.keep_alive {
-                b"\r\n"
-            } else {
-                b"Connection: close\r\n\r\n"
-            });
-            self.answer = Answer::Body(found.body);
-        }
-        if let Answer::Body(left) = &mut self.answer {
-            let part = &input[..input.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
-            self.to_client.bytes.extend_from_slice(part);
-            *left -= part.len() as u64;
-            if *left == 0 {
-                self.answered(now);
-            }
-        }
-        Ok(())
-    }
-
-    /// The answer is complete, the request perhaps not.
-    fn answered(&mut self, now: Instant) {
-        self.leave_backend();
-        match self.phase {
-            Phase::Body if !self.keep_alive => self.close(now),
-            Phase::Body => {}
-            _ => self.next(now),
-        }
-    }
-
-    /// Whether a refusal can still be given: no other answer has begun.
-    fn may_refuse(&self) -> bool {
-        let asked = self.backend.is_some() && matches!(self.answer, Answer::Head(_));
-        self.phase == Phase::Head || asked
-    }
-
-    fn write(&mut self, now: Instant) -> io::Result<()> {
-        let passed_on = self.backend.as_mut().is_some_and(|b| self.to_backend.flush(&mut b.stream).is_ok());
-        if !passed_on {
-            // tiny_http stopped reading: its answer is there or on the way, and the rest of the body is nobody's.
-            self.to_backend = Outbox::default();
-        }
-        let took = self.to_client.flush(&mut self.client)?;
-        self.taking.moved(took, now);
-        if self.phase == Phase::Closing && self.to_client.is_empty() {
-            self.client.shutdown(Shutdown::Write)?;
-        }
-        Ok(())
-    }
-
-    fn run(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Result<(), Failure> {
-        let [client, backend] = ready;
-        if client.contains(PollFlags::POLLIN) {
-            self.read_client(scratch, now)?;
-        } else if client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL) {
-            return Err(Failure::Broken);
-        }
-        if !backend.is_empty() {
-            self.read_backend(scratch, now)?;
-        }
-        loop {
-            self.write(now)?;
-            if !self.step(now)? {
-                break;
-            }
-        }
-        if self.phase == Phase::Head && self.ended && !self.to_client.is_empty() {
-            self.close(now); // the client will not ask again, and is still taking its answer
-        }
-        let over = match self.phase {
-            Phase::Head | Phase::Body => self.ended,
-            Phase::Answer => false,
-            Phase::Closing => self.ended && self.to_client.is_empty(),
-        };
-        if over { Err(Failure::Broken) } else { Ok(()) }
+        // What was refused just now goes out without another round.
+        if matches!(self.state, State::Closing { .. }) { self.close(scratch) } else { Ok(turn) }
     }
 }
 
-/// Why a connection does not go on.
-enum Failure {
-    /// It can still be told.
-    Refused(Refusal),
-    /// It is gone, or nothing can be said any more.
-    Broken,
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Failure {
-        Failure::Refused(refusal)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(_: io::Error) -> Failure {
-        Failure::Broken
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.leave_backend();
-    }
-}
-
-impl Session for Exchange {
+impl Session for Waiting {
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
-        let wants = match self.phase {
-            Phase::Head | Phase::Closing => !self.ended && self.queued.is_none(),
-            Phase::Body => !self.ended && self.to_backend.is_empty(),
-            Phase::Answer => false,
-        };
-        let flags = |read, write| {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, read);
-            flags.set(PollFlags::POLLOUT, write);
-            flags
-        };
-        let client = (self.client.as_fd(), flags(wants, !self.to_client.is_empty()));
-        // tiny_http closes after its answer; while the client has not taken what came before, that can wait.
-        let backend = self.backend.as_ref().filter(|_| self.to_client.is_empty());
-        [Some(client), backend.map(|b| (b.stream.as_fd(), flags(true, !self.to_backend.is_empty())))]
+        let mut flags = PollFlags::empty();
+        match &self.state {
+            State::Idle { .. } | State::Head => flags.insert(PollFlags::POLLIN),
+            State::Closing { outbox, ended } => {
+                flags.set(PollFlags::POLLIN, !ended);
+                flags.set(PollFlags::POLLOUT, !outbox.is_empty());
+            }
+            State::Queued(_) | State::Unread => {}
+        }
+        [Some((self.stream.as_fd(), flags)), None]
     }
 
-    fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
-        match self.run(ready, scratch, now) {
-            Ok(()) => Turn::GoOn,
-            Err(Failure::Refused(refusal)) if self.may_refuse() => {
-                self.refuse(refusal, now);
-                self.write(now).map_or(Turn::Over, |()| Turn::GoOn)
-            }
-            Err(_) => Turn::Over,
-        }
+    fn turn(&mut self, [ready, _]: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
+        self.step(ready, scratch, now).unwrap_or(Turn::Over)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if !self.to_client.is_empty() {
-            return Some(self.taking.deadline());
-        }
-        match self.phase {
-            Phase::Head if self.queued.is_some() => self.queued.map(|since| since + QUEUE_LIMIT),
-            Phase::Head if self.inbox.is_empty() && self.used => Some(self.since + IDLE_LIMIT),
-            Phase::Head => Some(self.since + HEAD_LIMIT),
-            Phase::Body => Some(self.sending.deadline()),
-            Phase::Answer => None,
-            Phase::Closing => Some(self.since + LINGER),
-        }
+        let limit = match self.state {
+            State::Idle { used: true } => IDLE_LIMIT,
+            State::Idle { used: false } | State::Head | State::Unread => HEAD_LIMIT,
+            State::Queued(_) => QUEUE_LIMIT,
+            State::Closing { .. } => LINGER,
+        };
+        Some(self.since + limit)
     }
 
     fn overdue(&mut self, now: Instant) -> Turn {
-        let waiting = self.phase == Phase::Head && self.inbox.is_empty();
-        if self.phase == Phase::Closing || (waiting && self.used && self.to_client.is_empty()) {
-            return Turn::Over;
+        match self.state {
+            State::Head => self.refuse(HttpError::TooSlow, now),
+            State::Queued(_) => self.refuse(HttpError::Overloaded, now),
+            State::Idle { .. } | State::Unread | State::Closing { .. } => return Turn::Over,
         }
-        METRICS.connections_refused.add(1);
-        if waiting || !self.to_client.is_empty() || !self.may_refuse() {
-            return Turn::Over;
-        }
-        self.refuse(if self.queued.is_some() { OVERLOADED } else { TOO_SLOW }, now);
-        self.write(now).map_or(Turn::Over, |()| Turn::GoOn)
+        Turn::GoOn
     }
 
-    fn idle_since(&self) -> Option<Instant> {
-        let idle = self.phase == Phase::Head && self.inbox.is_empty() && self.to_client.is_empty();
-        idle.then_some(self.since)
+    fn gives_way(&self, now: Instant) -> Option<(u8, Instant)> {
+        let rank = match self.state {
+            State::Closing { .. } => 0,
+            State::Idle { used: false } => 1,
+            State::Head if now.duration_since(self.since) >= YOUNG => 2,
+            State::Idle { used: true } => 3,
+            State::Head | State::Unread | State::Queued(_) => return None,
+        };
+        Some((rank, self.since))
     }
 
     fn is_queued(&self) -> bool {
-        self.queued.is_some()
+        matches!(self.state, State::Queued(_) | State::Unread)
     }
 
     fn finish(&mut self) -> Turn {
-        self.keep_alive = false;
-        if self.idle_since().is_some() { Turn::Over } else { Turn::GoOn }
+        match &self.state {
+            State::Queued(_) => Turn::GoOn,
+            State::Closing { outbox, .. } if !outbox.is_empty() => Turn::GoOn,
+            _ => Turn::Over,
+        }
     }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Queued(_)) {
+            self.ingress.queued.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Ingress {
+    /// Serves a request, and those that follow at once on the same connection, in this thread.
+    fn serve(self: Arc<Ingress>, mut connection: Connection, head: RequestHead, in_flight: InFlight) {
+        let mut next = Some(head);
+        while let Some(head) = next {
+            match self.exchange(&mut connection, head) {
+                After::Keep => next = self.next(&mut connection),
+                After::Close if connection.stream.shutdown(Shutdown::Write).is_ok() => {
+                    return self.give_back(connection.stream, Vec::new(), State::closing(Vec::new()), in_flight);
+                }
+                After::Close | After::Broken => return self.wake_the_queued(in_flight),
+            }
+        }
+        let Connection { stream, inbox } = connection;
+        let state = if inbox.is_empty() { State::Idle { used: true } } else { State::Unread };
+        self.give_back(stream, inbox, state, in_flight);
+    }
+
+    /// One request and its answer.
+    fn exchange(&self, connection: &mut Connection, head: RequestHead) -> After {
+        let start = Instant::now();
+        let (head_only, keep_alive) = (head.head_only(), head.keep_alive);
+        let stream = connection.stream.clone();
+        let mut request = Request::new(head, connection);
+        let answer = {
+            let _on_behalf = wait::on_behalf_of(&stream);
+            self.service.answer(&mut request)
+        };
+        let keep = keep_alive && request.is_complete() && !self.stopping.load(Ordering::Acquire);
+        let Answer { route, status, .. } = answer;
+        let mut pace = Pace::from(Instant::now());
+        let mut head = answer.head(!keep);
+        let body = if head_only { &[] } else { &answer.body[..] };
+        // A small answer goes out in one piece.
+        let sent = if body.len() <= SMALL {
+            head.extend_from_slice(body);
+            connection.send(&head, &mut pace)
+        } else {
+            connection.send(&head, &mut pace).and_then(|()| connection.send(body, &mut pace))
+        };
+        self.service.answered(route, status, answer.body.len(), start.elapsed());
+        match sent {
+            Ok(()) if keep => After::Keep,
+            Ok(()) => After::Close,
+            Err(e) => {
+                debug!("an answer was not taken: {e}");
+                After::Broken
+            }
+        }
+    }
+
+    /// The next request of a connection, if it comes at once and nobody waits for this thread. What is not one whole
+    /// head stays in the inbox: the loop waits for the rest of it, or refuses it.
+    fn next(&self, connection: &mut Connection) -> Option<RequestHead> {
+        if self.queued.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire) {
+            return None;
+        }
+        if connection.inbox.is_empty() {
+            wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + LOITER)).ok()?;
+            // Where the client has closed, the loop finds that out.
+            let _ = (&*connection.stream).take(MAX_HEAD as u64).read_to_end(&mut connection.inbox);
+        }
+        let (head, length) = request_head(&connection.inbox, self.max_body).ok()??;
+        connection.inbox.drain(..length);
+        Some(head)
+    }
+
+    /// Gives a connection back to the loop.
+    fn give_back(self: &Arc<Ingress>, stream: Arc<Stream>, inbox: Vec<u8>, state: State, in_flight: InFlight) {
+        self.inlet.add(self.acceptor, Box::new(Waiting::new(stream, inbox, state, self.clone())));
+        drop(in_flight);
+    }
+
+    fn wake_the_queued(&self, in_flight: InFlight) {
+        drop(in_flight);
+        if self.queued.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire) {
+            self.inlet.wake();
+        }
+    }
+}
+
+/// Largest body that goes out in one piece with its head, in bytes.
+const SMALL: usize = 16 << 10;
+
+/// What follows an exchange.
+enum After {
+    Keep,
+    Close,
+    Broken,
 }

@@ -1,14 +1,18 @@
 //! How bytes get in and out of the enclave.
 
 pub mod addr;
-pub mod backend;
+pub mod answer;
 pub mod cryptography;
 pub mod egress;
 pub mod endpoints;
+pub mod event_loop;
 pub mod forward;
 pub mod http;
 pub mod ingress;
 pub mod link;
-pub mod pump;
-pub mod timed;
+pub mod outbox;
+pub mod pace;
+pub mod request;
 pub mod tls;
+pub mod wait;
+pub mod workers;

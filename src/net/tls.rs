@@ -7,13 +7,11 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::info;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
@@ -21,7 +19,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, Next
 
 use super::addr::Stream;
 use super::endpoints::Endpoint;
-use super::timed::Timed;
+use super::wait::{Timed, ready_for_client as wait};
 use crate::metrics::METRICS;
 
 /// Longest head of an answer in bytes, and most fields in it. ureq has the second number too, and no setting for it.
@@ -125,18 +123,18 @@ impl TlsTransport {
     ) -> Result<TlsTransport, Error> {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(io::Error::other)?;
         let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut timed = Timed { stream, deadline: deadline(details.timeout) };
+        let mut timed = Timed::new(stream, deadline(details.timeout))?;
         while tls.is_handshaking() {
             tls.complete_io(&mut timed).map_err(|e| with_timeout(e, details.timeout))?;
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
-        TlsTransport::new(tls, timed.stream)
+        Ok(TlsTransport::new(tls, timed.into_inner()))
     }
 
-    fn new(tls: ClientConnection, stream: Stream) -> Result<TlsTransport, Error> {
-        stream.set_nonblocking(true)?;
-        Ok(TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false })
+    /// A connection over a stream that does not block.
+    fn new(tls: ClientConnection, stream: Stream) -> TlsTransport {
+        TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false }
     }
 
     /// Takes in what has come, without waiting, as far as the first plaintext. Says whether more can come.
@@ -296,24 +294,6 @@ fn answer_head(bytes: &[u8]) -> io::Result<Option<(EarlyAnswer, usize)>> {
         Ok(httparse::Status::Partial) if bytes.len() <= MAX_ANSWER_HEAD => Ok(None),
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => Err(io::Error::other(HeadTooLarge)),
         Err(_) => Err(io::Error::other(NotHttp)),
-    }
-}
-
-/// Waits until the stream is ready for one of these, or has failed, which says reading.
-fn wait(stream: &Stream, flags: PollFlags, deadline: Option<Instant>) -> io::Result<PollFlags> {
-    loop {
-        let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-            None => PollTimeout::NONE,
-            Some(left) if left.is_zero() => return Err(ErrorKind::TimedOut.into()),
-            // Rounded up, so that the deadline has passed when poll returns.
-            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
-        };
-        let mut fds = [PollFd::new(stream.as_fd(), flags)];
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(fds[0].revents().unwrap_or(PollFlags::POLLERR)),
-            Err(e) => return Err(e.into()),
-        }
     }
 }
 

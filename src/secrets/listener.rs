@@ -12,7 +12,7 @@ use super::bundle::{MAX_BUNDLE, Refusal, WHOLE};
 use super::store::Store;
 use crate::metrics::METRICS;
 use crate::net::addr::{Listener, Stream};
-use crate::net::timed::Timed;
+use crate::net::wait::Timed;
 
 /// Time to send a bundle, and to take the answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
 }
 
 fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
-    let mut timed = Timed { stream, deadline: Some(Instant::now() + LIMIT) };
+    let mut timed = Timed::new(stream, Some(Instant::now() + LIMIT))?;
     let mut bytes = Vec::new();
     let answer = match (&mut timed).take(MAX_BUNDLE as u64 + 1).read_to_end(&mut bytes) {
         Ok(_) => store.accept(&bytes).map_or_else(|refusal| refusal.to_json(), |done| done.to_json()),
@@ -75,12 +75,12 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
 fn turn_away(stream: Stream) -> io::Result<()> {
     METRICS.handshakes_refused.add(1);
     let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
-    reply(Timed { stream, deadline: None }, &format!("{}\n", refusal.to_json()))
+    reply(Timed::new(stream, None)?, &format!("{}\n", refusal.to_json()))
 }
 
 fn reply(mut timed: Timed, line: &str) -> io::Result<()> {
     timed.deadline = Some(Instant::now() + LINGER);
     timed.write_all(line.as_bytes())?;
-    timed.stream.shutdown(Shutdown::Write)?;
+    timed.stream().shutdown(Shutdown::Write)?;
     io::copy(&mut timed, &mut io::sink()).map(drop)
 }

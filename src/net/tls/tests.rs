@@ -42,7 +42,8 @@ fn connection() -> (TlsTransport, Service) {
     while tls.is_handshaking() {
         tls.complete_io(&mut near).unwrap();
     }
-    (TlsTransport::new(tls, near).unwrap(), service.join().unwrap())
+    near.set_nonblocking(true).unwrap();
+    (TlsTransport::new(tls, near), service.join().unwrap())
 }
 
 impl TlsTransport {

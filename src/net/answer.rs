@@ -1,0 +1,59 @@
+//! Answers, in tiny_http's words.
+
+use std::io;
+
+use tiny_http::{HTTPVersion, Header, Response};
+
+use crate::memory::Reservation;
+
+/// An answer before it is sent.
+pub struct Answer {
+    /// Which route gives it: a name of the daemon's own, for metrics and the log.
+    pub route: &'static str,
+    pub status: u16,
+    pub content_type: &'static str,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+    /// What the body holds of the budget, until it is sent.
+    pub held: Option<Reservation>,
+}
+
+impl Answer {
+    /// The head as it is sent; with `close`, it says that this is the connection's last answer.
+    pub fn head(&self, close: bool) -> Vec<u8> {
+        let headers = [("Server", "teemarkd"), ("Content-Type", self.content_type)];
+        let headers = headers.into_iter().chain(self.headers.iter().map(|(name, value)| (*name, value.as_str())));
+        let headers = headers.filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
+        let response = Response::new(self.status.into(), headers, io::empty(), Some(self.body.len()), None)
+            .with_chunked_threshold(usize::MAX);
+        let mut head = Vec::with_capacity(512);
+        // A Vec takes everything. tiny_http leaves Connection to its own server.
+        let _ = response.raw_print(&mut head, HTTPVersion(1, 1), &[], true, None);
+        if close {
+            head.truncate(head.len().saturating_sub(2));
+            head.extend_from_slice(b"Connection: close\r\n\r\n");
+        }
+        head
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_has_length_type_and_headers_and_says_whether_it_is_the_last() {
+        let headers = vec![("Retry-After", "1".to_owned())];
+        let answer =
+            Answer { route: "x", status: 503, content_type: "text/plain", headers, body: vec![0; 7], held: None };
+        for close in [false, true] {
+            let head = String::from_utf8(answer.head(close)).unwrap();
+            assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+            for line in ["Content-Length: 7", "Content-Type: text/plain", "Retry-After: 1", "Server: teemarkd"] {
+                assert_eq!(head.lines().filter(|l| *l == line).count(), 1, "{line} in {head}");
+            }
+            assert_eq!(head.contains("Connection: close"), close);
+            assert_eq!(head.matches("\r\n\r\n").count(), 1);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! One thread that waits for every connection that waits, by poll(2).
+//!
+//! A connection that waits costs a descriptor and a few hundred bytes here, and no thread. The event loop knows nothing
+//! of HTTP: a [`Session`] says what it waits for and moves its own bytes; the loop calls it when its time has come,
+//! accepts new connections, runs what has to be done every so often, and ends all of it when the daemon stops.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::addr::{Listener, Stream};
+use crate::metrics::METRICS;
+
+/// Bytes read at once.
+const SCRATCH: usize = 64 << 10;
+/// Connections that are accepted of one listener before others get their turn.
+const ACCEPTED_AT_ONCE: usize = 64;
+/// Pause after accept(2) failed, for want of descriptors for instance, or where no connection gives way to another: the
+/// listener stays readable meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time for what is in flight when the daemon stops.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whether a session goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    GoOn,
+    Over,
+}
+
+/// One connection, or two, that wait.
+pub trait Session: Send {
+    /// The ends and what they wait for. An end is called for errors and hang-ups in any case.
+    fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2];
+    /// Moves what can be moved. `ready` says what happened on each end.
+    fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn;
+    /// When [`Session::overdue`] is to be called, if nothing happens before.
+    fn deadline(&self) -> Option<Instant>;
+    /// The deadline has passed.
+    fn overdue(&mut self, now: Instant) -> Turn;
+    /// Whether it gives way to a new connection where there is no room: those of the lowest rank first, and of these
+    /// the one that has been so for longest.
+    fn gives_way(&self, _now: Instant) -> Option<(u8, Instant)> {
+        None
+    }
+    /// Whether it waits for its turn at something that others use, and wants to try whenever the loop runs.
+    fn is_queued(&self) -> bool {
+        false
+    }
+    /// The daemon stops: end after what is in flight.
+    fn finish(&mut self) -> Turn;
+}
+
+/// What becomes of a new connection.
+pub type Opened = io::Result<Option<Box<dyn Session>>>;
+
+/// A listener, and what it makes of a connection.
+pub struct Acceptor {
+    pub listener: Listener,
+    /// Connections that may wait at once. Past it, new ones stay in the listener's backlog until one gives way.
+    pub limit: usize,
+    pub open: Box<dyn Fn(Stream) -> Opened + Send>,
+}
+
+/// What is done every so often.
+pub struct Periodic {
+    pub every: Duration,
+    pub run: Box<dyn FnMut() + Send>,
+}
+
+/// The running loop, from outside.
+pub struct Handle {
+    wake: UnixStream,
+    thread: thread::JoinHandle<()>,
+}
+
+/// Brings sessions to the loop from other threads, and wakes it.
+#[derive(Clone, Debug)]
+pub struct Inlet {
+    wake: Arc<UnixStream>,
+    sessions: Sender<Arrival>,
+    /// What works for the loop elsewhere and may still bring a session.
+    in_flight: Arc<AtomicUsize>,
+}
+
+/// Work for a connection that has left the loop and may come back. The loop does not end before, but for
+/// [`STOP_LIMIT`].
+#[derive(Debug)]
+pub struct InFlight(Inlet);
+
+/// A session, and which acceptor's it is.
+struct Arrival {
+    acceptor: usize,
+    session: Box<dyn Session>,
+}
+
+impl Inlet {
+    /// Adds a session to those of an acceptor.
+    pub fn add(&self, acceptor: usize, session: Box<dyn Session>) {
+        // This fails only when the loop has ended, and the session with it.
+        let _ = self.sessions.send(Arrival { acceptor, session });
+        self.wake();
+    }
+
+    /// Has the loop run, so that queued sessions try again.
+    pub fn wake(&self) {
+        // Where the socket is full of wakes, one more is not needed.
+        let _ = (&*self.wake).write(b".");
+    }
+
+    /// Something is in flight from now on.
+    pub fn in_flight(&self) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(self.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An event loop before it runs.
+pub struct EventLoop {
+    acceptors: Vec<(Acceptor, Option<Instant>)>,
+    periodics: Vec<(Periodic, Instant)>,
+    woken: UnixStream,
+    inlet: Inlet,
+    arrivals: Receiver<Arrival>,
+    sessions: Vec<Arrival>,
+    stop_by: Option<Instant>,
+}
+
+/// The byte that ends the loop.
+const STOP: u8 = b'!';
+
+impl EventLoop {
+    /// # Errors
+    /// The system has no descriptors left.
+    pub fn new() -> io::Result<EventLoop> {
+        let (woken, wake) = UnixStream::pair()?;
+        woken.set_nonblocking(true)?;
+        wake.set_nonblocking(true)?;
+        let (sessions, arrivals) = channel();
+        let inlet = Inlet { wake: Arc::new(wake), sessions, in_flight: Arc::default() };
+        let (acceptors, periodics, sessions) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(EventLoop { acceptors, periodics, woken, inlet, arrivals, sessions, stop_by: None })
+    }
+
+    /// A way in for sessions made elsewhere.
+    pub fn inlet(&self) -> Inlet {
+        self.inlet.clone()
+    }
+
+    /// Adds a listener.
+    ///
+    /// # Errors
+    /// It cannot be made not to block.
+    pub fn add(&mut self, acceptor: Acceptor) -> io::Result<()> {
+        acceptor.listener.set_nonblocking(true)?;
+        self.acceptors.push((acceptor, None));
+        Ok(())
+    }
+
+    /// The index that the next acceptor will have.
+    pub fn next_acceptor(&self) -> usize {
+        self.acceptors.len()
+    }
+
+    /// Adds what is done every so often, for the first time after that long.
+    pub fn add_periodic(&mut self, periodic: Periodic) {
+        let first = Instant::now() + periodic.every;
+        self.periodics.push((periodic, first));
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn start(self) -> io::Result<Handle> {
+        let wake = self.inlet.wake.try_clone()?;
+        let thread = thread::Builder::new().name("event loop".into()).spawn(move || {
+            // A daemon that accepts nothing must not look alive.
+            if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+                std::process::exit(1);
+            }
+        })?;
+        Ok(Handle { wake, thread })
+    }
+
+    fn run(mut self) {
+        let mut scratch = vec![0; SCRATCH];
+        while !self.is_done() {
+            if !self.sessions.is_empty() {
+                self.sessions.rotate_left(1); // so that none is always the last to try
+            }
+            let (acceptors, sessions) = self.wait();
+            let now = Instant::now();
+            // Wakes are taken before sessions get their turn: one that comes while they have it is for the next round.
+            let stop = self.take_wakes();
+            self.move_bytes(&sessions, &mut scratch, now);
+            self.take_in(stop, now);
+            for acceptor in acceptors {
+                // Some at once, so that a flood of connections does not cost a round each.
+                let _ = (0..ACCEPTED_AT_ONCE).try_for_each(|_| self.accept(acceptor, now).then_some(()));
+            }
+            self.run_periodics(now);
+            let in_flight = self.inlet.in_flight.load(Ordering::Acquire);
+            METRICS.connections_open.set((self.sessions.len() + in_flight) as u64);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let idle = || self.sessions.is_empty() && self.inlet.in_flight.load(Ordering::Acquire) == 0;
+        self.stop_by.is_some_and(|by| idle() || Instant::now() >= by)
+    }
+
+    /// Waits for something to happen. Says which acceptors have a connection and what happened to each session.
+    fn wait(&self) -> (Vec<usize>, Vec<[PollFlags; 2]>) {
+        let now = Instant::now();
+        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
+        let accepting: Vec<usize> = (0..self.acceptors.len())
+            .filter(|&i| self.stop_by.is_none() && self.acceptors[i].1.is_none_or(|again| again <= now))
+            .collect();
+        fds.extend(accepting.iter().map(|&i| PollFd::new(self.acceptors[i].0.listener.as_fd(), PollFlags::POLLIN)));
+        let first = fds.len();
+        let mut ends = Vec::with_capacity(self.sessions.len());
+        for Arrival { session, .. } in &self.sessions {
+            ends.push(session.watch().map(|end| {
+                let (fd, flags) = end?;
+                fds.push(PollFd::new(fd, flags));
+                Some(fds.len() - 1)
+            }));
+        }
+        let deadlines = self.sessions.iter().filter_map(|arrival| arrival.session.deadline());
+        let paused = self.acceptors.iter().filter_map(|(_, again)| *again).filter(|again| *again > now);
+        // While the daemon stops, nobody tells when the last request in flight has ended.
+        let stopping = self.stop_by.map(|by| by.min(now + ACCEPT_PAUSE));
+        let next = deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|(_, next)| *next)).min();
+        let timeout = next.map_or(PollTimeout::NONE, |at| {
+            // Rounded up, so that the deadline has passed when poll returns.
+            let ms = at.saturating_duration_since(now).as_millis() + 1;
+            PollTimeout::try_from(ms.min(60_000)).unwrap_or(PollTimeout::MAX)
+        });
+        if let Err(e) = poll(&mut fds, timeout)
+            && e != nix::errno::Errno::EINTR
+        {
+            warn!("poll: {e}");
+            thread::sleep(ACCEPT_PAUSE);
+        }
+        let flags = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
+        let ready = accepting.iter().zip(&fds[1..first]).filter(|(_, fd)| !flags(fd).is_empty()).map(|(&i, _)| i);
+        let sessions = ends.iter().map(|ends| ends.map(|at| at.map_or(PollFlags::empty(), |at| flags(&fds[at]))));
+        (ready.collect(), sessions.collect())
+    }
+
+    fn move_bytes(&mut self, ready: &[[PollFlags; 2]], scratch: &mut [u8], now: Instant) {
+        let mut ready = ready.iter();
+        self.sessions.retain_mut(|Arrival { session, .. }| {
+            let flags = ready.next().copied().unwrap_or([PollFlags::empty(); 2]);
+            let mut turn = Turn::GoOn;
+            if session.is_queued() || flags.iter().any(|f| !f.is_empty()) {
+                turn = session.turn(flags, scratch, now);
+            }
+            if turn == Turn::GoOn && session.deadline().is_some_and(|at| at <= now) {
+                turn = session.overdue(now);
+            }
+            turn == Turn::GoOn
+        });
+    }
+
+    /// Reads what woke the loop; says whether it was the order to stop.
+    fn take_wakes(&self) -> bool {
+        let (mut bytes, mut stop) = ([0; 64], false);
+        while let Ok(n @ 1..) = (&self.woken).read(&mut bytes) {
+            stop |= bytes[..n].contains(&STOP);
+            if n < bytes.len() {
+                break;
+            }
+        }
+        stop
+    }
+
+    /// Takes in sessions made elsewhere, or begins to stop.
+    fn take_in(&mut self, stop: bool, now: Instant) {
+        let arrivals = self.arrivals.try_iter();
+        self.sessions.extend(arrivals);
+        if stop && self.stop_by.is_none() {
+            self.stop_by = Some(now + STOP_LIMIT);
+            self.acceptors.clear();
+            self.periodics.clear();
+        }
+        if self.stop_by.is_some() {
+            self.sessions.retain_mut(|arrival| arrival.session.finish() == Turn::GoOn);
+        }
+    }
+
+    /// Accepts a connection, if there is one and a place for it; says whether it did.
+    fn accept(&mut self, index: usize, now: Instant) -> bool {
+        let waiting = self.sessions.iter().filter(|arrival| arrival.acceptor == index && !arrival.session.is_queued());
+        let full = waiting.count() >= self.acceptors.get(index).map_or(0, |(acceptor, _)| acceptor.limit);
+        if full && !self.give_way(index, now) {
+            self.pause(index, now);
+            return false;
+        }
+        let Some((Acceptor { listener, open, .. }, _)) = self.acceptors.get(index) else { return false };
+        let opened = match listener.accept() {
+            Ok(stream) => stream.set_nonblocking(true).and_then(|()| open(stream)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(e) => {
+                warn!("cannot accept a connection: {e}");
+                self.pause(index, now);
+                return false;
+            }
+        };
+        METRICS.connections.add(1);
+        match opened {
+            Ok(session) => self.sessions.extend(session.map(|session| Arrival { acceptor: index, session })),
+            Err(e) => debug!("a connection could not be opened: {e}"),
+        }
+        true
+    }
+
+    fn pause(&mut self, index: usize, now: Instant) {
+        if let Some((_, again)) = self.acceptors.get_mut(index) {
+            *again = Some(now + ACCEPT_PAUSE);
+        }
+    }
+
+    /// Ends the session of this acceptor that is the first to give way, if one does.
+    fn give_way(&mut self, index: usize, now: Instant) -> bool {
+        let of_acceptor = self.sessions.iter().enumerate().filter(|(_, arrival)| arrival.acceptor == index);
+        let first = of_acceptor.filter_map(|(i, arrival)| Some((arrival.session.gives_way(now)?, i))).min();
+        first.map(|(_, i)| self.sessions.swap_remove(i)).is_some_and(|_| {
+            METRICS.connections_refused.add(1);
+            true
+        })
+    }
+
+    fn run_periodics(&mut self, now: Instant) {
+        for (periodic, next) in &mut self.periodics {
+            if *next <= now {
+                (periodic.run)();
+                *next = now + periodic.every;
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Accepts nothing more, lets what is in flight end, 10 s at most, and returns then.
+    pub fn stop(self) {
+        let _ = (&self.wake).write(&[STOP]);
+        if self.thread.join().is_err() {
+            warn!("the event loop ended in a panic");
+        }
+    }
+}

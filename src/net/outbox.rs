@@ -1,0 +1,41 @@
+//! Bytes on their way into a stream that may not take them all at once.
+
+use std::io::{self, ErrorKind, Write};
+
+/// What is still to be written.
+#[derive(Default)]
+pub struct Outbox {
+    pub bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    /// Has these bytes written.
+    pub fn new(bytes: Vec<u8>) -> Outbox {
+        Outbox { bytes, sent: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes what the stream takes. The memory is given back once all is written: most connections wait.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn flush(&mut self, stream: &mut impl Write) -> io::Result<usize> {
+        let before = self.sent;
+        while self.sent < self.bytes.len() {
+            match stream.write(&self.bytes[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(self.sent - before),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let wrote = self.sent - before;
+        *self = Outbox::default();
+        Ok(wrote)
+    }
+}

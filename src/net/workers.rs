@@ -1,0 +1,143 @@
+//! Threads for requests: one for each that is in flight, kept for the next for a while, and bounded.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use log::error;
+
+use crate::metrics::METRICS;
+
+/// How long a thread waits for its next request.
+const KEPT: Duration = Duration::from_secs(5);
+
+/// What a thread is to do.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// A bounded number of threads.
+#[derive(Clone)]
+pub struct Workers(Arc<Shared>);
+
+struct Shared {
+    most: usize,
+    state: Mutex<State>,
+    given: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Threads that wait for a job.
+    idle: usize,
+    /// Jobs that are being done, or lie ready.
+    busy: usize,
+    /// Jobs that lie ready, each for a thread that waits or has just been started.
+    jobs: VecDeque<Job>,
+}
+
+impl Workers {
+    /// As many threads as `most`; none yet.
+    pub fn new(most: usize) -> Workers {
+        Workers(Arc::new(Shared { most, state: Mutex::default(), given: Condvar::new() }))
+    }
+
+    /// Whether there is a place for one more job; with `beyond`, also in so many places beyond those for all.
+    pub fn has_place(&self, beyond: usize) -> bool {
+        self.state().busy < self.0.most + beyond
+    }
+
+    /// Has a thread do the job now. Whether there is a place for it, its caller has asked.
+    ///
+    /// # Errors
+    /// The system has no thread left: the job comes back.
+    pub fn run(&self, job: Job) -> Result<(), Job> {
+        let mut state = self.state();
+        let one_is_idle = state.idle > state.jobs.len();
+        state.busy += 1;
+        state.jobs.push_back(job);
+        if one_is_idle {
+            self.0.given.notify_one();
+            return Ok(());
+        }
+        let workers = self.clone();
+        let started = thread::Builder::new().name("request".into()).spawn(move || workers.work());
+        if let Err(e) = started {
+            error!("cannot start a thread for a request: {e}");
+            state.busy -= 1;
+            // It is the last: the lock was held since.
+            return state.jobs.pop_back().map_or(Ok(()), Err);
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                METRICS.panics.add(1);
+            }
+            self.state().busy -= 1;
+        }
+    }
+
+    /// The next job; `None` where none comes in [`KEPT`].
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state();
+        if let Some(job) = state.jobs.pop_front() {
+            return Some(job);
+        }
+        state.idle += 1;
+        let wait = self.0.given.wait_timeout_while(state, KEPT, |state| state.jobs.is_empty());
+        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        state.idle -= 1;
+        state.jobs.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn as_many_jobs_as_there_may_be_run_at_once_and_a_thread_serves_again() {
+        let workers = Workers::new(3);
+        let all = Arc::new(Barrier::new(4));
+        for _ in 0..3 {
+            assert!(workers.has_place(0));
+            let all = all.clone();
+            assert!(workers.run(Box::new(move || drop(all.wait()))).is_ok());
+        }
+        assert!(!workers.has_place(0) && workers.has_place(1));
+        all.wait();
+        for _ in 0..100 {
+            until(|| workers.has_place(0));
+            let done = Arc::new(Barrier::new(2));
+            let of_job = done.clone();
+            assert!(workers.run(Box::new(move || drop(of_job.wait()))).is_ok());
+            done.wait();
+        }
+        assert!(workers.state().idle <= 3);
+    }
+
+    #[test]
+    fn a_panic_costs_no_place() {
+        let workers = Workers::new(1);
+        assert!(workers.run(Box::new(|| panic!("as asked"))).is_ok());
+        until(|| workers.has_place(0));
+        let done = Arc::new(Barrier::new(2));
+        let of_job = done.clone();
+        assert!(workers.run(Box::new(move || drop(of_job.wait()))).is_ok());
+        done.wait();
+    }
+
+    fn until(mut done: impl FnMut() -> bool) {
+        while !done() {
+            thread::yield_now();
+        }
+    }
+}
