@@ -3,6 +3,8 @@
 //! Settings are environment variables; in the image they come from a measured file. A value that makes no sense stops
 //! the start and is named; nothing is guessed.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -51,6 +53,8 @@ pub struct Settings {
     pub fleet: Option<String>,
     /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
     pub pinned: Vec<[u8; 32]>,
+    /// Whether /metrics is on the public listener too. It tells exact sizes and outcomes of other users' requests.
+    pub public_metrics: bool,
 }
 
 /// Which bundles the handshake takes.
@@ -84,6 +88,11 @@ impl Settings {
     /// # Errors
     /// The first variable that cannot be used.
     pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
+        Settings::read_by(&variable)
+    }
+
+    /// One for all callers: it is 10 KB of code.
+    fn read_by(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
         let text = |name: &'static str, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
             Some(value) => value.into_string().map_err(|_| SettingError { name, reason: "is not UTF-8".into() }),
@@ -130,7 +139,7 @@ impl Settings {
             max_file: size("TEEMARK_MAX_FILE", "64MiB", 1 << 10, 1 << 30)?,
             max_connections: count("TEEMARK_MAX_CONNECTIONS", &text("TEEMARK_MAX_CONNECTIONS", "256")?, 65_536)?,
             memory: match variable("TEEMARK_MEMORY") {
-                None => half_of_what_is_free(),
+                None => three_fifths(available_memory()),
                 Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
@@ -142,8 +151,21 @@ impl Settings {
             grants: either("TEEMARK_GRANTS", "required", ["required", "off"])?,
             fleet: (!fleet.is_empty()).then_some(fleet),
             pinned: digests("TEEMARK_PIN_CA", "SHA-256 fingerprint in hex", fingerprint)?,
+            public_metrics: switch("TEEMARK_PUBLIC_METRICS")?,
         })
     }
+}
+
+/// Names that look like settings and are none: spelled wrongly, or of another version.
+pub fn unknown<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let known = RefCell::new(BTreeSet::new());
+    // Every default is good, so every setting is asked for.
+    let _ = Settings::read(|name| {
+        known.borrow_mut().insert(name.to_owned());
+        None
+    });
+    let known = known.into_inner();
+    names.into_iter().filter(|name| name.starts_with("TEEMARK_") && !known.contains(*name)).collect()
 }
 
 /// A number of bytes: digits, then nothing, KiB, MiB or GiB.
@@ -186,12 +208,18 @@ fn fingerprint(text: &str) -> Option<[u8; 32]> {
     hex::decode(text.replace(':', "")).ok()?.try_into().ok()
 }
 
-/// Half of MemAvailable (proc(5)); where the kernel does not tell, what an enclave of 128 MiB would have.
-fn half_of_what_is_free() -> usize {
+/// The default of TEEMARK_MEMORY, in bytes, where so many are available at the start. The daemon stays under five
+/// quarters of TEEMARK_MEMORY, so a quarter of what is available remains for the kernel and its socket buffers.
+pub fn three_fifths(available: usize) -> usize {
+    available / 5 * 3
+}
+
+/// MemAvailable (proc(5)) in bytes; where the kernel does not tell, what an enclave of 128 MiB would have.
+fn available_memory() -> usize {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = available.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|n| n.parse::<usize>().ok());
-    kib.map_or(64 << 20, |kib| kib * 1024 / 2)
+    kib.map_or(112 << 20, |kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -207,7 +235,7 @@ mod tests {
         let s = read(&[]).unwrap();
         assert_eq!((s.public.to_string(), s.secrets.to_string()), ("vsock:3000".into(), "vsock:7777".into()));
         assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs()), (64 << 20, 256, 30));
-        assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked);
+        assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked && !s.public_metrics);
         assert_eq!(s.hosts, Some("/etc/hosts".into()));
     }
 
@@ -234,6 +262,12 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_not_a_setting_is_found_by_its_prefix() {
+        let set = ["TEEMARK_MAXFILE", "TEEMARK_MAX_FILE", "TEEMARKD", "PATH", "TEEMARK_", "TEEMARK_PUBLIC_METRICS"];
+        assert_eq!(unknown(set), ["TEEMARK_MAXFILE", "TEEMARK_"]);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (name, value) in [
             ("TEEMARK_PUBLIC", "3000"),
@@ -249,6 +283,7 @@ mod tests {
             ("TEEMARK_GRANTS", "on"),
             ("TEEMARK_OPERATOR_KEYS", "AAAA"),
             ("TEEMARK_PIN_CA", "aa:bb"),
+            ("TEEMARK_PUBLIC_METRICS", "yes"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

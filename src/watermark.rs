@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use ureq::http::Response;
 use ureq::{Agent, Body, Error};
 
-use crate::json::Text;
+use crate::json::{self, Text};
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::Stale;
@@ -20,9 +20,8 @@ use crate::secrets::store::Ready;
 
 /// What an answer may hold beyond twice the request, in bytes.
 pub const ANSWER_SLACK: usize = 1 << 20;
-/// Largest answer to a health check, in bytes, and time for one.
+/// Largest answer to a health check, in bytes.
 const HEALTH_LIMIT: u64 = 64 << 10;
-const HEALTH_TIME: Duration = Duration::from_secs(5);
 
 /// A file to be marked for a user.
 #[derive(Clone, Copy)]
@@ -155,9 +154,10 @@ fn exchange(
         let _ = response.body_mut().with_config().limit(HEALTH_LIMIT).read_to_vec();
         return Err(failed(format!("the watermark service answered HTTP {}", response.status().as_u16())));
     }
-    // Beside the answer there are the file and the marked file, and while escapes in it are undone a buffer that grows.
+    // Beside the answer there is the file.
     let file = request.data.len();
-    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(4)))?;
+    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
+    memory.cover(file.saturating_add(json::cost(&answer)))?;
     marked(&answer).map(|watermarked_data| WatermarkResponse { watermarked_data })
 }
 
@@ -235,13 +235,17 @@ fn is_stale(e: &Error) -> bool {
     matches!(e, Error::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<Stale>()))
 }
 
-/// Whether the service says that it is well: 2xx from its /health.
+/// Whether the service says within that time that it is well: 2xx from its /health.
 ///
 /// # Errors
 /// It could not be asked.
-pub fn check_watermark_health(ready: &Ready) -> Result<bool, WatermarkError> {
+pub fn check_watermark_health(ready: &Ready, within: Duration) -> Result<bool, WatermarkError> {
     let url = format!("{}/health", ready.service.url);
-    let get = |agent: &Agent| agent.get(&url).config().timeout_global(Some(HEALTH_TIME)).build().call();
+    let start = Instant::now();
+    let get = |agent: &Agent| {
+        let left = within.saturating_sub(start.elapsed());
+        agent.get(&url).config().timeout_global(Some(left)).build().call()
+    };
     let mut response = with_retry(ready, get)?;
     // Read to its end, the connection can serve again.
     response.body_mut().with_config().limit(HEALTH_LIMIT).read_to_vec()?;
