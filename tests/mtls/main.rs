@@ -7,6 +7,7 @@ mod answers;
 mod certificates;
 mod egress;
 mod forward;
+mod largest;
 mod pool;
 mod scripted;
 mod slow;
