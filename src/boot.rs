@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use log::{error, info, warn};
@@ -26,6 +25,7 @@ use crate::secrets::listener;
 use crate::secrets::sealed::Seal;
 use crate::secrets::store::Store;
 use crate::settings::{self, Handshake, Settings};
+use crate::threads;
 use crate::time::Utc;
 
 /// Why the daemon did not start: what failed, and what the system said.
@@ -69,10 +69,11 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let handshake = secrets.address().map_err(cannot("secrets"))?;
     let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
     let pump = serve(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
-    spawn("secrets", {
+    let listener = {
         let store = store.clone();
         move || listener::serve(secrets, store)
-    })?;
+    };
+    threads::start("secrets", listener).map_err(cannot("secrets"))?;
 
     match store.now().missing()[..] {
         [] => info!("ready"),
@@ -105,8 +106,8 @@ fn keep_memory_private() -> Result<(), BootError> {
 /// A setting that is spelled wrongly has no effect, and would go unnoticed. Its value is not shown: it may be meant for
 /// another program.
 fn name_unknown_settings() {
-    let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
-    for name in settings::unknown(names.iter().map(String::as_str)) {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in names.filter(|name| settings::is_unknown(name)) {
         warn!("{name:?} is not a setting of teemarkd and has no effect; README.md lists the settings");
     }
 }
@@ -254,11 +255,7 @@ fn http_server(api: Arc<Api>, side: Side, pump: Entrance) -> io::Result<Arc<Back
     let serve = move |server, intake: Intake| {
         let api = api.clone();
         let serve = move || api::serve(server, api, side, || intake.received());
-        thread::Builder::new().name("http".into()).spawn(serve).map(drop)
+        threads::start("http", serve).map(drop)
     };
     Backend::start(Box::new(serve), pump).map(Arc::new)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), BootError> {
-    thread::Builder::new().name(name.into()).spawn(body).map(drop).map_err(cannot(name))
 }

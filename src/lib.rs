@@ -28,6 +28,7 @@
 //! hpke       sealing to a public key            digest   SHA-256
 //! json       text taken from where it lies      memory   admission
 //! metrics    what is counted                    time     moments as people read them
+//! threads    starting one
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.
@@ -48,5 +49,6 @@ pub mod net;
 pub mod reply;
 pub mod secrets;
 pub mod settings;
+mod threads;
 pub mod time;
 pub mod watermark;

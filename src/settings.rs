@@ -3,8 +3,6 @@
 //! Settings are environment variables; in the image they come from a measured file. A value that makes no sense stops
 //! the start and is named; nothing is guessed.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -156,16 +154,33 @@ impl Settings {
     }
 }
 
-/// Names that look like settings and are none: spelled wrongly, or of another version.
-pub fn unknown<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let known = RefCell::new(BTreeSet::new());
-    // Every default is good, so every setting is asked for.
-    let _ = Settings::read(|name| {
-        known.borrow_mut().insert(name.to_owned());
-        None
-    });
-    let known = known.into_inner();
-    names.into_iter().filter(|name| name.starts_with("TEEMARK_") && !known.contains(*name)).collect()
+/// Every setting, without [`PREFIX`].
+const NAMES: [&str; 19] = [
+    "PUBLIC",
+    "ADMIN",
+    "SECRETS",
+    "ENDPOINTS",
+    "EGRESS",
+    "CERTS",
+    "HOSTS",
+    "FORWARD",
+    "MAX_FILE",
+    "MAX_CONNECTIONS",
+    "MEMORY",
+    "ALLOW_UNWATERMARKED",
+    "TIMEOUT",
+    "HANDSHAKE",
+    "OPERATOR_KEYS",
+    "GRANTS",
+    "FLEET",
+    "PIN_CA",
+    "PUBLIC_METRICS",
+];
+const PREFIX: &str = "TEEMARK_";
+
+/// Whether a variable looks like a setting and is none: spelled wrongly, or of another version.
+pub fn is_unknown(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|rest| !NAMES.contains(&rest))
 }
 
 /// A number of bytes: digits, then nothing, KiB, MiB or GiB.
@@ -225,6 +240,8 @@ fn available_memory() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Settings, String> {
         Settings::read(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())).map_err(|e| e.to_string())
@@ -263,8 +280,20 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_not_a_setting_is_found_by_its_prefix() {
-        let set = ["TEEMARK_MAXFILE", "TEEMARK_MAX_FILE", "TEEMARKD", "PATH", "TEEMARK_", "TEEMARK_PUBLIC_METRICS"];
-        assert_eq!(unknown(set), ["TEEMARK_MAXFILE", "TEEMARK_"]);
+        for unknown in ["TEEMARK_MAXFILE", "TEEMARK_", "TEEMARK_max_file"] {
+            assert!(is_unknown(unknown), "{unknown}");
+        }
+        // Every default is good, so every setting is asked for.
+        let asked = RefCell::new(BTreeSet::new());
+        let asks = |name: &str| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        };
+        Settings::read(asks).unwrap();
+        assert_eq!(asked.into_inner(), NAMES.map(|name| format!("{PREFIX}{name}")).into());
+        for known in ["TEEMARKD", "PATH", "TEEMARK_PUBLIC_METRICS"] {
+            assert!(!is_unknown(known), "{known}");
+        }
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Settings {
             ));
         }
         doubts.extend(trust(&daemon).into_iter().map(|(name, doubt)| format!("{}: {doubt}", at(name))));
-        let unknown = settings::unknown(names(&environment)).into_iter();
+        let unknown = names(&environment).filter(|name| settings::is_unknown(name));
         doubts.extend(unknown.map(|name| format!("{}: teemarkd has no setting {name}", at(name))));
         let set = |name: &&&str| value_of(&environment, name).is_some_and(|value| !value.is_empty());
         let secrets = SECRET.iter().filter(set).copied().collect();

@@ -5,9 +5,7 @@
 //! thread that hangs is left behind, and until it ends there is no second one for the same question.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::error;
@@ -15,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Answer, Api};
 use crate::net::endpoints::Endpoint;
+use crate::threads;
 use crate::watermark::check_watermark_health;
 
 /// How long the result of a health check is kept.
@@ -130,44 +129,62 @@ fn check(api: &Api) -> Checked {
     let questions = api.allowed.iter().map(reach).chain([service]).collect();
     let mut answers = ask(&api.health.asking, questions, LIMIT);
     let service = answers.pop().unwrap_or(Ok(false));
-    let reached = answers.into_iter().map(|answer| json!(answer == Ok(true)));
-    Checked::new(api.allowed.iter().map(ToString::to_string).zip(reached).collect(), service)
+    let mut endpoints = Map::new();
+    for (endpoint, answer) in api.allowed.iter().zip(answers) {
+        endpoints.insert(endpoint.to_string(), (answer == Ok(true)).into());
+    }
+    Checked::new(endpoints, service)
 }
 
 /// Asks all questions at the same time, but for those that are still being asked from before, and gives the answers that
 /// come within `limit`.
 fn ask(asking: &[Arc<AtomicBool>], questions: Vec<Question>, limit: Duration) -> Vec<Result<bool, String>> {
     let end = Instant::now() + limit;
-    let (sender, receiver) = channel();
-    let mut answers = vec![Err(format!("not answered within {} ms", limit.as_millis())); questions.len()];
+    let not_answered = Err(format!("not answered within {} ms", limit.as_millis()));
+    let all = Mutex::new((vec![not_answered; questions.len()], 0));
+    let answers = Arc::new(Answers { all, one_more: Condvar::new() });
     for (i, (asking, question)) in asking.iter().zip(questions).enumerate() {
         if asking.swap(true, Ordering::AcqRel) {
             continue;
         }
-        let (sender, asking) = (sender.clone(), Asking(asking.clone()));
-        let started = thread::Builder::new().name("health".into()).spawn(move || {
+        answers.lock().1 += 1;
+        let asking = Asking { asking: asking.clone(), answers: answers.clone() };
+        let started = threads::start("health", move || {
             let answer = question();
-            drop(asking);
-            // Nobody waits for an answer that comes too late.
-            let _ = sender.send((i, answer));
+            asking.answers.lock().0[i] = answer;
         });
         if let Err(e) = started {
             error!("cannot start a thread for the health check: {e}");
         }
     }
-    drop(sender);
-    while let Ok((i, answer)) = receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        answers[i] = answer;
+    let (all, left) = (answers.lock(), end.saturating_duration_since(Instant::now()));
+    let waited = answers.one_more.wait_timeout_while(all, left, |(_, open)| *open > 0);
+    waited.unwrap_or_else(PoisonError::into_inner).0.0.clone()
+}
+
+/// The answers to all questions, and how many are still being asked.
+struct Answers {
+    all: Mutex<(Vec<Result<bool, String>>, usize)>,
+    one_more: Condvar,
+}
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, (Vec<Result<bool, String>>, usize)> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    answers
 }
 
 /// A question being asked; answered, or given up by a panic, when it is dropped.
-struct Asking(Arc<AtomicBool>);
+struct Asking {
+    asking: Arc<AtomicBool>,
+    answers: Arc<Answers>,
+}
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.asking.store(false, Ordering::Release);
+        self.answers.lock().1 -= 1;
+        self.answers.one_more.notify_all();
     }
 }
 
@@ -175,6 +192,8 @@ impl Drop for Asking {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::channel;
+    use std::thread;
 
     /// Longer than any machine is busy.
     const LONG: Duration = Duration::from_secs(600);

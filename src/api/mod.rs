@@ -14,7 +14,6 @@ mod request;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, error, log};
@@ -28,6 +27,7 @@ use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
 use crate::settings::Settings;
+use crate::threads;
 use error::ApiError;
 use health::Health;
 use limits::Limits;
@@ -130,7 +130,7 @@ fn serve_with(
             continue;
         }
         let (route, place) = (route.clone(), under_way.clone());
-        let started = thread::Builder::new().name("request".into()).spawn(move || {
+        let started = threads::start("request", move || {
             handle(request, route);
             drop(place);
         });
@@ -198,6 +198,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use std::thread;
 
     #[test]
     fn a_panic_in_one_request_answers_500_and_harms_no_other() {

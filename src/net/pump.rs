@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::addr::{Listener, Stream};
 use crate::metrics::METRICS;
+use crate::threads;
 
 /// Bytes read at once.
 const SCRATCH: usize = 64 << 10;
@@ -170,7 +171,7 @@ impl Pump {
     /// The system has no thread left.
     pub fn start(self) -> io::Result<Handle> {
         let wake = self.wake[1].try_clone()?;
-        let thread = thread::Builder::new().name("pump".into()).spawn(move || {
+        let thread = threads::start("pump", move || {
             // A daemon that carries no bytes must not look alive.
             if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
                 std::process::exit(1);
