@@ -29,6 +29,7 @@
 //! json       text taken from where it lies      base64   in lines or not, padded or not
 //! memory     admission
 //! metrics    what is counted                    time     moments as people read them
+//! threads    starting one
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.
@@ -50,5 +51,6 @@ pub mod net;
 pub mod reply;
 pub mod secrets;
 pub mod settings;
+mod threads;
 pub mod time;
 pub mod watermark;

@@ -10,7 +10,6 @@ use super::permit::Permitted;
 use super::request::{Target, body, header, id};
 use super::{Answer, Api};
 use crate::base64;
-use crate::files;
 use crate::grants;
 use crate::hpke::PublicKey;
 use crate::json::{self, Text};
@@ -20,8 +19,6 @@ use crate::reply::{self, About};
 use crate::secrets::store::Ready;
 use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
-/// Room in a JSON request beside the file, in bytes.
-const JSON_SLACK: usize = 64 << 10;
 /// What a request holds whatever its size: buffers of its connections, two threads' stacks, in bytes.
 const FIXED_COST: usize = 256 << 10;
 
@@ -59,11 +56,16 @@ pub fn cost(n: usize) -> usize {
     n.saturating_mul(4).saturating_add(FIXED_COST)
 }
 
+/// The same for a JSON request whose body has so many bytes: body, text with its escapes undone, and file, which are
+/// there together while it is parsed, are 2.75 times the body; and four times the file is three times its base64.
+pub fn json_cost(body: usize) -> usize {
+    body.saturating_mul(3).saturating_add(FIXED_COST)
+}
+
 pub fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
     let permit = api.permit(request)?;
     let mut memory = api.memory.reserve(0)?;
-    let limit = (api.max_file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK;
-    let body = body(request, limit, &mut memory, cost)?;
+    let body = body(request, api.limits.json_body(), &mut memory, json_cost)?;
     let Asked { file_id, user_id, key_id, reply_key, file } = parse(&body)?;
     drop(body);
     let about = About { file_id: &file_id, user_id: &user_id };
@@ -124,9 +126,8 @@ pub fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Requ
     let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?;
     let about = About { file_id, user_id };
     let reply_key = permit.covers(about, header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?)?;
-    let limit = api.max_file + files::OVERHEAD;
     let mut memory = api.memory.reserve(0)?;
-    let file = body(request, limit, &mut memory, cost)?;
+    let file = body(request, api.limits.raw_body(), &mut memory, cost)?;
     let Permitted { secrets, content_sha256 } = api.permit_content(&permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id, &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(3).saturating_add(FIXED_COST))?;
@@ -158,16 +159,16 @@ fn decrypt_and_mark(
     key_id: Option<&str>,
     memory: &mut Reservation,
 ) -> Result<Marked, ApiError> {
-    if file.len() > api.max_file + files::OVERHEAD {
-        return Err(ApiError::FileTooLarge);
+    if file.len() > api.limits.raw_body().bytes {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
     METRICS.file_bytes_in.add(file.len() as u64);
     let start = Instant::now();
     let opened = secrets.keys.open(file, file_id, key_id);
     METRICS.decrypt_time.observe(start.elapsed());
     let plain = opened?;
-    if plain.len() > api.max_file {
-        return Err(ApiError::FileTooLarge);
+    if plain.len() > api.limits.max_file {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
     let caller = Caller { ready: secrets, store: &api.store, form: api.watermark_api };
     let response = call_watermark_service(caller, WatermarkRequest { file_id, user_id, data: &plain }, memory)?;
@@ -192,8 +193,8 @@ mod tests {
             (r#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
             (r#"{"file_id":"f","user_id":"u","encrypted_content":"?"}"#, "encrypted_content is not base64"),
             (r#"{"file_id":"f","user_id":"u","reply_key":"AAAA"}"#, "reply_key is not base64"),
-            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 12"),
-            (r#"["f"#, "not the expected JSON at line 1"),
+            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 13"),
+            (r#"["f"#, "not a JSON object"),
             ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),
         ] {
             match parse(body.as_bytes()) {

@@ -4,10 +4,11 @@ use log::error;
 use serde_json::json;
 
 use super::Answer;
+use super::limits::TooLarge;
 use crate::attest::DocumentError;
 use crate::files::OpenError;
 use crate::grants::GrantError;
-use crate::memory::{NoMemory, ReadError};
+use crate::memory::NoMemory;
 use crate::watermark::WatermarkError;
 
 /// What went wrong with a request, in the caller's terms.
@@ -20,7 +21,7 @@ pub enum ApiError {
     Grant(GrantError),
     /// The path is right, the method is not; these are.
     MethodNotAllowed(&'static str),
-    FileTooLarge,
+    FileTooLarge(TooLarge),
     UnknownKey,
     /// Wrong key, tag, length or associated data. Which one is not told.
     DecryptFailed,
@@ -29,8 +30,6 @@ pub enum ApiError {
     WatermarkMissing(String),
     /// The watermark service does not mark files like this one: why.
     WatermarkUnsupported(String),
-    /// The file is too large for the watermark service.
-    TooLargeForWatermark,
     /// The watermark service has too much to do; again in so many seconds.
     WatermarkBusy(u64),
     WatermarkTimeout,
@@ -55,8 +54,7 @@ impl ApiError {
             ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key of this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
-            ApiError::FileTooLarge => (413, "file_too_large", "the body, or the file in it, is too large".into()),
-            ApiError::TooLargeForWatermark => (413, "file_too_large", WatermarkError::TooLarge.to_string()),
+            ApiError::FileTooLarge(limit) => (413, "file_too_large", limit.message()),
             ApiError::WatermarkUnsupported(reason) => (422, "watermark_unsupported", reason.clone()),
             ApiError::WatermarkBusy(seconds) => (503, "watermark_busy", WatermarkError::Busy(*seconds).to_string()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
@@ -142,17 +140,7 @@ impl From<NoMemory> for ApiError {
     fn from(e: NoMemory) -> ApiError {
         match e {
             NoMemory::Now => ApiError::Overloaded,
-            NoMemory::Ever => ApiError::FileTooLarge,
-        }
-    }
-}
-
-impl From<ReadError> for ApiError {
-    fn from(e: ReadError) -> ApiError {
-        match e {
-            ReadError::TooLarge => ApiError::FileTooLarge,
-            ReadError::NoMemory(e) => e.into(),
-            ReadError::Io(_) => ApiError::Invalid("the body did not arrive".into()),
+            NoMemory::Ever(total) => ApiError::FileTooLarge(TooLarge::Memory(total)),
         }
     }
 }
@@ -164,7 +152,7 @@ impl From<WatermarkError> for ApiError {
             WatermarkError::Failed(reason) => ApiError::WatermarkFailed(reason),
             WatermarkError::Missing(reason) => ApiError::WatermarkMissing(reason),
             WatermarkError::Unsupported(_) => ApiError::WatermarkUnsupported(e.to_string()),
-            WatermarkError::TooLarge => ApiError::TooLargeForWatermark,
+            WatermarkError::TooLarge => ApiError::FileTooLarge(TooLarge::Service),
             WatermarkError::Busy(seconds) => ApiError::WatermarkBusy(seconds),
             WatermarkError::NoMemory(e) => e.into(),
         }

@@ -11,6 +11,7 @@ use log::{info, warn};
 use ureq::http::Response;
 use ureq::{Agent, Body, Error};
 
+use crate::json;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
@@ -209,9 +210,10 @@ fn exchange(
             response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
         return Err(refused(response.status().as_u16(), retry_after));
     }
-    // Beside the answer there are the file and the marked file, and while escapes in it are undone a buffer that grows.
+    // Beside the answer there is the file, and then the marked file.
     let file = request.data.len();
-    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(4)))?;
+    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
+    memory.cover(file.saturating_add(json::cost(&answer)))?;
     wire::marked(caller.form, sent, request.data, &answer)
         .map(|watermarked_data| WatermarkResponse { watermarked_data })
 }
