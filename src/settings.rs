@@ -174,7 +174,7 @@ impl Settings {
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 21] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -187,6 +187,8 @@ const NAMES: [&str; 19] = [
     "MAX_CONNECTIONS",
     "MEMORY",
     "ALLOW_UNWATERMARKED",
+    "WATERMARK_API",
+    "WATERMARK_KEEPALIVE",
     "TIMEOUT",
     "HANDSHAKE",
     "OPERATOR_KEYS",
