@@ -214,7 +214,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
         for words in ["is not sealed", "--seal seals it to the enclave", "--plain sends it in the clear"] {
             assert!(told.contains(words), "{bundle:?}: {told}");
         }
-        let told = fails(2, &place.teemark(&[&send[..], &["--plain"]].concat()));
+        let told = fails(3, &place.teemark(&[&send[..], &["--plain"]].concat()));
         assert!(told.contains("it is not there"), "{told}");
     }
     for more in [&["--plain"][..], &["--plain", "--seal", "--send", "unix:socket"]] {
@@ -255,7 +255,7 @@ fn it_does_not_wait_for_ever() {
     let place = Place::new();
     let start = Instant::now();
     let error = fails(
-        2,
+        3,
         &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", "unix:socket", "--wait", "1"]),
     );
     assert!(error.contains("--wait") && error.contains("is the enclave running"), "{error}");
@@ -285,4 +285,50 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
         fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--plain", "--send", &address, "--wait", "0"]));
     assert!(error.contains("another certificate"), "{error}");
     enclave.join().unwrap();
+}
+
+/// A certificate that is valid from and until so many days from now.
+fn valid(from: i64, until: i64) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    let now = std::time::SystemTime::now();
+    let day = |n: i64| {
+        let days = Duration::from_secs(n.unsigned_abs() * 86_400);
+        if n < 0 { now - days } else { now + days }
+    };
+    // An hour more, for a machine that takes its time.
+    params.not_before = day(from).into();
+    params.not_after = (day(until) + Duration::from_secs(3600)).into();
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+#[test]
+fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused() {
+    let place = with_certificates();
+    let secrets = |cert: &[String], ca: &[String]| {
+        place.write("cert.pem", cert.concat());
+        place.write("ca.pem", ca.concat());
+        place.teemark(&["secrets", "--client-cert", "cert.pem", "--client-key", "client.key", "--ca", "ca.pem"])
+    };
+    let (long, short, old, early) = (valid(-1, 31), valid(-1, 29), valid(-9, -1), valid(2, 90));
+    let [long, short, old, early] = [&[long][..], &[short], &[old], &[early]];
+    assert_eq!(stderr(&succeeds(secrets(long, long))), "");
+    let told = stderr(&succeeds(secrets(short, long)));
+    assert!(
+        told.starts_with("warning: --client-cert cert.pem: it ends at 20") && told.contains("in 29 days"),
+        "{told}"
+    );
+    assert_eq!(told.lines().count(), 1);
+    let told = stderr(&succeeds(secrets(long, short)));
+    assert!(told.starts_with("warning: --ca ca.pem: it ends at") && told.lines().count() == 1, "{told}");
+
+    let told = fails(2, &secrets(old, long));
+    assert!(told.contains("--client-cert cert.pem: certificate 1 expired at 20"), "{told}");
+    let told = fails(2, &secrets(&[long, old].concat(), long));
+    assert!(told.contains("certificate 2 expired at"), "{told}");
+    let told = fails(2, &secrets(early, long));
+    assert!(told.contains("certificate 1 is not valid before"), "{told}");
+    let told = fails(2, &secrets(long, old));
+    assert!(told.contains("--ca ca.pem: certificate 1 expired at"), "{told}");
+    // While a CA is replaced the old one may run out, as the daemon has it.
+    assert_eq!(stderr(&succeeds(secrets(long, &[old, long].concat()))), "");
 }
