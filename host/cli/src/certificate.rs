@@ -59,6 +59,15 @@ pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec
     Ok(bytes)
 }
 
+/// Warns of certificates that end soon or have ended. `what` names them.
+pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
+    match check_dates(bytes, authority, Utc::now()) {
+        Ok(None) => {}
+        Ok(Some(warning)) => say(format_args!("warning: {what}: {warning}")),
+        Err(error) => say(format_args!("warning: {what}: {error:#}")),
+    }
+}
+
 /// Gives what is to be warned of. A certificate that cannot be read here is the daemon's to refuse.
 fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
     let blocks = pem::parse_many(bytes).unwrap_or_default();

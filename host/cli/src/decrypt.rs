@@ -44,8 +44,8 @@ const ASK_FIRST: usize = 1 << 20;
     after_help = "Examples:
   teemark decrypt picture.png.enc --endpoint http://127.0.0.1:3000 --file-id pic-1 --user-id alice \\
     --grant pic-1.grant --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
-  teemark decrypt *.enc --endpoint http://127.0.0.1:3000 --user-id alice --grants grants --output-dir marked \\
-    --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
+  teemark decrypt *.enc --endpoint http://127.0.0.1:3000 --user-id alice --grants grants \\
+    --output-dir marked --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
   teemark decrypt picture.png.enc --endpoint http://127.0.0.1:3000 --file-id pic-1 --user-id alice
 
 Only with all of --grant, --seal, --reply-key and --verify, and a grant that names that key (teemark grant --reply-key),

@@ -37,6 +37,8 @@ struct Answer {
     #[serde(default)]
     ignored: Vec<String>,
     #[serde(default)]
+    warnings: Vec<String>,
+    #[serde(default)]
     missing: Vec<String>,
     field: Option<String>,
     error: Option<String>,
@@ -55,6 +57,7 @@ enum Failure {
 pub struct Accepted {
     pub updated: Vec<String>,
     pub ignored: Vec<String>,
+    pub warnings: Vec<String>,
     pub missing: Vec<String>,
 }
 
@@ -171,11 +174,14 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
     if !answer.ignored.is_empty() {
         say(format_args!("warning: the daemon ignored what it does not know: {}", list(&answer.ignored)));
     }
+    for warning in &answer.warnings {
+        say(format_args!("warning: the daemon says: {warning}"));
+    }
     if !answer.missing.is_empty() {
         say(format_args!("warning: the daemon is not ready; it still needs {}", list(&answer.missing)));
     }
-    let Answer { updated, ignored, missing, .. } = answer;
-    Ok(Accepted { updated, ignored, missing })
+    let Answer { updated, ignored, warnings, missing, .. } = answer;
+    Ok(Accepted { updated, ignored, warnings, missing })
 }
 
 impl Accepted {

@@ -49,9 +49,10 @@ static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
   0  done
   1  refused for good: by the daemon, or on its attestation
   2  wrong usage, or any other error
-  3  try again: nobody answers, or not in time, or the daemon has no room or no secrets yet (408, 429, 503, 504)
-A signal ends it as usual: Ctrl-C with 130 in a shell. With --json standard output has one JSON object, the result or
-{\"error\": …, \"code\": …, \"exit\": …}."
+  3  try again: no whole answer came in time, or the daemon said 408, 429, 503 or 504
+Of several files each is tried; 1 counts before 2, and 2 before 3.
+With --json standard output has one object: the result, or {\"error\": …, \"code\": …, \"exit\": …}.
+A signal ends a command as usual, Ctrl-C with 130 in a shell, and leaves nothing behind."
 )]
 struct Arguments {
     #[command(subcommand)]

@@ -190,7 +190,11 @@ struct Certificates {
 /// it took it ([`crate::seal::Unconfirmed`]); the output is there already; the enclave cannot be reached in time.
 pub fn run(arguments: &Arguments) -> Result<Done> {
     let bundle = match &arguments.bundle {
-        Some(path) => read_bundle(path)?,
+        Some(path) => {
+            let bundle = read_bundle(path)?;
+            warn_of_certificates(&bundle);
+            bundle
+        }
         None => build(arguments)?,
     };
     if arguments.send.is_some() && !arguments.seal && !arguments.plain && !is_sealed(&bundle) {
@@ -331,9 +335,10 @@ fn was_refused(error: &anyhow::Error) -> bool {
 
 /// Adds what the daemon answered.
 fn with_answer(mut told: Value, accepted: &Accepted) -> Value {
-    let Accepted { updated, ignored, missing } = accepted;
+    let Accepted { updated, ignored, warnings, missing } = accepted;
     told["updated"] = json!(updated);
     told["ignored"] = json!(ignored);
+    told["warnings"] = json!(warnings);
     told["missing"] = json!(missing);
     told
 }
@@ -352,6 +357,20 @@ fn read_bundle(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(bytes)
+}
+
+/// Warns of certificates in a finished bundle that end soon. It goes out as it is: what is wrong with it the daemon says.
+fn warn_of_certificates(bundle: &[u8]) {
+    let Ok(mut bundle) = serde_json::from_slice::<Value>(bundle) else { return };
+    let item = match bundle["MTLS_CLIENT_CERT_JSON"].take() {
+        Value::String(text) => serde_json::from_str(&text).unwrap_or_default(),
+        other => other,
+    };
+    for (member, authority) in [("client_cert", Authority::No), ("ca_cert", Authority::Yes)] {
+        if let Some(bytes) = item[member].as_str().and_then(|text| STANDARD.decode(text).ok()) {
+            certificate::warn(&bytes, authority, &format!("MTLS_CLIENT_CERT_JSON.{member}"));
+        }
+    }
 }
 
 /// Whether a bundle was sealed before, and holds nothing beside that.

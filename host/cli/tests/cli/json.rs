@@ -67,7 +67,7 @@ fn every_command_gives_its_result_as_one_object() {
     let sent = made(&["secrets", "--endpoint", "https://h:1", "--plain", "--send", &address]);
     let expected = json!({
         "accepted_by": address, "confirmed": false,
-        "updated": ["ECS_WATERMARK_ENDPOINT"], "ignored": ["COLOUR"], "missing": ["FILE_KEYS"],
+        "updated": ["ECS_WATERMARK_ENDPOINT"], "ignored": ["COLOUR"], "warnings": ["another CA"], "missing": ["FILE_KEYS"],
     });
     assert_eq!(sent, expected);
 
@@ -186,7 +186,9 @@ fn a_daemons_words_can_neither_steer_a_terminal_nor_hide_in_it() {
 
         let refusal: &str =
             Box::leak(format!(r#"{{"ok":false,"field":"{words}","error":"{words}"}}"#).into_boxed_str());
-        let accepted = format!(r#"{{"ok":true,"updated":["{words}"],"ignored":["{words}"],"missing":["{words}"]}}"#);
+        let accepted = format!(
+            r#"{{"ok":true,"updated":["{words}"],"ignored":["{words}"],"warnings":["{words}"],"missing":["{words}"]}}"#
+        );
         let accepted: &str = Box::leak(accepted.into_boxed_str());
         let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(refusal), Meet::Answer(accepted)]);
         let address = address.to_string();
