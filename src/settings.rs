@@ -41,8 +41,13 @@ pub struct Settings {
     pub memory: usize,
     /// Whether a success answer without a marked file gives the plain file.
     pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
     /// Total time for one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
+    /// How long an idle connection to the service is kept; 1 s to 1 h. Shorter than the service keeps it, or a call may
+    /// meet its end. The shortest that servers have by default is 5 s (Node.js, Uvicorn, Apache).
+    pub keepalive: Duration,
     /// Which bundles the handshake takes.
     pub handshake: Handshake,
     /// Whether a request for a file needs a grant.
@@ -51,6 +56,15 @@ pub struct Settings {
     pub fleet: Option<String>,
     /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
     pub pinned: Vec<[u8; 32]>,
+}
+
+/// The form of a call of the watermark service (docs/FORMATS.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatermarkApi {
+    /// The checklist's: text in `data`, other bytes as base64 in `data` beside an `encoding`.
+    Data,
+    /// The reference handler's: every file as base64 in `image`.
+    Image,
 }
 
 /// Which bundles the handshake takes.
@@ -134,7 +148,12 @@ impl Settings {
                 Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
+            watermark_api: match either("TEEMARK_WATERMARK_API", "data", ["data", "image"])? {
+                true => WatermarkApi::Data,
+                false => WatermarkApi::Image,
+            },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "4s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,
@@ -247,6 +266,7 @@ mod tests {
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
             ("TEEMARK_HANDSHAKE", "open"),
             ("TEEMARK_GRANTS", "on"),
+            ("TEEMARK_WATERMARK_API", "text"),
             ("TEEMARK_OPERATOR_KEYS", "AAAA"),
             ("TEEMARK_PIN_CA", "aa:bb"),
         ] {

@@ -13,6 +13,9 @@ const HEALTH_KEPT: Duration = Duration::from_secs(5);
 /// Time to reach an endpoint in a health check.
 const REACH_LIMIT: Duration = Duration::from_secs(2);
 
+/// Time to ask the service.
+const HEALTH_TIME: Duration = Duration::from_secs(5);
+
 /// The last health check. Only one is made at a time.
 #[derive(Default)]
 pub struct Health {
@@ -61,7 +64,7 @@ fn check(api: &Api) -> Checked {
         endpoints.insert(endpoint.to_string(), json!(api.route.dial(endpoint, REACH_LIMIT).is_ok()));
     }
     let watermark = match api.store.now().ready() {
-        Ok(ready) => check_watermark_health(&ready).map_err(|e| e.to_string()),
+        Ok(ready) => check_watermark_health(&ready, &api.store, HEALTH_TIME).map_err(|e| e.to_string()),
         Err(missing) => Err(format!("not asked; missing: {}", missing.join(", "))),
     };
     let healthy = watermark == Ok(true) && endpoints.values().all(|reached| reached == true);

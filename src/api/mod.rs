@@ -26,7 +26,7 @@ use crate::metrics::METRICS;
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
-use crate::settings::Settings;
+use crate::settings::{Settings, WatermarkApi};
 use error::ApiError;
 use health::Health;
 use permit::Grants;
@@ -43,6 +43,8 @@ pub struct Api {
     /// Largest plaintext in bytes.
     pub max_file: usize,
     pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
     /// Requests at once.
     pub max_requests: usize,
     pub started: Instant,
@@ -88,6 +90,7 @@ impl Api {
             memory: Budget::new(settings.memory),
             max_file: settings.max_file,
             allow_unwatermarked: settings.allow_unwatermarked,
+            watermark_api: settings.watermark_api,
             max_requests: settings.max_connections,
             started: Instant::now(),
             health: Health::default(),

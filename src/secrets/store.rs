@@ -77,6 +77,7 @@ pub struct Store {
     allowed: Arc<AllowList>,
     route: Route,
     timeout: Duration,
+    keepalive: Duration,
 }
 
 /// What an accepted bundle did.
@@ -107,6 +108,7 @@ impl Store {
             allowed,
             route: settings.egress,
             timeout: settings.timeout,
+            keepalive: settings.keepalive,
         }
     }
 
@@ -197,7 +199,8 @@ impl Store {
             if !identity.issued_by_ca {
                 warn!("the client certificate is not issued by ca_cert; the service must know its CA");
             }
-            secrets.mtls = Some(Arc::new(identity.connect(self.allowed.clone(), self.route, self.timeout)));
+            let mtls = identity.connect(self.allowed.clone(), self.route, self.timeout, self.keepalive);
+            secrets.mtls = Some(Arc::new(mtls));
             updated.push(CERTIFICATES);
         }
         if let Some(service) = bundle.service {

@@ -10,6 +10,7 @@ mod errors;
 mod files;
 mod keys;
 mod limits;
+mod marked;
 mod operators;
 mod stop;
 
