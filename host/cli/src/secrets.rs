@@ -8,13 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use teemarkd::attest::BundleId;
+use teemarkd::base64;
 use teemarkd::net::addr::Address;
 use teemarkd::secrets::bundle::MAX_BUNDLE;
 use teemarkd::secrets::jwks;
@@ -367,7 +366,7 @@ fn warn_of_certificates(bundle: &[u8]) {
         other => other,
     };
     for (member, authority) in [("client_cert", Authority::No), ("ca_cert", Authority::Yes)] {
-        if let Some(bytes) = item[member].as_str().and_then(|text| STANDARD.decode(text).ok()) {
+        if let Some(bytes) = item[member].as_str().and_then(base64::decode) {
             certificate::warn(&bytes, authority, &format!("MTLS_CLIENT_CERT_JSON.{member}"));
         }
     }
@@ -397,9 +396,9 @@ fn build(arguments: &Arguments) -> Result<Vec<u8>> {
     let certificates = match (&arguments.client_cert, &arguments.client_key, &arguments.ca) {
         (Some(cert), Some(key), Some(ca)) => {
             let read = Certificates {
-                client_cert: STANDARD.encode(certificate::read_valid(cert, "--client-cert", Authority::No)?),
-                client_key: STANDARD.encode(certificate::read(key, "--client-key", Content::PrivateKey)?),
-                ca_cert: STANDARD.encode(certificate::read_valid(ca, "--ca", Authority::Yes)?),
+                client_cert: base64::encode(certificate::read_valid(cert, "--client-cert", Authority::No)?),
+                client_key: base64::encode(certificate::read(key, "--client-key", Content::PrivateKey)?),
+                ca_cert: base64::encode(certificate::read_valid(ca, "--ca", Authority::Yes)?),
             };
             Some(read)
         }
