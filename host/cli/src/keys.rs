@@ -115,7 +115,7 @@ impl KeyFile {
 
     fn parse(text: &[u8]) -> Result<KeyFile> {
         // Serde's own message may repeat a value.
-        let Raw(raw) = serde_json::from_slice(text)
+        let Raw(raw) = serde_json::from_slice(output::without_mark(text))
             .map_err(|e| anyhow!("line {}, column {}: not a JSON object of keys by id", e.line(), e.column()))?;
         let mut keys = KeyFile::default();
         for (id, value) in raw {
@@ -220,6 +220,8 @@ mod tests {
         let key = KeyFile::parse(format!(r#"{{"a":"{}"}}"#, KEY.replace('=', "")).as_bytes()).unwrap();
         let lines = KeyFile::parse(format!(r#"{{"a":"{}\n{}\n"}}"#, &KEY[..20], &KEY[20..]).as_bytes()).unwrap();
         assert_eq!(key, lines);
+        let marked = KeyFile::parse(format!("\u{feff}{{\"a\":\"{KEY}\"}}").as_bytes()).unwrap();
+        assert_eq!(key, marked, "a byte order mark is skipped");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod answer;
 mod attest;
 mod batch;
+mod bundle;
 mod certificate;
 mod daemon;
 mod decrypt;

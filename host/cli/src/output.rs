@@ -244,6 +244,11 @@ pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     Ok((Box::new(file), length))
 }
 
+/// A text without the byte order mark that some editors put in front.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Opens a file that holds a key, and warns on stderr where others can read it too.
 ///
 /// # Errors

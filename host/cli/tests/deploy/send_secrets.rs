@@ -123,6 +123,26 @@ fn it_does_not_wait_for_ever() {
 }
 
 #[test]
+fn a_signal_while_it_waits_leaves_no_file_behind() {
+    for shell in SHELLS {
+        for (signal, status) in [("HUP", 129), ("INT", 130), ("TERM", 143)] {
+            let parent = with_bundle(shell);
+            fs::create_dir(parent.path("tmp")).unwrap();
+            let files = || fs::read_dir(parent.path("tmp")).unwrap().count();
+            let mut sending = Running::start(
+                send(&parent, "mtls_certs.json").env("TMPDIR", parent.path("tmp")),
+                parent.path("words"),
+            );
+            sending.wait_until_it_says("waiting until the enclave listens");
+            assert_eq!(files(), 1);
+            let number = sending.child.id().to_string();
+            assert!(Command::new("kill").args(["-s", signal, &number]).status().unwrap().success());
+            assert_eq!((sending.ends(), files()), (Some(status), 0), "{signal}");
+        }
+    }
+}
+
+#[test]
 fn a_bundle_can_come_by_a_pipe() {
     for shell in SHELLS {
         let parent = with_bundle(shell);
