@@ -265,6 +265,10 @@ pub fn open_key(path: &Path) -> Result<fs::File> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
 
     const HALF: usize = 64 << 10;
@@ -307,36 +311,51 @@ mod tests {
         }
     }
 
-    /// Where a file system has no files without a name: a program is ended by a signal while it writes. That program is
-    /// this one, run again with [`writes_until_it_is_ended`] alone.
+    /// A program that has half of an output written to a file with a name, as where a file system has none without: this
+    /// one, run again with [`writes_until_it_is_ended`] alone, by a shell that does this before.
+    fn writing(folder: &Path, before: &str) -> Child {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{before} exec \"$@\""), "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "output::tests::writes_until_it_is_ended", "--ignored", "--nocapture"])
+            .env("TEEMARK_TEST_FOLDER", folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("half is written")));
+        let names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).collect();
+        assert!(names.len() == 1 && names[0].metadata().unwrap().len() == HALF as u64, "{names:?}");
+        child
+    }
+
+    fn send(signal: i32, child: &Child) {
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
     #[test]
     fn a_signal_removes_the_file_that_has_a_name() {
-        use std::io::{BufRead, BufReader};
-        use std::os::unix::process::ExitStatusExt;
-        use std::process::{Command, Stdio};
-
         for signal in [1, 2, 15] {
             let folder = tempfile::tempdir().unwrap();
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "output::tests::writes_until_it_is_ended", "--ignored", "--nocapture"])
-                .env("TEEMARK_TEST_FOLDER", folder.path())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap().ends_with("half is written")));
-            let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap()).collect();
-            assert!(names.len() == 1 && names[0].metadata().unwrap().len() == HALF as u64, "{names:?}");
-            assert!(
-                Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap().success()
-            );
+            let mut child = writing(folder.path(), "");
+            send(signal, &child);
             assert_eq!(child.wait().unwrap().signal(), Some(signal));
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         }
     }
 
     #[test]
-    #[ignore = "it is run by a_signal_removes_the_file_that_has_a_name"]
+    fn a_signal_that_nohup_has_ignored_stays_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = writing(folder.path(), "trap '' HUP;");
+        send(1, &child);
+        send(15, &child);
+        assert_eq!(child.wait().unwrap().signal(), Some(15), "the first was ignored, the second not");
+    }
+
+    #[test]
+    #[ignore = "tests beside it run it as a program of its own"]
     fn writes_until_it_is_ended() {
         let Some(folder) = std::env::var_os("TEEMARK_TEST_FOLDER") else { return };
         let _output = half(&Path::new(&folder).join("out"), Existing::Keep, Hidden::named);

@@ -95,31 +95,3 @@ fn a_decrypted_file_is_for_its_owner_alone_also_where_it_replaces_one_that_was_n
     assert_eq!((place.read("file"), place.mode("file")), (b"marked".to_vec(), 0o600));
     assert_eq!(place.names(), ["file", "file.enc"]);
 }
-
-#[test]
-fn a_signal_that_nohup_has_ignored_stays_ignored() {
-    let place = Place::new();
-    place.keys(&["1"]);
-    place.write("file", vec![b'p'; 1 << 20]);
-    place.write("file.enc", "old");
-    // The signal is ignored from before the program starts; that it replaces a file makes it watch for signals.
-    let script =
-        r#"trap '' HUP; "$0" encrypt - --keys keys.json --output file.enc --force <pipe & echo $!; wait $!; echo $?"#;
-    assert!(Command::new("mkfifo").arg(place.path("pipe")).status().unwrap().success());
-    let mut shell = Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_teemark")])
-        .current_dir(place.0.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(shell.stdout.take().unwrap()));
-    let process = lines.next().unwrap().unwrap();
-    // It reads once this opens.
-    let mut pipe = fs::OpenOptions::new().write(true).open(place.path("pipe")).unwrap();
-    assert!(Command::new("kill").args(["-1", &process]).status().unwrap().success());
-    pipe.write_all(b"hello").unwrap();
-    drop(pipe);
-    assert_eq!(lines.next().unwrap().unwrap(), "0");
-    shell.wait().unwrap();
-    assert_eq!(place.read("file.enc").len(), 12 + 5 + 16);
-}
