@@ -19,7 +19,7 @@ use crate::terminal::say;
 const DAEMON_DEFAULT_LIMIT: usize = 64 << 20;
 
 /// Tink's prefix of a ciphertext: this byte, then the key id as u32, big endian
-/// (https://developers.google.com/tink/wire-format).
+/// (<https://developers.google.com/tink/wire-format>).
 const TINK_VERSION: u8 = 1;
 
 /// Encrypt files with AES-256-GCM, each under a new random IV.
