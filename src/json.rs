@@ -1,14 +1,55 @@
 //! JSON text taken from where it lies.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Deref;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+/// Why bytes are not the JSON that they should be. Nothing of what they hold is in it.
+#[derive(Debug)]
+pub enum JsonError {
+    /// The first byte that is not UTF-8 (RFC 8259, 8.1), counted from 1.
+    NotUtf8(usize),
+    NotAnObject,
+    Json(serde_json::Error),
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JsonError::NotUtf8(n) => write!(f, "is not UTF-8 at byte {n}"),
+            JsonError::NotAnObject => f.write_str("is not a JSON object"),
+            JsonError::Json(e) => write!(f, "is not the expected JSON at line {} column {}", e.line(), e.column()),
+        }
+    }
+}
+
+/// Reads an object. All of it has to be UTF-8, also what nobody asked for; a byte order mark before it is skipped.
+///
+/// # Errors
+/// The bytes are not UTF-8, not an object (serde would take an array of the members' values for one), or not a `T`.
+pub fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
+    match text(bytes)? {
+        text if text.trim_ascii_start().starts_with('{') => serde_json::from_str(text).map_err(JsonError::Json),
+        _ => Err(JsonError::NotAnObject),
+    }
+}
+
+/// JSON as text. Windows' programs begin it with a byte order mark, which a reader may ignore (RFC 8259, 8.1).
+///
+/// # Errors
+/// It is not UTF-8.
+pub fn text(bytes: &[u8]) -> Result<&str, JsonError> {
+    let text = str::from_utf8(bytes).map_err(|e| JsonError::NotUtf8(e.valid_up_to() + 1))?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
 /// A JSON string, borrowed from its document where it has no escapes, else in a buffer that is made once. It may be a
 /// whole file, and serde_json would undo the escapes in a buffer that grows to twice its size, and copy that.
+#[derive(Debug)]
 pub struct Text<'a>(pub Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -94,7 +135,7 @@ pub fn even_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Re
 mod tests {
     use super::*;
 
-    #[derive(Deserialize)]
+    #[derive(Debug, Deserialize)]
     struct Document<'a> {
         #[serde(borrow)]
         plain: Option<Text<'a>>,
@@ -107,6 +148,38 @@ mod tests {
         let document: Document = serde_json::from_str(r#"{"plain":"a","escaped":"\n"}"#).unwrap();
         assert!(matches!(document.plain, Some(Text(Cow::Borrowed("a")))));
         assert_eq!(&*document.escaped.unwrap(), "\n");
+    }
+
+    #[test]
+    fn an_object_is_read_with_and_without_a_byte_order_mark() {
+        for text in ["{\"plain\":\"a\"}", "\u{feff}{\"plain\":\"a\"}", "\u{feff} \r\n\t{\"plain\":\"a\",\"new\":[{}]} "]
+        {
+            let document: Document = object(text.as_bytes()).unwrap();
+            assert_eq!(&*document.plain.unwrap(), "a");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_object_or_not_utf_8_is_refused_without_a_word_of_it() {
+        for (bytes, message) in [
+            (&b"[\"secret\",null]"[..], "is not a JSON object"),
+            (b"\"secret\"", "is not a JSON object"),
+            (b"null", "is not a JSON object"),
+            (b"", "is not a JSON object"),
+            (b"{\"plain\":7}", "is not the expected JSON at line 1 column 11"),
+            (b"{\"plain\":\"secret", "is not the expected JSON at line 1 column 16"),
+            (b"{} secret", "is not the expected JSON at line 1 column 4"),
+            // Also where serde_json would pass it over.
+            (b"{\"new\":\"\xff\"}", "is not UTF-8 at byte 9"),
+            (b"{\"new\":{\"\xed\xa0\x80\":1}}", "is not UTF-8 at byte 10"),
+            (b"\xff\xfe{\0}\0", "is not UTF-8 at byte 1"),
+            // One mark, and before the object only.
+            (b"\xef\xbb\xbf\xef\xbb\xbf{}", "is not a JSON object"),
+            (b"{}\xef\xbb\xbf", "is not the expected JSON at line 1 column 3"),
+        ] {
+            let told = object::<Document>(bytes).unwrap_err().to_string();
+            assert_eq!(told, message, "{}", bytes.escape_ascii());
+        }
     }
 
     #[test]

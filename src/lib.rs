@@ -26,7 +26,8 @@
 //! net        addr, timed (streams with a deadline); endpoints (the allow list), egress, tls, cryptography (the way out);
 //!            pump, http, ingress, backend (the way in); forward; link (loopback, /etc/hosts)
 //! hpke       sealing to a public key            digest   SHA-256
-//! json       text taken from where it lies      memory   admission
+//! json       text taken from where it lies      base64   in lines or not, padded or not
+//! memory     admission
 //! metrics    what is counted                    time     moments as people read them
 //! threads    starting one
 //! ```
@@ -36,6 +37,7 @@
 
 pub mod api;
 pub mod attest;
+pub mod base64;
 pub mod boot;
 pub mod digest;
 pub mod files;

@@ -22,6 +22,7 @@ use crate::digest::sha256;
 use crate::net::cryptography;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
+use crate::net::tls::MAX_ANSWER_HEAD;
 use crate::time::Utc;
 
 /// The parts of an identity, as the handshake names them.
@@ -29,9 +30,8 @@ pub const PARTS: [&str; 3] = ["client_cert", "client_key", "ca_cert"];
 /// The same parts as files, with their modes.
 const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), ("ecs-ca.crt", 0o644)];
 
-/// Idle connections kept for the next request, and how long: shorter than the usual idle limit of a server, 60 s.
+/// Idle connections kept for the next request.
 const POOLED: usize = 32;
-const POOLED_FOR: Duration = Duration::from_secs(30);
 /// Time to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -139,8 +139,9 @@ impl Identity {
         FILES.iter().try_for_each(|(name, _)| fs::rename(new(name), folder.join(name)))
     }
 
-    /// The way to the watermark service under this identity. `limit` bounds a whole call.
-    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration) -> MutualTls {
+    /// The way to the watermark service under this identity. `limit` bounds a whole call, and an idle connection is kept
+    /// for the next one for `keepalive`.
+    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration, keepalive: Duration) -> MutualTls {
         let agent = |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -149,7 +150,8 @@ impl Identity {
                 .max_redirects(0)
                 .max_idle_connections(pooled)
                 .max_idle_connections_per_host(pooled)
-                .max_idle_age(POOLED_FOR)
+                .max_idle_age(keepalive)
+                .max_response_header_size(MAX_ANSWER_HEAD)
                 .timeout_connect(Some(CONNECT_LIMIT))
                 .timeout_global(Some(limit))
                 .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))

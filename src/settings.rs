@@ -41,8 +41,13 @@ pub struct Settings {
     pub memory: usize,
     /// Whether a success answer without a marked file gives the plain file.
     pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
     /// Total time for one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
+    /// How long an idle connection to the service is kept; 1 s to 1 h. Shorter than the service keeps it, or a call may
+    /// meet its end. The shortest that servers have by default is 5 s (Node.js, Uvicorn, Apache).
+    pub keepalive: Duration,
     /// Which bundles the handshake takes.
     pub handshake: Handshake,
     /// Whether a request for a file needs a grant.
@@ -53,6 +58,15 @@ pub struct Settings {
     pub pinned: Vec<[u8; 32]>,
     /// Whether /metrics is on the public listener too. It tells exact sizes and outcomes of other users' requests.
     pub public_metrics: bool,
+}
+
+/// The form of a call of the watermark service (docs/FORMATS.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatermarkApi {
+    /// The checklist's: text in `data`, other bytes as base64 in `data` beside an `encoding`.
+    Data,
+    /// The reference handler's: every file as base64 in `image`.
+    Image,
 }
 
 /// Which bundles the handshake takes.
@@ -141,7 +155,12 @@ impl Settings {
                 Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
+            watermark_api: match either("TEEMARK_WATERMARK_API", "data", ["data", "image"])? {
+                true => WatermarkApi::Data,
+                false => WatermarkApi::Image,
+            },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "4s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,
@@ -155,7 +174,7 @@ impl Settings {
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 21] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -168,6 +187,8 @@ const NAMES: [&str; 19] = [
     "MAX_CONNECTIONS",
     "MEMORY",
     "ALLOW_UNWATERMARKED",
+    "WATERMARK_API",
+    "WATERMARK_KEEPALIVE",
     "TIMEOUT",
     "HANDSHAKE",
     "OPERATOR_KEYS",
@@ -310,6 +331,7 @@ mod tests {
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
             ("TEEMARK_HANDSHAKE", "open"),
             ("TEEMARK_GRANTS", "on"),
+            ("TEEMARK_WATERMARK_API", "text"),
             ("TEEMARK_OPERATOR_KEYS", "AAAA"),
             ("TEEMARK_PIN_CA", "aa:bb"),
             ("TEEMARK_PUBLIC_METRICS", "yes"),

@@ -123,7 +123,10 @@ fn check(api: &Api) -> Checked {
         Box::new(move || Ok(route.dial(&endpoint, QUESTION_LIMIT).is_ok()))
     };
     let service: Question = match api.store.now().ready() {
-        Ok(ready) => Box::new(move || check_watermark_health(&ready, QUESTION_LIMIT).map_err(|e| e.to_string())),
+        Ok(ready) => {
+            let store = api.store.clone();
+            Box::new(move || check_watermark_health(&ready, &store, QUESTION_LIMIT).map_err(|e| e.to_string()))
+        }
         Err(missing) => Box::new(move || Err(format!("not asked; missing: {}", missing.join(", ")))),
     };
     let questions = api.allowed.iter().map(reach).chain([service]).collect();

@@ -48,7 +48,7 @@ impl TooLarge {
             TooLarge::Memory(n) => format!(
                 "the file is too large: it needs more memory than all requests may hold together, {n} bytes (TEEMARK_MEMORY)"
             ),
-            TooLarge::Service => "the watermark service takes no file of this size".into(),
+            TooLarge::Service => "the file is too large for the watermark service (it answered HTTP 413)".into(),
             TooLarge::Bundle(n) => format!("the bundle is too large: the limit is {n} bytes"),
         }
     }
@@ -80,10 +80,11 @@ impl Limits {
         BodyLimit { bytes: self.max_file + files::OVERHEAD, past: self.past_file() }
     }
 
-    /// The limit of the JSON route's body, with the encrypted file as base64.
+    /// The limit of the JSON route's body, with the encrypted file as base64. It may be in lines of 76 characters (RFC
+    /// 2045, 6.8), each with an end that JSON escapes as four.
     pub fn json_body(&self) -> BodyLimit {
         let file = (self.max_file + files::OVERHEAD).div_ceil(3) * 4;
-        BodyLimit { bytes: file + JSON_SLACK, past: self.past_file() }
+        BodyLimit { bytes: file + file / 19 + JSON_SLACK, past: self.past_file() }
     }
 
     /// The limit of any body, past which nothing looks at it.

@@ -26,7 +26,7 @@ use crate::metrics::METRICS;
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
-use crate::settings::Settings;
+use crate::settings::{Settings, WatermarkApi};
 use crate::threads;
 use error::ApiError;
 use health::Health;
@@ -44,6 +44,8 @@ pub struct Api {
     pub memory: Budget,
     pub limits: Limits,
     pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
     /// Whether /metrics is on the public listener too.
     pub public_metrics: bool,
     pub started: Instant,
@@ -96,6 +98,7 @@ impl Api {
             memory: Budget::new(limits.memory),
             limits,
             allow_unwatermarked: settings.allow_unwatermarked,
+            watermark_api: settings.watermark_api,
             public_metrics: settings.public_metrics,
             started: Instant::now(),
         }

@@ -87,6 +87,7 @@ pub struct Store {
     allowed: Arc<AllowList>,
     route: Route,
     timeout: Duration,
+    keepalive: Duration,
 }
 
 /// What an accepted bundle did.
@@ -118,6 +119,7 @@ impl Store {
             allowed,
             route: settings.egress,
             timeout: settings.timeout,
+            keepalive: settings.keepalive,
         }
     }
 
@@ -218,7 +220,8 @@ impl Store {
                 warn!("the client certificate is not issued by ca_cert; the service must know its CA");
             }
             secrets.validity = Some(Validity { begins: identity.begins, ends: identity.ends });
-            secrets.mtls = Some(Arc::new(identity.connect(self.allowed.clone(), self.route, self.timeout)));
+            let mtls = identity.connect(self.allowed.clone(), self.route, self.timeout, self.keepalive);
+            secrets.mtls = Some(Arc::new(mtls));
             updated.push(CERTIFICATES);
         }
         if let Some(service) = bundle.service {

@@ -28,7 +28,7 @@ fn service_that_gives(answer: serde_json::Value) -> Scripted {
     let body = answer.to_string();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
     let bytes: &'static [u8] = Vec::leak([head.as_bytes(), body.as_bytes()].concat());
-    Scripted::start(move |_, _| Step::Bytes(bytes))
+    Scripted::start(move |_, _| Step::Bytes(bytes.to_vec()))
 }
 
 /// A daemon with the memory of a shipped enclave and with this service.

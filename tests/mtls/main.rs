@@ -5,6 +5,7 @@ mod support;
 
 mod answers;
 mod certificates;
+mod early;
 mod egress;
 mod forward;
 mod largest;

@@ -202,6 +202,8 @@ impl Setup {
         command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
         // What tests of trust are about, others leave out.
         command.env("TEEMARK_HANDSHAKE", "plain").env("TEEMARK_GRANTS", "off");
+        // However busy the machine is, a connection is kept from one call to the next.
+        command.env("TEEMARK_WATERMARK_KEEPALIVE", "3600s");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
     }
@@ -306,6 +308,12 @@ impl Answer {
 
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The value of a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The code of an error answer.

@@ -12,6 +12,7 @@ mod files;
 mod health;
 mod keys;
 mod limits;
+mod marked;
 mod operators;
 mod stop;
 

@@ -84,7 +84,7 @@ fn a_second_before_and_a_second_or_a_day_after_they_are_not() {
         assert!(matches!(early, Refusal::Chain(ChainError::NotYetValid(Place::Leaf, _))), "{early}");
         let late = real.check_at(real.valid[1] + 1).unwrap_err();
         assert!(matches!(late, Refusal::Chain(ChainError::Expired(Place::Leaf, _))), "{late}");
-        // The certificate of the instance, above the leaf, expires within a day too.
+        // The certificate of the instance, above the leaf, ends within a day too.
         let late = real.check_at(real.valid[1] + 86_400).unwrap_err();
         assert!(matches!(late, Refusal::Chain(ChainError::Expired(Place::Bundle(3), _))), "{late}");
     }
