@@ -103,7 +103,7 @@ fn keep_memory_private() -> Result<(), BootError> {
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
-/// A setting that is spelled wrongly has no effect, and would go unnoticed. Its value is not shown: it may be meant for
+/// A misspelled setting has no effect, and would go unnoticed. Its value is not shown: it may be meant for
 /// another program.
 fn name_unknown_settings() {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());

@@ -199,7 +199,7 @@ const NAMES: [&str; 21] = [
 ];
 const PREFIX: &str = "TEEMARK_";
 
-/// Whether a variable looks like a setting and is none: spelled wrongly, or of another version.
+/// Whether a variable looks like a setting but is not one: misspelled, or of another version.
 pub fn is_unknown(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(|rest| !NAMES.contains(&rest))
 }

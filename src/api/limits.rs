@@ -32,7 +32,7 @@ pub struct Limits {
 pub enum TooLarge {
     /// A file may have so many bytes.
     File(usize),
-    /// The request takes more than all the memory there is for requests, in bytes.
+    /// The request needs more than all requests may hold together, in bytes.
     Memory(usize),
     /// The watermark service takes no file of this size.
     Service,
@@ -46,7 +46,7 @@ impl TooLarge {
         match self {
             TooLarge::File(n) => format!("the file is too large: the limit is {n} bytes (TEEMARK_MAX_FILE)"),
             TooLarge::Memory(n) => format!(
-                "the file is too large: it takes more memory than the {n} bytes that requests have (TEEMARK_MEMORY)"
+                "the file is too large: it needs more memory than all requests may hold together, {n} bytes (TEEMARK_MEMORY)"
             ),
             TooLarge::Service => "the file is too large for the watermark service (it answered HTTP 413)".into(),
             TooLarge::Bundle(n) => format!("the bundle is too large: the limit is {n} bytes"),
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn each_limit_is_named_in_bytes_with_its_setting() {
         assert!(TooLarge::File(7).message().contains("7 bytes (TEEMARK_MAX_FILE)"));
-        assert!(TooLarge::Memory(8).message().contains("8 bytes that requests have (TEEMARK_MEMORY)"));
+        assert!(TooLarge::Memory(8).message().contains("together, 8 bytes (TEEMARK_MEMORY)"));
         assert!(TooLarge::Bundle(9).message().contains("9 bytes"));
         assert!(TooLarge::Service.message().contains("the watermark service"));
     }

@@ -201,7 +201,7 @@ impl Store {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Warns of a client certificate that ends soon or has ended, once each time that there is more to say.
+    /// Warns of a client certificate that expires soon or has expired, once each time that there is more to say.
     pub fn look_at_certificate(&self, now: Utc) {
         let Some(validity) = self.now().validity else { return };
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);

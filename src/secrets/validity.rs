@@ -2,11 +2,11 @@
 
 use crate::time::Utc;
 
-/// A certificate that ends within so many days is warned of, once for each.
+/// A certificate that expires within so many days is warned of, once for each.
 const WARNED_OF: [u64; 3] = [1, 7, 30];
 const DAY: u64 = 86_400;
 
-/// From when until when a certificate chain is valid, both included.
+/// The first and the last second at which a certificate chain is valid.
 #[derive(Clone, Copy, Debug)]
 pub struct Validity {
     pub begins: Utc,
@@ -16,8 +16,8 @@ pub struct Validity {
 /// What there is to say of a certificate at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remark {
-    /// It ends within so many days.
-    EndsWithin(u64),
+    /// It expires within so many days.
+    ExpiresWithin(u64),
     Expired,
     NotYetValid,
 }
@@ -31,7 +31,7 @@ impl Validity {
                 "not valid before {}; if the enclave's clock is right, {now}, send another with teemark secrets",
                 self.begins
             )),
-            Remark::EndsWithin(_) => None,
+            Remark::ExpiresWithin(_) => None,
         }
     }
 
@@ -42,14 +42,15 @@ impl Validity {
             return None;
         }
         match remark? {
-            Remark::EndsWithin(1) => Some(self.ends_within("a day")),
-            Remark::EndsWithin(days) => Some(self.ends_within(&format!("{days} days"))),
-            Remark::Expired | Remark::NotYetValid => self.fault(now),
+            Remark::ExpiresWithin(1) => Some(self.expires_within("a day")),
+            Remark::ExpiresWithin(days) => Some(self.expires_within(&format!("{days} days"))),
+            Remark::Expired => self.fault(now),
+            Remark::NotYetValid => self.fault(now).map(|fault| format!("is {fault}")),
         }
     }
 
-    fn ends_within(&self, time: &str) -> String {
-        format!("ends within {time}, at {}; send a new one with teemark secrets", self.ends)
+    fn expires_within(&self, time: &str) -> String {
+        format!("expires within {time}, at {}; send a new one with teemark secrets", self.ends)
     }
 
     fn remark(&self, now: Utc) -> Option<Remark> {
@@ -60,7 +61,7 @@ impl Validity {
             return Some(Remark::NotYetValid);
         }
         let left = self.ends.0 - now.0;
-        WARNED_OF.into_iter().find(|days| left <= days * DAY).map(Remark::EndsWithin)
+        WARNED_OF.into_iter().find(|days| left <= days * DAY).map(Remark::ExpiresWithin)
     }
 }
 
@@ -86,9 +87,9 @@ mod tests {
         }
         let hour = |days: u64| (365 - days) * 24;
         let starts = [
-            (hour(30), "ends within 30 days, at "),
-            (hour(7), "ends within 7 days, at "),
-            (hour(1), "ends within a day, at "),
+            (hour(30), "expires within 30 days, at "),
+            (hour(7), "expires within 7 days, at "),
+            (hour(1), "expires within a day, at "),
             (hour(0) + 1, "expired at "),
         ];
         assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
@@ -103,7 +104,7 @@ mod tests {
     fn a_certificate_that_comes_late_is_warned_of_at_once_and_only_for_what_is_left() {
         let mut last = None;
         let warning = VALIDITY.warning(&mut last, before_the_end(3 * DAY)).unwrap();
-        assert!(warning.starts_with("ends within 7 days"), "{warning}");
+        assert!(warning.starts_with("expires within 7 days"), "{warning}");
         assert_eq!(VALIDITY.warning(&mut last, before_the_end(2 * DAY)), None);
         // Another one in its place, for which nothing has been said.
         last = None;

@@ -38,7 +38,7 @@ fn a_setting_that_makes_no_sense_stops_the_start_and_is_named() {
 }
 
 #[test]
-fn a_variable_that_looks_like_a_setting_and_is_none_is_named_without_its_value() {
+fn a_variable_that_looks_like_a_setting_but_is_not_one_is_named_without_its_value() {
     let daemon = Setup::new(1).env("TEEMARK_MAXFILE", "a-value").env("TEEMARK_GRANT", "off").start();
     let log = daemon.process.log();
     for name in ["TEEMARK_MAXFILE", "TEEMARK_GRANT"] {

@@ -171,7 +171,7 @@ fn a_request_that_can_never_fit_the_memory_is_too_large_and_is_not_told_to_come_
     for answer in [daemon.decrypt(&large, "f", "u"), decrypt_json(&daemon, &large)] {
         assert_error(&answer, 413, "file_too_large");
         assert_eq!(field(&answer, "Retry-After"), None);
-        assert!(answer.text().contains("the 1048576 bytes that requests have (TEEMARK_MEMORY)"), "{answer:?}");
+        assert!(answer.text().contains("may hold together, 1048576 bytes (TEEMARK_MEMORY)"), "{answer:?}");
     }
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), f64::from(1 << 20), "nothing of it is kept");
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
