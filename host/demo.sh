@@ -87,7 +87,7 @@ start_service 0
 
 say "Four keys: an operator's, whose public half an image is built with; one to sign grants; a user's; the files'"
 for use in operator grants reply; do
-  "$bin/teemark" keygen --for "$use" --output "$out/$use.key" >"$out/$use.pub" || fail "no $use key"
+  "$bin/teemark" keygen --for "$use" --output "$out/$use.key" --public-output "$out/$use.pub" || fail "no $use key"
 done
 "$bin/teemark" keygen --aad --id demo --output "$out/keys.json" || fail "no key"
 

@@ -1,29 +1,29 @@
 //! The start, told once from top to bottom.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use log::{error, info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::api::{self, Api, Side};
+use crate::api::limits::Limits;
+use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
-use crate::files;
 use crate::metrics::METRICS;
 use crate::net::addr::{Address, Listener};
-use crate::net::backend::{Backend, Intake};
 use crate::net::endpoints::AllowList;
-use crate::net::pump::{Entrance, Handle, Pump};
+use crate::net::event_loop::{Acceptor, EventLoop, Handle};
 use crate::net::{forward, ingress, link};
 use crate::secrets::bundle::{ITEMS, bundle_of_environment};
-use crate::secrets::listener;
+use crate::secrets::listener::Handshakes;
 use crate::secrets::sealed::Seal;
 use crate::secrets::store::Store;
-use crate::settings::{Handshake, Settings};
+use crate::settings::{self, Handshake, Settings};
+use crate::time::Utc;
 
 /// Why the daemon did not start: what failed, and what the system said.
 #[derive(Debug)]
@@ -48,14 +48,13 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
 pub fn run(settings: &Settings) -> Result<(), BootError> {
     let signals = hold_signals()?;
     keep_memory_private()?;
+    name_unknown_settings();
 
     let allowed = Arc::new(AllowList::load(&settings.endpoints).map_err(cannot("allow list"))?);
     info!("allow list: {} endpoints from {}", allowed.iter().count(), settings.endpoints.display());
     prepare_network(settings, &allowed)?;
 
-    if api::most_memory(settings.max_file) > settings.memory {
-        warn!("a file of TEEMARK_MAX_FILE bytes needs more than TEEMARK_MEMORY, {} bytes", settings.memory);
-    }
+    let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
     let seal = seal(&settings.handshake, &attestation);
     let store = Arc::new(Store::new(settings, allowed.clone(), seal));
@@ -65,12 +64,10 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let admin = listen("admin", &settings.admin)?;
     let secrets = listen("secrets", &settings.secrets)?;
     let handshake = secrets.address().map_err(cannot("secrets"))?;
-    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings));
-    let pump = serve_http(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
-    spawn("secrets", {
-        let store = store.clone();
-        move || listener::serve(secrets, store)
-    })?;
+    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
+    let stopping = Arc::new(AtomicBool::new(false));
+    let listeners = Listeners { public, admin, secrets };
+    let event_loop = serve(settings, &allowed, &api, listeners, &stopping)?;
 
     match store.now().missing()[..] {
         [] => info!("ready"),
@@ -80,7 +77,8 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     }
     let signal = signals.wait().map_err(cannot("waiting for a signal"))?;
     info!("{signal}: stopping; requests under way may finish");
-    pump.stop();
+    stopping.store(true, Ordering::Release);
+    event_loop.stop();
     // Held until the process is gone: no bundle is being written now, and none begins.
     std::mem::forget(store.close());
     info!("stopped");
@@ -100,29 +98,54 @@ fn keep_memory_private() -> Result<(), BootError> {
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
+/// A misspelled setting has no effect, and would go unnoticed. Its value is not shown: it may be meant for
+/// another program.
+fn name_unknown_settings() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in names.filter(|name| settings::is_unknown(name)) {
+        warn!("{name:?} is not a setting of teemarkd and has no effect; README.md lists the settings");
+    }
+}
+
 /// By how many seconds the clock may differ from the module's before it is worth a warning.
 const MAX_DRIFT: u64 = 60;
 
-/// Descriptors of a connection while its request is under way: its own, the ingress's and tiny_http's ends of the one
-/// behind, tiny_http's second handle, the one to the watermark service.
-const DESCRIPTORS: u64 = 5;
+/// Descriptors for each connection that a listener may have: one that waits, and one in flight with the one to the
+/// watermark service.
+const DESCRIPTORS: u64 = 3;
 /// Descriptors for everything else: pooled connections, handshakes, clients that are being turned away.
 const OTHER_DESCRIPTORS: u64 = 320;
 
-/// Raises the limit of open files to what the system allows, and says how many connections each of so many doors
-/// may have within it: as many as are set, if that can be.
-fn connections_within_limits(wanted: usize, doors: usize) -> usize {
+/// Raises the limit of open files to what the system allows, and says how many connections each of so many
+/// listeners may have within it: as many as are set, if that can be.
+fn connections_within_limits(wanted: usize, listeners: usize) -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         let limit = hard.min(1 << 20);
         setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map(|()| limit)
     });
     let limit = raised.unwrap_or(1024);
-    let most = limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS / doors as u64;
+    let most = limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS / listeners as u64;
     let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     if wanted > most {
         warn!("TEEMARK_MAX_CONNECTIONS is {wanted}, but {limit} open files allow {most}");
     }
     wanted.min(most)
+}
+
+/// The limits in force. Says which files TEEMARK_MAX_FILE allows and TEEMARK_MEMORY does not.
+fn limits(settings: &Settings, allowed: &AllowList) -> Limits {
+    // The public and the admin listener, and a forwarder for each endpoint.
+    let listeners = 2 + if settings.forward { allowed.iter().count() } else { 0 };
+    let limits = Limits::new(settings, connections_within_limits(settings.max_connections, listeners));
+    let [raw, json] = limits.largest_files();
+    if json < limits.max_file {
+        let Limits { max_file, memory, .. } = limits;
+        warn!(
+            "TEEMARK_MAX_FILE is {max_file} bytes, but TEEMARK_MEMORY, {memory} bytes, has room for a file of {raw} bytes \
+             by the raw route and of {json} bytes as JSON: give the enclave more memory, or set TEEMARK_MAX_FILE lower"
+        );
+    }
+    limits
 }
 
 fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootError> {
@@ -191,39 +214,42 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
     Ok(listener)
 }
 
-/// Starts tiny_http for each listener behind a door of the pump, and the forwarders.
-fn serve_http(
+/// How often what ends by itself is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the daemon listens on.
+struct Listeners {
+    public: Listener,
+    admin: Listener,
+    secrets: Listener,
+}
+
+/// Starts the event loop with all that waits in it: clients, senders of bundles, the forwarders' peers, and the look at
+/// the certificate.
+fn serve(
     settings: &Settings,
     allowed: &AllowList,
     api: &Arc<Api>,
-    listeners: [(Listener, Side); 2],
+    Listeners { public, admin, secrets }: Listeners,
+    stopping: &Arc<AtomicBool>,
 ) -> Result<Handle, BootError> {
-    let doors = listeners.len() + if settings.forward { allowed.iter().count() } else { 0 };
-    let max_connections = connections_within_limits(settings.max_connections, doors);
-    let max_body = (settings.max_file + files::OVERHEAD).div_ceil(3) * 4 + (2 << 20);
-    let mut pump = Pump::new().map_err(cannot("pump"))?;
-    for (listener, side) in listeners {
-        let backend = pump.entrance().and_then(|entrance| http_server(api.clone(), side, entrance));
-        let backend = backend.map_err(cannot("HTTP server"))?;
-        let door = ingress::door(listener, max_connections, max_body as u64, backend);
-        pump.add(door).map_err(cannot("pump"))?;
+    let cannot = || cannot("event loop");
+    let limit = api.limits.connections;
+    let mut event_loop = EventLoop::new().map_err(cannot())?;
+    for (listener, side) in [(public, Side::Public), (admin, Side::Admin)] {
+        let queued = if side == Side::Public { api.memory.queued() } else { Arc::default() };
+        let max_body = api.limits.any_body().bytes as u64;
+        let options = ingress::Options { limit, max_body, queued, stopping: stopping.clone() };
+        let service = Arc::new(Served { api: api.clone(), side });
+        ingress::add(&mut event_loop, listener, service, options).map_err(cannot())?;
     }
+    let handshakes = Handshakes::new(api.store.clone());
+    let open = move |stream| handshakes.serve(stream).map(|()| None);
+    event_loop.add(Acceptor { listener: secrets, limit: usize::MAX, open: Box::new(open) }).map_err(cannot())?;
     if settings.forward {
-        forward::add_doors(&mut pump, allowed, settings.egress, max_connections).map_err(cannot("TEEMARK_FORWARD"))?;
+        forward::add(&mut event_loop, allowed, settings.egress, limit).map_err(cannot())?;
     }
-    pump.start().map_err(cannot("pump"))
-}
-
-/// Starts tiny_http for one side.
-fn http_server(api: Arc<Api>, side: Side, pump: Entrance) -> io::Result<Arc<Backend>> {
-    let serve = move |server, intake: Intake| {
-        let api = api.clone();
-        let serve = move || api::serve(server, api, side, || intake.received());
-        thread::Builder::new().name("http".into()).spawn(serve).map(drop)
-    };
-    Backend::start(Box::new(serve), pump).map(Arc::new)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), BootError> {
-    thread::Builder::new().name(name.into()).spawn(body).map(drop).map_err(cannot(name))
+    let store = api.store.clone();
+    event_loop.every(LOOK_INTERVAL, move || store.look_at_certificate(Utc::now()));
+    event_loop.start().map_err(cannot())
 }

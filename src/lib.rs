@@ -29,6 +29,7 @@
 //! json       text taken from where it lies      base64   in lines or not, padded or not
 //! memory     admission
 //! metrics    what is counted                    time     moments as people read them
+//! threads    starting one
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.
@@ -43,6 +44,7 @@ pub mod files;
 pub mod grants;
 pub mod hpke;
 mod json;
+pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod mtls;
@@ -50,5 +52,6 @@ pub mod net;
 pub mod reply;
 pub mod secrets;
 pub mod settings;
+mod threads;
 pub mod time;
 pub mod watermark;

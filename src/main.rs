@@ -5,9 +5,12 @@
 use std::env;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
+use env_logger::Target;
 use log::{LevelFilter, error, info};
 use teemarkd::boot;
+use teemarkd::logging::Queue;
 use teemarkd::secrets::bundle::{CERTIFICATES, bundle_of_environment};
 use teemarkd::secrets::store::Store;
 use teemarkd::settings::Settings;
@@ -25,7 +28,18 @@ usage: teemarkd                     run the daemon; settings are environment var
        teemarkd write-certificates  check MTLS_CLIENT_CERT_JSON and write the files of TEEMARK_CERTS, then end
        teemarkd --version | --help";
 
+/// The log's way out, once it is open.
+static LOG: OnceLock<Queue> = OnceLock::new();
+
 fn main() -> ExitCode {
+    let code = act();
+    if let Some(log) = LOG.get() {
+        log.finish();
+    }
+    code
+}
+
+fn act() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => run(),
@@ -86,6 +100,11 @@ fn start_log() {
     for library in ["ureq", "ureq_proto", "tiny_http", "rustls"] {
         log.filter_module(library, LevelFilter::Warn);
     }
+    match Queue::start(std::io::stderr()) {
+        Ok(queue) => log.target(Target::Pipe(Box::new(LOG.get_or_init(|| queue).clone()))),
+        // Without a thread for it the log still works, only that it may hold up who writes it.
+        Err(_) => log.target(Target::Stderr),
+    };
     log.init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown place".into(), ToString::to_string);

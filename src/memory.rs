@@ -12,6 +12,7 @@
 //!   wait for either. Alone it may have all.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -90,8 +91,8 @@ pub struct Reservation {
 pub enum NoMemory {
     /// Not now; it may when others have ended.
     Now,
-    /// Larger than the whole budget.
-    Ever,
+    /// Larger than the whole budget, which has so many bytes.
+    Ever(usize),
 }
 
 impl Budget {
@@ -199,6 +200,11 @@ impl State {
 }
 
 impl Reservation {
+    /// Bytes that the whole budget has.
+    pub fn total(&self) -> usize {
+        self.budget.0.total
+    }
+
     /// Makes the reservation at least `bytes` large, and says how long that took to be possible. Where it is not it
     /// stays as it was.
     ///
@@ -207,7 +213,7 @@ impl Reservation {
     pub fn cover(&mut self, bytes: usize) -> Result<Duration, NoMemory> {
         let shared = &*self.budget.0;
         if bytes > shared.total {
-            return Err(NoMemory::Ever);
+            return Err(NoMemory::Ever(shared.total));
         }
         let more = bytes.saturating_sub(self.bytes);
         let start = Instant::now();
@@ -300,6 +306,46 @@ impl Drop for Reservation {
     }
 }
 
+/// Why [`read_all`] gave nothing.
+#[derive(Debug)]
+pub enum ReadError {
+    /// There is more than the limit.
+    TooLarge,
+    NoMemory(NoMemory),
+    Io(io::Error),
+}
+
+/// Reads to the end, `limit` bytes at most, and has the reservation cover `cost` of the buffer before it grows. A
+/// known length spares the growing. Bytes cost at least twice their number, since the old buffer is there too while it
+/// grows.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_all(
+    mut reader: impl Read,
+    known: Option<usize>,
+    limit: usize,
+    reservation: &mut Reservation,
+    cost: impl Fn(usize) -> usize,
+) -> Result<Vec<u8>, ReadError> {
+    const FIRST: usize = 64 << 10;
+    if known.is_some_and(|length| length > limit) {
+        return Err(ReadError::TooLarge);
+    }
+    let mut bytes = Vec::new();
+    let mut room = known.unwrap_or(FIRST).min(limit) + 1;
+    loop {
+        reservation.cover(cost(room)).map_err(ReadError::NoMemory)?;
+        bytes.reserve_exact(room - bytes.len());
+        reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
+        match bytes.len() {
+            n if n > limit => return Err(ReadError::TooLarge),
+            n if n < room => return Ok(bytes),
+            n => room = n.saturating_mul(2).min(limit + 1),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,8 +375,8 @@ mod tests {
         let mut first = request(&budget, None, 60);
         let mut second = budget.open();
         assert_eq!(second.cover(41), Err(NoMemory::Now));
-        assert_eq!(first.cover(101), Err(NoMemory::Ever));
-        assert_eq!(second.cover(usize::MAX), Err(NoMemory::Ever));
+        assert_eq!(first.cover(101), Err(NoMemory::Ever(100)));
+        assert_eq!(second.cover(usize::MAX), Err(NoMemory::Ever(100)));
         assert!(first.cover(50).is_ok());
         assert!(first.cover(100).is_ok());
         assert_eq!(budget.left(), 0);
@@ -370,6 +416,20 @@ mod tests {
             drop(younger);
             assert!(waits.join().unwrap().is_ok());
         });
+    }
+
+    #[test]
+    fn reading_is_bounded_by_the_limit_and_by_the_budget() {
+        let data = vec![7; 300_000];
+        let read = |budget: usize, limit: usize, known| {
+            read_all(&data[..], known, limit, &mut impatient(budget, 1).open(), |n| 2 * n).map(|bytes| bytes == data)
+        };
+        for known in [None, Some(300_000)] {
+            assert!(read(1 << 20, 300_000, known).unwrap());
+            assert!(matches!(read(1 << 20, 299_999, known), Err(ReadError::TooLarge)));
+            assert!(matches!(read(500_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever(500_000)))));
+        }
+        assert!(matches!(read(1 << 21, 1 << 20, Some(10)), Ok(true)), "a length that proves wrong is only a guess");
     }
 
     #[test]

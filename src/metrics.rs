@@ -101,6 +101,7 @@ pub struct Metrics {
     pub handshakes_refused: Counter,
     pub tls_handshakes: Counter,
     pub panics: Counter,
+    pub log_lines_dropped: Counter,
     /// Requests without a good grant.
     pub grants_refused: Counter,
     /// By how many seconds this machine's clock was ahead of the Nitro Secure Module's at the start.
@@ -125,6 +126,7 @@ impl Metrics {
             handshakes_refused: Counter::new(),
             tls_handshakes: Counter::new(),
             panics: Counter::new(),
+            log_lines_dropped: Counter::new(),
             grants_refused: Counter::new(),
             clock_drift: Signed(AtomicI64::new(0)),
             certificate_ends: Gauge::new(),
@@ -153,6 +155,7 @@ impl Metrics {
             ("handshakes_refused_total", "Bundles that changed nothing.", &self.handshakes_refused),
             ("tls_handshakes_total", "TLS handshakes completed with the watermark service.", &self.tls_handshakes),
             ("grants_refused_total", "Requests for a file without a good grant.", &self.grants_refused),
+            ("log_lines_dropped_total", "Log lines that found no room.", &self.log_lines_dropped),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
         ];
         for (name, help, counter) in counters {

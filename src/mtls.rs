@@ -40,6 +40,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub struct Identity {
     config: Arc<ClientConfig>,
     pem: [String; 3],
+    /// When the last certificate of the client's chain becomes valid.
+    pub begins: Utc,
     /// When the first certificate of the client's chain expires.
     pub ends: Utc,
     /// Whether the given CA issued the client certificate too. Where not, the service must know another CA.
@@ -78,7 +80,7 @@ impl Identity {
 
         let pem = [pem_of(&chain), pem_of_key(&key), pem_of(&authorities)];
         let certified = certify(chain.clone(), key, &provider)?;
-        let ends = check_validity(0, &*verifier, &chain, now)?;
+        let (begins, ends) = check_validity(0, &*verifier, &chain, now)?;
         check_validity_of_any(&*verifier, &authorities, now)?;
         let issued_by_ca = check_usage(&*verifier, &chain, now)?;
 
@@ -89,7 +91,7 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Identity { config: Arc::new(config), pem, ends, issued_by_ca, roots: fingerprints })
+        Ok(Identity { config: Arc::new(config), pem, begins, ends, issued_by_ca, roots: fingerprints })
     }
 
     /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
@@ -239,17 +241,17 @@ fn certify(
     })
 }
 
-/// When the first of these certificates expires. Refuses one that has, one that does not hold yet, and one that is none.
+/// From when on all of these certificates are valid, and when the first expires. Refuses one that has, one that does not hold yet, and one that is none.
 ///
-/// webpki keeps the dates to itself but tells them in its error when a certificate is too old, so it is asked about
-/// the end of time.
+/// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
+/// asked about the beginning and the end of time.
 fn check_validity(
     part: usize,
     verifier: &dyn ClientCertVerifier,
     certificates: &[CertificateDer<'_>],
     now: Utc,
-) -> Result<Utc, IdentityError> {
-    let mut ends = Utc(u64::MAX);
+) -> Result<(Utc, Utc), IdentityError> {
+    let (mut begins, mut ends) = (Utc(0), Utc(u64::MAX));
     for (i, certificate) in certificates.iter().enumerate() {
         let at = |time| match verifier.verify_client_cert(certificate, &[], time) {
             Err(Error::InvalidCertificate(e)) => Some(e),
@@ -268,12 +270,16 @@ fn check_validity(
             }
             _ => {}
         }
+        let start = UnixTime::since_unix_epoch(Duration::ZERO);
+        if let Some(CertificateError::NotValidYetContext { not_before, .. }) = at(start) {
+            begins = begins.max(Utc(not_before.as_secs()));
+        }
         if let Some(CertificateError::ExpiredContext { not_after, .. }) = at(UnixTime::since_unix_epoch(Duration::MAX))
         {
             ends = ends.min(Utc(not_after.as_secs()));
         }
     }
-    Ok(ends)
+    Ok((begins, ends))
 }
 
 /// What openssl makes without an extension file is of version 1.

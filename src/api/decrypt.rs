@@ -3,26 +3,24 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tiny_http::Request;
 
 use super::error::ApiError;
-use super::permit::Permitted;
+use super::permit::{Permit, Permitted};
 use super::request::{Target, body, header, id};
-use super::{Answer, Api};
+use super::Api;
 use crate::base64;
-use crate::files;
 use crate::grants;
 use crate::hpke::PublicKey;
 use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
+use crate::net::answer::Answer;
+use crate::net::request::Request;
 use crate::reply::{self, About};
 use crate::secrets::store::Ready;
 use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
-/// Room in a JSON request beside the file, in bytes.
-const JSON_SLACK: usize = 64 << 10;
-/// What a request holds whatever its size: buffers of its connections, two threads' stacks, in bytes.
+/// What a request holds whatever its size: buffers of its connections, a thread's stack, in bytes.
 const FIXED_COST: usize = 256 << 10;
 
 #[derive(Deserialize)]
@@ -59,16 +57,44 @@ pub fn cost(n: usize) -> usize {
     n.saturating_mul(4).saturating_add(FIXED_COST)
 }
 
-pub fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
+/// The same for a JSON request whose body has so many bytes: body, text with its escapes undone, and file, which are
+/// there together while it is parsed, are 2.75 times the body; and four times the file is three times its base64.
+pub fn json_cost(body: usize) -> usize {
+    body.saturating_mul(3).saturating_add(FIXED_COST)
+}
+
+/// Does what a permit allows, and settles the permit by what came of it.
+fn with_permit<'a>(
+    api: &'a Api,
+    request: &mut Request<'_>,
+    serve: impl FnOnce(&mut Request<'_>, &Permit<'a>, Reservation) -> Result<Answer, ApiError>,
+) -> Result<Answer, ApiError> {
     let permit = api.permit(request)?;
-    let mut memory = api.memory.reserve(0)?;
-    let limit = (api.max_file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK;
-    let body = body(request, limit, &mut memory, cost)?;
+    let mut memory = api.memory.open();
+    let outcome = match permit.owner().map_or(Ok(()), |owner| memory.belongs_to(owner)) {
+        Ok(()) => serve(request, &permit, memory),
+        Err(e) => Err(e.into()),
+    };
+    permit.settle(&outcome);
+    outcome
+}
+
+pub fn decrypt_json(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiError> {
+    with_permit(api, request, |request, permit, memory| json_answer(api, request, permit, memory))
+}
+
+fn json_answer(
+    api: &Api,
+    request: &mut Request<'_>,
+    permit: &Permit<'_>,
+    mut memory: Reservation,
+) -> Result<Answer, ApiError> {
+    let body = body(request, api.limits.json_body(), &mut memory, json_cost)?;
     let Asked { file_id, user_id, key_id, reply_key, file } = parse(&body)?;
     drop(body);
     let about = About { file_id: &file_id, user_id: &user_id };
     let reply_key = permit.covers(about, reply_key)?;
-    let Permitted { secrets, content_sha256 } = api.permit_content(&permit, request, &file)?;
+    let Permitted { secrets, content_sha256 } = api.permit_content(permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id.as_deref(), &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(4).saturating_add(FIXED_COST))?;
     let given = api.give(marked, about, content_sha256, reply_key)?;
@@ -85,9 +111,9 @@ pub fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError
     };
     let mut body = Vec::with_capacity(data.len() + 2 * 6 * (file_id.len() + user_id.len()) + 256);
     serde_json::to_writer(&mut body, &answer).map_err(|_| ApiError::Internal)?;
-    memory.shrink(body.capacity() + FIXED_COST);
-    permit.used_up();
-    Ok(Answer { status: 200, content_type: "application/json", headers: Vec::new(), body, held: Some(memory) })
+    memory.answering(body.capacity() + FIXED_COST);
+    let (content_type, headers, held) = ("application/json", Vec::new(), Some(memory));
+    Ok(Answer { route: "decrypt", status: 200, content_type, headers, body, held })
 }
 
 /// What a JSON request asks.
@@ -117,17 +143,30 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
         .ok_or_else(|| ApiError::Invalid("reply_key is not base64 of an X25519 key, 32 bytes".into()))
 }
 
-pub fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Request) -> Result<Answer, ApiError> {
-    let permit = api.permit(request)?;
+pub fn decrypt_raw(
+    api: &Api,
+    file_id: &str,
+    target: &Target<'_>,
+    request: &mut Request<'_>,
+) -> Result<Answer, ApiError> {
+    with_permit(api, request, |request, permit, memory| raw_answer(api, file_id, target, request, permit, memory))
+}
+
+fn raw_answer(
+    api: &Api,
+    file_id: &str,
+    target: &Target<'_>,
+    request: &mut Request<'_>,
+    permit: &Permit<'_>,
+    mut memory: Reservation,
+) -> Result<Answer, ApiError> {
     let file_id = id("file_id", Some(file_id))?;
     let user_id = id("user_id", target.query("user_id")?)?;
     let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?;
     let about = About { file_id, user_id };
     let reply_key = permit.covers(about, header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?)?;
-    let limit = api.max_file + files::OVERHEAD;
-    let mut memory = api.memory.reserve(0)?;
-    let file = body(request, limit, &mut memory, cost)?;
-    let Permitted { secrets, content_sha256 } = api.permit_content(&permit, request, &file)?;
+    let file = body(request, api.limits.raw_body(), &mut memory, cost)?;
+    let Permitted { secrets, content_sha256 } = api.permit_content(permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id, &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(3).saturating_add(FIXED_COST))?;
     let given = api.give(marked, about, content_sha256, reply_key)?;
@@ -137,10 +176,9 @@ pub fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Requ
         (reply::TIMESTAMP, given.timestamp_ms.to_string()),
         (reply::SIGNATURE, given.signature),
     ];
-    memory.shrink(given.data.capacity() + FIXED_COST);
-    permit.used_up();
+    memory.answering(given.data.capacity() + FIXED_COST);
     let (content_type, held) = ("application/octet-stream", Some(memory));
-    Ok(Answer { status: 200, content_type, headers, body: given.data, held })
+    Ok(Answer { route: "decrypt_raw", status: 200, content_type, headers, body: given.data, held })
 }
 
 /// A file that has been through the watermark service.
@@ -158,16 +196,16 @@ fn decrypt_and_mark(
     key_id: Option<&str>,
     memory: &mut Reservation,
 ) -> Result<Marked, ApiError> {
-    if file.len() > api.max_file + files::OVERHEAD {
-        return Err(ApiError::FileTooLarge);
+    if file.len() > api.limits.raw_body().bytes {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
     METRICS.file_bytes_in.add(file.len() as u64);
     let start = Instant::now();
     let opened = secrets.keys.open(file, file_id, key_id);
     METRICS.decrypt_time.observe(start.elapsed());
     let plain = opened?;
-    if plain.len() > api.max_file {
-        return Err(ApiError::FileTooLarge);
+    if plain.len() > api.limits.max_file {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
     let caller = Caller { ready: secrets, store: &api.store, form: api.watermark_api };
     let response = call_watermark_service(caller, WatermarkRequest { file_id, user_id, data: &plain }, memory)?;
@@ -192,8 +230,8 @@ mod tests {
             (r#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
             (r#"{"file_id":"f","user_id":"u","encrypted_content":"?"}"#, "encrypted_content is not base64"),
             (r#"{"file_id":"f","user_id":"u","reply_key":"AAAA"}"#, "reply_key is not base64"),
-            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 12"),
-            (r#"["f"#, "not the expected JSON at line 1"),
+            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 13"),
+            (r#"["f"#, "not a JSON object"),
             ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),
         ] {
             match parse(body.as_bytes()) {

@@ -3,11 +3,14 @@
 use log::error;
 use serde_json::json;
 
-use super::Answer;
+use super::limits::TooLarge;
 use crate::attest::DocumentError;
 use crate::files::OpenError;
 use crate::grants::GrantError;
-use crate::memory::{NoMemory, ReadError};
+use crate::memory::NoMemory;
+use crate::net::answer::Answer;
+use crate::net::http::{HttpError, MAX_FIELDS, MAX_HEAD};
+use crate::net::request::BodyError;
 use crate::watermark::WatermarkError;
 
 /// What went wrong with a request, in the caller's terms.
@@ -15,12 +18,16 @@ use crate::watermark::WatermarkError;
 pub enum ApiError {
     /// The request cannot be understood: which part, and why.
     Invalid(String),
+    /// It is not served as HTTP has it.
+    Http(HttpError),
+    /// The client went away before it had its answer. Nobody reads this one.
+    ClientGone,
     NotFound,
     /// The request has no right to its file.
     Grant(GrantError),
     /// The path is right, the method is not; these are.
     MethodNotAllowed(&'static str),
-    FileTooLarge,
+    FileTooLarge(TooLarge),
     UnknownKey,
     /// Wrong key, tag, length or associated data. Which one is not told.
     DecryptFailed,
@@ -29,8 +36,6 @@ pub enum ApiError {
     WatermarkMissing(String),
     /// The watermark service does not mark files like this one: why.
     WatermarkUnsupported(String),
-    /// The file is too large for the watermark service.
-    TooLargeForWatermark,
     /// The watermark service has too much to do; again in so many seconds.
     WatermarkBusy(u64),
     WatermarkTimeout,
@@ -48,6 +53,9 @@ impl ApiError {
     fn row(&self) -> (u16, &'static str, String) {
         match self {
             ApiError::Invalid(reason) => (400, "invalid_request", reason.clone()),
+            ApiError::Http(e) => http_row(*e),
+            // As nginx counts it.
+            ApiError::ClientGone => (499, "client_gone", "the client went away".into()),
             ApiError::Grant(e) => {
                 let (status, code) = grant_row(e);
                 (status, code, e.to_string())
@@ -55,8 +63,7 @@ impl ApiError {
             ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key of this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
-            ApiError::FileTooLarge => (413, "file_too_large", "the body, or the file in it, is too large".into()),
-            ApiError::TooLargeForWatermark => (413, "file_too_large", WatermarkError::TooLarge.to_string()),
+            ApiError::FileTooLarge(limit) => (413, "file_too_large", limit.message()),
             ApiError::WatermarkUnsupported(reason) => (422, "watermark_unsupported", reason.clone()),
             ApiError::WatermarkBusy(seconds) => (503, "watermark_busy", WatermarkError::Busy(*seconds).to_string()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
@@ -74,6 +81,22 @@ impl ApiError {
                 (504, "watermark_timeout", "the watermark service did not answer in time".into())
             }
         }
+    }
+}
+
+/// What is wrong with a request before anybody has looked at what it asks.
+fn http_row(e: HttpError) -> (u16, &'static str, String) {
+    let invalid = |status, message: &str| (status, "invalid_request", message.to_owned());
+    match e {
+        HttpError::Malformed(reason) => invalid(400, reason),
+        HttpError::HeadTooLarge => {
+            invalid(431, &format!("the head is over {} KiB or {MAX_FIELDS} header fields", MAX_HEAD >> 10))
+        }
+        HttpError::LengthRequired => (411, "length_required", "send Content-Length, or chunks".into()),
+        HttpError::TooLarge(n) => (413, "file_too_large", format!("the body is over {n} bytes")),
+        HttpError::UnknownExpectation => invalid(417, "only 100-continue is expected"),
+        HttpError::TooSlow => invalid(408, "the request came too slowly"),
+        HttpError::Overloaded => (503, "overloaded", "too many requests are in flight; try again in a second".into()),
     }
 }
 
@@ -98,7 +121,7 @@ impl From<ApiError> for Answer {
         let (status, code, message) = error.row();
         let mut answer = Answer::json(status, &json!({"error": message, "code": code}));
         match error {
-            ApiError::Overloaded | ApiError::Grant(GrantError::Full) => {
+            ApiError::Overloaded | ApiError::Http(HttpError::Overloaded) | ApiError::Grant(GrantError::Full) => {
                 answer.headers.push(("Retry-After", "1".into()))
             }
             ApiError::TooManyDocuments(seconds) | ApiError::WatermarkBusy(seconds) => {
@@ -138,21 +161,26 @@ impl From<OpenError> for ApiError {
     }
 }
 
-impl From<NoMemory> for ApiError {
-    fn from(e: NoMemory) -> ApiError {
+impl From<HttpError> for ApiError {
+    fn from(e: HttpError) -> ApiError {
+        ApiError::Http(e)
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(e: BodyError) -> ApiError {
         match e {
-            NoMemory::Now => ApiError::Overloaded,
-            NoMemory::Ever => ApiError::FileTooLarge,
+            BodyError::Http(e) => e.into(),
+            BodyError::Gone => ApiError::ClientGone,
         }
     }
 }
 
-impl From<ReadError> for ApiError {
-    fn from(e: ReadError) -> ApiError {
+impl From<NoMemory> for ApiError {
+    fn from(e: NoMemory) -> ApiError {
         match e {
-            ReadError::TooLarge => ApiError::FileTooLarge,
-            ReadError::NoMemory(e) => e.into(),
-            ReadError::Io(_) => ApiError::Invalid("the body did not arrive".into()),
+            NoMemory::Now => ApiError::Overloaded,
+            NoMemory::Ever(total) => ApiError::FileTooLarge(TooLarge::Memory(total)),
         }
     }
 }
@@ -164,9 +192,10 @@ impl From<WatermarkError> for ApiError {
             WatermarkError::Failed(reason) => ApiError::WatermarkFailed(reason),
             WatermarkError::Missing(reason) => ApiError::WatermarkMissing(reason),
             WatermarkError::Unsupported(_) => ApiError::WatermarkUnsupported(e.to_string()),
-            WatermarkError::TooLarge => ApiError::TooLargeForWatermark,
+            WatermarkError::TooLarge => ApiError::FileTooLarge(TooLarge::Service),
             WatermarkError::Busy(seconds) => ApiError::WatermarkBusy(seconds),
             WatermarkError::NoMemory(e) => e.into(),
+            WatermarkError::ClientGone => ApiError::ClientGone,
         }
     }
 }

@@ -2,16 +2,19 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tiny_http::Request;
 
 use super::Api;
 use super::decrypt::Marked;
 use super::error::ApiError;
+use super::limits::TooLarge;
 use super::request::header;
 use crate::digest::sha256;
 use crate::grants::{Grant, GrantError, Use, UsedGrants};
 use crate::hpke::{PrivateKey, PublicKey};
+use crate::memory::Owner;
 use crate::metrics::METRICS;
+use crate::net::http::HttpError;
+use crate::net::request::Request;
 use crate::reply::{self, About, Statement};
 use crate::secrets::store::Ready;
 use crate::settings::Settings;
@@ -32,8 +35,13 @@ impl Grants {
     }
 }
 
-/// The right to one answer, by a grant where one is asked for.
-pub struct Permit<'a>(Option<(Grant, Use<'a>)>);
+/// The right to one answer.
+pub enum Permit<'a> {
+    /// Nobody needs a grant.
+    Open,
+    /// By a grant, which is in use.
+    Granted(Grant, Use<'a>),
+}
 
 impl Permit<'_> {
     /// The key that the answer is to be sealed to, if any: what the request asks for and what the grant says together.
@@ -41,13 +49,31 @@ impl Permit<'_> {
     /// # Errors
     /// The grant is for another file or user, or names another key.
     pub fn covers(&self, about: About<'_>, reply_key: Option<PublicKey>) -> Result<Option<PublicKey>, ApiError> {
-        let Some((grant, _)) = &self.0 else { return Ok(reply_key) };
+        let Permit::Granted(grant, _) = self else { return Ok(reply_key) };
         grant.covers(about.file_id, about.user_id).and_then(|()| grant.seals_to(reply_key)).map_err(refused)
     }
 
-    /// The answer is there. A permit that is dropped before leaves its grant as good as it was.
-    pub fn used_up(self) {
-        self.0.into_iter().for_each(|(_, taken)| taken.up());
+    /// Whose the request is, where that is known.
+    pub fn owner(&self) -> Option<Owner> {
+        match self {
+            Permit::Open => None,
+            Permit::Granted(grant, _) => Some(grant.owner()),
+        }
+    }
+
+    /// What becomes of the grant: one that gave a file is used up. One whose request came too slowly, or whose file the
+    /// service does not take, may be tried again twice; any other is as good as it was.
+    pub fn settle<T>(self, outcome: &Result<T, ApiError>) {
+        let Permit::Granted(_, taken) = self else { return };
+        match outcome {
+            Ok(_) => taken.up(),
+            Err(
+                ApiError::Http(HttpError::TooSlow)
+                | ApiError::FileTooLarge(TooLarge::Service)
+                | ApiError::WatermarkUnsupported(_),
+            ) => taken.strike(),
+            Err(_) => {}
+        }
     }
 }
 
@@ -74,18 +100,18 @@ impl Api {
     ///
     /// # Errors
     /// It is missing, not valid, or used already; or the secrets are not there yet.
-    pub fn permit(&self, request: &Request) -> Result<Permit<'_>, ApiError> {
+    pub fn permit(&self, request: &Request<'_>) -> Result<Permit<'_>, ApiError> {
         let secrets = self.store.now().ready().map_err(ApiError::NotReady)?;
         if !self.grants.required {
-            return Ok(Permit(None));
+            return Ok(Permit::Open);
         }
         let grant = self.grant(request, &secrets)?;
         let taken = self.grants.used.take(&grant, Utc::now()).map_err(refused)?;
-        Ok(Permit(Some((grant, taken))))
+        Ok(Permit::Granted(grant, taken))
     }
 
     /// The request's grant, which is valid at this moment.
-    fn grant(&self, request: &Request, secrets: &Ready) -> Result<Grant, ApiError> {
+    fn grant(&self, request: &Request<'_>, secrets: &Ready) -> Result<Grant, ApiError> {
         let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
         let grant = match given {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
@@ -101,10 +127,10 @@ impl Api {
     ///
     /// # Errors
     /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn permit_content(&self, permit: &Permit, request: &Request, file: &[u8]) -> Result<Permitted, ApiError> {
+    pub fn permit_content(&self, permit: &Permit<'_>, request: &Request<'_>, file: &[u8]) -> Result<Permitted, ApiError> {
         let content_sha256 = sha256(file);
         let secrets = self.store.now().ready().map_err(ApiError::NotReady)?;
-        if let Permit(Some((grant, _))) = permit {
+        if let Permit::Granted(grant, _) = permit {
             self.grant(request, &secrets)?;
             grant.covers_content(content_sha256).map_err(refused)?;
         }

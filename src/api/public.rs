@@ -3,42 +3,49 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use tiny_http::{Method, Request};
 
+use super::admin::metrics;
 use super::decrypt::{decrypt_json, decrypt_raw};
 use super::error::ApiError;
 use super::health::health_check;
-use super::request::{Target, allow};
-use super::{Answer, Api, Routed};
+use super::request::{Target, allow, decode};
+use super::{Api, Routed};
 use crate::attest::{DocumentError, MAX_NONCE};
-use crate::metrics::METRICS;
+use crate::net::answer::Answer;
+use crate::net::request::Request;
+use crate::time::Utc;
 
-pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
-    let get = |request: &Request| allow(request, Method::Get, "GET");
-    let post = |request: &Request| allow(request, Method::Post, "POST");
-    match target.path()[..] {
+pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+    let get = |request: &Request<'_>| allow(request, "GET");
+    let post = |request: &Request<'_>| allow(request, "POST");
+    match *target.path() {
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
         ["health_check"] => ("health_check", get(request).map(|()| health_check(api))),
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
-        ["metrics"] => ("metrics", get(request).map(|()| Answer::text(&METRICS.print(api.memory.left())))),
+        ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt_json(api, request))),
         ["files", file_id, "decrypt"] => {
-            ("decrypt_raw", post(request).and_then(|()| decrypt_raw(api, file_id, target, request)))
+            ("decrypt_raw", post(request).and_then(|()| decrypt_raw(api, &decode(file_id, "the path")?, target, request)))
         }
         _ => ("unknown", Err(ApiError::NotFound)),
     }
 }
 
 fn ready(api: &Api) -> Answer {
-    let missing = api.store.now().missing();
-    let status = if missing.is_empty() { 200 } else { 503 };
-    Answer::json(status, &json!({"ready": missing.is_empty(), "missing": missing}))
+    let secrets = api.store.now();
+    let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
+    let ready = missing.is_empty() && fault.is_none();
+    let mut answer = json!({"ready": ready, "missing": missing});
+    if let Some(fault) = fault {
+        answer["client_certificate"] = fault.into();
+    }
+    Answer::json(if ready { 200 } else { 503 }, &answer)
 }
 
 /// The attestation document, as Nautilus serves it: hex. Where a test root signs it, with that root.
-fn get_attestation(api: &Api, target: &Target) -> Result<Answer, ApiError> {
+fn get_attestation(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let nonce = target.query("nonce")?.map(hex::decode).transpose();
     let nonce = nonce.ok().filter(|nonce| nonce.as_ref().is_none_or(|n| (1..=MAX_NONCE).contains(&n.len())));
     let nonce = nonce.ok_or_else(|| ApiError::Invalid(format!("nonce is not hex of 1 to {MAX_NONCE} bytes")))?;

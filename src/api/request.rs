@@ -1,42 +1,46 @@
 //! What a request asks for.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::time::{Duration, Instant};
 
 use percent_encoding::percent_decode_str;
-use tiny_http::{Method, Request};
 
 use super::error::ApiError;
-use crate::memory::{Reservation, read_all};
+use super::limits::{BodyLimit, TooLarge};
+use crate::memory::{Reservation, SILENCE};
+use crate::net::request::{Came, Request};
 
 /// Longest file id and user id, in bytes.
 const MAX_ID: usize = 256;
 
-/// A request's path and query, decoded.
-pub struct Target {
-    path: Vec<String>,
+/// A request's path as it came, and its query, decoded.
+///
+/// A path has one spelling only, so that a limit in front of one cannot be passed by another (but for ids in it, which
+/// [`decode`] reads).
+pub struct Target<'a> {
+    path: Vec<&'a str>,
     query: Vec<(String, String)>,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// Takes a request target apart.
     ///
     /// # Errors
-    /// A part is not UTF-8.
-    pub fn parse(target: &str) -> Result<Target, ApiError> {
+    /// The query is not UTF-8.
+    pub fn parse(target: &'a str) -> Result<Target<'a>, ApiError> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let segments = path.trim_start_matches('/').split('/').map(|s| decode(s, "the path"));
+        let path = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             // Forms and query builders write a blank as + (URL Standard, 5.1).
             Ok((decode(&name.replace('+', " "), "the query")?, decode(&value.replace('+', " "), "the query")?))
         });
-        Ok(Target { path: segments.collect::<Result<_, _>>()?, query: pairs.collect::<Result<_, ApiError>>()? })
+        Ok(Target { path, query: pairs.collect::<Result<_, ApiError>>()? })
     }
 
-    /// The path's segments; one empty segment for `/`.
-    pub fn path(&self) -> Vec<&str> {
-        self.path.iter().map(String::as_str).collect()
+    /// The path's segments as they came; one empty segment for `/`.
+    pub fn path(&self) -> &[&'a str] {
+        &self.path
     }
 
     /// The value of a parameter that may stand once.
@@ -52,7 +56,11 @@ impl Target {
     }
 }
 
-fn decode(text: &str, place: &str) -> Result<String, ApiError> {
+/// Undoes percent-encoding.
+///
+/// # Errors
+/// It does not give UTF-8; `place` is where it stands.
+pub fn decode(text: &str, place: &str) -> Result<String, ApiError> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Cow::into_owned).map_err(|_| ApiError::Invalid(format!("{place} is not UTF-8")))
 }
@@ -60,12 +68,13 @@ fn decode(text: &str, place: &str) -> Result<String, ApiError> {
 /// The value of a header field that may stand once.
 ///
 /// # Errors
-/// It stands more often.
-pub fn header<'a>(request: &'a Request, name: &'static str) -> Result<Option<&'a str>, ApiError> {
-    let mut values = request.headers().iter().filter(|h| h.field.equiv(name)).map(|h| h.value.as_str().trim());
-    match (values.next(), values.next()) {
+/// It stands more often, or is not UTF-8.
+pub fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+    let mut values = request.head.values(name);
+    match (values.next().map(str::from_utf8), values.next()) {
         (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
-        (value, None) => Ok(value),
+        (Some(Err(_)), None) => Err(ApiError::Invalid(format!("{name} is not UTF-8"))),
+        (value, None) => Ok(value.transpose().unwrap_or_default()),
     }
 }
 
@@ -73,9 +82,9 @@ pub fn header<'a>(request: &'a Request, name: &'static str) -> Result<Option<&'a
 ///
 /// # Errors
 /// It is another one.
-pub fn allow(request: &Request, method: Method, name: &'static str) -> Result<(), ApiError> {
-    let same = *request.method() == method || (method == Method::Get && *request.method() == Method::Head);
-    if same { Ok(()) } else { Err(ApiError::MethodNotAllowed(name)) }
+pub fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError> {
+    let same = request.head.method == method || (method == "GET" && request.head.head_only());
+    if same { Ok(()) } else { Err(ApiError::MethodNotAllowed(method)) }
 }
 
 /// An id that may stand in a request and in a mark: 1 to 256 bytes without control characters.
@@ -92,30 +101,55 @@ pub fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
     }
 }
 
-/// Reads the body, `limit` bytes at most, once `cost` of its length is reserved.
+/// How often a silent request asks whether it is in the way.
+const ASKS_EVERY: Duration = Duration::from_millis(100);
+
+/// Reads the body, within `limit`. Memory is reserved as it comes; once it is there, `cost` of its length.
 ///
 /// # Errors
-/// It is too large, does not fit the memory, or is cut off.
+/// It is too large, too slow, does not fit the memory, is cut off, or gives way to others.
 pub fn body(
-    request: &mut Request,
-    limit: usize,
+    request: &mut Request<'_>,
+    limit: BodyLimit,
     memory: &mut Reservation,
     cost: impl Fn(usize) -> usize,
 ) -> Result<Vec<u8>, ApiError> {
-    let known = request.body_length();
-    if known.is_some_and(|length| length > limit) {
-        return Err(ApiError::FileTooLarge);
+    const FIRST: usize = 64 << 10;
+    let announced = request.announced().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let most = announced.unwrap_or(limit.bytes + 1);
+    if most > limit.bytes + usize::from(announced.is_none()) {
+        return Err(ApiError::FileTooLarge(limit.past));
     }
-    if let Some(length) = known {
-        // Before as_reader, which tells a client that waits for 100 (Continue) to send.
-        memory.cover(cost(length))?;
+    if announced.is_some_and(|length| cost(length) > memory.total()) {
+        // Before the body is asked for.
+        return Err(ApiError::FileTooLarge(TooLarge::Memory(memory.total())));
     }
-    // ingress hands the body over as it is: so many bytes, or, where it came in chunks, all until the end.
-    let reader = request.as_reader().take(known.map_or(u64::MAX, |n| n as u64));
-    let bytes = read_all(reader, known, limit, memory, cost)?;
-    if known.is_some_and(|length| length != bytes.len()) {
-        return Err(ApiError::Invalid("the body is shorter than its Content-Length".into()));
+    let mut bytes = Vec::new();
+    memory.receiving(Instant::now());
+    loop {
+        if bytes.len() == bytes.capacity() {
+            // While it grows the old buffer is there too.
+            let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
+            request.pause(memory.cover(cost(0).saturating_add(room + bytes.len()))?);
+            bytes.reserve_exact(room - bytes.len());
+        }
+        let silent = request.last_content().elapsed();
+        let patience = SILENCE.saturating_sub(silent).max(ASKS_EVERY);
+        let room = bytes.capacity() - bytes.len();
+        match request.read(&mut bytes, room, patience)? {
+            Came::Content => memory.receiving(Instant::now()),
+            Came::Nothing => {}
+            Came::End => break,
+        }
+        if bytes.len() > limit.bytes {
+            return Err(ApiError::FileTooLarge(limit.past));
+        }
+        if memory.gives_way(Instant::now()) {
+            return Err(ApiError::Overloaded);
+        }
     }
+    memory.received();
+    memory.cover(cost(bytes.len()))?;
     Ok(bytes)
 }
 
@@ -126,12 +160,15 @@ mod tests {
     #[test]
     fn a_target_comes_apart_and_its_parts_are_decoded() {
         let target = Target::parse("/files/a%2Fb%C3%A4/decrypt?user_id=x+y%2B&key_id=&user").unwrap();
-        assert_eq!(target.path(), ["files", "a/bä", "decrypt"]);
+        assert_eq!(target.path(), ["files", "a%2Fb%C3%A4", "decrypt"]);
+        assert_eq!(decode(target.path()[1], "the path").unwrap(), "a/bä");
         assert_eq!(target.query("user_id").unwrap(), Some("x y+"));
         assert_eq!(target.query("key_id").unwrap(), Some(""));
         assert_eq!(target.query("none").unwrap(), None);
         assert!(Target::parse("/?a=1&a=2").unwrap().query("a").is_err());
-        assert!(Target::parse("/%ff").is_err() && Target::parse("/?a=%ff").is_err());
+        assert!(decode("%ff", "the path").is_err() && Target::parse("/?a=%ff").is_err());
+        assert_eq!(Target::parse("/").unwrap().path(), [""]);
+        assert_eq!(Target::parse("//a").unwrap().path(), ["", "a"]);
     }
 
     #[test]

@@ -17,8 +17,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use crate::digest::sha256;
 use crate::hpke::{self, PublicKey};
 use crate::json::{self, Text, string};
+use crate::memory::Owner;
 use crate::time::Utc;
 
 pub use keys::{GrantKey, GrantKeys, Kind};
@@ -204,6 +206,12 @@ pub fn reply_key(text: &str) -> Option<PublicKey> {
 }
 
 impl Grant {
+    /// Whose it is: the beginning of its user id's SHA-256.
+    pub fn owner(&self) -> Owner {
+        let hash = sha256(self.user_id.as_bytes());
+        hash[..8].iter().fold(0, |owner, byte| owner << 8 | Owner::from(*byte))
+    }
+
     /// Whether it is for this file id and this user.
     ///
     /// # Errors

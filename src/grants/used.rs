@@ -1,14 +1,18 @@
 //! Which grants have been used.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Grant, GrantError};
 use crate::digest::sha256;
+use crate::memory::Owner;
 use crate::time::Utc;
 
-/// How many used grants are remembered at once: 3.3 MiB at most.
+/// How many grants are remembered at once: 6 MiB at most. One user may have half of them.
 const MOST: usize = 1 << 16;
+const MOST_OF_ONE: usize = MOST / 2;
+/// How often a grant may be tried in vain where that is its user's doing.
+const TRIES: u8 = 3;
 
 /// Tells grants apart: half of the SHA-256 of the key's id and the jti, which is its issuer's affair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,9 +27,26 @@ impl Id {
     }
 }
 
-/// The grants that are in use or used, and when each ends, in seconds since 1970.
+/// The grants that are in use or used, or were tried in vain.
 #[derive(Default)]
-pub struct UsedGrants(Mutex<HashMap<Id, u64>>);
+pub struct UsedGrants(Mutex<Remembered>);
+
+#[derive(Default)]
+struct Remembered {
+    grants: HashMap<Id, State>,
+    /// How many of them each user has.
+    owners: HashMap<Owner, usize>,
+}
+
+struct State {
+    owner: Owner,
+    /// When it is forgotten, in seconds since 1970.
+    ends: u64,
+    /// It is in use or used.
+    taken: bool,
+    /// Tries in vain.
+    strikes: u8,
+}
 
 /// A grant in use. A request that gave nothing out drops it, and its user may try again with the same.
 pub struct Use<'a> {
@@ -43,18 +64,44 @@ impl UsedGrants {
         if grant.ends <= now.0 {
             return Err(GrantError::Expired);
         }
-        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.contains_key(&grant.id) {
-            return Err(GrantError::Used);
+        let (owner, mut remembered) = (grant.owner(), self.remembered());
+        match remembered.grants.get_mut(&grant.id) {
+            Some(state) if state.taken => return Err(GrantError::Used),
+            Some(state) => state.taken = true,
+            None => {
+                if !remembered.has_room(owner) {
+                    remembered.forget(|state| state.ends <= now.0);
+                }
+                if !remembered.has_room(owner) {
+                    return Err(GrantError::Full);
+                }
+                *remembered.owners.entry(owner).or_default() += 1;
+                remembered.grants.insert(grant.id, State { owner, ends: grant.ends, taken: true, strikes: 0 });
+            }
         }
-        if used.len() >= MOST {
-            used.retain(|_, ends| *ends > now.0);
-        }
-        if used.len() >= MOST {
-            return Err(GrantError::Full);
-        }
-        used.insert(grant.id, grant.ends);
         Ok(Use { grants: self, id: Some(grant.id) })
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Remembered {
+    fn has_room(&self, owner: Owner) -> bool {
+        self.grants.len() < MOST && self.owners.get(&owner).is_none_or(|n| *n < MOST_OF_ONE)
+    }
+
+    fn forget(&mut self, which: impl Fn(&State) -> bool) {
+        let owners = &mut self.owners;
+        self.grants.retain(|_, state| {
+            let kept = !which(state);
+            if !kept && let Some(n) = owners.get_mut(&state.owner) {
+                *n -= 1;
+            }
+            kept
+        });
+        owners.retain(|_, n| *n > 0);
     }
 }
 
@@ -63,12 +110,36 @@ impl Use<'_> {
     pub fn up(mut self) {
         self.id = None;
     }
+
+    /// The grant was tried in vain, by its user's doing; the third time it is used up.
+    pub fn strike(mut self) {
+        let mut remembered = self.grants.remembered();
+        if let Some(id) = self.id.take()
+            && let Some(state) = remembered.grants.get_mut(&id)
+        {
+            state.strikes += 1;
+            state.taken = state.strikes >= TRIES;
+        }
+    }
 }
 
 impl Drop for Use<'_> {
     fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.grants.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let Some(id) = self.id else { return };
+        let mut remembered = self.grants.remembered();
+        let Remembered { grants, owners } = &mut *remembered;
+        match grants.get_mut(&id) {
+            // It has been tried in vain before, which is not forgotten.
+            Some(state) if state.strikes > 0 => state.taken = false,
+            Some(State { owner, .. }) => {
+                match owners.get_mut(owner) {
+                    Some(1) => drop(owners.remove(owner)),
+                    Some(n) => *n -= 1,
+                    None => {}
+                }
+                grants.remove(&id);
+            }
+            None => {}
         }
     }
 }
@@ -78,7 +149,11 @@ mod tests {
     use super::*;
 
     fn grant(n: usize, ends: u64) -> Grant {
-        let (user_id, file_id) = ("u".into(), "f".into());
+        grant_of(if n % 2 == 0 { "even" } else { "odd" }, n, ends)
+    }
+
+    fn grant_of(user: &str, n: usize, ends: u64) -> Grant {
+        let (user_id, file_id) = (user.into(), "f".into());
         Grant { user_id, file_id, content_sha256: None, reply_key: None, id: Id::of("k", &n.to_string()), ends }
     }
 
@@ -101,6 +176,29 @@ mod tests {
         assert_eq!(used.take(&grant(0, 5), Utc(4)).err(), Some(GrantError::Used));
         assert!(used.take(&grant(MOST, 9), Utc(5)).is_ok());
         assert_eq!(used.take(&grant(0, 5), Utc(5)).err(), Some(GrantError::Expired), "though it is forgotten");
+    }
+
+    #[test]
+    fn one_user_has_half_of_what_is_remembered_at_most() {
+        let used = UsedGrants::default();
+        (0..MOST_OF_ONE).for_each(|n| used.take(&grant_of("greedy", n, 9), Utc(0)).unwrap().up());
+        assert_eq!(used.take(&grant_of("greedy", MOST, 9), Utc(8)).err(), Some(GrantError::Full));
+        assert!(used.take(&grant_of("other", 0, 9), Utc(8)).is_err(), "the same id: used");
+        assert!(used.take(&grant_of("other", MOST, 9), Utc(8)).is_ok());
+        assert!(used.take(&grant_of("greedy", MOST, 19), Utc(9)).is_ok(), "the dead make room");
+        let remembered = used.remembered();
+        assert_eq!(remembered.owners.values().sum::<usize>(), remembered.grants.len());
+    }
+
+    #[test]
+    fn a_grant_is_used_up_at_the_third_try_in_vain_that_is_its_users_doing() {
+        let used = UsedGrants::default();
+        for _ in 0..2 {
+            used.take(&grant(1, 9), Utc(0)).unwrap().strike();
+            drop(used.take(&grant(1, 9), Utc(0)).unwrap());
+        }
+        used.take(&grant(1, 9), Utc(0)).unwrap().strike();
+        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
     }
 
     #[test]

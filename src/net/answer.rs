@@ -2,6 +2,7 @@
 
 use std::io;
 
+use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response};
 
 use crate::memory::Reservation;
@@ -19,6 +20,18 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// JSON.
+    pub fn json(status: u16, value: &Value) -> Answer {
+        let body = value.to_string().into_bytes();
+        Answer { route: "", status, content_type: "application/json", headers: Vec::new(), body, held: None }
+    }
+
+    /// A success in plain text.
+    pub fn text(text: &str) -> Answer {
+        let (content_type, body) = ("text/plain", text.into());
+        Answer { route: "", status: 200, content_type, headers: Vec::new(), body, held: None }
+    }
+
     /// The head as it is sent; with `close`, it says that this is the connection's last answer.
     pub fn head(&self, close: bool) -> Vec<u8> {
         let headers = [("Server", "teemarkd"), ("Content-Type", self.content_type)];

@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::addr::{Listener, Stream};
 use crate::metrics::METRICS;
+use crate::threads;
 
 /// Bytes read at once.
 const SCRATCH: usize = 64 << 10;
@@ -72,9 +73,10 @@ pub struct Acceptor {
 }
 
 /// What is done every so often.
-pub struct Periodic {
-    pub every: Duration,
-    pub run: Box<dyn FnMut() + Send>,
+struct Periodic {
+    every: Duration,
+    next: Instant,
+    run: Box<dyn FnMut() + Send>,
 }
 
 /// The running loop, from outside.
@@ -133,7 +135,7 @@ impl Drop for InFlight {
 /// An event loop before it runs.
 pub struct EventLoop {
     acceptors: Vec<(Acceptor, Option<Instant>)>,
-    periodics: Vec<(Periodic, Instant)>,
+    periodics: Vec<Periodic>,
     woken: UnixStream,
     inlet: Inlet,
     arrivals: Receiver<Arrival>,
@@ -177,10 +179,9 @@ impl EventLoop {
         self.acceptors.len()
     }
 
-    /// Adds what is done every so often, for the first time after that long.
-    pub fn add_periodic(&mut self, periodic: Periodic) {
-        let first = Instant::now() + periodic.every;
-        self.periodics.push((periodic, first));
+    /// Has `run` called once in each interval. It must not wait for anything.
+    pub fn every(&mut self, every: Duration, run: impl FnMut() + Send + 'static) {
+        self.periodics.push(Periodic { every, next: Instant::now() + every, run: Box::new(run) });
     }
 
     /// Starts the thread.
@@ -189,7 +190,7 @@ impl EventLoop {
     /// The system has no thread left.
     pub fn start(self) -> io::Result<Handle> {
         let wake = self.inlet.wake.try_clone()?;
-        let thread = thread::Builder::new().name("event loop".into()).spawn(move || {
+        let thread = threads::start("event loop", move || {
             // A daemon that accepts nothing must not look alive.
             if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
                 std::process::exit(1);
@@ -246,7 +247,7 @@ impl EventLoop {
         let paused = self.acceptors.iter().filter_map(|(_, again)| *again).filter(|again| *again > now);
         // While the daemon stops, nobody tells when the last request in flight has ended.
         let stopping = self.stop_by.map(|by| by.min(now + ACCEPT_PAUSE));
-        let next = deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|(_, next)| *next)).min();
+        let next = deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|periodic| periodic.next)).min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the deadline has passed when poll returns.
             let ms = at.saturating_duration_since(now).as_millis() + 1;
@@ -348,11 +349,9 @@ impl EventLoop {
     }
 
     fn run_periodics(&mut self, now: Instant) {
-        for (periodic, next) in &mut self.periodics {
-            if *next <= now {
-                (periodic.run)();
-                *next = now + periodic.every;
-            }
+        for periodic in self.periodics.iter_mut().filter(|periodic| periodic.next <= now) {
+            (periodic.run)();
+            periodic.next = now + periodic.every;
         }
     }
 }
@@ -364,5 +363,24 @@ impl Handle {
         if self.thread.join().is_err() {
             warn!("the event loop ended in a panic");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_periodic_is_done_again_and_again_while_nothing_else_happens() {
+        let (done, is_done) = channel();
+        let (mut event_loop, begun) = (EventLoop::new().unwrap(), Instant::now());
+        event_loop.every(Duration::from_millis(1), move || {
+            // It fails once the test has heard enough.
+            let _ = done.send(Instant::now());
+        });
+        let handle = event_loop.start().unwrap();
+        let times: Vec<Instant> = is_done.iter().take(3).collect();
+        handle.stop();
+        assert!(times.len() == 3 && times[0] - begun >= Duration::from_millis(1), "{times:?} from {begun:?}");
     }
 }

@@ -4,7 +4,6 @@ use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info};
@@ -15,6 +14,7 @@ use super::egress::Route;
 use super::endpoints::AllowList;
 use super::event_loop::{Acceptor, EventLoop, Session, Turn};
 use super::outbox::Outbox;
+use crate::threads;
 
 /// Time to reach the endpoint.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub fn add(event_loop: &mut EventLoop, allowed: &AllowList, route: Route, limit:
                     Ok(far) => inlet.add(acceptor, Box::new(Tunnel::new(stream, far, place))),
                     Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
                 };
-            thread::Builder::new().name("dial".into()).spawn(dial).map(|_| None)
+            threads::start("dial", dial).map(|_| None)
         };
         event_loop.add(Acceptor { listener, limit, open: Box::new(open) })?;
     }

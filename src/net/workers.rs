@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use log::error;
 
 use crate::metrics::METRICS;
+use crate::threads;
 
 /// How long a thread waits for its next request.
 const KEPT: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ impl Workers {
             return Ok(());
         }
         let workers = self.clone();
-        let started = thread::Builder::new().name("request".into()).spawn(move || workers.work());
+        let started = threads::start("request", move || workers.work());
         if let Err(e) = started {
             error!("cannot start a thread for a request: {e}");
             state.busy -= 1;
@@ -101,6 +101,7 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
     use std::sync::Barrier;
 
     #[test]

@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
@@ -11,8 +10,9 @@ use log::{debug, warn};
 use super::bundle::{MAX_BUNDLE, Refusal, WHOLE};
 use super::store::Store;
 use crate::metrics::METRICS;
-use crate::net::addr::{Listener, Stream};
+use crate::net::addr::Stream;
 use crate::net::wait::Timed;
+use crate::threads;
 
 /// Time to send a bundle, and to take the answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -24,32 +24,38 @@ const LINGER: Duration = Duration::from_secs(2);
 const SENDERS: usize = 8;
 const TURNED_AWAY: usize = 32;
 
-/// Serves handshakes for as long as the process lives.
-pub fn serve(listener: Listener, store: Arc<Store>) {
-    // Each sender's thread holds a reference, and this loop another.
-    let (senders, turned_away) = (Arc::new(()), Arc::new(()));
-    loop {
-        let stream = match listener.accept() {
-            Ok(stream) => stream,
-            Err(e) => {
-                warn!("secrets: cannot accept a connection: {e}");
-                thread::sleep(Duration::from_millis(100));
-                continue;
-            }
-        };
-        let (serve, place): (fn(Stream, &Store) -> _, _) = if Arc::strong_count(&senders) <= SENDERS {
-            (handshake, senders.clone())
-        } else if Arc::strong_count(&turned_away) <= TURNED_AWAY {
-            (|stream, _| turn_away(stream), turned_away.clone())
+/// Takes in those who send bundles.
+pub struct Handshakes {
+    store: Arc<Store>,
+    // Each sender's thread holds a reference to one of these.
+    senders: Arc<()>,
+    turned_away: Arc<()>,
+}
+
+impl Handshakes {
+    /// What is sent goes to the store.
+    pub fn new(store: Arc<Store>) -> Handshakes {
+        Handshakes { store, senders: Arc::default(), turned_away: Arc::default() }
+    }
+
+    /// Serves a sender, in a thread of its own.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn serve(&self, stream: Stream) -> io::Result<()> {
+        let (serve, place): (fn(Stream, &Store) -> _, _) = if Arc::strong_count(&self.senders) <= SENDERS {
+            (handshake, self.senders.clone())
+        } else if Arc::strong_count(&self.turned_away) <= TURNED_AWAY {
+            (|stream, _| turn_away(stream), self.turned_away.clone())
         } else {
-            continue;
+            return Ok(());
         };
-        let store = store.clone();
-        let served = thread::Builder::new().name("handshake".into()).spawn(move || {
+        let store = self.store.clone();
+        threads::start("handshake", move || {
             let _place = place;
             serve(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
-        });
-        served.map(drop).unwrap_or_else(|e| warn!("secrets: cannot start a thread: {e}"));
+        })
+        .map(drop)
     }
 }
 

@@ -11,9 +11,11 @@ use log::{info, warn};
 use ureq::http::Response;
 use ureq::{Agent, Body, Error};
 
+use crate::json;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
+use crate::net::wait::ClientGone;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
 use wire::WireRequest;
@@ -87,6 +89,8 @@ pub enum WatermarkError {
     Busy(u64),
     /// The request or its answer does not fit into the memory that is left.
     NoMemory(NoMemory),
+    /// Who asked for the file has gone away, and the call was ended.
+    ClientGone,
 }
 
 impl fmt::Display for WatermarkError {
@@ -102,6 +106,7 @@ impl fmt::Display for WatermarkError {
             }
             WatermarkError::Busy(_) => f.write_str("the watermark service has too much to do now"),
             WatermarkError::NoMemory(_) => f.write_str("no memory for the call"),
+            WatermarkError::ClientGone => ClientGone.fmt(f),
         }
     }
 }
@@ -140,6 +145,7 @@ fn of_connection(e: &std::io::Error) -> WatermarkError {
         };
     }
     match inner {
+        Some(inner) if inner.is::<ClientGone>() => WatermarkError::ClientGone,
         Some(inner) if inner.is::<HeadTooLarge>() || inner.is::<NotHttp>() => {
             failed(format!("the watermark service's answer cannot be used: {inner}"))
         }
@@ -209,9 +215,10 @@ fn exchange(
             response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
         return Err(refused(response.status().as_u16(), retry_after));
     }
-    // Beside the answer there are the file and the marked file, and while escapes in it are undone a buffer that grows.
+    // Beside the answer there is the file, and then the marked file.
     let file = request.data.len();
-    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(4)))?;
+    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
+    memory.cover(file.saturating_add(json::cost(&answer)))?;
     wire::marked(caller.form, sent, request.data, &answer)
         .map(|watermarked_data| WatermarkResponse { watermarked_data })
 }

@@ -173,7 +173,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn request(form: WatermarkApi, data: &[u8]) -> WireRequest {
-        let mut memory = Budget::new(1 << 20).reserve(0).unwrap();
+        let mut memory = Budget::new(1 << 20, 1).open();
         WireRequest::new(form, WatermarkRequest { file_id: "f\"", user_id: "u\n", data }, &mut memory).unwrap()
     }
 

@@ -8,6 +8,7 @@ mod certificates;
 mod early;
 mod egress;
 mod forward;
+mod largest;
 mod pool;
 mod scripted;
 mod slow;

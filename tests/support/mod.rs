@@ -266,7 +266,12 @@ impl Daemon {
 
     /// A GET request's answer.
     pub fn get(&self, path: &str) -> Answer {
-        request(self.public, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
+        get_from(self.public, path)
+    }
+
+    /// The same on the admin listener.
+    pub fn get_admin(&self, path: &str) -> Answer {
+        get_from(self.admin, path)
     }
 
     /// The raw route: a file for a user.
@@ -282,7 +287,7 @@ impl Daemon {
 
     /// The value of a metric's line that begins so.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").text();
+        let text = self.get_admin("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
@@ -315,6 +320,10 @@ impl Answer {
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+fn get_from(to: SocketAddr, path: &str) -> Answer {
+    request(to, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
 }
 
 /// Sends a request's bytes as they are and reads one answer.

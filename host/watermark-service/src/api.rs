@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::answer::{Answer, Cut};
 use crate::content::{Content, ContentError};
 use crate::fault::{Early, Faults, Instead, Met, WrongFile};
-use crate::form::Members;
+use crate::form::{Form, Members};
 use crate::mark::picture::PictureError;
 use crate::mark::{Mark, text};
 use crate::serve::log;
@@ -115,7 +115,7 @@ impl Api {
         } else {
             let read = self.read(request, bytes).await;
             match (met.instead, read) {
-                (Some(instead), _) => faulty(instead),
+                (Some(instead), read) => faulty(instead, read.is_ok_and(|read| is_in_base64(&read))),
                 (None, Err(refusal)) => Ok(respond(Err(refusal))),
                 (None, Ok(read)) => Ok(respond(self.work(move || mark(&read, met.file, met.base64_lines)).await)),
             }
@@ -273,8 +273,13 @@ fn add_fields(response: &mut Response<Answer>, met: &Met) {
     }
 }
 
-/// The answer of a service at fault.
-fn faulty(instead: Instead) -> Result<Response<Answer>, Cut> {
+/// Whether a request's file is in base64 and its marked file has to be said to be.
+fn is_in_base64(request: &[u8]) -> bool {
+    serde_json::from_slice::<Members>(request).is_ok_and(|members| matches!(members.file(), Ok((Form::Base64, _))))
+}
+
+/// The answer of a service at fault, to a request whose file was in base64 or not.
+fn faulty(instead: Instead, base64: bool) -> Result<Response<Answer>, Cut> {
     Ok(match instead {
         Instead::Nothing => return Err(Cut),
         Instead::Status(status) => {
@@ -291,7 +296,8 @@ fn faulty(instead: Instead) -> Result<Response<Answer>, Cut> {
             response(StatusCode::OK, "text/html", Answer::whole("<!doctype html><title>Bad gateway</title>\n"))
         }
         Instead::Huge(letters) => {
-            let body = Answer::huge(r#"{"status":"success","watermarked_data":""#, letters, r#""}"#);
+            let end = if base64 { r#"","encoding":"base64"}"# } else { r#""}"# };
+            let body = Answer::huge(r#"{"status":"success","watermarked_data":""#, letters, end);
             response(StatusCode::OK, "application/json", body)
         }
     })

@@ -1,0 +1,147 @@
+//! The log's way out: lines wait in a bounded queue for one thread that writes them to standard error.
+//!
+//! Nobody may read standard error, and a pipe that is full blocks its writer. So no request waits for its line: where
+//! the queue is full a line is dropped and counted, and the next one that gets through says how many were.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::metrics::METRICS;
+use crate::threads;
+
+/// What lines may hold together while they wait, in bytes.
+const MOST: usize = 1 << 20;
+/// For how long the end of the process waits for the lines that are left.
+const AT_THE_END: Duration = Duration::from_secs(1);
+
+/// The queue, as something to write lines to: each write is one line.
+#[derive(Clone)]
+pub struct Queue(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    dropped: u64,
+    /// A line has been taken and is being written.
+    writing: bool,
+}
+
+impl Queue {
+    /// A queue whose lines are written to `out` by a thread of its own.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<Queue> {
+        let queue = Queue(Arc::default());
+        let lines = queue.clone();
+        threads::start("log", move || lines.write_to(out))?;
+        Ok(queue)
+    }
+
+    /// Waits until all lines are written, a second at most.
+    pub fn finish(&self) {
+        let pending = |state: &mut State| !state.lines.is_empty() || state.writing;
+        drop(self.0.changed.wait_timeout_while(self.state(), AT_THE_END, pending));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut state = self.state();
+        if state.bytes + line.len() > MOST {
+            state.dropped += 1;
+            METRICS.log_lines_dropped.add(1);
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line.to_vec());
+        self.0.changed.notify_all();
+    }
+
+    fn write_to(&self, mut out: impl Write) {
+        loop {
+            let waited = self.0.changed.wait_while(self.state(), |state| state.lines.is_empty());
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+            let Some(mut line) = state.lines.pop_front() else { continue };
+            state.bytes -= line.len();
+            state.writing = true;
+            if state.lines.is_empty() {
+                state.lines = VecDeque::new(); // most of the time it holds nothing
+                match std::mem::take(&mut state.dropped) {
+                    0 => {}
+                    n => line.extend_from_slice(format!("{n} lines of the log were dropped before this\n").as_bytes()),
+                }
+            }
+            drop(state);
+            // There is nobody to tell.
+            let _ = out.write_all(&line);
+            self.state().writing = false;
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// Standard error that nobody reads until the test does.
+    struct Pipe {
+        written: Sender<Vec<u8>>,
+        read: Receiver<()>,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.read.recv();
+            let _ = self.written.send(line.to_vec());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_holds_up_nobody_and_says_afterwards_what_was_lost() {
+        let ((written, lines), (reader, read)) = (channel(), channel());
+        let mut queue = Queue::start(Pipe { written, read }).unwrap();
+        let line = [b'x'; 1024];
+        let before = METRICS.log_lines_dropped.get();
+        for _ in 0..3000 {
+            queue.write_all(&line).unwrap();
+        }
+        let dropped = METRICS.log_lines_dropped.get() - before;
+        assert!((3000 - 1026..3000).contains(&dropped), "{dropped}");
+        drop(reader);
+        queue.finish();
+        let all: Vec<Vec<u8>> = lines.try_iter().collect();
+        assert_eq!(all.len() as u64 + dropped, 3000);
+        let last = String::from_utf8(all.last().unwrap().clone()).unwrap();
+        assert!(last.ends_with(&format!("{dropped} lines of the log were dropped before this\n")), "{last}");
+    }
+}
