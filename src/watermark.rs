@@ -16,6 +16,7 @@ use crate::json::Text;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::Stale;
+use crate::net::tls_error;
 use crate::secrets::store::Ready;
 
 /// What an answer may hold beyond twice the request, in bytes.
@@ -73,7 +74,7 @@ impl From<Error> for WatermarkError {
             Error::Timeout(_) => WatermarkError::Timeout,
             Error::Io(e) if e.kind() == ErrorKind::TimedOut => WatermarkError::Timeout,
             Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(tls) => failed(format!("TLS with the watermark service failed: {tls}")),
+                Some(tls) => failed(format!("TLS with the watermark service failed: {}", tls_error::words(tls))),
                 None => failed(format!("the connection to the watermark service failed: {e}")),
             },
             // ureq's other messages may quote what the service sent.

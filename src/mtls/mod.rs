@@ -1,5 +1,8 @@
-//! Who the enclave is to the watermark service: certificates and a key in any accepted form, checked once, and the
-//! ureq agent that shows them.
+//! Who the enclave is to the watermark service, and whom it takes for that: certificates and a key in any accepted form
+//! ([`pem`]), checked once, and the ureq agent that shows them and verifies the service by [`authorities`].
+
+mod authorities;
+mod pem;
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -8,17 +11,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, OtherError, RootCertStore};
 use ureq::Agent;
 
+use self::authorities::Authorities;
 use crate::digest::sha256;
+use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
 use crate::net::cryptography;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
@@ -26,6 +29,9 @@ use crate::time::Utc;
 
 /// The parts of an identity, as the handshake names them.
 pub const PARTS: [&str; 3] = ["client_cert", "client_key", "ca_cert"];
+const CLIENT_CERT: usize = 0;
+const CLIENT_KEY: usize = 1;
+const CA_CERT: usize = 2;
 /// The same parts as files, with their modes.
 const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), ("ecs-ca.crt", 0o644)];
 
@@ -35,15 +41,15 @@ const POOLED_FOR: Duration = Duration::from_secs(30);
 /// Time to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A client certificate with the key that fits it, valid now and good for TLS clients, and the roots that the service
-/// must be certified by.
+/// A client certificate with the key that fits it, valid now and good for TLS clients, and those whom the service must
+/// be certified by.
 pub struct Identity {
     config: Arc<ClientConfig>,
     pem: [String; 3],
     /// When the first certificate of the client's chain expires.
     pub ends: Utc,
-    /// Whether the given CA issued the client certificate too. Where not, the service must know another CA.
-    pub issued_by_ca: bool,
+    /// What the operator may not have meant, and no call has to fail for.
+    pub warnings: Vec<String>,
     /// SHA-256 of each root, in DER.
     roots: Vec<[u8; 32]>,
 }
@@ -66,30 +72,36 @@ impl Identity {
     /// # Errors
     /// The first part that will not do.
     pub fn check(parts: [&[u8]; 3], now: Utc) -> Result<Identity, IdentityError> {
-        let chain = certificates(0, parts[0])?;
-        let key = private_key(parts[1])?;
-        let authorities = certificates(2, parts[2])?;
-        let fingerprints = authorities.iter().map(|authority| sha256(authority)).collect();
+        let chain = pem::certificates(CLIENT_CERT, parts[CLIENT_CERT])?;
+        let key = pem::private_key(parts[CLIENT_KEY])?;
+        let given = pem::certificates(CA_CERT, parts[CA_CERT])?;
+        let fingerprints = given.iter().map(|authority| sha256(authority)).collect();
+        let pem = [pem::of_certificates(&chain), pem::of_key(&key), pem::of_certificates(&given)];
         let provider = Arc::new(cryptography::provider());
-        let roots = roots(&authorities)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots(&given)?, provider.clone())
             .build()
-            .or_else(|e| refuse(2, format!("cannot be a root: {e}")))?;
+            .or_else(|e| refuse(CA_CERT, format!("cannot be a root: {e}")))?;
 
-        let pem = [pem_of(&chain), pem_of_key(&key), pem_of(&authorities)];
+        check_order(&chain)?;
         let certified = certify(chain.clone(), key, &provider)?;
-        let ends = check_validity(0, &*verifier, &chain, now)?;
-        check_validity_of_any(&*verifier, &authorities, now)?;
-        let issued_by_ca = check_usage(&*verifier, &chain, now)?;
+        let mut ends = Utc(u64::MAX);
+        for (i, certificate) in chain.iter().enumerate() {
+            ends = ends.min(check_validity(CLIENT_CERT, i, &*verifier, certificate, now)?);
+        }
+        let (authorities, mut warnings) = Authorities::check(given, &*verifier, now)?;
+        if !check_usage(&*verifier, &chain, now)? {
+            warnings.insert(0, "client_cert is not issued by ca_cert: the service must know its CA".to_owned());
+        }
 
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .or_else(|e| refuse(1, e.to_string()))?
-            .with_root_certificates(roots)
+            .or_else(|e| refuse(CLIENT_KEY, e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(authorities))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Identity { config: Arc::new(config), pem, ends, issued_by_ca, roots: fingerprints })
+        Ok(Identity { config: Arc::new(config), pem, ends, warnings, roots: fingerprints })
     }
 
     /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
@@ -99,7 +111,7 @@ impl Identity {
     pub fn within(self, pinned: &[[u8; 32]]) -> Result<Identity, IdentityError> {
         match self.roots.iter().position(|root| !pinned.contains(root)) {
             Some(i) if !pinned.is_empty() => {
-                refuse(2, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
+                refuse(CA_CERT, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
             }
             _ => Ok(self),
         }
@@ -170,59 +182,38 @@ pub struct MutualTls {
     pub limit: Duration,
 }
 
-/// The bytes that a part stands for: PEM or DER as it is, or what base64 of either decodes to.
-fn decode(part: usize, given: &[u8]) -> Result<Vec<u8>, IdentityError> {
-    const SEQUENCE: u8 = 0x30; // every certificate and key in DER begins so (X.690, 8.9)
-    if is_pem(given) || given.first() == Some(&SEQUENCE) && std::str::from_utf8(given).is_err() {
-        return Ok(given.to_owned());
-    }
-    let compact: Vec<u8> = given.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect();
-    match STANDARD.decode(&compact) {
-        Ok(bytes) if !bytes.is_empty() => Ok(bytes),
-        Ok(_) => refuse(part, "is empty"),
-        Err(_) => refuse(part, "is neither PEM nor base64 of PEM or DER"),
-    }
-}
-
-fn is_pem(bytes: &[u8]) -> bool {
-    bytes.windows(11).any(|w| w == b"-----BEGIN ")
-}
-
-fn certificates(part: usize, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let bytes = decode(part, given)?;
-    let list = match is_pem(&bytes) {
-        true => rustls_pemfile::certs(&mut &bytes[..]).collect::<Result<_, _>>(),
-        false => Ok(vec![CertificateDer::from(bytes)]),
-    };
-    match list {
-        Ok(list) if list.is_empty() => refuse(part, "is PEM without a certificate"),
-        Ok(list) => Ok(list),
-        Err(_) => refuse(part, "is PEM that is cut off or damaged"),
-    }
-}
-
-fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let bytes = decode(1, given)?;
-    if !is_pem(&bytes) {
-        return PrivateKeyDer::try_from(bytes).or_else(|_| refuse(1, "is no private key in PKCS#8, PKCS#1 or SEC1"));
-    }
-    match rustls_pemfile::private_key(&mut &bytes[..]) {
-        Ok(Some(key)) => Ok(key),
-        // PKCS#8 says so in its label, the others in a header (RFC 1421, 4.6.1.1), which the parser takes for damage.
-        Ok(None) | Err(_) if bytes.windows(9).any(|w| w == b"ENCRYPTED") => {
-            refuse(1, "is protected by a passphrase: give it without one (openssl pkey -in client.key)")
-        }
-        Ok(None) => refuse(1, "is PEM without a private key"),
-        Err(_) => refuse(1, "is PEM that is cut off or damaged"),
-    }
-}
-
-fn roots(authorities: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, IdentityError> {
+fn roots(given: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, IdentityError> {
     let mut roots = RootCertStore::empty();
-    for (i, authority) in authorities.iter().enumerate() {
-        roots.add(authority.clone()).or_else(|_| refuse(2, format!("certificate {} is not a certificate", i + 1)))?;
+    for (i, authority) in given.iter().enumerate() {
+        roots
+            .add(authority.clone())
+            .or_else(|_| refuse(CA_CERT, format!("certificate {} is not a certificate", i + 1)))?;
     }
     Ok(Arc::new(roots))
+}
+
+/// Each certificate has to be issued by the next (RFC 5246, 7.4.2): a chain in another order is one that services read
+/// differently. Names that differ may still mean the same, so where they do the signature decides, if it can be verified.
+fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+    let parsed = chain.iter().enumerate().map(|(i, der)| {
+        Certificate::parse(der)
+            .map_or_else(|| refuse(CLIENT_CERT, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
+    });
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    for (i, pair) in parsed.windows(2).enumerate() {
+        let signed = pair[0].is_signed_by(&pair[1]);
+        if !signed.unwrap_or(pair[0].issuer == pair[1].subject) {
+            let (this, next) = (i + 1, i + 2);
+            return refuse(
+                CLIENT_CERT,
+                format!(
+                    "certificate {this} is not issued by certificate {next}: the client's own certificate comes first, \
+                     then each one's issuer"
+                ),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn certify(
@@ -230,71 +221,67 @@ fn certify(
     key: PrivateKeyDer<'static>,
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, IdentityError> {
+    const OTHER_KEY: &str = "does not belong to client_cert";
+    const UNSUPPORTED: &str = "is of no supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
+    let (key, failure) = match elliptic_secret(key.secret_der()) {
+        None => (key, UNSUPPORTED),
+        // Its public half may be left out (RFC 5915, 3), and ring asks for it. The certificate has it, and ring looks
+        // whether the two are a pair.
+        Some(secret) => {
+            let certificate = Certificate::parse(&chain[0]);
+            let point = certificate.as_ref().and_then(Certificate::point);
+            match point.and_then(|point| elliptic_key(secret, point)) {
+                Some(whole) => (PrivateSec1KeyDer::from(whole).into(), OTHER_KEY),
+                None if point.is_none() && certificate.is_some_and(|c| c.has_elliptic_key()) => (key, UNSUPPORTED),
+                None => return refuse(CLIENT_KEY, OTHER_KEY),
+            }
+        }
+    };
     CertifiedKey::from_der(chain, key, provider).or_else(|e| match e {
-        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(1, "does not belong to client_cert"),
-        Error::InvalidCertificate(_) => refuse(0, format!("certificate 1 {NO_CERTIFICATE}")),
-        _ => refuse(1, "is of no supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519"),
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(CLIENT_KEY, OTHER_KEY),
+        Error::InvalidCertificate(_) => refuse(CLIENT_CERT, format!("certificate 1 {NO_CERTIFICATE}")),
+        _ => refuse(CLIENT_KEY, failure),
     })
 }
 
-/// When the first of these certificates expires. Refuses one that has, one that does not hold yet, and one that is none.
+/// When this certificate, number `i` of its part, expires. Refuses one that has, one that does not hold yet, and one that
+/// cannot be read.
 ///
 /// webpki keeps the dates to itself but tells them in its error when a certificate is too old, so it is asked about
 /// the end of time.
 fn check_validity(
     part: usize,
+    i: usize,
     verifier: &dyn ClientCertVerifier,
-    certificates: &[CertificateDer<'_>],
+    certificate: &CertificateDer<'_>,
     now: Utc,
 ) -> Result<Utc, IdentityError> {
-    let mut ends = Utc(u64::MAX);
-    for (i, certificate) in certificates.iter().enumerate() {
-        let at = |time| match verifier.verify_client_cert(certificate, &[], time) {
-            Err(Error::InvalidCertificate(e)) => Some(e),
-            _ => None,
-        };
-        let n = i + 1;
-        match at(UnixTime::since_unix_epoch(Duration::from_secs(now.0))) {
-            Some(CertificateError::ExpiredContext { not_after, .. }) => {
-                return refuse(part, format!("certificate {n} expired at {}", Utc(not_after.as_secs())));
-            }
-            Some(CertificateError::NotValidYetContext { not_before, .. }) => {
-                return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
-            }
-            Some(CertificateError::BadEncoding) => {
-                return refuse(part, format!("certificate {n} {NO_CERTIFICATE}"));
-            }
-            _ => {}
+    let n = i + 1;
+    let at = |time| match verifier.verify_client_cert(certificate, &[], time) {
+        Err(Error::InvalidCertificate(e)) => Some(e),
+        _ => None,
+    };
+    match at(UnixTime::since_unix_epoch(Duration::from_secs(now.0))) {
+        Some(CertificateError::ExpiredContext { not_after, .. }) => {
+            return refuse(part, format!("certificate {n} expired at {}", Utc(not_after.as_secs())));
         }
-        if let Some(CertificateError::ExpiredContext { not_after, .. }) = at(UnixTime::since_unix_epoch(Duration::MAX))
-        {
-            ends = ends.min(Utc(not_after.as_secs()));
+        Some(CertificateError::NotValidYetContext { not_before, .. }) => {
+            return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
         }
+        Some(CertificateError::BadEncoding) => return refuse(part, format!("certificate {n} {NO_CERTIFICATE}")),
+        _ => {}
     }
-    Ok(ends)
+    match at(UnixTime::since_unix_epoch(Duration::MAX)) {
+        Some(CertificateError::ExpiredContext { not_after, .. }) => Ok(Utc(not_after.as_secs())),
+        _ => Ok(Utc(u64::MAX)),
+    }
 }
 
 /// What openssl makes without an extension file is of version 1.
 const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without unknown critical extensions)";
 
-/// One valid root is enough: while a CA is replaced, the old one may run out.
-fn check_validity_of_any(
-    verifier: &dyn ClientCertVerifier,
-    authorities: &[CertificateDer<'_>],
-    now: Utc,
-) -> Result<(), IdentityError> {
-    let mut refused = None;
-    for authority in authorities.chunks(1) {
-        match check_validity(2, verifier, authority, now) {
-            Ok(_) => return Ok(()),
-            Err(e) => refused = refused.or(Some(e)),
-        }
-    }
-    refused.map_or(Ok(()), Err)
-}
-
-/// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether the given CA issued it: that
-/// is the usual case, but which CA its clients need is the service's affair.
+/// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether it leads to ca_cert, as far as
+/// that can be verified here: it is the usual case, but which CA its clients need is the service's affair.
 fn check_usage(
     verifier: &dyn ClientCertVerifier,
     chain: &[CertificateDer<'_>],
@@ -305,38 +292,15 @@ fn check_usage(
         Ok(_) => Ok(true),
         Err(Error::InvalidCertificate(
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
-        )) => refuse(0, "is not for TLS clients: its extendedKeyUsage lacks clientAuth"),
-        Err(Error::InvalidCertificate(CertificateError::Other(e))) if is_ca_leaf(&e) => {
-            refuse(0, "is a CA's certificate: use one that was issued to a client")
-        }
-        Err(_) => Ok(false),
+        )) => refuse(CLIENT_CERT, "is not for TLS clients: its extendedKeyUsage lacks clientAuth"),
+        Err(e) if is_ca_leaf(&e) => refuse(CLIENT_CERT, "is a CA's certificate: use one that was issued to a client"),
+        Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => Ok(false),
+        Err(_) => Ok(true),
     }
 }
 
 /// webpki does not look at the usage of a certificate with the CA flag: it has no business at the end of a chain.
-fn is_ca_leaf(e: &OtherError) -> bool {
-    matches!(e.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
-}
-
-fn pem_of(certificates: &[CertificateDer<'_>]) -> String {
-    certificates.iter().map(|c| armour("CERTIFICATE", c)).collect()
-}
-
-fn pem_of_key(key: &PrivateKeyDer<'_>) -> String {
-    let label = match key {
-        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
-        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
-        _ => "PRIVATE KEY",
-    };
-    armour(label, key.secret_der())
-}
-
-/// RFC 7468, section 2: base64 in lines of 64 characters between the labels.
-fn armour(label: &str, der: &[u8]) -> String {
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in STANDARD.encode(der).as_bytes().chunks(64) {
-        text.extend(line.iter().map(|&b| b as char));
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
+fn is_ca_leaf(e: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(e))) = e else { return false };
+    matches!(e.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }

@@ -97,7 +97,7 @@ impl Bundle {
             identity: items.get(CERTIFICATES).map(|v| identity(v, pinned, now, &mut ignored)).transpose()?,
             service: items.get(ENDPOINT).map(|v| service(v, allowed)).transpose()?,
             keys: items.get(FILE_KEYS).map(|v| file_keys(v, &mut ignored)).transpose()?,
-            grants: items.get(GRANT_KEYS).map(|v| jwks::parse(v, &mut ignored)).transpose()?,
+            grants: items.get(GRANT_KEYS).map(|v| grant_keys(v, &mut ignored)).transpose()?,
             ignored,
         };
         match &bundle {
@@ -164,6 +164,12 @@ fn file_keys(value: &RawValue, ignored: &mut Vec<String>) -> Result<FileKeys, Re
         None => refuse(FILE_KEYS, "holds no key"),
         Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), file_key(id, value, ignored)?))).collect(),
     }
+}
+
+fn grant_keys(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
+    let (keys, passed_over) = jwks::parse(value)?;
+    ignored.extend(passed_over);
+    Ok(keys)
 }
 
 fn file_key(id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<FileKey, Refusal> {

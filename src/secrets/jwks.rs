@@ -18,12 +18,12 @@ const PRIVATE: [&str; 8] = ["d", "k", "p", "q", "dp", "dq", "qi", "priv"];
 /// What is read of a key beside them. Other members are passed over (RFC 7517, 4).
 const PUBLIC: [&str; 8] = ["kty", "crv", "x", "y", "kid", "alg", "use", "key_ops"];
 
-/// Reads a JWK set. Keys that are not for signatures known here are passed over (RFC 7517, 5), and named in `ignored` with
+/// Reads a JWK set, and names what is ignored in it. Keys that are not for signatures known here are (RFC 7517, 5), with
 /// the member that says so.
 ///
 /// # Errors
 /// The first thing that is wrong with it. A private key is, of whatever kind.
-pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
+pub fn parse(value: &RawValue) -> Result<(GrantKeys, Vec<String>), Refusal> {
     let text = object_text(GRANT_KEYS, value)?;
     let set = Object::parse(GRANT_KEYS, text.as_bytes(), Keep::Named(&["keys"]))?;
     let list = set.get("keys").and_then(|keys| serde_json::from_str::<Vec<&RawValue>>(keys.get()).ok());
@@ -31,7 +31,6 @@ pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, R
     if list.is_empty() || list.len() > MAX_KEYS {
         return refuse(GRANT_KEYS, format!("has {} keys, not 1 to {MAX_KEYS}", list.len()));
     }
-    ignored.extend(set.ignored_in(GRANT_KEYS));
     let (mut keys, mut others): (Vec<GrantKey>, Vec<String>) = Default::default();
     for (i, jwk) in list.into_iter().enumerate() {
         let field = format!("{GRANT_KEYS}.keys[{i}]");
@@ -54,8 +53,8 @@ pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, R
     if keys.is_empty() {
         return refuse(GRANT_KEYS, format!("has no key for EdDSA (Ed25519) or ES256 (P-256): {}", others.join(", ")));
     }
-    ignored.extend(others.iter().map(|other| format!("{GRANT_KEYS}.{other}")));
-    Ok(GrantKeys(keys))
+    let others = others.iter().map(|other| format!("{GRANT_KEYS}.{other}"));
+    Ok((GrantKeys(keys), set.ignored_in(GRANT_KEYS).chain(others).collect()))
 }
 
 /// What kind of key it is; an error is the member by which it is not one that signs grants.
@@ -117,8 +116,7 @@ mod tests {
         "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 
     fn keys(text: &str) -> Result<(GrantKeys, Vec<String>), Refusal> {
-        let mut ignored = Vec::new();
-        parse(&RawValue::from_string(text.into()).unwrap(), &mut ignored).map(|keys| (keys, ignored))
+        parse(&RawValue::from_string(text.into()).unwrap())
     }
 
     #[test]

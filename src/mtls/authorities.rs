@@ -1,0 +1,130 @@
+//! ca_cert: whom the watermark service is certified by.
+//!
+//! A certificate that may sign others is a root. Besides, each is trusted when the service shows that very certificate:
+//! `openssl req -x509` makes a server's certificate that calls itself a CA's, which webpki takes for no server's, and
+//! others make one that may sign nothing, not even itself. Whoever has its key is the service, whatever it may sign.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+
+use super::{CA_CERT, IdentityError, check_validity, is_ca_leaf, refuse};
+use crate::net::certificate::Certificate;
+use crate::net::cryptography::SIGNATURES;
+use crate::time::Utc;
+
+#[derive(Debug)]
+pub struct Authorities {
+    roots: RootCertStore,
+    given: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// Checks ca_cert as of `now`; `dates` is asked about validity only. Says of those that are of no use, beside one that
+    /// is: while a CA is replaced, the old one may run out.
+    ///
+    /// # Errors
+    /// What is wrong with the first, where none is of use.
+    pub fn check(
+        given: Vec<CertificateDer<'static>>,
+        dates: &dyn ClientCertVerifier,
+        now: Utc,
+    ) -> Result<(Authorities, Vec<String>), IdentityError> {
+        let (mut roots, mut warnings, mut useful) = (RootCertStore::empty(), Vec::new(), false);
+        for (i, der) in given.iter().enumerate() {
+            let n = i + 1;
+            let not_one = || format!("certificate {n} is not a certificate");
+            let Some(certificate) = Certificate::parse(der) else { return refuse(CA_CERT, not_one()) };
+            if certificate.may_sign {
+                roots.add(der.clone()).or_else(|_| refuse(CA_CERT, not_one()))?;
+            }
+            match look(n, &certificate)
+                .and_then(|warning| check_validity(CA_CERT, i, dates, der, now).map(|_| warning).map_err(|e| e.reason))
+            {
+                Ok(warning) => {
+                    useful = true;
+                    warnings.extend(warning);
+                }
+                Err(reason) => warnings.push(reason),
+            }
+        }
+        match useful {
+            true => Ok((Authorities { roots, given }, warnings.into_iter().map(|w| format!("ca_cert: {w}")).collect())),
+            false => refuse(CA_CERT, warnings.swap_remove(0)),
+        }
+    }
+}
+
+/// What would surprise about this certificate; an error where no call could use it.
+fn look(n: usize, certificate: &Certificate) -> Result<Option<String>, String> {
+    if let Some(kind) = certificate.unknown_key() {
+        return Err(format!("certificate {n} has a key whose signatures cannot be verified here: {kind}"));
+    }
+    if !certificate.may_sign && !certificate.may_serve {
+        return Err(format!(
+            "certificate {n} may not sign others (basicConstraints, keyUsage), nor is it one that a server could show"
+        ));
+    }
+    if !certificate.may_sign {
+        return Ok(Some(format!("certificate {n} is not a CA's: a service has to show this very certificate")));
+    }
+    let signs_like_itself = certificate.issuer == certificate.subject;
+    match certificate.is_signed_by(certificate) {
+        None if signs_like_itself => Ok(Some(format!(
+            "certificate {n} is signed by {}, which cannot be verified here: a service whose certificate is so too is refused",
+            certificate.signed_by(certificate)
+        ))),
+        _ => Ok(None),
+    }
+}
+
+impl ServerCertVerifier for Authorities {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, SIGNATURES.all) {
+            Ok(()) => {}
+            // webpki says either only of a certificate that is valid now.
+            Err(e) if self.given.contains(leaf) && (is_unknown_issuer(&e) || is_ca_leaf(&e)) => {}
+            Err(e) => return Err(e),
+        }
+        verify_server_name(&parsed, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signature, &SIGNATURES)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &SIGNATURES)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        SIGNATURES.supported_schemes()
+    }
+}
+
+fn is_unknown_issuer(e: &Error) -> bool {
+    matches!(e, Error::InvalidCertificate(CertificateError::UnknownIssuer))
+}
