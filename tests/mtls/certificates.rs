@@ -116,6 +116,17 @@ fn the_very_certificate_has_to_name_the_host_and_to_be_the_one_that_is_shown() {
         let message = assert_fails(&daemon);
         assert!(message.contains(reason), "{message}");
     }
+    // One that has expired, beside another that is in use.
+    let certs = with_server(FOR_SERVER, VALID);
+    for extensions in [format!("{FOR_SERVER}\nbasicConstraints=CA:TRUE"), FOR_SERVER.to_owned()] {
+        certs.issue("server", P_256, "server", &extensions, EXPIRED);
+        let service = Service::start(&certs, &[]);
+        let daemon = Daemon::ready(&service, &CERTS);
+        certs.shell("mv server.crt old.crt; cat old.crt ca.crt >server.crt");
+        assert_eq!(trust_the_very_certificate(&daemon, &certs)["ok"], true);
+        let message = assert_fails(&daemon);
+        assert!(message.contains("the service's certificate expired at 2021-01-01T00:00:00Z"), "{message}");
+    }
     // The same name and even the same key, but another certificate.
     for (extensions, reason) in [("", "is a CA's, and not in ca_cert itself"), (not_ca, "is not issued by ca_cert")] {
         let certs = self_signed(&format!("-subj /CN=localhost {named} {extensions}"));
