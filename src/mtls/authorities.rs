@@ -4,46 +4,53 @@
 //! `openssl req -x509` makes a server's certificate that calls itself a CA's, which webpki takes for no server's, and
 //! others make one that may sign nothing, not even itself. Whoever has its key is the service, whatever it may sign.
 
+use std::fmt;
+
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::server::danger::ClientCertVerifier;
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
-use super::{CA_CERT, IdentityError, check_validity, is_ca_leaf, refuse};
+use super::{CA_CERT, IdentityError, check_validity, refuse};
 use crate::net::certificate::Certificate;
 use crate::net::cryptography::SIGNATURES;
 use crate::time::Utc;
 
-#[derive(Debug)]
 pub struct Authorities {
     roots: RootCertStore,
     given: Vec<CertificateDer<'static>>,
 }
 
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authorities")
+    }
+}
+
 impl Authorities {
-    /// Checks ca_cert as of `now`; `dates` is asked about validity only. Says of those that are of no use, beside one that
+    /// Checks ca_cert as of `now`; `anchors` are its certificates as roots. Says of those that are of no use, beside one that
     /// is: while a CA is replaced, the old one may run out.
     ///
     /// # Errors
     /// What is wrong with the first, where none is of use.
     pub fn check(
         given: Vec<CertificateDer<'static>>,
-        dates: &dyn ClientCertVerifier,
+        anchors: &[TrustAnchor<'static>],
         now: Utc,
     ) -> Result<(Authorities, Vec<String>), IdentityError> {
         let (mut roots, mut warnings, mut useful) = (RootCertStore::empty(), Vec::new(), false);
-        for (i, der) in given.iter().enumerate() {
+        for (i, (der, anchor)) in given.iter().zip(anchors).enumerate() {
             let n = i + 1;
-            let not_one = || format!("certificate {n} is not a certificate");
-            let Some(certificate) = Certificate::parse(der) else { return refuse(CA_CERT, not_one()) };
+            let Some(certificate) = Certificate::parse(der) else {
+                return refuse(CA_CERT, format!("certificate {n} is not a certificate"));
+            };
             if certificate.may_sign {
-                roots.add(der.clone()).or_else(|_| refuse(CA_CERT, not_one()))?;
+                roots.roots.push(anchor.clone());
             }
             match look(n, &certificate)
-                .and_then(|warning| check_validity(CA_CERT, i, dates, der, now).map(|_| warning).map_err(|e| e.reason))
+                .and_then(|warning| check_validity(CA_CERT, i, der, now).map(|_| warning).map_err(|e| e.reason))
             {
                 Ok(warning) => {
                     useful = true;
@@ -95,7 +102,7 @@ impl ServerCertVerifier for Authorities {
         match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, SIGNATURES.all) {
             Ok(()) => {}
             // webpki says either only of a certificate that is valid now.
-            Err(e) if self.given.contains(leaf) && (is_unknown_issuer(&e) || is_ca_leaf(&e)) => {}
+            Err(e) if self.given.contains(leaf) && is_untrusted(&e) => {}
             Err(e) => return Err(e),
         }
         verify_server_name(&parsed, name)?;
@@ -125,6 +132,13 @@ impl ServerCertVerifier for Authorities {
     }
 }
 
-fn is_unknown_issuer(e: &Error) -> bool {
-    matches!(e, Error::InvalidCertificate(CertificateError::UnknownIssuer))
+/// Whether nothing is wrong with a certificate, but that nobody vouches for it or that it calls itself a CA's.
+fn is_untrusted(e: &Error) -> bool {
+    match e {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+        Error::InvalidCertificate(CertificateError::Other(OtherError(e))) => {
+            matches!(e.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+        }
+        _ => false,
+    }
 }

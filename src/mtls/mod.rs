@@ -12,17 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys, OtherError, RootCertStore};
+use rustls::{ClientConfig, Error, InconsistentKeys};
 use ureq::Agent;
+use webpki::{EndEntityCert, KeyUsage};
 
 use self::authorities::Authorities;
 use crate::digest::sha256;
 use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
-use crate::net::cryptography;
+use crate::net::cryptography::{self, SIGNATURES};
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
 use crate::time::Utc;
@@ -78,18 +77,16 @@ impl Identity {
         let fingerprints = given.iter().map(|authority| sha256(authority)).collect();
         let pem = [pem::of_certificates(&chain), pem::of_key(&key), pem::of_certificates(&given)];
         let provider = Arc::new(cryptography::provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots(&given)?, provider.clone())
-            .build()
-            .or_else(|e| refuse(CA_CERT, format!("cannot be a root: {e}")))?;
+        let anchors = anchors(&given)?;
 
         check_order(&chain)?;
         let certified = certify(chain.clone(), key, &provider)?;
         let mut ends = Utc(u64::MAX);
         for (i, certificate) in chain.iter().enumerate() {
-            ends = ends.min(check_validity(CLIENT_CERT, i, &*verifier, certificate, now)?);
+            ends = ends.min(check_validity(CLIENT_CERT, i, certificate, now)?);
         }
-        let (authorities, mut warnings) = Authorities::check(given, &*verifier, now)?;
-        if !check_usage(&*verifier, &chain, now)? {
+        let (authorities, mut warnings) = Authorities::check(given, &anchors, now)?;
+        if !check_usage(&anchors, &chain, now)? {
             warnings.insert(0, "client_cert is not issued by ca_cert: the service must know its CA".to_owned());
         }
 
@@ -182,14 +179,13 @@ pub struct MutualTls {
     pub limit: Duration,
 }
 
-fn roots(given: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    for (i, authority) in given.iter().enumerate() {
-        roots
-            .add(authority.clone())
-            .or_else(|_| refuse(CA_CERT, format!("certificate {} is not a certificate", i + 1)))?;
-    }
-    Ok(Arc::new(roots))
+/// Each of ca_cert as what a chain may lead to.
+fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, IdentityError> {
+    let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
+        Ok(anchor) => Ok(anchor.to_owned()),
+        Err(_) => refuse(CA_CERT, format!("certificate {} is not a certificate", i + 1)),
+    };
+    given.iter().enumerate().map(anchor).collect()
 }
 
 /// Each certificate has to be issued by the next (RFC 5246, 7.4.2): a chain in another order is one that services read
@@ -222,7 +218,7 @@ fn certify(
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, IdentityError> {
     const OTHER_KEY: &str = "does not belong to client_cert";
-    const UNSUPPORTED: &str = "is of no supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
+    const UNSUPPORTED: &str = "is not of a supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
     let (key, failure) = match elliptic_secret(key.secret_der()) {
         None => (key, UNSUPPORTED),
         // Its public half may be left out (RFC 5915, 3), and ring asks for it. The certificate has it, and ring looks
@@ -249,32 +245,36 @@ fn certify(
 ///
 /// webpki keeps the dates to itself but tells them in its error when a certificate is too old, so it is asked about
 /// the end of time.
-fn check_validity(
-    part: usize,
-    i: usize,
-    verifier: &dyn ClientCertVerifier,
-    certificate: &CertificateDer<'_>,
-    now: Utc,
-) -> Result<Utc, IdentityError> {
+fn check_validity(part: usize, i: usize, certificate: &CertificateDer<'_>, now: Utc) -> Result<Utc, IdentityError> {
     let n = i + 1;
-    let at = |time| match verifier.verify_client_cert(certificate, &[], time) {
-        Err(Error::InvalidCertificate(e)) => Some(e),
-        _ => None,
-    };
-    match at(UnixTime::since_unix_epoch(Duration::from_secs(now.0))) {
-        Some(CertificateError::ExpiredContext { not_after, .. }) => {
+    match verify(certificate, &[], &[], Duration::from_secs(now.0)) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => {
             return refuse(part, format!("certificate {n} expired at {}", Utc(not_after.as_secs())));
         }
-        Some(CertificateError::NotValidYetContext { not_before, .. }) => {
+        Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
             return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
         }
-        Some(CertificateError::BadEncoding) => return refuse(part, format!("certificate {n} {NO_CERTIFICATE}")),
+        Err(webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_)) => {
+            return refuse(part, format!("certificate {n} {NO_CERTIFICATE}"));
+        }
         _ => {}
     }
-    match at(UnixTime::since_unix_epoch(Duration::MAX)) {
-        Some(CertificateError::ExpiredContext { not_after, .. }) => Ok(Utc(not_after.as_secs())),
+    match verify(certificate, &[], &[], Duration::MAX) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => Ok(Utc(not_after.as_secs())),
         _ => Ok(Utc(u64::MAX)),
     }
+}
+
+/// Whether a TLS client may show this certificate to who knows these CAs. Its own dates and purpose are looked at first.
+fn verify(
+    certificate: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: &[TrustAnchor<'_>],
+    since_1970: Duration,
+) -> Result<(), webpki::Error> {
+    let (usage, time) = (KeyUsage::client_auth(), UnixTime::since_unix_epoch(since_1970));
+    let leaf = EndEntityCert::try_from(certificate)?;
+    leaf.verify_for_usage(SIGNATURES.all, anchors, intermediates, time, usage, None, None).map(drop)
 }
 
 /// What openssl makes without an extension file is of version 1.
@@ -282,25 +282,16 @@ const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without 
 
 /// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether it leads to ca_cert, as far as
 /// that can be verified here: it is the usual case, but which CA its clients need is the service's affair.
-fn check_usage(
-    verifier: &dyn ClientCertVerifier,
-    chain: &[CertificateDer<'_>],
-    now: Utc,
-) -> Result<bool, IdentityError> {
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(now.0));
-    match verifier.verify_client_cert(&chain[0], &chain[1..], now) {
-        Ok(_) => Ok(true),
-        Err(Error::InvalidCertificate(
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
-        )) => refuse(CLIENT_CERT, "is not for TLS clients: its extendedKeyUsage lacks clientAuth"),
-        Err(e) if is_ca_leaf(&e) => refuse(CLIENT_CERT, "is a CA's certificate: use one that was issued to a client"),
-        Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => Ok(false),
-        Err(_) => Ok(true),
+fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, IdentityError> {
+    match verify(&chain[0], &chain[1..], anchors, Duration::from_secs(now.0)) {
+        Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
+            refuse(CLIENT_CERT, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")
+        }
+        // webpki does not look at the usage of such a one: it has no business at the end of a chain.
+        Err(webpki::Error::CaUsedAsEndEntity) => {
+            refuse(CLIENT_CERT, "is a CA's certificate: use one that was issued to a client")
+        }
+        Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => Ok(false),
+        _ => Ok(true),
     }
-}
-
-/// webpki does not look at the usage of a certificate with the CA flag: it has no business at the end of a chain.
-fn is_ca_leaf(e: &Error) -> bool {
-    let Error::InvalidCertificate(CertificateError::Other(OtherError(e))) = e else { return false };
-    matches!(e.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }

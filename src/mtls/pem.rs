@@ -40,8 +40,7 @@ pub fn certificates(part: usize, given: &[u8]) -> Result<Vec<CertificateDer<'sta
     if !is_pem(&bytes) {
         return Ok(vec![CertificateDer::from(bytes)]);
     }
-    let wanted = |label: &str| label == CERTIFICATE;
-    let items = blocks(part, &bytes, "certificates belong", wanted)?;
+    let items = blocks(part, &bytes)?;
     Ok(items
         .into_iter()
         .filter_map(|item| if let Item::X509Certificate(der) = item { Some(der) } else { None })
@@ -58,8 +57,7 @@ pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError
         return PrivateKeyDer::try_from(bytes)
             .or_else(|_| refuse(CLIENT_KEY, "is not a private key in PKCS#8, PKCS#1 or SEC1"));
     }
-    let wanted = |label: &str| PRIVATE_KEYS.contains(&label);
-    let mut keys = blocks(CLIENT_KEY, &bytes, "a private key belongs", wanted)?;
+    let mut keys = blocks(CLIENT_KEY, &bytes)?;
     match (keys.pop(), keys.len()) {
         (Some(Item::Pkcs1Key(key)), 0) => Ok(key.into()),
         (Some(Item::Pkcs8Key(key)), 0) => Ok(key.into()),
@@ -89,7 +87,11 @@ fn is_pem(bytes: &[u8]) -> bool {
 
 /// Reads every block that begins, wherever in a line it does: where files without a last line end were put together,
 /// an end and a beginning share a line. Text between blocks is left alone, but not one with half of a block in it.
-fn blocks(part: usize, bytes: &[u8], place: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Item>, IdentityError> {
+fn blocks(part: usize, bytes: &[u8]) -> Result<Vec<Item>, IdentityError> {
+    let (wanted, place) = match part {
+        CLIENT_KEY => (&PRIVATE_KEYS[..], "a private key belongs"),
+        _ => (&[CERTIFICATE][..], "certificates belong"),
+    };
     let damaged = || refuse(part, "is PEM that is cut off or damaged");
     let text = String::from_utf8_lossy(bytes);
     let mut pieces = text.split(BEGIN);
@@ -101,7 +103,7 @@ fn blocks(part: usize, bytes: &[u8], place: &str, wanted: impl Fn(&str) -> bool)
         let Some((label, rest)) = piece.split_once(DASHES) else { return damaged() };
         let Some((body, rest)) = rest.split_once(END) else { return damaged() };
         let ended = rest.strip_prefix(label).and_then(|rest| rest.strip_prefix(DASHES));
-        if !ended.is_some_and(|after| !after.contains(END)) {
+        if ended.is_none_or(|after| after.contains(END)) {
             return damaged();
         }
         // PKCS#8 says so in its label, the others in a header (RFC 1421, 4.6.1.1).
@@ -111,7 +113,7 @@ fn blocks(part: usize, bytes: &[u8], place: &str, wanted: impl Fn(&str) -> bool)
         if part == CLIENT_KEY && label == CURVE {
             continue;
         }
-        if !wanted(label) {
+        if !wanted.contains(&label) {
             return refuse(part, format!("holds {}, where {place}", shown(label)));
         }
         match rustls_pemfile::read_one_from_slice(strict(label, body).as_bytes()) {

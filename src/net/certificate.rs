@@ -209,58 +209,56 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 /// A signature's algorithm in words, by the contents of AlgorithmIdentifiers: `ECDSA P-521 with SHA-512`.
 pub fn name(mut signature: &[u8], key: Option<&[u8]>) -> String {
     let id = take(&mut signature, OBJECT).unwrap_or_default();
-    let Some((_, kind, hash)) = SIGNATURE_NAMES.iter().find(|(known, ..)| *known == id) else { return dotted(id) };
+    let Some((kind, hash)) = algorithm(id) else { return dotted(id) };
     let kind = match key {
-        Some(key) if *kind == "ECDSA" => key_name(key),
-        _ => (*kind).to_owned(),
+        Some(key) if kind == "ECDSA" => key_name(key),
+        _ => kind.to_owned(),
     };
     if hash.is_empty() { kind } else { format!("{kind} with {hash}") }
 }
 
 fn key_name(mut key: &[u8]) -> String {
     let id = take(&mut key, OBJECT).unwrap_or_default();
-    if id == EC_PUBLIC_KEY {
-        let curve = take(&mut key, OBJECT).unwrap_or_default();
-        let known = CURVES.iter().find(|(known, _)| *known == curve);
-        return format!("ECDSA {}", known.map_or_else(|| dotted(curve), |(_, name)| (*name).to_owned()));
+    if id != EC_PUBLIC_KEY {
+        return algorithm(id).map_or_else(|| dotted(id), |(kind, _)| kind.to_owned());
     }
-    SIGNATURE_NAMES
-        .iter()
-        .find(|(known, ..)| *known == id)
-        .map_or_else(|| dotted(id), |(_, kind, _)| (*kind).to_owned())
+    // RFC 5480, 2.1.1.1; SEC 2, A.2.
+    let curve = match take(&mut key, OBJECT).unwrap_or_default() {
+        [0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7] => "P-256",
+        [0x2b, 0x81, 4, 0, 0x21] => "P-224",
+        [0x2b, 0x81, 4, 0, 0x22] => "P-384",
+        [0x2b, 0x81, 4, 0, 0x23] => "P-521",
+        [0x2b, 0x81, 4, 0, 0x0a] => "secp256k1",
+        other => return format!("ECDSA {}", dotted(other)),
+    };
+    format!("ECDSA {curve}")
 }
 
-/// RFC 5758, 3.2; RFC 8017, A.2.4, C; RFC 8410, 3; RFC 9881, 2.
-const SIGNATURE_NAMES: [(&[u8], &str, &str); 19] = [
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1], "ECDSA", "SHA-1"),
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 1], "ECDSA", "SHA-224"),
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2], "ECDSA", "SHA-256"),
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3], "ECDSA", "SHA-384"),
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 4], "ECDSA", "SHA-512"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1], "RSA", ""),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 4], "RSA", "MD5"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 5], "RSA", "SHA-1"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10], "RSA-PSS", ""),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11], "RSA", "SHA-256"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 12], "RSA", "SHA-384"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 13], "RSA", "SHA-512"),
-    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 14], "RSA", "SHA-224"),
-    (&[0x2b, 0x65, 0x70], "Ed25519", ""),
-    (&[0x2b, 0x65, 0x71], "Ed448", ""),
-    (&[0x2a, 0x86, 0x48, 0xce, 0x38, 4, 1], "DSA", ""),
-    (&[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 0x11], "ML-DSA-44", ""),
-    (&[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 0x12], "ML-DSA-65", ""),
-    (&[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 0x13], "ML-DSA-87", ""),
-];
-
-/// RFC 5480, 2.1.1.1; SEC 2, A.2.
-const CURVES: [(&[u8], &str); 5] = [
-    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7], "P-256"),
-    (&[0x2b, 0x81, 4, 0, 0x21], "P-224"),
-    (&[0x2b, 0x81, 4, 0, 0x22], "P-384"),
-    (&[0x2b, 0x81, 4, 0, 0x23], "P-521"),
-    (&[0x2b, 0x81, 4, 0, 0x0a], "secp256k1"),
-];
+/// Kind and hash of a signature's algorithm; of a key's the kind (RFC 5758, 3.2; RFC 8017, C; RFC 8410, 3; RFC 9881, 2).
+fn algorithm(id: &[u8]) -> Option<(&'static str, &'static str)> {
+    Some(match id {
+        [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1] => ("ECDSA", "SHA-1"),
+        [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, hash] => {
+            ("ECDSA", ["SHA-224", "SHA-256", "SHA-384", "SHA-512"].get(usize::from(*hash).wrapping_sub(1))?)
+        }
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, n] => match n {
+            1 => ("RSA", ""),
+            4 => ("RSA", "MD5"),
+            5 => ("RSA", "SHA-1"),
+            10 => ("RSA-PSS", ""),
+            11 => ("RSA", "SHA-256"),
+            12 => ("RSA", "SHA-384"),
+            13 => ("RSA", "SHA-512"),
+            14 => ("RSA", "SHA-224"),
+            _ => return None,
+        },
+        [0x2b, 0x65, 0x70] => ("Ed25519", ""),
+        [0x2b, 0x65, 0x71] => ("Ed448", ""),
+        [0x2a, 0x86, 0x48, 0xce, 0x38, 4, 1] => ("DSA", ""),
+        [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 0x11..=0x13] => ("ML-DSA", ""),
+        _ => return None,
+    })
+}
 
 /// An object identifier as it is written, `OID 1.2.840.10045` (X.690, 8.19).
 fn dotted(id: &[u8]) -> String {
@@ -312,7 +310,7 @@ mod tests {
     #[test]
     fn algorithms_are_named_and_unknown_ones_by_their_number() {
         let id = |id: &[u8]| element(OBJECT, &[id]);
-        assert_eq!(name(&id(SIGNATURE_NAMES[0].0), None), "ECDSA with SHA-1");
+        assert_eq!(name(&id(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1]), None), "ECDSA with SHA-1");
         assert_eq!(name(&id(&[0x2b, 0x65, 0x71]), None), "Ed448");
         assert_eq!(name(&id(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 99]), None), "OID 1.2.840.113549.1.1.99");
         assert_eq!(name(&id(&[0x88, 0x37, 3]), None), "OID 2.999.3");

@@ -113,7 +113,10 @@ impl Seal {
         let signed = to_be_signed(&boot_nonce, counter, &enc, &ciphertext);
         let by = |key: &[u8; 32]| UnparsedPublicKey::new(&ED25519, key).verify(&signed, &signature).is_ok();
         if !self.operators.iter().any(by) {
-            return refuse(field("signature"), "is of no operator whose key is in the image (TEEMARK_OPERATOR_KEYS)");
+            return refuse(
+                field("signature"),
+                "is not of an operator whose key is in the image (TEEMARK_OPERATOR_KEYS)",
+            );
         }
         if boot_nonce != *self.attestation.boot_nonce() {
             return refuse(field("boot_nonce"), "is of another boot: ask for a new attestation and seal anew");

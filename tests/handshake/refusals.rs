@@ -122,7 +122,7 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
             (keyed("rsa.crt", &bare("other")), PRIVATE_KEY, "does not belong to client_cert"),
             (keyed("new.crt", &bare("curve")), PRIVATE_KEY, "does not belong to client_cert"),
             (keyed("new.crt", &certs.read("rsa.key")), PRIVATE_KEY, "does not belong to client_cert"),
-            (keyed("curve.crt", &bare("curve")), PRIVATE_KEY, "is of no supported kind"),
+            (keyed("curve.crt", &bare("curve")), PRIVATE_KEY, "is not of a supported kind"),
             (pair("new.crt", "other.key"), PRIVATE_KEY, "does not belong to client_cert"),
             (pair("expired.crt", "expired.key"), CERTIFICATE, "certificate 1 expired at 2021-01-01T00:00:00Z"),
             (pair("early.crt", "early.key"), CERTIFICATE, "certificate 1 is not valid before 2048-01-01T00:00:00Z"),
@@ -142,7 +142,7 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
                 "is not for TLS clients: its extendedKeyUsage lacks clientAuth",
             ),
             (pair("weak.crt", "weak.key"), PRIVATE_KEY, "RSA of 2048 to 4096 bits"),
-            (pair("curve.crt", "curve.key"), PRIVATE_KEY, "is of no supported kind"),
+            (pair("curve.crt", "curve.key"), PRIVATE_KEY, "is not of a supported kind"),
         ]
     });
 }
@@ -350,7 +350,7 @@ fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
             (&b""[..], "is empty"),
             (b" \r\n\t", "is empty"),
             (b"-----BEGIN CERTIFICATE-----", "is not JSON"),
-            (b"\xff\xfe{}", "is not UTF-8 at byte 1"),
+            (b"\xff\xfe{}", "is UTF-16, not UTF-8"),
             (b"{\"COLOUR\":\"\xff\"}", "is not UTF-8 at byte 12"),
             (b"{\"FILE_KEYS\":null}", "has none of"),
             (b"{'FILE_KEYS': {}}", "is not JSON"),
