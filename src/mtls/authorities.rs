@@ -18,6 +18,9 @@ use crate::net::certificate::Certificate;
 use crate::net::cryptography::SIGNATURES;
 use crate::time::Utc;
 
+/// Most certificates of which something is said.
+const TOLD: usize = 16;
+
 pub struct Authorities {
     roots: RootCertStore,
     given: Vec<CertificateDer<'static>>,
@@ -59,10 +62,14 @@ impl Authorities {
                 Err(reason) => warnings.push(reason),
             }
         }
-        match useful {
-            true => Ok((Authorities { roots, given }, warnings.into_iter().map(|w| format!("ca_cert: {w}")).collect())),
-            false => refuse(CA_CERT, warnings.swap_remove(0)),
+        if !useful {
+            return refuse(CA_CERT, warnings.swap_remove(0));
         }
+        if let more @ 1.. = warnings.len().saturating_sub(TOLD) {
+            warnings.truncate(TOLD);
+            warnings.push(format!("there is something to say of {more} more certificates"));
+        }
+        Ok((Authorities { roots, given }, warnings.into_iter().map(|warning| format!("ca_cert: {warning}")).collect()))
     }
 }
 

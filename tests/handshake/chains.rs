@@ -131,6 +131,13 @@ fn a_ca_that_is_of_no_use_is_named_beside_one_that_is() {
     let parts = parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
     accepted_with(&daemon, &bundle(service.port, parts), &warnings);
     assert_eq!(decrypts(&daemon), 200);
+
+    // A whole system's CAs may have more of them than an answer should.
+    let roots = certs.read("p521.crt").repeat(19) + &certs.read("ca.crt");
+    let parts = self::parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
+    let answer = daemon.handshake(json!({"MTLS_CLIENT_CERT_JSON": parts}).to_string().as_bytes());
+    let told: Vec<_> = answer["warnings"].as_array().unwrap().iter().map(|told| told.as_str().unwrap()).collect();
+    assert_eq!((told.len(), told[16]), (17, "ca_cert: there is something to say of 3 more certificates"));
 }
 
 #[test]
