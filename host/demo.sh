@@ -12,9 +12,11 @@ mkdir -p "$out"
 # A path of its own: a Unix socket's may have 107 bytes, and the folder's may be long.
 sockets=$(mktemp -d)
 pids=
+service=
 stop() {
+  pids="$service $pids"
   # shellcheck disable=SC2086 # a list of process numbers
-  [ -z "$pids" ] || { kill $pids 2>/dev/null || true; wait 2>/dev/null || true; }
+  [ "$pids" = " " ] || { kill $pids 2>/dev/null || true; wait 2>/dev/null || true; }
   rm -rf "$sockets"
 }
 trap stop EXIT
@@ -30,6 +32,21 @@ await() { # file pattern what
     [ "$tries" -lt 300 ] || fail "$3 did not start"
     sleep 0.1
   done
+}
+start_service() { # port options...
+  if [ -n "$service" ]; then
+    kill "$service"
+    wait "$service" || fail "the watermark service did not stop as it should"
+    service=
+  fi
+  rm -f "$out/service.out"
+  wanted=$1
+  shift
+  "$bin/watermark-service" serve --listen "127.0.0.1:$wanted" --cert "$out/certs/server.crt" \
+    --key "$out/certs/server.key" --client-ca "$out/certs/ca.crt" "$@" >"$out/service.out" 2>>"$out/service.log" &
+  service=$!
+  await "$out/service.out" 'listening on' 'the watermark service'
+  port=$(sed -n 's/.*listening on https:.*:\([0-9]*\)$/\1/p' "$out/service.out")
 }
 start_daemon() { # name port NAME=value...
   name=$1
@@ -66,15 +83,11 @@ say "Certificates: a CA, the service's, the client's (certs/make-certs.sh, the s
 certs/make-certs.sh "$out/certs" >"$out/certs.log" 2>&1 || fail "no certificates"
 
 say "The watermark service starts; it wants a client certificate of that CA"
-"$bin/watermark-service" serve --listen 127.0.0.1:0 --cert "$out/certs/server.crt" --key "$out/certs/server.key" \
-  --client-ca "$out/certs/ca.crt" >"$out/service.out" 2>"$out/service.log" &
-pids=$!
-await "$out/service.out" 'listening on' 'the watermark service'
-port=$(sed -n 's/.*listening on https:.*:\([0-9]*\)$/\1/p' "$out/service.out")
+start_service 0
 
 say "Four keys: an operator's, whose public half an image is built with; one to sign grants; a user's; the files'"
 for use in operator grants reply; do
-  "$bin/teemark" keygen --for "$use" --output "$out/$use.key" >"$out/$use.pub" || fail "no $use key"
+  "$bin/teemark" keygen --for "$use" --output "$out/$use.key" --public-output "$out/$use.pub" || fail "no $use key"
 done
 "$bin/teemark" keygen --aad --id demo --output "$out/keys.json" || fail "no key"
 
@@ -139,6 +152,15 @@ grant foreign "$out/foreign.enc"
 refused "$out/foreign.log" "a file under another key" decrypt "$out/foreign.enc" "$out/none" foreign \
   --grant "$out/grant" --seal --reply-key "$out/reply.key"
 
+say "A service that gives files back unmarked is caught (it starts anew with --fault unmarked); then the good one is back"
+start_service "$port" --fault unmarked
+grant original.png "$out/original.png.enc"
+refused "$out/unmarked.log" "a file that was not marked" decrypt "$out/original.png.enc" "$out/none" original.png \
+  --grant "$out/grant" --seal --reply-key "$out/reply.key"
+grep -q watermark_missing "$out/unmarked.log" || fail "the refusal of an unmarked file does not say so"
+[ ! -e "$out/none" ] || fail "an unmarked file was written"
+start_service "$port"
+
 say "A client without a certificate is refused by the service"
 if printf 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' |
   openssl s_client -connect "localhost:$port" -CAfile "$out/certs/ca.crt" -quiet >"$out/no-certificate.log" 2>&1; then
@@ -167,6 +189,13 @@ chmod 600 "$out/mtls_certs.json"
 decrypt "$out/original.txt.enc" "$out/plain.txt" original.txt || fail "the text was not decrypted"
 "$bin/watermark-service" extract "$out/plain.txt" | sed 's/^/    plain.txt: /'
 
+say "Likewise with a service of the other form, which wants every file as base64 in image: TEEMARK_WATERMARK_API=image"
+start_daemon image 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off TEEMARK_WATERMARK_API=image
+"$bin/teemark" secrets --bundle "$out/mtls_certs.json" --plain --send "unix:$sockets/image" || fail "handshake refused"
+"$bin/teemark" secrets --keys "$out/keys.json" --plain --send "unix:$sockets/image" || fail "handshake refused"
+decrypt "$out/original.txt.enc" "$out/image.txt" original.txt || fail "the text was not decrypted"
+"$bin/watermark-service" extract "$out/image.txt" | sed 's/^/    image.txt: /'
+
 cat <<EOT
 
 Done. Each file went in encrypted and came out marked for its user.
@@ -175,7 +204,7 @@ Done. Each file went in encrypted and came out marked for its user.
     $out/difference.png  the difference, 64 times as strong: the mark
     $out/marked.txt      the text, with the mark in characters that take no room
     $out/sealed.json     the secrets as the parent of an enclave sees them
-    $out/teemarkd.log    what the daemon logged; plain.log is the plain one's, service.log the service's
+    $out/teemarkd.log    what the daemon logged; plain.log and image.log are the plain ones', service.log the service's
 EOT
 
 if [ "$keep" = --keep ]; then

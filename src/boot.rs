@@ -3,27 +3,30 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::thread;
+use std::time::Duration;
 
 use log::{error, info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::api::limits::{BUNDLE, BodyLimit, Limits};
 use crate::api::{self, Api, Side};
 use crate::attest::{self, Attestation};
-use crate::files;
 use crate::metrics::METRICS;
 use crate::net::addr::{Address, Listener};
 use crate::net::backend::{Backend, Intake};
 use crate::net::endpoints::AllowList;
+use crate::net::ingress::{self, MaxBody};
 use crate::net::pump::{Entrance, Handle, Pump};
-use crate::net::{forward, ingress, link};
+use crate::net::{forward, link};
 use crate::secrets::bundle::{ITEMS, bundle_of_environment};
 use crate::secrets::listener;
 use crate::secrets::sealed::Seal;
 use crate::secrets::store::Store;
-use crate::settings::{Handshake, Settings};
+use crate::settings::{self, Handshake, Settings};
+use crate::threads;
+use crate::time::Utc;
 
 /// Why the daemon did not start: what failed, and what the system said.
 #[derive(Debug)]
@@ -48,14 +51,13 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
 pub fn run(settings: &Settings) -> Result<(), BootError> {
     let signals = hold_signals()?;
     keep_memory_private()?;
+    name_unknown_settings();
 
     let allowed = Arc::new(AllowList::load(&settings.endpoints).map_err(cannot("allow list"))?);
     info!("allow list: {} endpoints from {}", allowed.iter().count(), settings.endpoints.display());
     prepare_network(settings, &allowed)?;
 
-    if api::most_memory(settings.max_file) > settings.memory {
-        warn!("a file of TEEMARK_MAX_FILE bytes needs more than TEEMARK_MEMORY, {} bytes", settings.memory);
-    }
+    let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
     let seal = seal(&settings.handshake, &attestation);
     let store = Arc::new(Store::new(settings, allowed.clone(), seal));
@@ -65,12 +67,13 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let admin = listen("admin", &settings.admin)?;
     let secrets = listen("secrets", &settings.secrets)?;
     let handshake = secrets.address().map_err(cannot("secrets"))?;
-    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings));
-    let pump = serve_http(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
-    spawn("secrets", {
+    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
+    let pump = serve(settings, &allowed, &api, [(public, Side::Public), (admin, Side::Admin)])?;
+    let listener = {
         let store = store.clone();
         move || listener::serve(secrets, store)
-    })?;
+    };
+    threads::start("secrets", listener).map_err(cannot("secrets"))?;
 
     match store.now().missing()[..] {
         [] => info!("ready"),
@@ -100,6 +103,15 @@ fn keep_memory_private() -> Result<(), BootError> {
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
+/// A setting that is spelled wrongly has no effect, and would go unnoticed. Its value is not shown: it may be meant for
+/// another program.
+fn name_unknown_settings() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in names.filter(|name| settings::is_unknown(name)) {
+        warn!("{name:?} is not a setting of teemarkd and has no effect; README.md lists the settings");
+    }
+}
+
 /// By how many seconds the clock may differ from the module's before it is worth a warning.
 const MAX_DRIFT: u64 = 60;
 
@@ -123,6 +135,22 @@ fn connections_within_limits(wanted: usize, doors: usize) -> usize {
         warn!("TEEMARK_MAX_CONNECTIONS is {wanted}, but {limit} open files allow {most}");
     }
     wanted.min(most)
+}
+
+/// The limits in force. Says which files TEEMARK_MAX_FILE allows and TEEMARK_MEMORY does not.
+fn limits(settings: &Settings, allowed: &AllowList) -> Limits {
+    // The public and the admin listener, and a forwarder for each endpoint.
+    let doors = 2 + if settings.forward { allowed.iter().count() } else { 0 };
+    let limits = Limits::new(settings, connections_within_limits(settings.max_connections, doors));
+    let [raw, json] = limits.largest_files();
+    if json < limits.max_file {
+        let Limits { max_file, memory, .. } = limits;
+        warn!(
+            "TEEMARK_MAX_FILE is {max_file} bytes, but TEEMARK_MEMORY, {memory} bytes, has room for a file of {raw} bytes \
+             by the raw route and of {json} bytes as JSON: give the enclave more memory, or set TEEMARK_MAX_FILE lower"
+        );
+    }
+    limits
 }
 
 fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootError> {
@@ -191,26 +219,34 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
     Ok(listener)
 }
 
-/// Starts tiny_http for each listener behind a door of the pump, and the forwarders.
-fn serve_http(
+/// How often what ends by itself is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Starts tiny_http for each listener behind a door of the pump, the forwarders, and the look at the certificate.
+fn serve(
     settings: &Settings,
     allowed: &AllowList,
     api: &Arc<Api>,
     listeners: [(Listener, Side); 2],
 ) -> Result<Handle, BootError> {
-    let doors = listeners.len() + if settings.forward { allowed.iter().count() } else { 0 };
-    let max_connections = connections_within_limits(settings.max_connections, doors);
-    let max_body = (settings.max_file + files::OVERHEAD).div_ceil(3) * 4 + (2 << 20);
+    let max_connections = api.limits.connections;
     let mut pump = Pump::new().map_err(cannot("pump"))?;
     for (listener, side) in listeners {
         let backend = pump.entrance().and_then(|entrance| http_server(api.clone(), side, entrance));
         let backend = backend.map_err(cannot("HTTP server"))?;
-        let door = ingress::door(listener, max_connections, max_body as u64, backend);
+        let limit = match side {
+            Side::Public => api.limits.any_body(),
+            Side::Admin => BodyLimit { past: BUNDLE.past, ..api.limits.any_body() },
+        };
+        let max_body = MaxBody { bytes: limit.bytes as u64, message: limit.past.message().into() };
+        let door = ingress::door(listener, max_connections, max_body, backend);
         pump.add(door).map_err(cannot("pump"))?;
     }
     if settings.forward {
         forward::add_doors(&mut pump, allowed, settings.egress, max_connections).map_err(cannot("TEEMARK_FORWARD"))?;
     }
+    let store = api.store.clone();
+    pump.every(LOOK_INTERVAL, move || store.look_at_certificate(Utc::now()));
     pump.start().map_err(cannot("pump"))
 }
 
@@ -219,11 +255,7 @@ fn http_server(api: Arc<Api>, side: Side, pump: Entrance) -> io::Result<Arc<Back
     let serve = move |server, intake: Intake| {
         let api = api.clone();
         let serve = move || api::serve(server, api, side, || intake.received());
-        thread::Builder::new().name("http".into()).spawn(serve).map(drop)
+        threads::start("http", serve).map(drop)
     };
     Backend::start(Box::new(serve), pump).map(Arc::new)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), BootError> {
-    thread::Builder::new().name(name.into()).spawn(body).map(drop).map_err(cannot(name))
 }

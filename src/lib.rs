@@ -29,7 +29,7 @@
 //! hpke       sealing to a public key            digest   SHA-256
 //! json       text taken from where it lies      base64   in lines or not, padded or not
 //! memory     admission                          metrics  what is counted
-//! time       moments as people read them
+//! time       moments as people read them        threads  starting one
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.
@@ -51,5 +51,6 @@ pub mod net;
 pub mod reply;
 pub mod secrets;
 pub mod settings;
+mod threads;
 pub mod time;
 pub mod watermark;

@@ -26,8 +26,8 @@ pub struct Reservation {
 pub enum NoMemory {
     /// It will, when others have given back theirs.
     Now,
-    /// It never will.
-    Ever,
+    /// It never will: this is all there is, in bytes.
+    Ever(usize),
 }
 
 impl Budget {
@@ -46,6 +46,11 @@ impl Budget {
         self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map(drop).map_err(|_| NoMemory::Now)
     }
 
+    /// Bytes in all.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// Bytes that nobody holds.
     pub fn left(&self) -> usize {
         self.left.load(Ordering::Acquire)
@@ -56,7 +61,7 @@ impl Reservation {
     /// Makes the reservation at least `bytes` large. Where that fails it stays as it was.
     pub fn cover(&mut self, bytes: usize) -> Result<(), NoMemory> {
         if bytes > self.budget.total {
-            return Err(NoMemory::Ever);
+            return Err(NoMemory::Ever(self.budget.total));
         }
         let more = bytes.saturating_sub(self.bytes);
         self.budget.take(more)?;
@@ -88,7 +93,8 @@ pub enum ReadError {
 }
 
 /// Reads to the end, `limit` bytes at most, and has the reservation cover `cost` of the buffer before it grows. A
-/// known length spares the growing.
+/// known length spares the growing. Bytes cost at least twice their number, since the old buffer is there too while it
+/// grows.
 ///
 /// # Errors
 /// See [`ReadError`].
@@ -106,8 +112,7 @@ pub fn read_all(
     let mut bytes = Vec::new();
     let mut room = known.unwrap_or(FIRST).min(limit) + 1;
     loop {
-        // While it grows, the old buffer is there too.
-        reservation.cover(cost(room).saturating_add(bytes.len())).map_err(ReadError::NoMemory)?;
+        reservation.cover(cost(room)).map_err(ReadError::NoMemory)?;
         bytes.reserve_exact(room - bytes.len());
         reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
         match bytes.len() {
@@ -127,12 +132,12 @@ mod tests {
         let data = vec![7; 300_000];
         let read = |budget: usize, limit: usize, known| {
             let mut reservation = Budget::new(budget).reserve(0).unwrap();
-            read_all(&data[..], known, limit, &mut reservation, |n| n).map(|bytes| bytes == data)
+            read_all(&data[..], known, limit, &mut reservation, |n| 2 * n).map(|bytes| bytes == data)
         };
         for known in [None, Some(300_000)] {
             assert!(read(1 << 20, 300_000, known).unwrap());
             assert!(matches!(read(1 << 20, 299_999, known), Err(ReadError::TooLarge)));
-            assert!(matches!(read(250_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever))));
+            assert!(matches!(read(500_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever(500_000)))));
         }
         assert!(matches!(read(1 << 20, 1 << 20, Some(10)), Ok(true)), "a length that proves wrong is only a guess");
     }
@@ -142,7 +147,7 @@ mod tests {
         let budget = Budget::new(100);
         let mut first = budget.reserve(60).unwrap();
         assert_eq!(budget.reserve(41).unwrap_err(), NoMemory::Now);
-        assert_eq!(first.cover(101), Err(NoMemory::Ever));
+        assert_eq!(first.cover(101), Err(NoMemory::Ever(100)));
         assert_eq!(first.cover(50), Ok(()));
         assert_eq!((first.cover(100), budget.left()), (Ok(()), 0));
         first.shrink(30);

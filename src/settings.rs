@@ -41,8 +41,13 @@ pub struct Settings {
     pub memory: usize,
     /// Whether a success answer without a marked file gives the plain file.
     pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
     /// Total time for one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
+    /// How long an idle connection to the service is kept; 1 s to 1 h. Shorter than the service keeps it, or a call may
+    /// meet its end. The shortest that servers have by default is 5 s (Node.js, Uvicorn, Apache).
+    pub keepalive: Duration,
     /// Which bundles the handshake takes.
     pub handshake: Handshake,
     /// Whether a request for a file needs a grant.
@@ -51,6 +56,17 @@ pub struct Settings {
     pub fleet: Option<String>,
     /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
     pub pinned: Vec<[u8; 32]>,
+    /// Whether /metrics is on the public listener too. It tells exact sizes and outcomes of other users' requests.
+    pub public_metrics: bool,
+}
+
+/// The form of a call of the watermark service (docs/FORMATS.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatermarkApi {
+    /// The checklist's: text in `data`, other bytes as base64 in `data` beside an `encoding`.
+    Data,
+    /// The reference handler's: every file as base64 in `image`.
+    Image,
 }
 
 /// Which bundles the handshake takes.
@@ -84,6 +100,11 @@ impl Settings {
     /// # Errors
     /// The first variable that cannot be used.
     pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
+        Settings::read_by(&variable)
+    }
+
+    /// One for all callers: it is 10 KB of code.
+    fn read_by(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
         let text = |name: &'static str, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
             Some(value) => value.into_string().map_err(|_| SettingError { name, reason: "is not UTF-8".into() }),
@@ -130,11 +151,16 @@ impl Settings {
             max_file: size("TEEMARK_MAX_FILE", "64MiB", 1 << 10, 1 << 30)?,
             max_connections: count("TEEMARK_MAX_CONNECTIONS", &text("TEEMARK_MAX_CONNECTIONS", "256")?, 65_536)?,
             memory: match variable("TEEMARK_MEMORY") {
-                None => half_of_what_is_free(),
+                None => three_fifths(available_memory()),
                 Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
+            watermark_api: match either("TEEMARK_WATERMARK_API", "data", ["data", "image"])? {
+                true => WatermarkApi::Data,
+                false => WatermarkApi::Image,
+            },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "4s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,
@@ -142,8 +168,40 @@ impl Settings {
             grants: either("TEEMARK_GRANTS", "required", ["required", "off"])?,
             fleet: (!fleet.is_empty()).then_some(fleet),
             pinned: digests("TEEMARK_PIN_CA", "SHA-256 fingerprint in hex", fingerprint)?,
+            public_metrics: switch("TEEMARK_PUBLIC_METRICS")?,
         })
     }
+}
+
+/// Every setting, without [`PREFIX`].
+const NAMES: [&str; 21] = [
+    "PUBLIC",
+    "ADMIN",
+    "SECRETS",
+    "ENDPOINTS",
+    "EGRESS",
+    "CERTS",
+    "HOSTS",
+    "FORWARD",
+    "MAX_FILE",
+    "MAX_CONNECTIONS",
+    "MEMORY",
+    "ALLOW_UNWATERMARKED",
+    "WATERMARK_API",
+    "WATERMARK_KEEPALIVE",
+    "TIMEOUT",
+    "HANDSHAKE",
+    "OPERATOR_KEYS",
+    "GRANTS",
+    "FLEET",
+    "PIN_CA",
+    "PUBLIC_METRICS",
+];
+const PREFIX: &str = "TEEMARK_";
+
+/// Whether a variable looks like a setting and is none: spelled wrongly, or of another version.
+pub fn is_unknown(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|rest| !NAMES.contains(&rest))
 }
 
 /// A number of bytes: digits, then nothing, KiB, MiB or GiB.
@@ -186,17 +244,25 @@ fn fingerprint(text: &str) -> Option<[u8; 32]> {
     hex::decode(text.replace(':', "")).ok()?.try_into().ok()
 }
 
-/// Half of MemAvailable (proc(5)); where the kernel does not tell, what an enclave of 128 MiB would have.
-fn half_of_what_is_free() -> usize {
+/// The default of TEEMARK_MEMORY, in bytes, where so many are available at the start. The daemon stays under five
+/// quarters of TEEMARK_MEMORY, so a quarter of what is available remains for the kernel and its socket buffers.
+pub fn three_fifths(available: usize) -> usize {
+    available / 5 * 3
+}
+
+/// MemAvailable (proc(5)) in bytes; where the kernel does not tell, what an enclave of 128 MiB would have.
+fn available_memory() -> usize {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = available.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|n| n.parse::<usize>().ok());
-    kib.map_or(64 << 20, |kib| kib * 1024 / 2)
+    kib.map_or(112 << 20, |kib| kib * 1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Settings, String> {
         Settings::read(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())).map_err(|e| e.to_string())
@@ -207,7 +273,7 @@ mod tests {
         let s = read(&[]).unwrap();
         assert_eq!((s.public.to_string(), s.secrets.to_string()), ("vsock:3000".into(), "vsock:7777".into()));
         assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs()), (64 << 20, 256, 30));
-        assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked);
+        assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked && !s.public_metrics);
         assert_eq!(s.hosts, Some("/etc/hosts".into()));
     }
 
@@ -234,6 +300,24 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_not_a_setting_is_found_by_its_prefix() {
+        for unknown in ["TEEMARK_MAXFILE", "TEEMARK_", "TEEMARK_max_file"] {
+            assert!(is_unknown(unknown), "{unknown}");
+        }
+        // Every default is good, so every setting is asked for.
+        let asked = RefCell::new(BTreeSet::new());
+        let asks = |name: &str| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        };
+        Settings::read(asks).unwrap();
+        assert_eq!(asked.into_inner(), NAMES.map(|name| format!("{PREFIX}{name}")).into());
+        for known in ["TEEMARKD", "PATH", "TEEMARK_PUBLIC_METRICS"] {
+            assert!(!is_unknown(known), "{known}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (name, value) in [
             ("TEEMARK_PUBLIC", "3000"),
@@ -247,8 +331,10 @@ mod tests {
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
             ("TEEMARK_HANDSHAKE", "open"),
             ("TEEMARK_GRANTS", "on"),
+            ("TEEMARK_WATERMARK_API", "text"),
             ("TEEMARK_OPERATOR_KEYS", "AAAA"),
             ("TEEMARK_PIN_CA", "aa:bb"),
+            ("TEEMARK_PUBLIC_METRICS", "yes"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -183,30 +183,56 @@ fn a_request_at_the_service_finishes_on_the_old_identity_while_the_next_begins_o
     assert_eq!(service.count("TLS handshake"), 2, "the old connection served to its end");
 }
 
+/// What comes of a request where `meanwhile` happens between the halves of its body.
+fn held_open(daemon: &Daemon, path: &str, body: &[u8], meanwhile: impl FnOnce()) -> Answer {
+    let free = daemon.metric("teemark_memory_left_bytes");
+    let mut slow = TcpStream::connect(daemon.public).unwrap();
+    slow.set_read_timeout(Some(SOON)).unwrap();
+    write!(slow, "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
+    let (first, second) = body.split_at(body.len() / 2);
+    slow.write_all(first).unwrap();
+    // Memory is taken for it once it has begun.
+    wait_for("the request to begin", || (daemon.metric("teemark_memory_left_bytes") < free).then_some(()));
+    meanwhile();
+    slow.write_all(second).unwrap();
+    read_answer(&mut slow).unwrap()
+}
+
 #[test]
-fn a_request_whose_body_is_still_coming_is_opened_with_the_keys_it_began_with() {
-    let certs = certificates(2);
+fn a_request_that_is_held_open_gets_no_file_under_a_key_that_was_taken_out_meanwhile() {
+    let certs = certificates(1);
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
     rotate(&daemon, &bundle(&certs, service.port, 0));
     let file = encrypt(&KEY, b"a text that takes its time");
-    let (first, second) = file.split_at(file.len() / 2);
+    let content = STANDARD.encode(&file);
+    let json = json!({"file_id": "file", "user_id": "user", "encrypted_content": content}).to_string();
+    for (path, body) in [("/files/file/decrypt?user_id=user", &file[..]), ("/files/decrypt", json.as_bytes())] {
+        let answer = held_open(&daemon, path, body, || {
+            rotate(&daemon, &json!({"FILE_KEYS": {"k": STANDARD.encode([7; 32])}}));
+        });
+        assert_eq!((answer.status, answer.code().as_str()), (422, "decrypt_failed"), "{path}: {answer:?}");
+        // As a new request would be.
+        assert_eq!(daemon.post(path, body).status, 422);
+        rotate(&daemon, &json!({"FILE_KEYS": {"k": STANDARD.encode(KEY)}}));
+    }
+    assert_eq!(service.count("POST"), 0, "the service was asked for nothing");
+}
 
-    let free = daemon.metric("teemark_memory_left_bytes");
-    let mut slow = TcpStream::connect(daemon.public).unwrap();
-    slow.set_read_timeout(Some(SOON)).unwrap();
-    let head = "POST /files/file/decrypt?user_id=user HTTP/1.1\r\nHost: x\r\n";
-    write!(slow, "{head}Content-Length: {}\r\n\r\n", file.len()).unwrap();
-    slow.write_all(first).unwrap();
-    // Memory is taken for it once it has begun.
-    wait_for("the request to begin", || (daemon.metric("teemark_memory_left_bytes") < free).then_some(()));
-
-    let mut next = bundle(&certs, service.port, 1);
-    next["FILE_KEYS"] = json!({"other": STANDARD.encode([7; 32])});
-    rotate(&daemon, &next);
-    slow.write_all(second).unwrap();
-    let answer = read_answer(&mut slow).unwrap();
+#[test]
+fn a_request_whose_body_is_still_coming_is_marked_under_what_is_in_force_once_it_is_there() {
+    let certs = certificates(2);
+    let [before, after] = [Service::start(&certs, &[]), Service::start(&certs, &[])];
+    let mut setup = Setup::new(before.port);
+    setup.allowed = format!("endpoints:\n  - localhost:{}\n  - localhost:{}\n", before.port, after.port);
+    let daemon = setup.start();
+    rotate(&daemon, &bundle(&certs, before.port, 0));
+    let file = encrypt(&KEY, b"a text that takes its time");
+    // Another certificate, another endpoint, the key by another id: the request is lost by none of them.
+    let mut next = bundle(&certs, after.port, 1);
+    next["FILE_KEYS"] = json!({"the same key by another id": STANDARD.encode(KEY)});
+    let answer = held_open(&daemon, "/files/file/decrypt?user_id=user", &file, || rotate(&daemon, &next));
     assert_eq!(answer.status, 200, "{answer:?}");
-    wait_for("the request's line", || (serials(&service) == [certs.serial("client0")]).then_some(()));
-    assert_eq!(daemon.decrypt(&file, "file", "user").status, 422, "the old key is gone for later requests");
+    wait_for("the request's line", || (serials(&after) == [certs.serial("client1")]).then_some(()));
+    assert_eq!(before.count("TLS handshake"), 0);
 }

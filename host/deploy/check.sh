@@ -12,6 +12,7 @@ command -v systemd-analyze >/dev/null 2>&1 || {
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
+trap 'exit 130' HUP INT TERM
 units=$root/etc/systemd/system
 mkdir -p "$units" "$root/usr/bin" "$root/usr/local/libexec/teemark" "$root/usr/lib/systemd/system"
 # What every unit hangs on.

@@ -22,6 +22,10 @@ find_enclave
 
 reason=$(mktemp)
 trap 'rm -f "$reason"' EXIT
+# A signal alone would not run that in every shell.
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 # The enclave answers within 10 s; socat's own half second would be too short for a busy one.
 attempt() {
   answer=$(printf '%s\n' "$bundle" | socat -t 15 - "VSOCK-CONNECT:$ENCLAVE_CID:7777" 2>"$reason") || return 1

@@ -1,8 +1,6 @@
 //! The allow list and the environment file, read as init and the daemon will read them in the enclave, so that no image
 //! is built that would refuse its own settings.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -59,11 +57,7 @@ impl Settings {
             let line = line_of(&text, name);
             InputError::Refused { file: file.to_owned(), line, reason }
         };
-        let known = RefCell::new(BTreeSet::new());
-        let variable = |name: &str| {
-            known.borrow_mut().insert(name.to_owned());
-            value_of(&environment, name).map(OsStr::to_owned)
-        };
+        let variable = |name: &str| value_of(&environment, name).map(OsStr::to_owned);
         let daemon = settings::Settings::read(variable).map_err(|error| {
             let error = error.to_string();
             refused(error.split(':').next().unwrap_or_default(), error.clone())
@@ -92,8 +86,7 @@ impl Settings {
             ));
         }
         doubts.extend(trust(&daemon).into_iter().map(|(name, doubt)| format!("{}: {doubt}", at(name))));
-        let known = known.borrow();
-        let unknown = names(&environment).filter(|name| name.starts_with("TEEMARK_") && !known.contains(*name));
+        let unknown = names(&environment).filter(|name| settings::is_unknown(name));
         doubts.extend(unknown.map(|name| format!("{}: teemarkd has no setting {name}", at(name))));
         let set = |name: &&&str| value_of(&environment, name).is_some_and(|value| !value.is_empty());
         let secrets = SECRET.iter().filter(set).copied().collect();
@@ -143,6 +136,12 @@ fn trust(daemon: &settings::Settings) -> Vec<(&'static str, &'static str)> {
     }
     if !daemon.grants {
         doubts.push(("TEEMARK_GRANTS", "TEEMARK_GRANTS=off gives any file to whoever reaches the public port"));
+    }
+    if daemon.public_metrics {
+        doubts.push((
+            "TEEMARK_PUBLIC_METRICS",
+            "TEEMARK_PUBLIC_METRICS=on tells whoever reaches the public port the exact sizes of others' files",
+        ));
     }
     doubts
 }

@@ -4,15 +4,17 @@ use serde_json::json;
 use tiny_http::{Method, Request};
 
 use super::error::ApiError;
+use super::limits::BUNDLE;
 use super::request::{Target, allow, body};
 use super::{Answer, Api, Routed};
 use crate::metrics::METRICS;
-use crate::secrets::bundle::MAX_BUNDLE;
+use crate::time::Utc;
 
 pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
     match target.path()[..] {
         ["ping"] => ("ping", allow(request, Method::Get, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, Method::Get, "GET").map(|()| status(api))),
+        ["metrics"] => ("metrics", allow(request, Method::Get, "GET").map(|()| metrics(api))),
         ["admin", "update-secrets"] => {
             ("update_secrets", allow(request, Method::Post, "POST").and_then(|()| update_secrets(api, request)))
         }
@@ -20,20 +22,29 @@ pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
     }
 }
 
+/// What is counted, as Prometheus reads it.
+pub fn metrics(api: &Api) -> Answer {
+    Answer::text(&METRICS.print(api.memory.left()))
+}
+
 fn status(api: &Api) -> Answer {
-    let missing = api.store.now().missing();
+    let secrets = api.store.now();
+    let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
     let ends = METRICS.certificate_ends.get();
     Answer::json(
         200,
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": api.started.elapsed().as_secs(),
-            "ready": missing.is_empty(),
+            "ready": missing.is_empty() && fault.is_none(),
             "missing": missing,
-            "client_certificate_expires": (ends > 0).then(|| crate::time::Utc(ends).to_string()),
+            "client_certificate": (ends > 0).then(|| fault.unwrap_or_else(|| "valid".into())),
+            "client_certificate_expires": (ends > 0).then(|| Utc(ends).to_string()),
             "endpoints": api.allowed.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "handshakes": {"accepted": METRICS.handshakes_accepted.get(), "refused": METRICS.handshakes_refused.get()},
+            "limits": api.limits.to_json(),
             "memory_left_bytes": api.memory.left(),
+            "connections_open": METRICS.connections_open.get(),
         }),
     )
 }
@@ -41,8 +52,7 @@ fn status(api: &Api) -> Answer {
 /// The handshake over HTTP: the same bundle, the same checks, the same answer.
 fn update_secrets(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
     let mut memory = api.memory.reserve(0)?;
-    // One byte more than a bundle may have is read, so that the handshake itself says what is wrong.
-    let bundle = body(request, MAX_BUNDLE + 1, &mut memory, |n| n.saturating_mul(4))?;
+    let bundle = body(request, BUNDLE, &mut memory, |n| n.saturating_mul(4))?;
     match api.store.accept(&bundle) {
         Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
         Err(refusal) => {

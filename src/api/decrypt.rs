@@ -1,35 +1,26 @@
 //! The two routes that give out files.
 
-use base64::Engine;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::{Deserialize, Serialize};
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 use tiny_http::Request;
 
 use super::error::ApiError;
+use super::permit::Permitted;
 use super::request::{Target, body, header, id};
 use super::{Answer, Api};
-use crate::files;
+use crate::base64;
 use crate::grants;
 use crate::hpke::PublicKey;
-use crate::json::Text;
+use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::reply::{self, About};
 use crate::secrets::store::Ready;
-use crate::watermark::{WatermarkRequest, call_watermark_service};
+use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
-/// Room in a JSON request beside the file, in bytes.
-const JSON_SLACK: usize = 64 << 10;
 /// What a request holds whatever its size: buffers of its connections, two threads' stacks, in bytes.
 const FIXED_COST: usize = 256 << 10;
-
-/// Base64 of RFC 4648, section 4, with or without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 #[derive(Deserialize)]
 struct DecryptRequest<'a> {
@@ -65,21 +56,25 @@ pub fn cost(n: usize) -> usize {
     n.saturating_mul(4).saturating_add(FIXED_COST)
 }
 
+/// The same for a JSON request whose body has so many bytes: body, text with its escapes undone, and file, which are
+/// there together while it is parsed, are 2.75 times the body; and four times the file is three times its base64.
+pub fn json_cost(body: usize) -> usize {
+    body.saturating_mul(3).saturating_add(FIXED_COST)
+}
+
 pub fn decrypt_json(api: &Api, request: &mut Request) -> Result<Answer, ApiError> {
-    let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-    let permit = api.permit(request, &secrets)?;
+    let permit = api.permit(request)?;
     let mut memory = api.memory.reserve(0)?;
-    let limit = (api.max_file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK;
-    let body = body(request, limit, &mut memory, cost)?;
+    let body = body(request, api.limits.json_body(), &mut memory, json_cost)?;
     let Asked { file_id, user_id, key_id, reply_key, file } = parse(&body)?;
     drop(body);
     let about = About { file_id: &file_id, user_id: &user_id };
     let reply_key = permit.covers(about, reply_key)?;
-    let content_sha256 = api.permit_content(&permit, request, &file)?;
+    let Permitted { secrets, content_sha256 } = api.permit_content(&permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id.as_deref(), &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(4).saturating_add(FIXED_COST))?;
     let given = api.give(marked, about, content_sha256, reply_key)?;
-    let data = BASE64.encode(&given.data);
+    let data = base64::encode(&given.data);
     drop(given.data);
     let answer = DecryptAnswer {
         file_id: &file_id,
@@ -108,16 +103,14 @@ struct Asked {
 }
 
 fn parse(body: &[u8]) -> Result<Asked, ApiError> {
-    let request: DecryptRequest = serde_json::from_slice(body).map_err(|e| {
-        ApiError::Invalid(format!("the body is not the expected JSON at line {} column {}", e.line(), e.column()))
-    })?;
+    let request: DecryptRequest = json::object(body).map_err(|e| ApiError::Invalid(format!("the body {e}")))?;
     let file_id = id("file_id", request.file_id.as_deref())?.to_owned();
     let user_id = id("user_id", request.user_id.as_deref())?.to_owned();
     let key_id = request.key_id.as_deref().map(|k| id("key_id", Some(k))).transpose()?.map(str::to_owned);
     let reply_key = request.reply_key.as_deref().map(reply_key).transpose()?;
     let content = request.encrypted_content.as_deref();
     let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?;
-    let file = BASE64.decode(content).map_err(|_| ApiError::Invalid("encrypted_content is not base64".into()))?;
+    let file = base64::decode(content).ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
     Ok(Asked { file_id, user_id, key_id, reply_key, file })
 }
 
@@ -127,17 +120,15 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
 }
 
 pub fn decrypt_raw(api: &Api, file_id: &str, target: &Target, request: &mut Request) -> Result<Answer, ApiError> {
-    let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-    let permit = api.permit(request, &secrets)?;
+    let permit = api.permit(request)?;
     let file_id = id("file_id", Some(file_id))?;
     let user_id = id("user_id", target.query("user_id")?)?;
     let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?;
     let about = About { file_id, user_id };
     let reply_key = permit.covers(about, header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?)?;
-    let limit = api.max_file + files::OVERHEAD;
     let mut memory = api.memory.reserve(0)?;
-    let file = body(request, limit, &mut memory, cost)?;
-    let content_sha256 = api.permit_content(&permit, request, &file)?;
+    let file = body(request, api.limits.raw_body(), &mut memory, cost)?;
+    let Permitted { secrets, content_sha256 } = api.permit_content(&permit, request, &file)?;
     let marked = decrypt_and_mark(api, &secrets, file, about, key_id, &mut memory)?;
     memory.cover(marked.data.len().saturating_mul(3).saturating_add(FIXED_COST))?;
     let given = api.give(marked, about, content_sha256, reply_key)?;
@@ -168,22 +159,23 @@ fn decrypt_and_mark(
     key_id: Option<&str>,
     memory: &mut Reservation,
 ) -> Result<Marked, ApiError> {
-    if file.len() > api.max_file + files::OVERHEAD {
-        return Err(ApiError::FileTooLarge);
+    if file.len() > api.limits.raw_body().bytes {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
     METRICS.file_bytes_in.add(file.len() as u64);
     let start = Instant::now();
     let opened = secrets.keys.open(file, file_id, key_id);
     METRICS.decrypt_time.observe(start.elapsed());
     let plain = opened?;
-    if plain.len() > api.max_file {
-        return Err(ApiError::FileTooLarge);
+    if plain.len() > api.limits.max_file {
+        return Err(ApiError::FileTooLarge(api.limits.past_file()));
     }
-    let response = call_watermark_service(secrets, WatermarkRequest { file_id, user_id, data: &plain }, memory)?;
+    let caller = Caller { ready: secrets, store: &api.store, form: api.watermark_api };
+    let response = call_watermark_service(caller, WatermarkRequest { file_id, user_id, data: &plain }, memory)?;
     let marked = match response.watermarked_data {
-        Some(data) => Marked { data, watermarked: true },
-        None if api.allow_unwatermarked => Marked { data: plain, watermarked: false },
-        None => return Err(ApiError::WatermarkMissing),
+        Ok(data) => Marked { data, watermarked: true },
+        Err(_) if api.allow_unwatermarked => Marked { data: plain, watermarked: false },
+        Err(unmarked) => return Err(ApiError::WatermarkMissing(unmarked.to_string())),
     };
     METRICS.file_bytes_out.add(marked.data.len() as u64);
     Ok(marked)
@@ -201,8 +193,8 @@ mod tests {
             (r#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
             (r#"{"file_id":"f","user_id":"u","encrypted_content":"?"}"#, "encrypted_content is not base64"),
             (r#"{"file_id":"f","user_id":"u","reply_key":"AAAA"}"#, "reply_key is not base64"),
-            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 12"),
-            (r#"["f"#, "not the expected JSON at line 1"),
+            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 13"),
+            (r#"["f"#, "not a JSON object"),
             ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),
         ] {
             match parse(body.as_bytes()) {

@@ -4,10 +4,11 @@ use log::error;
 use serde_json::json;
 
 use super::Answer;
+use super::limits::TooLarge;
 use crate::attest::DocumentError;
 use crate::files::OpenError;
 use crate::grants::GrantError;
-use crate::memory::{NoMemory, ReadError};
+use crate::memory::NoMemory;
 use crate::watermark::WatermarkError;
 
 /// What went wrong with a request, in the caller's terms.
@@ -20,12 +21,17 @@ pub enum ApiError {
     Grant(GrantError),
     /// The path is right, the method is not; these are.
     MethodNotAllowed(&'static str),
-    FileTooLarge,
+    FileTooLarge(TooLarge),
     UnknownKey,
     /// Wrong key, tag, length or associated data. Which one is not told.
     DecryptFailed,
     WatermarkFailed(String),
-    WatermarkMissing,
+    /// What the service gave back is not the marked file: why.
+    WatermarkMissing(String),
+    /// The watermark service does not mark files like this one: why.
+    WatermarkUnsupported(String),
+    /// The watermark service has too much to do; again in so many seconds.
+    WatermarkBusy(u64),
     WatermarkTimeout,
     /// These items have not been delivered yet.
     NotReady(Vec<&'static str>),
@@ -48,16 +54,16 @@ impl ApiError {
             ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key of this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
-            ApiError::FileTooLarge => (413, "file_too_large", "the body, or the file in it, is too large".into()),
+            ApiError::FileTooLarge(limit) => (413, "file_too_large", limit.message()),
+            ApiError::WatermarkUnsupported(reason) => (422, "watermark_unsupported", reason.clone()),
+            ApiError::WatermarkBusy(seconds) => (503, "watermark_busy", WatermarkError::Busy(*seconds).to_string()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
             ApiError::TooManyDocuments(_) => {
                 (429, "too_many_requests", "attestation documents are made ten a second".into())
             }
             ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),
-            ApiError::WatermarkMissing => {
-                (502, "watermark_missing", "the watermark service left out the marked file".into())
-            }
+            ApiError::WatermarkMissing(reason) => (502, "watermark_missing", reason.clone()),
             ApiError::NotReady(missing) => {
                 (503, "not_ready", format!("waiting for the handshake; missing: {}", missing.join(", ")))
             }
@@ -93,7 +99,9 @@ impl From<ApiError> for Answer {
             ApiError::Overloaded | ApiError::Grant(GrantError::Full) => {
                 answer.headers.push(("Retry-After", "1".into()))
             }
-            ApiError::TooManyDocuments(seconds) => answer.headers.push(("Retry-After", seconds.to_string())),
+            ApiError::TooManyDocuments(seconds) | ApiError::WatermarkBusy(seconds) => {
+                answer.headers.push(("Retry-After", seconds.to_string()))
+            }
             ApiError::Grant(GrantError::Missing) => answer.headers.push(("WWW-Authenticate", "Bearer".into())),
             ApiError::Grant(_) if status == 401 => {
                 answer.headers.push(("WWW-Authenticate", "Bearer error=\"invalid_token\"".into()));
@@ -132,17 +140,7 @@ impl From<NoMemory> for ApiError {
     fn from(e: NoMemory) -> ApiError {
         match e {
             NoMemory::Now => ApiError::Overloaded,
-            NoMemory::Ever => ApiError::FileTooLarge,
-        }
-    }
-}
-
-impl From<ReadError> for ApiError {
-    fn from(e: ReadError) -> ApiError {
-        match e {
-            ReadError::TooLarge => ApiError::FileTooLarge,
-            ReadError::NoMemory(e) => e.into(),
-            ReadError::Io(_) => ApiError::Invalid("the body did not arrive".into()),
+            NoMemory::Ever(total) => ApiError::FileTooLarge(TooLarge::Memory(total)),
         }
     }
 }
@@ -152,6 +150,10 @@ impl From<WatermarkError> for ApiError {
         match e {
             WatermarkError::Timeout => ApiError::WatermarkTimeout,
             WatermarkError::Failed(reason) => ApiError::WatermarkFailed(reason),
+            WatermarkError::Missing(reason) => ApiError::WatermarkMissing(reason),
+            WatermarkError::Unsupported(_) => ApiError::WatermarkUnsupported(e.to_string()),
+            WatermarkError::TooLarge => ApiError::FileTooLarge(TooLarge::Service),
+            WatermarkError::Busy(seconds) => ApiError::WatermarkBusy(seconds),
             WatermarkError::NoMemory(e) => e.into(),
         }
     }

@@ -6,6 +6,7 @@ mod admin;
 mod decrypt;
 mod error;
 mod health;
+pub mod limits;
 mod permit;
 mod public;
 mod request;
@@ -13,7 +14,6 @@ mod request;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, error, log};
@@ -26,9 +26,11 @@ use crate::metrics::METRICS;
 use crate::net::egress::Route;
 use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
-use crate::settings::Settings;
+use crate::settings::{Settings, WatermarkApi};
+use crate::threads;
 use error::ApiError;
 use health::Health;
+use limits::Limits;
 use permit::Grants;
 use request::Target;
 
@@ -40,11 +42,12 @@ pub struct Api {
     pub allowed: Arc<AllowList>,
     pub route: Route,
     pub memory: Budget,
-    /// Largest plaintext in bytes.
-    pub max_file: usize,
+    pub limits: Limits,
     pub allow_unwatermarked: bool,
-    /// Requests at once.
-    pub max_requests: usize,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
+    /// Whether /metrics is on the public listener too.
+    pub public_metrics: bool,
     pub started: Instant,
     health: Health,
 }
@@ -78,26 +81,28 @@ impl Answer {
 }
 
 impl Api {
-    pub fn new(store: Arc<Store>, allowed: Arc<AllowList>, attestation: Arc<Attestation>, settings: &Settings) -> Api {
+    pub fn new(
+        store: Arc<Store>,
+        allowed: Arc<AllowList>,
+        attestation: Arc<Attestation>,
+        settings: &Settings,
+        limits: Limits,
+    ) -> Api {
         Api {
             store,
+            health: Health::new(allowed.iter().count()),
             allowed,
             grants: Grants::new(settings, attestation.identity()),
             attestation,
             route: settings.egress,
-            memory: Budget::new(settings.memory),
-            max_file: settings.max_file,
+            memory: Budget::new(limits.memory),
+            limits,
             allow_unwatermarked: settings.allow_unwatermarked,
-            max_requests: settings.max_connections,
+            watermark_api: settings.watermark_api,
+            public_metrics: settings.public_metrics,
             started: Instant::now(),
-            health: Health::default(),
         }
     }
-}
-
-/// What a request for a file of `n` bytes comes to hold, in bytes.
-pub fn most_memory(n: usize) -> usize {
-    decrypt::cost(n)
 }
 
 /// A route's name, as the metrics show it, and what came of the request.
@@ -107,7 +112,7 @@ type Routed = (&'static str, Result<Answer, ApiError>);
 ///
 /// `received` is called for each request as it comes.
 pub fn serve(server: &Server, api: Arc<Api>, side: Side, received: impl Fn()) {
-    serve_with(server, api.max_requests, received, move |request| route(&api, side, request));
+    serve_with(server, api.limits.connections, received, move |request| route(&api, side, request));
 }
 
 /// A thread for each request, `most` at once. Clients that went away while their request was under way would
@@ -128,7 +133,7 @@ fn serve_with(
             continue;
         }
         let (route, place) = (route.clone(), under_way.clone());
-        let started = thread::Builder::new().name("request".into()).spawn(move || {
+        let started = threads::start("request", move || {
             handle(request, route);
             drop(place);
         });
@@ -196,6 +201,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use std::thread;
 
     #[test]
     fn a_panic_in_one_request_answers_500_and_harms_no_other() {

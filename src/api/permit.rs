@@ -51,6 +51,14 @@ impl Permit<'_> {
     }
 }
 
+/// A file that may be opened and marked, and by what.
+pub struct Permitted {
+    /// The secrets in force now that the file is there.
+    pub secrets: Ready,
+    /// SHA-256 of the encrypted file.
+    pub content_sha256: [u8; 32],
+}
+
 /// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
 pub struct Given {
     pub data: Vec<u8>,
@@ -65,12 +73,13 @@ impl Api {
     /// What the request's grant permits. It is in use from now on: no second request waits beside this one.
     ///
     /// # Errors
-    /// It is missing, not valid, or used already.
-    pub fn permit(&self, request: &Request, secrets: &Ready) -> Result<Permit<'_>, ApiError> {
+    /// It is missing, not valid, or used already; or the secrets are not there yet.
+    pub fn permit(&self, request: &Request) -> Result<Permit<'_>, ApiError> {
+        let secrets = self.store.now().ready().map_err(ApiError::NotReady)?;
         if !self.grants.required {
             return Ok(Permit(None));
         }
-        let grant = self.grant(request, secrets)?;
+        let grant = self.grant(request, &secrets)?;
         let taken = self.grants.used.take(&grant, Utc::now()).map_err(refused)?;
         Ok(Permit(Some((grant, taken))))
     }
@@ -87,17 +96,19 @@ impl Api {
         grant.map_err(refused)
     }
 
-    /// The SHA-256 of the encrypted file, if the permit is for it and still good: the file may have taken long to come.
+    /// What the file may be opened and marked with, if the permit is for it and still good. The file may have taken
+    /// long to come, so nothing that was in force when it began counts any more.
     ///
     /// # Errors
     /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn permit_content(&self, permit: &Permit, request: &Request, file: &[u8]) -> Result<[u8; 32], ApiError> {
+    pub fn permit_content(&self, permit: &Permit, request: &Request, file: &[u8]) -> Result<Permitted, ApiError> {
         let content_sha256 = sha256(file);
+        let secrets = self.store.now().ready().map_err(ApiError::NotReady)?;
         if let Permit(Some((grant, _))) = permit {
-            self.grant(request, &self.store.now().ready().map_err(ApiError::NotReady)?)?;
+            self.grant(request, &secrets)?;
             grant.covers_content(content_sha256).map_err(refused)?;
         }
-        Ok(content_sha256)
+        Ok(Permitted { secrets, content_sha256 })
     }
 
     /// Seals a marked file, if it is to be sealed, and signs what is given out in answer to the encrypted file of this

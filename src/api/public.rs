@@ -5,13 +5,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tiny_http::{Method, Request};
 
+use super::admin::metrics;
 use super::decrypt::{decrypt_json, decrypt_raw};
 use super::error::ApiError;
 use super::health::health_check;
 use super::request::{Target, allow};
 use super::{Answer, Api, Routed};
 use crate::attest::{DocumentError, MAX_NONCE};
-use crate::metrics::METRICS;
+use crate::time::Utc;
 
 pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
     let get = |request: &Request| allow(request, Method::Get, "GET");
@@ -22,7 +23,7 @@ pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
         ["health_check"] => ("health_check", get(request).map(|()| health_check(api))),
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
-        ["metrics"] => ("metrics", get(request).map(|()| Answer::text(&METRICS.print(api.memory.left())))),
+        ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt_json(api, request))),
         ["files", file_id, "decrypt"] => {
             ("decrypt_raw", post(request).and_then(|()| decrypt_raw(api, file_id, target, request)))
@@ -32,9 +33,14 @@ pub fn route(api: &Api, target: &Target, request: &mut Request) -> Routed {
 }
 
 fn ready(api: &Api) -> Answer {
-    let missing = api.store.now().missing();
-    let status = if missing.is_empty() { 200 } else { 503 };
-    Answer::json(status, &json!({"ready": missing.is_empty(), "missing": missing}))
+    let secrets = api.store.now();
+    let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
+    let ready = missing.is_empty() && fault.is_none();
+    let mut answer = json!({"ready": ready, "missing": missing});
+    if let Some(fault) = fault {
+        answer["client_certificate"] = fault.into();
+    }
+    Answer::json(if ready { 200 } else { 503 }, &answer)
 }
 
 /// The attestation document, as Nautilus serves it: hex. Where a test root signs it, with that root.

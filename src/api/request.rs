@@ -7,7 +7,8 @@ use percent_encoding::percent_decode_str;
 use tiny_http::{Method, Request};
 
 use super::error::ApiError;
-use crate::memory::{Reservation, read_all};
+use super::limits::BodyLimit;
+use crate::memory::{ReadError, Reservation, read_all};
 
 /// Longest file id and user id, in bytes.
 const MAX_ID: usize = 256;
@@ -92,19 +93,19 @@ pub fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
     }
 }
 
-/// Reads the body, `limit` bytes at most, once `cost` of its length is reserved.
+/// Reads the body, within `limit`, once `cost` of its length is reserved.
 ///
 /// # Errors
 /// It is too large, does not fit the memory, or is cut off.
 pub fn body(
     request: &mut Request,
-    limit: usize,
+    limit: BodyLimit,
     memory: &mut Reservation,
     cost: impl Fn(usize) -> usize,
 ) -> Result<Vec<u8>, ApiError> {
     let known = request.body_length();
-    if known.is_some_and(|length| length > limit) {
-        return Err(ApiError::FileTooLarge);
+    if known.is_some_and(|length| length > limit.bytes) {
+        return Err(ApiError::FileTooLarge(limit.past));
     }
     if let Some(length) = known {
         // Before as_reader, which tells a client that waits for 100 (Continue) to send.
@@ -112,7 +113,11 @@ pub fn body(
     }
     // ingress hands the body over as it is: so many bytes, or, where it came in chunks, all until the end.
     let reader = request.as_reader().take(known.map_or(u64::MAX, |n| n as u64));
-    let bytes = read_all(reader, known, limit, memory, cost)?;
+    let bytes = read_all(reader, known, limit.bytes, memory, cost).map_err(|e| match e {
+        ReadError::TooLarge => ApiError::FileTooLarge(limit.past),
+        ReadError::NoMemory(e) => e.into(),
+        ReadError::Io(_) => ApiError::Invalid("the body did not arrive".into()),
+    })?;
     if known.is_some_and(|length| length != bytes.len()) {
         return Err(ApiError::Invalid("the body is shorter than its Content-Length".into()));
     }

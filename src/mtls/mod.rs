@@ -24,6 +24,7 @@ use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
 use crate::net::cryptography::{self, SIGNATURES};
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::endpoints::AllowList;
+use crate::net::tls::MAX_ANSWER_HEAD;
 use crate::time::Utc;
 
 /// The parts of an identity, as the handshake names them.
@@ -34,9 +35,8 @@ const CA_CERT: usize = 2;
 /// The same parts as files, with their modes.
 const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), ("ecs-ca.crt", 0o644)];
 
-/// Idle connections kept for the next request, and how long: shorter than the usual idle limit of a server, 60 s.
+/// Idle connections kept for the next request.
 const POOLED: usize = 32;
-const POOLED_FOR: Duration = Duration::from_secs(30);
 /// Time to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,6 +45,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub struct Identity {
     config: Arc<ClientConfig>,
     pem: [String; 3],
+    /// When the last certificate of the client's chain becomes valid.
+    pub begins: Utc,
     /// When the first certificate of the client's chain expires.
     pub ends: Utc,
     /// What the operator may not have meant, and no call has to fail for.
@@ -81,9 +83,10 @@ impl Identity {
 
         check_order(&chain)?;
         let certified = certify(chain.clone(), key, &provider)?;
-        let mut ends = Utc(u64::MAX);
+        let (mut begins, mut ends) = (Utc(0), Utc(u64::MAX));
         for (i, certificate) in chain.iter().enumerate() {
-            ends = ends.min(check_validity(CLIENT_CERT, i, certificate, now)?);
+            let (from, until) = check_validity(CLIENT_CERT, i, certificate, now)?;
+            (begins, ends) = (begins.max(from), ends.min(until));
         }
         let (authorities, mut warnings) = Authorities::check(given, &anchors, now)?;
         if !check_usage(&anchors, &chain, now)? {
@@ -98,7 +101,7 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Identity { config: Arc::new(config), pem, ends, warnings, roots: fingerprints })
+        Ok(Identity { config: Arc::new(config), pem, begins, ends, warnings, roots: fingerprints })
     }
 
     /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
@@ -146,8 +149,9 @@ impl Identity {
         FILES.iter().try_for_each(|(name, _)| fs::rename(new(name), folder.join(name)))
     }
 
-    /// The way to the watermark service under this identity. `limit` bounds a whole call.
-    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration) -> MutualTls {
+    /// The way to the watermark service under this identity. `limit` bounds a whole call, and an idle connection is kept
+    /// for the next one for `keepalive`.
+    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration, keepalive: Duration) -> MutualTls {
         let agent = |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -156,7 +160,8 @@ impl Identity {
                 .max_redirects(0)
                 .max_idle_connections(pooled)
                 .max_idle_connections_per_host(pooled)
-                .max_idle_age(POOLED_FOR)
+                .max_idle_age(keepalive)
+                .max_response_header_size(MAX_ANSWER_HEAD)
                 .timeout_connect(Some(CONNECT_LIMIT))
                 .timeout_global(Some(limit))
                 .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))
@@ -240,12 +245,17 @@ fn certify(
     })
 }
 
-/// When this certificate, number `i` of its part, expires. Refuses one that has, one that does not hold yet, and one that
+/// From when on this certificate, number `i` of its part, is valid, and when it expires. Refuses one that has, one that does not hold yet, and one that
 /// cannot be read.
 ///
-/// webpki keeps the dates to itself but tells them in its error when a certificate is too old, so it is asked about
-/// the end of time.
-fn check_validity(part: usize, i: usize, certificate: &CertificateDer<'_>, now: Utc) -> Result<Utc, IdentityError> {
+/// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
+/// asked about the beginning and the end of time.
+fn check_validity(
+    part: usize,
+    i: usize,
+    certificate: &CertificateDer<'_>,
+    now: Utc,
+) -> Result<(Utc, Utc), IdentityError> {
     let n = i + 1;
     match verify(certificate, &[], &[], Duration::from_secs(now.0)) {
         Err(webpki::Error::CertExpired { not_after, .. }) => {
@@ -259,9 +269,13 @@ fn check_validity(part: usize, i: usize, certificate: &CertificateDer<'_>, now: 
         }
         _ => {}
     }
+    let begins = match verify(certificate, &[], &[], Duration::ZERO) {
+        Err(webpki::Error::CertNotValidYet { not_before, .. }) => Utc(not_before.as_secs()),
+        _ => Utc(0),
+    };
     match verify(certificate, &[], &[], Duration::MAX) {
-        Err(webpki::Error::CertExpired { not_after, .. }) => Ok(Utc(not_after.as_secs())),
-        _ => Ok(Utc(u64::MAX)),
+        Err(webpki::Error::CertExpired { not_after, .. }) => Ok((begins, Utc(not_after.as_secs()))),
+        _ => Ok((begins, Utc(u64::MAX))),
     }
 }
 

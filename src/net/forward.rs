@@ -4,7 +4,6 @@ use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info};
@@ -14,6 +13,7 @@ use super::addr::{Address, Stream};
 use super::egress::Route;
 use super::endpoints::AllowList;
 use super::pump::{Door, Outbox, Pump, Session, Turn};
+use crate::threads;
 
 /// Time to reach the endpoint.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub fn add_doors(pump: &mut Pump, allowed: &AllowList, route: Route, limit: usiz
                     Ok(far) => entrance.add(door, Box::new(Tunnel::new(stream, far, place))),
                     Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
                 };
-            thread::Builder::new().name("dial".into()).spawn(dial).map(|_| None)
+            threads::start("dial", dial).map(|_| None)
         };
         pump.add(Door { listener, limit, open: Box::new(open) })?;
     }

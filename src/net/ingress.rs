@@ -33,10 +33,17 @@ const OVERLOADED: Refusal =
 const TOO_SLOW: Refusal = Refusal { status: 408, code: "invalid_request", message: "the request came too slowly" };
 const NO_ANSWER: Refusal = Refusal { status: 500, code: "internal", message: "the request failed" };
 
+/// The largest body, in bytes, and what is said of one that is larger.
+#[derive(Clone, Debug)]
+pub struct MaxBody {
+    pub bytes: u64,
+    pub message: Arc<str>,
+}
+
 /// A door that leads requests from `listener` to tiny_http.
-pub fn door(listener: Listener, limit: usize, max_body: u64, server: Arc<Backend>) -> Door {
+pub fn door(listener: Listener, limit: usize, max_body: MaxBody, server: Arc<Backend>) -> Door {
     let open = move |stream, full| -> super::pump::Opened {
-        let mut exchange = Exchange::new(stream, server.clone(), max_body, Instant::now());
+        let mut exchange = Exchange::new(stream, server.clone(), max_body.clone(), Instant::now());
         if full {
             exchange.refuse(OVERLOADED, Instant::now());
         }
@@ -62,7 +69,7 @@ enum Phase {
 struct Exchange {
     client: Stream,
     server: Arc<Backend>,
-    max_body: u64,
+    max_body: MaxBody,
     phase: Phase,
     /// Bytes from the client that nobody has looked at yet.
     inbox: Vec<u8>,
@@ -98,7 +105,7 @@ enum Answer {
 }
 
 impl Exchange {
-    fn new(client: Stream, server: Arc<Backend>, max_body: u64, now: Instant) -> Exchange {
+    fn new(client: Stream, server: Arc<Backend>, max_body: MaxBody, now: Instant) -> Exchange {
         Exchange {
             client,
             server,
@@ -135,7 +142,8 @@ impl Exchange {
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
-        let body = format!("{{\"error\":\"{}\",\"code\":\"{}\"}}", refusal.message, refusal.code);
+        let message = if refusal == http::TOO_LARGE { &self.max_body.message } else { refusal.message };
+        let body = format!("{{\"error\":\"{message}\",\"code\":\"{}\"}}", refusal.code);
         let retry = if refusal.status == 503 { "Retry-After: 1\r\n" } else { "" };
         let head = format!(
             "HTTP/1.1 {} {reason}\r\nContent-Type: application/json\r\n{retry}Content-Length: {}\r\nConnection: close\r\n\r\n",
@@ -186,7 +194,9 @@ impl Exchange {
     fn step(&mut self, now: Instant) -> Result<bool, Refusal> {
         match self.phase {
             Phase::Head if !self.inbox.is_empty() => {
-                let Some((head, length)) = http::request_head(&self.inbox, self.max_body)? else { return Ok(false) };
+                let Some((head, length)) = http::request_head(&self.inbox, self.max_body.bytes)? else {
+                    return Ok(false);
+                };
                 let connection = self.server.connect().map_err(|_| OVERLOADED)?;
                 if connection.is_none() {
                     self.queued.get_or_insert(now);

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::addr::{Listener, Stream};
 use crate::metrics::METRICS;
+use crate::threads;
 
 /// Bytes read at once.
 const SCRATCH: usize = 64 << 10;
@@ -69,6 +70,13 @@ pub struct Door {
     pub open: Box<dyn Fn(Stream, bool) -> Opened + Send>,
 }
 
+/// What is done again and again, by the pump's thread; so it takes no time.
+struct Task {
+    interval: Duration,
+    next: Instant,
+    run: Box<dyn FnMut() + Send>,
+}
+
 /// The running pump, from outside.
 pub struct Handle {
     wake: UnixStream,
@@ -108,6 +116,7 @@ pub struct Pump {
     wake: [UnixStream; 2],
     arrivals: (Sender<Arrival>, Receiver<Arrival>),
     sessions: Vec<Arrival>,
+    tasks: Vec<Task>,
     accept_again: Option<Instant>,
     stop_by: Option<Instant>,
 }
@@ -128,6 +137,7 @@ impl Pump {
             wake,
             arrivals: channel(),
             sessions: Vec::new(),
+            tasks: Vec::new(),
             accept_again: None,
             stop_by: None,
         })
@@ -145,6 +155,11 @@ impl Pump {
         Ok(())
     }
 
+    /// Has `run` called once in each interval. It must not wait for anything.
+    pub fn every(&mut self, interval: Duration, run: impl FnMut() + Send + 'static) {
+        self.tasks.push(Task { interval, next: Instant::now() + interval, run: Box::new(run) });
+    }
+
     /// The index that the next door will have.
     pub fn next_door(&self) -> usize {
         self.doors.len()
@@ -156,7 +171,7 @@ impl Pump {
     /// The system has no thread left.
     pub fn start(self) -> io::Result<Handle> {
         let wake = self.wake[1].try_clone()?;
-        let thread = thread::Builder::new().name("pump".into()).spawn(move || {
+        let thread = threads::start("pump", move || {
             // A daemon that carries no bytes must not look alive.
             if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
                 std::process::exit(1);
@@ -183,6 +198,10 @@ impl Pump {
                 }
             }
             METRICS.connections_open.set(self.sessions.len() as u64);
+            for task in self.tasks.iter_mut().filter(|task| task.next <= now) {
+                (task.run)();
+                task.next = now + task.interval;
+            }
         }
     }
 
@@ -204,7 +223,13 @@ impl Pump {
         }
         let deadlines = self.sessions.iter().filter_map(|(_, s)| s.deadline());
         let queued = self.sessions.iter().any(|(_, s)| s.is_queued()).then(|| now + QUEUE_RETRY);
-        let next = deadlines.chain(queued).chain(self.stop_by).chain(self.accept_again.filter(|_| !accepting)).min();
+        let tasks = self.tasks.iter().map(|task| task.next);
+        let next = deadlines
+            .chain(tasks)
+            .chain(queued)
+            .chain(self.stop_by)
+            .chain(self.accept_again.filter(|_| !accepting))
+            .min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the deadline has passed when poll returns.
             let ms = at.saturating_duration_since(now).as_millis() + 1;
@@ -365,5 +390,24 @@ impl Pace {
     pub fn deadline(&self) -> Instant {
         let average = self.since + Duration::from_millis(self.bytes * 1000 / Pace::BYTES_A_SECOND);
         average.min(self.last) + Pace::GRACE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_done_again_and_again_while_nothing_else_happens() {
+        let (done, is_done) = channel();
+        let (mut pump, begun) = (Pump::new().unwrap(), Instant::now());
+        pump.every(Duration::from_millis(1), move || {
+            // It fails once the test has heard enough.
+            let _ = done.send(Instant::now());
+        });
+        let pump = pump.start().unwrap();
+        let times: Vec<Instant> = is_done.iter().take(3).collect();
+        pump.stop();
+        assert!(times.len() == 3 && times[0] - begun >= Duration::from_millis(1), "{times:?} from {begun:?}");
     }
 }

@@ -1,13 +1,21 @@
 //! One TLS connection to the watermark service, as ureq's transport.
+//!
+//! A file may be large and the service may answer before it has all of it: with 413 from the head alone, for instance.
+//! So while a request goes out, this transport also looks at what comes in. An answer that is there before the last
+//! byte of its request was sent is an error here, [`EarlyAnswer`], and the connection is not used again. In this way it
+//! can only refuse: it never becomes the answer to a file that the service has not seen whole.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::info;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ProtocolVersion, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport};
 
@@ -16,8 +24,13 @@ use super::endpoints::Endpoint;
 use super::timed::Timed;
 use crate::metrics::METRICS;
 
-/// A connection that has served before was found closed, before any byte of an answer. The service had closed it
-/// while it lay in the pool, so the request may be sent again on a new one.
+/// Longest head of an answer in bytes, and most fields in it. ureq has the second number too, and no setting for it.
+pub const MAX_ANSWER_HEAD: usize = 64 << 10;
+pub const MAX_ANSWER_FIELDS: usize = 128;
+
+/// A connection that has served before was found closed, or with bytes on it that no request had asked for, before a
+/// byte of this request's body was written. The service cannot have acted on the request, so it may be sent again on a
+/// new connection.
 #[derive(Debug)]
 pub struct Stale;
 
@@ -29,19 +42,73 @@ impl fmt::Display for Stale {
 
 impl std::error::Error for Stale {}
 
-/// A TLS connection whose handshake is done.
+/// The service answered before the request was sent whole.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EarlyAnswer {
+    /// The answer's status, 200 to 999.
+    pub status: u16,
+    /// What the answer's Retry-After says, in seconds.
+    pub retry_after: Option<u64>,
+}
+
+impl fmt::Display for EarlyAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the service answered HTTP {} before it had the whole request", self.status)
+    }
+}
+
+impl std::error::Error for EarlyAnswer {}
+
+/// The head of an answer is over [`MAX_ANSWER_HEAD`] bytes or [`MAX_ANSWER_FIELDS`] fields.
+#[derive(Debug)]
+pub struct HeadTooLarge;
+
+impl fmt::Display for HeadTooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the head of its answer is over {} KiB or {MAX_ANSWER_FIELDS} header fields", MAX_ANSWER_HEAD >> 10)
+    }
+}
+
+impl std::error::Error for HeadTooLarge {}
+
+/// What came is not an HTTP answer.
+#[derive(Debug)]
+pub struct NotHttp;
+
+impl fmt::Display for NotHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it does not speak HTTP/1.1")
+    }
+}
+
+impl std::error::Error for NotHttp {}
+
+/// How far the current request has come. ureq hands over the head first, and the body in further pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No request has begun.
+    Idle,
+    /// The head is being sent, or was; no byte of a body was written.
+    Head,
+    /// A byte of the body was written.
+    Body,
+    /// A byte of the answer has come, after the whole request was sent.
+    Answer,
+}
+
+/// A TLS connection whose handshake is done. Its socket does not block: poll(2) waits for both directions at once.
 pub struct TlsTransport {
-    stream: StreamOwned<ClientConnection, Timed>,
+    tls: ClientConnection,
+    stream: Stream,
     buffers: LazyBuffers,
+    phase: Phase,
     /// A former request was answered on this connection.
     served: bool,
-    /// A byte of the current request's answer has come.
-    answering: bool,
 }
 
 impl fmt::Debug for TlsTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TlsTransport(served: {}, answering: {})", self.served, self.answering)
+        write!(f, "TlsTransport(served: {}, {:?})", self.served, self.phase)
     }
 }
 
@@ -64,19 +131,201 @@ impl TlsTransport {
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
-        Ok(TlsTransport { stream: StreamOwned::new(tls, timed), buffers: buffers(), served: false, answering: false })
+        TlsTransport::new(tls, timed.stream)
     }
 
-    /// Tells a connection that went stale in the pool from one that failed.
-    fn fail(&self, e: io::Error, timeout: NextTimeout) -> Error {
-        let closed = matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-        if closed && self.served && !self.answering { io::Error::other(Stale).into() } else { with_timeout(e, timeout) }
+    fn new(tls: ClientConnection, stream: Stream) -> Result<TlsTransport, Error> {
+        stream.set_nonblocking(true)?;
+        Ok(TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false })
+    }
+
+    /// Takes in what has come, without waiting, as far as the first plaintext. Says whether more can come.
+    fn take_in(&mut self) -> io::Result<bool> {
+        loop {
+            let state = match self.tls.process_new_packets() {
+                Ok(state) => state,
+                Err(e) => {
+                    // The service is to hear why, if it still listens.
+                    let _ = self.tls.write_tls(&mut self.stream);
+                    return Err(io::Error::other(e));
+                }
+            };
+            if state.plaintext_bytes_to_read() > 0 {
+                return Ok(true);
+            }
+            if state.peer_has_closed() {
+                return Ok(false);
+            }
+            match self.tls.read_tls(&mut self.stream) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(true),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if is_closed(&e) => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Whether the connection is open and nothing has come by it that nobody asked for. Session tickets are fine.
+    fn is_quiet(&mut self) -> bool {
+        let nothing_came =
+            |tls: &mut ClientConnection| tls.process_new_packets().is_ok_and(|s| s.plaintext_bytes_to_read() == 0);
+        self.take_in().is_ok_and(|open| open) && nothing_came(&mut self.tls)
+    }
+
+    /// Sends what TLS has to send, a piece of a body or of a head, and looks at what comes meanwhile.
+    fn send(&mut self, is_body: bool, deadline: Option<Instant>) -> io::Result<()> {
+        while self.tls.wants_write() {
+            let ready = wait(&self.stream, PollFlags::POLLIN | PollFlags::POLLOUT, deadline)?;
+            // First of all: an answer spares the rest of a large file.
+            if ready != PollFlags::POLLOUT {
+                self.look_for_answer(deadline)?;
+            }
+            match self.tls.write_tls(&mut self.stream) {
+                Ok(_) if is_body => self.phase = Phase::Body,
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) if is_closed(&e) => {
+                    // The service may have said why before it closed.
+                    self.look_for_answer(deadline)?;
+                    return Err(self.closed());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails where the service has answered or closed, though it has not been sent all. Interim answers are passed
+    /// over (RFC 9110, 15.2).
+    fn look_for_answer(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let mut head = Vec::new();
+        loop {
+            let open = self.take_in()?;
+            read_what_is_there(&mut self.tls, &mut head)?;
+            while let Some((answer, length)) = answer_head(&head)? {
+                if answer.status >= 200 {
+                    return Err(io::Error::other(answer));
+                }
+                head.drain(..length);
+            }
+            match (head.is_empty(), open) {
+                (true, true) => return Ok(()),
+                (true, false) => return Err(self.closed()),
+                (false, true) => drop(wait(&self.stream, PollFlags::POLLIN, deadline)?),
+                (false, false) => return Err(ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
+    /// How the connection has ended: one that went stale in the pool is told from one that failed.
+    fn closed(&self) -> io::Error {
+        match self.phase {
+            Phase::Head if self.served => io::Error::other(Stale),
+            _ => ErrorKind::UnexpectedEof.into(),
+        }
+    }
+
+    /// Sends a piece of a request.
+    fn transmit(&mut self, amount: usize, deadline: Option<Instant>) -> io::Result<()> {
+        let begins = matches!(self.phase, Phase::Idle | Phase::Answer);
+        if begins {
+            self.served |= self.phase == Phase::Answer;
+            self.phase = Phase::Head;
+            if !self.is_quiet() {
+                return Err(self.closed());
+            }
+        }
+        self.tls.writer().write_all(&self.buffers.output()[..amount])?;
+        self.send(!begins, deadline)
+    }
+
+    /// Waits for a piece of the answer. Says whether one has come; none does once the service has closed in good order.
+    fn receive(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        let mut open = true;
+        loop {
+            let room = self.buffers.input_append_buf();
+            if room.is_empty() {
+                return Err(io::Error::other(HeadTooLarge));
+            }
+            match self.tls.reader().read(room) {
+                Ok(0) if self.phase == Phase::Answer => return Ok(false),
+                Ok(n @ 1..) => {
+                    self.buffers.input_appended(n);
+                    self.phase = Phase::Answer;
+                    return Ok(true);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock && open => {}
+                Ok(0) => return Err(self.closed()),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::UnexpectedEof) => {
+                    return Err(self.closed());
+                }
+                Err(e) => return Err(e),
+            }
+            // TLS itself may have something to say, such as a new key.
+            let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+            if wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
+                let _ = self.tls.write_tls(&mut self.stream);
+            }
+            open = self.take_in()?;
+        }
     }
 }
 
-/// Buffers for a TLS record each way (RFC 8446, 5.1). They take memory when they are used.
+/// Adds the plaintext that has been taken in.
+fn read_what_is_there(tls: &mut ClientConnection, into: &mut Vec<u8>) -> io::Result<()> {
+    let came = tls.reader().read_to_end(into);
+    // At the end of what is there, the reader says that it would wait, or that the end was no proper one.
+    came.map(drop).or_else(|e| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::UnexpectedEof => Ok(()),
+        _ => Err(e),
+    })
+}
+
+/// The answer whose head these bytes begin with, and the head's length; `None` where it is not complete.
+fn answer_head(bytes: &[u8]) -> io::Result<Option<(EarlyAnswer, usize)>> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_ANSWER_FIELDS];
+    let mut answer = httparse::Response::new(&mut fields);
+    match answer.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => {
+            let retry_after = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case("Retry-After"));
+            let retry_after = retry_after.and_then(|field| std::str::from_utf8(field.value).ok()?.trim().parse().ok());
+            Ok(Some((EarlyAnswer { status: answer.code.unwrap_or_default(), retry_after }, length)))
+        }
+        Ok(httparse::Status::Partial) if bytes.len() <= MAX_ANSWER_HEAD => Ok(None),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => Err(io::Error::other(HeadTooLarge)),
+        Err(_) => Err(io::Error::other(NotHttp)),
+    }
+}
+
+/// Waits until the stream is ready for one of these, or has failed, which says reading.
+fn wait(stream: &Stream, flags: PollFlags, deadline: Option<Instant>) -> io::Result<PollFlags> {
+    loop {
+        let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            None => PollTimeout::NONE,
+            Some(left) if left.is_zero() => return Err(ErrorKind::TimedOut.into()),
+            // Rounded up, so that the deadline has passed when poll returns.
+            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
+        };
+        let mut fds = [PollFd::new(stream.as_fd(), flags)];
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(fds[0].revents().unwrap_or(PollFlags::POLLERR)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn is_closed(e: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// Buffers for the longest head of an answer and a TLS record of a request (RFC 8446, 5.1). They take memory when they
+/// are used.
 fn buffers() -> LazyBuffers {
-    LazyBuffers::new(16 << 10, 16 << 10)
+    LazyBuffers::new(MAX_ANSWER_HEAD + 1, 16 << 10)
 }
 
 fn protocol(tls: &ClientConnection) -> &'static str {
@@ -100,60 +349,26 @@ impl Transport for TlsTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        if self.answering {
-            (self.served, self.answering) = (true, false);
-        }
         let timeout = timeout.for_write();
-        self.stream.sock.deadline = deadline(timeout);
-        let sent = self.stream.write_all(&self.buffers.output()[..amount]).and_then(|()| self.stream.flush());
-        sent.map_err(|e| self.fail(e, timeout))
+        self.transmit(amount, deadline(timeout)).map_err(|e| with_timeout(e, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let timeout = timeout.for_read();
-        self.stream.sock.deadline = deadline(timeout);
-        let got = match self.stream.read(self.buffers.input_append_buf()) {
-            Ok(0) if !self.answering => Err(ErrorKind::UnexpectedEof.into()),
-            other => other,
-        };
-        let n = got.map_err(|e| self.fail(e, timeout))?;
-        self.buffers.input_appended(n);
-        self.answering |= n > 0;
-        Ok(n > 0)
+        self.receive(deadline(timeout)).map_err(|e| with_timeout(e, timeout))
     }
 
-    /// Looks for what came in while the connection lay in the pool: session tickets are fine, an end is not, and
-    /// neither is an answer that nobody asked for.
-    ///
-    /// ureq asks before it puts a connection into the pool. The buffers hold pieces of files by then, so they are given
-    /// back, and wiped thereby; the next request makes new ones.
+    /// ureq asks before it puts a connection into the pool and when it takes it out. The buffers hold pieces of files by
+    /// then, so they are given back, and wiped thereby; the next request makes new ones.
     fn is_open(&mut self) -> bool {
         self.buffers = buffers();
-        let StreamOwned { conn, sock } = &mut self.stream;
-        let mut look = || -> io::Result<bool> {
-            if conn.process_new_packets().map_err(io::Error::other)?.plaintext_bytes_to_read() > 0 {
-                return Ok(false);
-            }
-            sock.stream.set_nonblocking(true)?;
-            loop {
-                match conn.read_tls(&mut sock.stream) {
-                    Ok(0) => return Ok(false),
-                    Ok(_) => {}
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                    Err(e) => return Err(e),
-                }
-                let state = conn.process_new_packets().map_err(io::Error::other)?;
-                if state.peer_has_closed() || state.plaintext_bytes_to_read() > 0 {
-                    return Ok(false);
-                }
-            }
-            sock.stream.set_nonblocking(false)?;
-            Ok(true)
-        };
-        look().unwrap_or(false)
+        self.is_quiet()
     }
 
     fn is_tls(&self) -> bool {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

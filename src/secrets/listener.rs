@@ -13,6 +13,7 @@ use super::store::Store;
 use crate::metrics::METRICS;
 use crate::net::addr::{Listener, Stream};
 use crate::net::timed::Timed;
+use crate::threads;
 
 /// Time to send a bundle, and to take the answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +46,7 @@ pub fn serve(listener: Listener, store: Arc<Store>) {
             continue;
         };
         let store = store.clone();
-        let served = thread::Builder::new().name("handshake".into()).spawn(move || {
+        let served = threads::start("handshake", move || {
             let _place = place;
             serve(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
         });

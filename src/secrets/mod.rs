@@ -6,3 +6,4 @@ pub mod listener;
 mod object;
 pub mod sealed;
 pub mod store;
+pub mod validity;

@@ -11,6 +11,7 @@ use super::bundle::{
     Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS, MAX_BUNDLE, Refusal, Service, WHOLE, refuse,
 };
 use super::sealed::Seal;
+use super::validity::{Remark, Validity};
 use crate::files::FileKeys;
 use crate::grants::GrantKeys;
 use crate::metrics::METRICS;
@@ -24,6 +25,8 @@ use crate::time::Utc;
 #[derive(Clone, Debug, Default)]
 pub struct Secrets {
     mtls: Option<Arc<MutualTls>>,
+    /// Of the client certificate.
+    validity: Option<Validity>,
     service: Option<Service>,
     keys: Option<Arc<FileKeys>>,
     /// Empty keys where no grant is asked for.
@@ -51,13 +54,18 @@ impl Secrets {
         items.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
     }
 
+    /// Why the client certificate, if there is one, cannot be used at `now`: it was good when it came.
+    pub fn certificate_fault(&self, now: Utc) -> Option<String> {
+        self.validity?.fault(now)
+    }
+
     /// All of them.
     ///
     /// # Errors
     /// What is missing.
     pub fn ready(&self) -> Result<Ready, Vec<&'static str>> {
         match self {
-            Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys), grants: Some(grants) } => {
+            Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys), grants: Some(grants), .. } => {
                 Ok(Ready { mtls: mtls.clone(), service: service.clone(), keys: keys.clone(), grants: grants.clone() })
             }
             _ => Err(self.missing()),
@@ -70,6 +78,8 @@ pub struct Store {
     in_force: RwLock<Arc<Secrets>>,
     /// Held while a bundle is written and put in force, so that two do not mix.
     changing: Mutex<()>,
+    /// What was last said of the client certificate in force.
+    said: Mutex<Option<Remark>>,
     /// Opens what the handshake brings; none where that is plain.
     seal: Option<Seal>,
     certs: PathBuf,
@@ -77,6 +87,7 @@ pub struct Store {
     allowed: Arc<AllowList>,
     route: Route,
     timeout: Duration,
+    keepalive: Duration,
 }
 
 /// What an accepted bundle did.
@@ -104,12 +115,14 @@ impl Store {
         Store {
             in_force: RwLock::new(Arc::new(Secrets { grants, ..Secrets::default() })),
             changing: Mutex::new(()),
+            said: Mutex::default(),
             seal,
             certs: settings.certs.clone(),
             pinned: settings.pinned.clone(),
             allowed,
             route: settings.egress,
             timeout: settings.timeout,
+            keepalive: settings.keepalive,
         }
     }
 
@@ -192,6 +205,15 @@ impl Store {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Warns of a client certificate that ends soon or has ended, once each time that there is more to say.
+    pub fn look_at_certificate(&self, now: Utc) {
+        let Some(validity) = self.now().validity else { return };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(warning) = validity.warning(&mut said, now) {
+            warn!("the client certificate {warning}");
+        }
+    }
+
     fn replace(&self, bundle: Bundle) -> Vec<&'static str> {
         let mut secrets = Secrets::clone(&self.now());
         let mut updated = Vec::new();
@@ -199,7 +221,9 @@ impl Store {
             METRICS.certificate_ends.set(identity.ends.0);
             info!("mTLS client ready, its certificate is valid until {}", identity.ends);
             identity.warnings.iter().for_each(|warning| warn!("{warning}"));
-            secrets.mtls = Some(Arc::new(identity.connect(self.allowed.clone(), self.route, self.timeout)));
+            secrets.validity = Some(Validity { begins: identity.begins, ends: identity.ends });
+            let mtls = identity.connect(self.allowed.clone(), self.route, self.timeout, self.keepalive);
+            secrets.mtls = Some(Arc::new(mtls));
             updated.push(CERTIFICATES);
         }
         if let Some(service) = bundle.service {
@@ -215,6 +239,10 @@ impl Store {
             updated.push(GRANT_KEYS);
         }
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
+        if updated.contains(&CERTIFICATES) {
+            *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.look_at_certificate(Utc::now());
+        }
         updated
     }
 }

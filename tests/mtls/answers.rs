@@ -10,7 +10,7 @@ use crate::*;
 #[test]
 fn every_answer_that_cannot_be_used_gives_502_and_the_next_call_works() {
     for fault in
-        ["cut", "cut-before", "not-json", "status-error", "fail=500", "fail=503", "fail=404", "fail=302", "fail=307"]
+        ["cut", "cut-before", "not-json", "status-error", "fail=500", "fail=504", "fail=404", "fail=302", "fail=307"]
     {
         let service = Service::start(&CERTS, &["--fault", fault, "--fault", "first=1"]);
         let daemon = Daemon::ready(&service, &CERTS);
@@ -49,10 +49,16 @@ fn an_answer_without_a_length_is_bounded_too() {
 
 #[test]
 fn what_the_service_quotes_of_the_file_is_not_passed_on() {
-    for status in ["500 Zebra", "415 the zebra crosses at dawn", "200 OK"] {
+    for (status, told, code) in [
+        ("500 Zebra", 502, "watermark_failed"),
+        ("415 the zebra crosses at dawn", 422, "watermark_unsupported"),
+        ("413 zebra", 413, "file_too_large"),
+        ("503 zebra", 503, "watermark_busy"),
+        ("200 OK", 502, "watermark_failed"),
+    ] {
         let service = Scripted::start(move |_, _| Step::Echo(status));
         let daemon = daemon_for(&[service.port]);
-        assert_fails(&daemon);
+        assert_refused(&daemon, &call(&daemon), told, code);
     }
     // Where the quotation breaks HTTP, the library's own message would hold it.
     for bytes in [
@@ -64,7 +70,7 @@ fn what_the_service_quotes_of_the_file_is_not_passed_on() {
         b"HTTP/1.1 200 OK\r\nContent-Length: 48\r\n\r\n{\"status\":\"zebra\",\"watermarked_data\":\"at dawn\"}  ",
         b"HTTP/1.1 200 OK\r\nContent-Length: 29\r\n\r\n{\"status\":7,\"zebra\":\"at dawn\"}",
     ] {
-        let service = Scripted::start(move |_, _| Step::Bytes(bytes));
+        let service = Scripted::start(move |_, _| Step::Bytes(bytes.to_vec()));
         let daemon = daemon_for(&[service.port]);
         assert_fails(&daemon);
     }
@@ -99,4 +105,50 @@ fn a_service_that_cannot_be_reached_gives_502() {
     assert!(message.contains("refused"), "{message}");
     turn_to(&daemon, good.port);
     assert_works(&daemon);
+}
+
+/// A user's mistake does not raise the operator's alarm, which 502 does.
+#[test]
+fn what_the_service_refuses_is_told_by_whose_affair_it_is() {
+    for (status, more, told, code, retry_after) in [
+        ("413 Payload Too Large", "", 413, "file_too_large", None),
+        ("415 Unsupported Media Type", "", 422, "watermark_unsupported", None),
+        ("422 Unprocessable Content", "", 422, "watermark_unsupported", None),
+        ("429 Too Many Requests", "Retry-After: 7\r\n", 503, "watermark_busy", Some("7")),
+        ("503 Service Unavailable", "Retry-After: 3600\r\n", 503, "watermark_busy", Some("60")),
+        ("503 Service Unavailable", "Retry-After: 0\r\n", 503, "watermark_busy", Some("1")),
+        ("503 Service Unavailable", "retry-after: Fri, 31 Dec 1999 23:59:59 GMT\r\n", 503, "watermark_busy", Some("5")),
+        ("403 Forbidden", "", 502, "watermark_failed", None),
+    ] {
+        let answered = format!("HTTP/1.1 {status}\r\n{more}Content-Length: 0\r\n\r\n").into_bytes();
+        let service = Scripted::start(move |_, _| Step::Bytes(answered.clone()));
+        let daemon = daemon_for(&[service.port]);
+        let answer = call(&daemon);
+        assert_refused(&daemon, &answer, told, code);
+        assert_eq!(answer.field("Retry-After"), retry_after, "{status}, {more:?}");
+        assert!(answer.text().contains("watermark service"), "{answer:?}");
+    }
+}
+
+#[test]
+fn an_answers_head_may_have_64_kib_and_128_fields() {
+    let with = |fields: usize, bytes: usize| {
+        let body = format!("{{\"status\":\"success\",\"watermarked_data\":\"{}\"}}", scripted::MARKED);
+        let field = format!("X: {}\r\n", "a".repeat(bytes));
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{}\r\n{body}", body.len(), field.repeat(fields - 1))
+            .into_bytes()
+    };
+    for (answer, good) in
+        [(with(2, 60 << 10), true), (with(128, 8), true), (with(2, 65 << 10), false), (with(129, 8), false)]
+    {
+        let service = Scripted::start(move |_, _| Step::Bytes(answer.clone()));
+        let daemon = daemon_for(&[service.port]);
+        match good {
+            true => assert_eq!(call(&daemon).text(), scripted::MARKED),
+            false => {
+                let message = assert_fails(&daemon);
+                assert!(message.contains("over 64 KiB or 128 header fields"), "{message}");
+            }
+        }
+    }
 }

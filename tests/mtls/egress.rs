@@ -41,7 +41,7 @@ fn way_out(list: &str) -> MutualTls {
     let parts = ["client.crt", "client.key", "ecs-ca.crt"].map(|name| CERTS.read(name));
     let identity =
         Identity::check([parts[0].as_bytes(), parts[1].as_bytes(), parts[2].as_bytes()], Utc::now()).unwrap();
-    identity.connect(allowed, Route::Direct, Duration::from_secs(2))
+    identity.connect(allowed, Route::Direct, Duration::from_secs(2), Duration::from_secs(2))
 }
 
 #[test]

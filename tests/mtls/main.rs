@@ -5,8 +5,10 @@ mod support;
 
 mod answers;
 mod certificates;
+mod early;
 mod egress;
 mod forward;
+mod largest;
 mod pool;
 mod scripted;
 mod slow;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
 use crate::scripted::{MARKED, Scripted, Step};
 use crate::*;
@@ -18,10 +19,21 @@ fn two_calls_make_one_tls_handshake() {
 }
 
 #[test]
+fn an_idle_connection_is_given_up_before_the_service_does() {
+    let service = Service::start(&CERTS, &[]);
+    let setup = Setup::new(service.port).env("TEEMARK_WATERMARK_KEEPALIVE", "1s");
+    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
+    assert_works(&daemon);
+    thread::sleep(Duration::from_millis(1100));
+    assert_works(&daemon);
+    assert_eq!(service.count("TLS handshake: client"), 2);
+}
+
+#[test]
 fn after_an_error_answer_the_connection_is_used_again() {
     let service = Service::start(&CERTS, &[]);
     let daemon = Daemon::ready(&service, &CERTS);
-    assert_eq!(daemon.decrypt(&encrypt(&KEY, b"\xff\xfe"), "f", "u").status, 502);
+    assert_eq!(daemon.decrypt(&encrypt(&KEY, b"\xff\xfe"), "f", "u").status, 422);
     assert_works(&daemon);
     assert_eq!(service.count("POST /api/watermark"), 2);
     assert_eq!(service.count("TLS handshake: client"), 1, "{}", service.process.log());
@@ -78,7 +90,7 @@ fn a_service_restarted_between_calls_costs_no_request() {
 }
 
 #[test]
-fn a_connection_that_proves_closed_only_with_the_second_request_is_retried_on_a_new_one() {
+fn a_call_is_not_repeated_once_its_file_was_on_the_way() {
     for (name, step) in [
         ("cut", (|| Step::Cut) as fn() -> Step),
         ("TLS close", || Step::Close),
@@ -89,53 +101,53 @@ fn a_connection_that_proves_closed_only_with_the_second_request_is_retried_on_a_
             _ => Step::Answer,
         });
         let daemon = daemon_for(&[service.port]);
+        assert_eq!(call(&daemon).text(), MARKED);
         let large = encrypt(&KEY, &CONTENT.as_bytes().repeat(40_000));
-        for _ in 0..2 {
-            let answer = daemon.decrypt(&large, "f", "u");
-            assert_eq!((answer.status, answer.text().as_str()), (200, MARKED), "{name}: {}", daemon.process.log());
-        }
-        assert_eq!((service.requests(), service.connections()), (3, 2), "{name}");
-        assert_eq!(daemon.metric("teemark_watermark_retries_total"), 1.0, "{name}");
+        assert_refused(&daemon, &daemon.decrypt(&large, "f", "u"), 502, "watermark_failed");
+        assert_eq!((service.requests(), service.connections()), (2, 1), "{name}: the file went out twice");
+        assert_eq!(call(&daemon).text(), MARKED, "{name}");
+        assert_eq!(daemon.metric("teemark_watermark_retries_total"), 0.0, "{name}");
     }
 }
 
+/// A health check has no body, so all of it may be sent again.
 #[test]
-fn connections_that_prove_closed_all_at_once_are_each_retried_on_a_new_one() {
-    let all = Arc::new(Barrier::new(4));
-    let service = Scripted::start(move |connection, request| match (connection, request) {
-        // All four first calls are under way at once, so there are four connections; the same for their second calls.
-        (0..4, 0) => {
-            all.wait();
-            Step::Answer
-        }
-        (0..4, _) => {
-            all.wait();
-            Step::Cut
-        }
-        _ => Step::Answer,
-    });
-    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "60s");
-    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
-    calls_at_once(&daemon, 4);
-    calls_at_once(&daemon, 4);
-    assert_eq!(daemon.metric("teemark_watermark_retries_total"), 4.0);
-    assert_eq!((service.requests(), service.connections()), (12, 8));
-}
-
-#[test]
-fn a_call_is_retried_once_only() {
+fn a_call_is_repeated_once_only() {
     let service = Scripted::start(|connection, request| match (connection, request) {
         (0, 0) => Step::Answer,
         _ => Step::Cut,
     });
     let daemon = daemon_for(&[service.port]);
     assert_eq!(call(&daemon).status, 200);
-    assert_fails(&daemon);
-    assert_eq!((service.requests(), service.connections()), (3, 2));
+    assert_eq!(daemon.get("/health_check").json()["watermark"]["healthy"], false);
+    assert_eq!(service.requests(), 3);
+    assert_eq!(daemon.metric("teemark_watermark_retries_total"), 1.0);
+}
+
+/// The second answer comes with the first, or in the pause before the next request.
+#[test]
+fn an_answer_that_nobody_asked_for_reaches_no_request() {
+    for late in [false, true] {
+        let met = Arc::new(Barrier::new(2));
+        let of_service = met.clone();
+        let service = Scripted::start(move |connection, _| match (connection, late) {
+            (0, false) => Step::Twice,
+            (0, true) => Step::AgainLater(of_service.clone()),
+            _ => Step::Answer,
+        });
+        let daemon = daemon_for(&[service.port]);
+        assert_eq!(call(&daemon).text(), MARKED);
+        if late {
+            met.wait(); // the first answer is there
+            met.wait(); // the second was sent
+        }
+        assert_eq!(call(&daemon).text(), MARKED, "the answer of another request");
+        assert_eq!((service.requests(), service.connections()), (2, 2), "late: {late}");
+    }
 }
 
 #[test]
-fn a_new_connection_that_is_cut_is_not_retried() {
+fn a_call_on_a_new_connection_that_is_cut_is_not_repeated() {
     let service = Scripted::start(|connection, _| if connection == 0 { Step::Cut } else { Step::Answer });
     let daemon = daemon_for(&[service.port]);
     assert_fails(&daemon);
@@ -144,10 +156,10 @@ fn a_new_connection_that_is_cut_is_not_retried() {
 }
 
 #[test]
-fn a_call_whose_answer_has_begun_is_not_retried() {
+fn a_call_whose_answer_has_begun_is_not_repeated() {
     for begun in [&b"H"[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"status\":"] {
         let service = Scripted::start(move |connection, request| match (connection, request) {
-            (0, 1) => Step::Bytes(begun),
+            (0, 1) => Step::Bytes(begun.to_vec()),
             _ => Step::Answer,
         });
         let daemon = daemon_for(&[service.port]);

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -24,10 +24,20 @@ pub enum Step {
     Cut,
     /// The same with the TLS close that a well-behaved server sends.
     Close,
-    /// The connection is closed once the head is read, with the body still coming.
+    /// The connection is closed once the head and a byte of the body are read, with the rest still coming.
     CutInBody,
     /// These bytes, then the connection is closed.
-    Bytes(&'static [u8]),
+    Bytes(Vec<u8>),
+    /// These bytes once the head is read; the body is not read, and the connection is closed.
+    EarlyClose(&'static str),
+    /// The same, but the connection is kept open, and never read again.
+    EarlyHold(&'static str),
+    /// These bytes once the head is read, then as [`Step::Answer`].
+    EarlyThenAnswer(&'static str),
+    /// A success with [`MARKED`], and right behind it another answer, to nobody.
+    Twice,
+    /// The same, but the other answer is sent between two meetings at this barrier.
+    AgainLater(Arc<Barrier>),
     /// An answer of this status whose body is the request's.
     Echo(&'static str),
     /// A good answer of which a byte comes every 50 ms.
@@ -66,7 +76,10 @@ impl Scripted {
                 let (config, script, requests) = (config.clone(), script.clone(), counts.0.clone());
                 let connection = counts.1.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
-                    let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream.unwrap());
+                    let stream = stream.unwrap();
+                    // What a script sends before it closes is to arrive before the end does.
+                    stream.set_nodelay(true).unwrap();
+                    let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
                     for request in 0.. {
                         let Some(head) = read_head(&mut tls) else { return };
                         requests.fetch_add(1, Ordering::SeqCst);
@@ -113,27 +126,55 @@ fn answer(status: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
+/// An answer that is not for who asks.
+fn others() -> Vec<u8> {
+    answer("200 OK", b"{\"status\":\"success\",\"watermarked_data\":\"the file of another user\"}")
+}
+
 fn success() -> Vec<u8> {
     answer("200 OK", format!("{{\"status\":\"success\",\"watermarked_data\":\"{MARKED}\"}}").as_bytes())
 }
 
 /// Says whether the connection is kept.
 fn act(tls: &mut Tls, head: &str, step: Step) -> bool {
-    if matches!(step, Step::CutInBody) {
-        return false;
+    match &step {
+        Step::CutInBody => {
+            let _ = tls.read_exact(&mut [0]);
+            return false;
+        }
+        Step::EarlyClose(bytes) | Step::EarlyHold(bytes) | Step::EarlyThenAnswer(bytes) => {
+            let _ = tls.write_all(bytes.as_bytes()).and_then(|()| tls.flush());
+        }
+        _ => {}
+    }
+    match &step {
+        Step::EarlyClose(_) => return false,
+        Step::EarlyHold(_) => loop {
+            thread::park();
+        },
+        _ => {}
     }
     let body = read_body(tls, head);
     match step {
         Step::Answer => tls.write_all(&success()).and_then(|()| tls.flush()).is_ok(),
         Step::Echo(status) => tls.write_all(&answer(status, &body)).and_then(|()| tls.flush()).is_ok(),
-        Step::Cut | Step::CutInBody => false,
+        Step::EarlyThenAnswer(_) => tls.write_all(&success()).and_then(|()| tls.flush()).is_ok(),
+        Step::Twice => tls.write_all(&[success(), others()].concat()).and_then(|()| tls.flush()).is_ok(),
+        Step::AgainLater(met) => {
+            let first = tls.write_all(&success()).and_then(|()| tls.flush());
+            met.wait();
+            let second = tls.write_all(&others()).and_then(|()| tls.flush());
+            met.wait();
+            first.and(second).is_ok()
+        }
+        Step::Cut | Step::CutInBody | Step::EarlyClose(_) | Step::EarlyHold(_) => false,
         Step::Close => {
             tls.conn.send_close_notify();
             let _ = tls.flush();
             false
         }
         Step::Bytes(bytes) => {
-            let _ = tls.write_all(bytes).and_then(|()| tls.flush());
+            let _ = tls.write_all(&bytes).and_then(|()| tls.flush());
             false
         }
         Step::Trickle => {

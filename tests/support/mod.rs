@@ -202,6 +202,8 @@ impl Setup {
         command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
         // What tests of trust are about, others leave out.
         command.env("TEEMARK_HANDSHAKE", "plain").env("TEEMARK_GRANTS", "off");
+        // However busy the machine is, a connection is kept from one call to the next.
+        command.env("TEEMARK_WATERMARK_KEEPALIVE", "3600s");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
     }
@@ -264,7 +266,12 @@ impl Daemon {
 
     /// A GET request's answer.
     pub fn get(&self, path: &str) -> Answer {
-        request(self.public, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
+        get_from(self.public, path)
+    }
+
+    /// The same on the admin listener.
+    pub fn get_admin(&self, path: &str) -> Answer {
+        get_from(self.admin, path)
     }
 
     /// The raw route: a file for a user.
@@ -280,7 +287,7 @@ impl Daemon {
 
     /// The value of a metric's line that begins so.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").text();
+        let text = self.get_admin("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
@@ -303,10 +310,20 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
+    /// The value of a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
     /// The code of an error answer.
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+fn get_from(to: SocketAddr, path: &str) -> Answer {
+    request(to, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
 }
 
 /// Sends a request's bytes as they are and reads one answer.

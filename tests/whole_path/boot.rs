@@ -38,6 +38,18 @@ fn a_setting_that_makes_no_sense_stops_the_start_and_is_named() {
 }
 
 #[test]
+fn a_variable_that_looks_like_a_setting_and_is_none_is_named_without_its_value() {
+    let daemon = Setup::new(1).env("TEEMARK_MAXFILE", "a-value").env("TEEMARK_GRANT", "off").start();
+    let log = daemon.process.log();
+    for name in ["TEEMARK_MAXFILE", "TEEMARK_GRANT"] {
+        let line = format!("\"{name}\" is not a setting of teemarkd and has no effect");
+        assert_eq!(log.lines().filter(|l| l.contains("WARN") && l.contains(&line)).count(), 1, "{log}");
+    }
+    assert_eq!(log.matches("is not a setting").count(), 2, "{log}");
+    assert!(!log.contains("a-value"), "{log}");
+}
+
+#[test]
 fn a_bad_allow_list_stops_the_start_and_file_and_line_are_named() {
     for (list, line, reason) in [
         ("endpoints:\n  - good:1\n  - bad host\n", 3, "bad host"),

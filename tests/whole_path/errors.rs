@@ -23,9 +23,11 @@ fn a_request_that_cannot_be_understood_is_answered_400_with_the_part_that_is_wro
         ("/files//decrypt?user_id=u", b"x", "file_id"),
         ("/files/%ff/decrypt?user_id=u", b"x", "the path is not UTF-8"),
         ("/files/f/decrypt?user_id=%ff", b"x", "the query is not UTF-8"),
-        ("/files/decrypt", b"", "line 1 column 0"),
-        ("/files/decrypt", b"{\"file_id\":\n 7}", "line 2 column 2"),
-        ("/files/decrypt", b"{\"file_id\":\"f\xff\"}", "not the expected JSON"),
+        ("/files/decrypt", b"", "the body is not a JSON object"),
+        ("/files/decrypt", br#"["f", "u", "AAAA", null, null]"#, "the body is not a JSON object"),
+        ("/files/decrypt", b"{\"more\":\"\xff\"}", "the body is not UTF-8 at byte 10"),
+        ("/files/decrypt", b"{\"file_id\":\n 7}", "line 2 column 3"),
+        ("/files/decrypt", b"{\"file_id\":\"f\xff\"}", "the body is not UTF-8"),
         ("/files/decrypt", br#"{"user_id":"u","encrypted_content":""}"#, "file_id is missing"),
         ("/files/decrypt", br#"{"file_id":"f","encrypted_content":""}"#, "user_id is missing"),
         ("/files/decrypt", br#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
@@ -51,8 +53,17 @@ fn what_the_ingress_refuses_is_answered_with_json_too() {
         ("POST /files/decrypt HTTP/1.1\r\nContent-Length: 0\r\nExpect: wonders\r\n\r\n", 417, "invalid_request"),
         (&format!("GET / HTTP/1.1\r\n{many}\r\n"), 431, "invalid_request"),
     ] {
-        assert_error(&request(daemon.public, head, b""), status, code);
+        let answer = request(daemon.public, head, b"");
+        assert_error(&answer, status, code);
+        assert!(
+            status != 413 || answer.text().contains("the limit is 67108864 bytes (TEEMARK_MAX_FILE)"),
+            "{answer:?}"
+        );
     }
+    let head = "POST /admin/update-secrets HTTP/1.1\r\nContent-Length: 9999999999999\r\n\r\n";
+    let answer = request(daemon.admin, head, b"");
+    assert_error(&answer, 413, "file_too_large");
+    assert!(answer.text().contains("the bundle is too large: the limit is 1048576 bytes"), "{answer:?}");
 }
 
 #[test]
@@ -62,11 +73,11 @@ fn a_wrong_path_is_404_and_a_wrong_method_is_405_with_the_right_one() {
         assert_error(&ask(daemon.public, "GET", path), 404, "not_found");
         assert_error(&ask(daemon.public, "POST", path), 404, "not_found");
     }
-    let gets = ["/", "/health", "/ready", "/health_check", "/metrics"];
+    let gets = ["/", "/health", "/ready", "/health_check"];
     let posts = ["/files/decrypt", "/files/f/decrypt?user_id=u"];
     let public = gets.map(|p| (daemon.public, p, "GET")).into_iter();
     let public = public.chain(posts.map(|p| (daemon.public, p, "POST")));
-    let admin = [("/ping", "GET"), ("/admin/status", "GET"), ("/admin/update-secrets", "POST")];
+    let admin = [("/ping", "GET"), ("/metrics", "GET"), ("/admin/status", "GET"), ("/admin/update-secrets", "POST")];
     for (side, path, right) in public.chain(admin.map(|(p, m)| (daemon.admin, p, m))) {
         for wrong in ["GET", "POST", "PUT", "DELETE", "OPTIONS"].into_iter().filter(|m| *m != right) {
             let answer = ask(side, wrong, path);
@@ -79,13 +90,13 @@ fn a_wrong_path_is_404_and_a_wrong_method_is_405_with_the_right_one() {
 #[test]
 fn the_routes_of_one_side_are_not_served_on_the_other() {
     let (_service, daemon) = pair(&[]);
-    for path in ["/ping", "/admin/status", "/admin/update-secrets"] {
+    for path in ["/ping", "/metrics", "/admin/status", "/admin/update-secrets"] {
         assert_eq!(ask(daemon.admin, "PUT", path).status, 405, "{path} is there");
         for method in ["GET", "POST"] {
             assert_error(&ask(daemon.public, method, path), 404, "not_found");
         }
     }
-    for path in ["/", "/health", "/ready", "/health_check", "/metrics", "/files/decrypt", "/files/f/decrypt"] {
+    for path in ["/", "/health", "/ready", "/health_check", "/files/decrypt", "/files/f/decrypt"] {
         for method in ["GET", "POST"] {
             assert_error(&ask(daemon.admin, method, path), 404, "not_found");
         }
@@ -160,6 +171,7 @@ fn a_request_that_can_never_fit_the_memory_is_too_large_and_is_not_told_to_come_
     for answer in [daemon.decrypt(&large, "f", "u"), decrypt_json(&daemon, &large)] {
         assert_error(&answer, 413, "file_too_large");
         assert_eq!(field(&answer, "Retry-After"), None);
+        assert!(answer.text().contains("the 1048576 bytes that requests have (TEEMARK_MEMORY)"), "{answer:?}");
     }
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), f64::from(1 << 20), "nothing of it is kept");
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);

@@ -69,7 +69,7 @@ fn a_file_that_the_service_cannot_mark_is_not_given_out() {
     let (service, daemon) = pair(&[]);
     let binary = encrypt(&KEY, b"\xff\xfe neither picture nor text");
     for answer in [daemon.decrypt(&binary, "f", "u"), decrypt_json(&daemon, &binary)] {
-        assert_error(&answer, 502, "watermark_failed");
+        assert_error(&answer, 422, "watermark_unsupported");
         assert!(answer.text().contains("415") && !answer.text().contains("neither"), "{answer:?}");
     }
     assert_eq!(service.count("POST /api/watermark 415"), 2);

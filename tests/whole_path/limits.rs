@@ -20,6 +20,7 @@ fn a_file_of_exactly_the_largest_size_passes_and_one_byte_more_does_not() {
         for size in [20_001, 21_000, 200_000] {
             for answer in [daemon.decrypt(&file(size), "f", "u"), decrypt_json(&daemon, &file(size))] {
                 assert_error(&answer, 413, "file_too_large");
+                assert!(answer.text().contains("the limit is 20000 bytes (TEEMARK_MAX_FILE)"), "{answer:?}");
             }
         }
     }

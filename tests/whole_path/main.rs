@@ -7,9 +7,12 @@ mod support;
 mod boot;
 mod curl;
 mod errors;
+mod expiry;
 mod files;
+mod health;
 mod keys;
 mod limits;
+mod marked;
 mod operators;
 mod stop;
 

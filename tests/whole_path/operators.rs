@@ -2,15 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
 
 use crate::support::*;
 use crate::*;
-
-fn get(from: SocketAddr, path: &str) -> Answer {
-    request(from, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
-}
 
 #[test]
 fn a_daemon_that_waits_for_its_handshake_lives_and_is_not_ready() {
@@ -49,82 +44,51 @@ fn head_gives_the_head_of_get_and_no_body() {
 }
 
 #[test]
-fn health_check_tells_a_service_that_is_well() {
-    let (service, daemon) = pair(&[]);
-    let answer = daemon.get("/health_check");
-    let endpoints = json!({format!("localhost:{}", service.port): true});
-    let well = json!({"status": "healthy", "endpoints_status": endpoints, "watermark": {"healthy": true}});
-    assert_eq!((answer.status, answer.json()), (200, well));
-    assert_eq!(service.count("GET /health 200"), 1, "it is asked over mutual TLS");
-}
-
-#[test]
-fn health_check_tells_a_service_that_is_unwell() {
-    let (service, daemon) = pair(&["--fault", "unhealthy"]);
-    let answer = daemon.get("/health_check");
-    let endpoints = json!({format!("localhost:{}", service.port): true});
-    let unwell = json!({"status": "unhealthy", "endpoints_status": endpoints, "watermark": {"healthy": false}});
-    assert_eq!((answer.status, answer.json()), (503, unwell));
-}
-
-#[test]
-fn health_check_tells_a_service_that_is_down() {
-    let (service, daemon) = pair(&[]);
-    let endpoint = format!("localhost:{}", service.port);
-    drop(service);
-    let answer = daemon.get("/health_check");
-    assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")), "{answer:?}");
-    assert_eq!(answer.json()["endpoints_status"], json!({endpoint: false}));
-    let watermark = &answer.json()["watermark"];
-    assert!(watermark["healthy"] == false && watermark["error"].as_str().is_some_and(|e| !e.is_empty()), "{watermark}");
-}
-
-#[test]
-fn health_check_before_the_handshake_says_what_is_missing() {
-    let service = Service::start(&CERTS, &[]);
-    let daemon = Setup::new(service.port).start();
-    let answer = daemon.get("/health_check");
-    assert_eq!(answer.status, 503);
-    assert_eq!(answer.json()["endpoints_status"], json!({format!("localhost:{}", service.port): true}));
-    assert!(answer.json()["watermark"]["error"].as_str().unwrap().contains("FILE_KEYS"), "{answer:?}");
-}
-
-#[test]
-fn the_result_of_a_health_check_is_kept_for_5_seconds() {
-    let two_checks = || {
-        let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
-        let start = Instant::now();
-        assert_eq!(daemon.get("/health_check").status, 503);
-        // The service is well again at once; the daemon does not ask it.
-        let kept = daemon.get("/health_check");
-        (service, daemon, start, kept)
-    };
-    // A loaded machine may be too slow for that now and then.
-    let mut tries = std::iter::repeat_with(two_checks).take(5);
-    let (service, daemon, start, kept) =
-        tries.find(|(_, _, start, _)| start.elapsed() < Duration::from_secs(5)).expect("two checks within 5 s");
-    assert_eq!((kept.status, service.count("GET /health")), (503, 1));
-    let asked_again = wait_for("a new check", || {
-        let status = daemon.get("/health_check").status;
-        (status == 200).then(|| start.elapsed())
-    });
-    assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
-    assert_eq!(service.count("GET /health"), 2);
-}
-
-#[test]
 fn operators_can_ask_for_the_state_of_the_daemon() {
     let (service, daemon) = pair(&[]);
-    let ping = get(daemon.admin, "/ping");
+    let ping = daemon.get_admin("/ping");
     assert_eq!((ping.status, ping.text().as_str()), (200, "pong"));
-    let status = get(daemon.admin, "/admin/status").json();
+    let status = daemon.get_admin("/admin/status").json();
     assert_eq!((&status["ready"], &status["missing"]), (&json!(true), &json!([])));
     assert_eq!(status["endpoints"], json!([format!("localhost:{}", service.port)]));
     assert_eq!(status["handshakes"], json!({"accepted": 1, "refused": 0}));
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert!(status["uptime_seconds"].as_u64().is_some() && status["memory_left_bytes"].as_u64() > Some(1 << 20));
+    assert_eq!(status["client_certificate"], "valid");
     let year = status["client_certificate_expires"].as_str().unwrap()[..4].parse::<u32>().unwrap();
     assert!((2025..2100).contains(&year), "{status}");
+}
+
+#[test]
+fn the_status_tells_the_limits_in_force_and_what_is_left_of_them() {
+    let setup = Setup::new(1).env("TEEMARK_MEMORY", "10MiB").env("TEEMARK_MAX_FILE", "3000000");
+    let daemon = setup.env("TEEMARK_MAX_CONNECTIONS", "7").env("TEEMARK_TIMEOUT", "11s").start();
+    let status = daemon.get_admin("/admin/status").json();
+    // (10 MiB - 256 KiB) / 4 by the raw route, and a third of that as base64 with 64 KiB of other JSON.
+    let [raw, json] = ["raw", "json"].map(|route| status["limits"]["largest_file_bytes"][route].as_u64().unwrap());
+    assert!((2_500_000..2_560_000).contains(&raw) && (2_450_000..raw).contains(&json), "{status}");
+    let limits = json!({
+        "max_file_bytes": 3_000_000, "largest_file_bytes": {"raw": raw, "json": json}, "memory_bytes": 10 << 20,
+        "connections": 7, "timeout_seconds": 11,
+    });
+    assert_eq!((&status["limits"], &status["memory_left_bytes"]), (&limits, &json!(10 << 20)));
+    assert!(status["connections_open"].is_u64() && status["client_certificate"].is_null(), "{status}");
+    let log = daemon.process.log();
+    assert!(log.contains("TEEMARK_MAX_FILE is 3000000 bytes, but TEEMARK_MEMORY, 10485760 bytes"), "{log}");
+    assert!(log.contains(&format!("a file of {raw} bytes by the raw route and of {json} bytes as JSON")), "{log}");
+}
+
+#[test]
+fn metrics_are_on_the_admin_listener_and_on_the_public_one_only_where_that_is_set() {
+    let daemon = Setup::new(1).start();
+    assert!(daemon.get_admin("/metrics").text().contains("teemark_memory_left_bytes"));
+    let (metrics, nothing) = (daemon.get("/metrics"), daemon.get("/nothing"));
+    assert_error(&metrics, 404, "not_found");
+    assert_eq!(metrics.text(), nothing.text(), "as any other path");
+    let daemon = Setup::new(1).env("TEEMARK_PUBLIC_METRICS", "on").start();
+    for answer in [daemon.get_admin("/metrics"), daemon.get("/metrics")] {
+        assert!(answer.status == 200 && answer.text().contains("teemark_memory_left_bytes"), "{answer:?}");
+    }
 }
 
 #[test]
@@ -142,20 +106,20 @@ fn secrets_can_be_updated_on_the_admin_side() {
     let accepted = update(&CERTS.full_bundle(service.port).to_string());
     assert_eq!((accepted.status, &accepted.json()["ok"]), (200, &json!(true)), "{accepted:?}");
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
-    assert_eq!(get(daemon.admin, "/admin/status").json()["handshakes"], json!({"accepted": 1, "refused": 1}));
+    assert_eq!(daemon.get_admin("/admin/status").json()["handshakes"], json!({"accepted": 1, "refused": 1}));
 }
 
 #[test]
 fn the_metrics_move_as_they_should() {
     let (_service, daemon) = pair(&[]);
     let file = encrypt(&KEY, b"a text");
-    let before = samples(&daemon.get("/metrics").text());
+    let before = samples(&daemon.get_admin("/metrics").text());
     let marked = daemon.decrypt(&file, "f", "u");
     assert_eq!(daemon.decrypt(&file[1..], "f", "u").status, 422);
     assert_eq!(decrypt_json(&daemon, &file).status, 200);
     assert_eq!(daemon.get("/nothing").status, 404);
     assert_eq!(daemon.handshake(b"{}")["ok"], false);
-    let after = samples(&daemon.get("/metrics").text());
+    let after = samples(&daemon.get_admin("/metrics").text());
     for (name, by) in [
         ("teemark_requests_total{route=\"decrypt_raw\",code=\"200\"}", 1.0),
         ("teemark_requests_total{route=\"decrypt_raw\",code=\"422\"}", 1.0),
@@ -189,7 +153,7 @@ fn the_metrics_are_prometheus_text() {
     let empty = Setup::new(1).start();
     daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u");
     for daemon in [&daemon, &empty] {
-        let answer = daemon.get("/metrics");
+        let answer = daemon.get_admin("/metrics");
         assert!(field(&answer, "Content-Type").unwrap().starts_with("text/plain"), "{}", answer.head);
         let text = answer.text();
         let samples = samples(&text);

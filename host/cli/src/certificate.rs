@@ -4,9 +4,25 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use teemarkd::time::Utc;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::terminal::say;
 
 /// Largest file taken, in bytes: a bundle of 1 MiB holds three of them in base64.
 const LARGEST: u64 = 256 << 10;
+
+/// From how long before a certificate's end on it is warned of, in seconds.
+const SOON: u64 = 30 * 86_400;
+
+/// Whether certificates are those of authorities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// They are a chain: each has to be valid.
+    No,
+    /// They are roots: one that is valid is enough, as while a CA is replaced.
+    Yes,
+}
 
 /// What a file is expected to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +44,66 @@ pub fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", what()))?;
     check(&bytes, content).with_context(what)?;
     Ok(bytes)
+}
+
+/// Reads certificates and looks at their dates, as the daemon will; warns of those that end soon.
+///
+/// # Errors
+/// As [`read`]; none of the authorities, or not all of a chain, are valid now.
+pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec<u8>> {
+    let bytes = read(path, option, Content::Certificates)?;
+    let what = || format!("{option} {}", path.display());
+    if let Some(warning) = check_dates(&bytes, authority, Utc::now()).with_context(what)? {
+        say(format_args!("warning: {}: {warning}", what()));
+    }
+    Ok(bytes)
+}
+
+/// Warns of certificates that end soon or have ended. `what` names them.
+pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
+    match check_dates(bytes, authority, Utc::now()) {
+        Ok(None) => {}
+        Ok(Some(warning)) => say(format_args!("warning: {what}: {warning}")),
+        Err(error) => say(format_args!("warning: {what}: {error:#}")),
+    }
+}
+
+/// Gives what is to be warned of. A certificate that cannot be read here is the daemon's to refuse.
+fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
+    let blocks = pem::parse_many(bytes).unwrap_or_default();
+    let certificates = blocks.iter().filter(|block| block.tag().ends_with("CERTIFICATE")).map(pem::Pem::contents);
+    let certificates: Vec<&[u8]> = if blocks.is_empty() { vec![bytes] } else { certificates.collect() };
+    let (mut first, mut last, mut invalid) = (None, None, None);
+    for (at, der) in certificates.iter().enumerate() {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Ok(None) };
+        let validity = certificate.validity();
+        let [from, until] =
+            [validity.not_before, validity.not_after].map(|time| Utc(time.timestamp().try_into().unwrap_or(0)));
+        let n = at + 1;
+        if now > until {
+            invalid = invalid.or(Some(format!("certificate {n} expired at {until}")));
+        } else if now < from {
+            invalid =
+                invalid.or(Some(format!("certificate {n} is not valid before {from}; is this machine's clock right?")));
+        } else {
+            first = first.min(Some(until)).or(Some(until));
+            last = last.max(Some(until));
+        }
+    }
+    let ends = match authority {
+        Authority::No => first.filter(|_| invalid.is_none()),
+        Authority::Yes => last,
+    };
+    let Some(ends) = ends else {
+        bail!("{}", invalid.as_deref().unwrap_or("there is no certificate in it"));
+    };
+    let left = ends.0 - now.0;
+    Ok((left < SOON).then(|| {
+        format!(
+            "it ends at {ends}, in {} days, and then no file is marked any more; send the next one before",
+            left / 86_400
+        )
+    }))
 }
 
 fn check(bytes: &[u8], content: Content) -> Result<()> {

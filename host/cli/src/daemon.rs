@@ -1,17 +1,17 @@
 //! The HTTP side of a running daemon, as every command that asks it something sees it: plain HTTP to the named address
 //! and nowhere else, and the daemon's own words where it refuses.
 
-use std::fmt;
 use std::io::Read;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use serde::Deserialize;
 use ureq::http::{Response, Uri, header};
 use ureq::{Agent, Body};
 
-use crate::printable;
+use crate::failure::{Class, Failure};
+use crate::terminal::say;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for the word that a body may be sent; after it the body is sent all the same (RFC 9110, 10.1.1).
@@ -20,22 +20,6 @@ const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: u64 = 60;
 /// Largest error answer, in bytes.
 const LARGEST_ERROR: u64 = 64 << 10;
-
-/// The daemon said no.
-#[derive(Debug)]
-pub struct Refusal {
-    status: u16,
-    error: String,
-    code: String,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, HTTP {})", printable(&self.error), printable(&self.code), self.status)
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// The error answer, as the daemon gives it.
 #[derive(Deserialize)]
@@ -72,7 +56,7 @@ pub fn agent(limit: Duration) -> Agent {
 /// (429 and 503 with Retry-After), `retries` times at most.
 ///
 /// # Errors
-/// The daemon gave no answer or is not the daemon; or a [`Refusal`], which is what it said.
+/// The daemon gave no answer or is not the daemon; or what it said, with its code.
 pub fn ask(
     endpoint: &str,
     retries: u32,
@@ -80,15 +64,15 @@ pub fn ask(
 ) -> Result<Response<Body>> {
     let mut tried = 0;
     loop {
-        let mut answer = attempt().with_context(|| format!("the daemon at {endpoint} gave no answer"))?;
+        let mut answer = attempt().map_err(|e| no_answer(endpoint, e))?;
         match pause(&answer) {
             Some(pause) if tried < retries => {
                 tried += 1;
-                eprintln!("the daemon asks to wait; again in {} s ({tried} of {retries})", pause.as_secs());
+                say(format_args!("the daemon asks to wait; again in {} s ({tried} of {retries})", pause.as_secs()));
                 sleep(pause);
             }
             _ if answer.status() == 200 => return Ok(answer),
-            _ => return Err(refusal(endpoint, &mut answer)),
+            _ => return Err(refusal(endpoint, &mut answer).into()),
         }
     }
 }
@@ -109,17 +93,45 @@ fn pause(answer: &Response<Body>) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(LONGEST_PAUSE)))
 }
 
-fn refusal(endpoint: &str, answer: &mut Response<Body>) -> anyhow::Error {
+/// Why there is no answer: the network's faults and time limits may pass, others do not.
+fn no_answer(endpoint: &str, error: ureq::Error) -> anyhow::Error {
+    use ureq::Error::*;
+    let class = match error {
+        Io(_) | Timeout(_) | ConnectionFailed | HostNotFound => Class::TryAgain,
+        _ => Class::Other,
+    };
+    let failure = Failure::new(class, "no_answer", format!("the daemon at {endpoint} gave no answer"));
+    anyhow::Error::new(error).context(failure)
+}
+
+/// What an error status means to whoever asked. The daemon's own failures, 500 and 502, are neither a refusal nor sure to pass.
+fn class(status: u16) -> Class {
+    match status {
+        408 | 429 | 503 | 504 => Class::TryAgain,
+        400..=499 => Class::Refused,
+        _ => Class::Other,
+    }
+}
+
+fn refusal(endpoint: &str, answer: &mut Response<Body>) -> Failure {
     let status = answer.status().as_u16();
     let mut body = Vec::new();
     // An error answer that is cut off is told by its status.
     let _ = answer.body_mut().as_reader().take(LARGEST_ERROR).read_to_end(&mut body);
-    match serde_json::from_slice(&body) {
-        Ok(ErrorAnswer { error, code }) => Refusal { status, error, code }.into(),
-        Err(_) => {
-            anyhow!("{endpoint} answered with HTTP status {status}, but not as teemarkd does; is this its public port?")
+    let failure = match serde_json::from_slice(&body) {
+        Ok(ErrorAnswer { error, code }) => {
+            Failure::new(class(status), &code, format!("{error} ({code}, HTTP {status})"))
         }
-    }
+        Err(_) => {
+            // What stands before the daemon, or in its place, is without room for a time as well.
+            let class = if class(status) == Class::TryAgain { Class::TryAgain } else { Class::Other };
+            let message = format!(
+                "{endpoint} answered with HTTP status {status}, but not as teemarkd does; is this its public port?"
+            );
+            Failure::new(class, "not_teemarkd", message)
+        }
+    };
+    failure.with("status", status.into())
 }
 
 #[cfg(test)]
@@ -132,6 +144,17 @@ mod tests {
         assert_eq!(endpoint("http://[::1]:3000/base").as_deref(), Ok("http://[::1]:3000/base"));
         for bad in ["", "127.0.0.1:3000", "https://h:1", "http://h/?q", "tcp:h:1", "http://"] {
             assert!(endpoint(bad).unwrap_err().contains("http://HOST:PORT"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_status_tells_whether_to_try_again() {
+        for (statuses, expected) in [
+            (&[400, 401, 403, 404, 405, 411, 413, 417, 422, 431][..], Class::Refused),
+            (&[408, 429, 503, 504], Class::TryAgain),
+            (&[302, 500, 502], Class::Other),
+        ] {
+            assert!(statuses.iter().all(|&status| class(status) == expected), "{statuses:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::builder::NonEmptyStringValueParser;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
 use teemarkd::digest::sha256;
 use teemarkd::hpke;
 use teemarkd::reply::{About, REPLY_KEY, sealed_len};
@@ -18,11 +19,15 @@ use ureq::{Agent, Body, SendBody};
 
 use crate::answer::{self, Asked, Signer, WINDOW};
 use crate::attest::{Purpose, Trust};
+use crate::batch::{self, Files, Job, REMEDY};
+use crate::daemon;
+use crate::failure::{Done, Failure};
 use crate::grant::Token;
 use crate::keys::fresh_private_key;
-use crate::output::{self, Existing, Output, Readers};
-use crate::private_key::PrivateKey;
-use crate::{Outcome, daemon, progress};
+use crate::output::{self, Output, Readers};
+use crate::private_key::{PrivateKey, Use};
+use crate::progress::{Counts, Progress};
+use crate::terminal::say;
 
 /// All but the unreserved characters (RFC 3986, 2.3).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -31,9 +36,7 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// file could be lost with the connection.
 const ASK_FIRST: usize = 1 << 20;
 
-const REMEDY: &str = "replace it with --force, or choose another --output";
-
-/// Ask a running daemon for the decrypted, marked file.
+/// Ask a running daemon for decrypted, marked files; they are written for their owner only (mode 600).
 #[derive(clap::Args)]
 #[command(
     mut_arg("pcrs", |pcrs| pcrs.requires("verify")),
@@ -41,20 +44,19 @@ const REMEDY: &str = "replace it with --force, or choose another --output";
     after_help = "Examples:
   teemark decrypt picture.png.enc --endpoint http://127.0.0.1:3000 --file-id pic-1 --user-id alice \\
     --grant pic-1.grant --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
+  teemark decrypt *.enc --endpoint http://127.0.0.1:3000 --user-id alice --grants grants \\
+    --output-dir marked --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
   teemark decrypt picture.png.enc --endpoint http://127.0.0.1:3000 --file-id pic-1 --user-id alice
 
 Only with all of --grant, --seal, --reply-key and --verify, and a grant that names that key (teemark grant --reply-key),
 is the file for its user alone, whoever relays it."
 )]
 pub struct Arguments {
-    /// The encrypted file; - for standard input
-    input: PathBuf,
+    #[command(flatten)]
+    files: Files,
     /// The daemon's public address, http://HOST:PORT
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
-    /// The file's id
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    file_id: String,
     /// Who asks: the mark names this user
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     user_id: String,
@@ -64,6 +66,9 @@ pub struct Arguments {
     /// A file with the grant, as teemark grant prints it
     #[arg(long, value_name = "FILE")]
     grant: Option<PathBuf>,
+    /// A folder of grants, one a file: FILE-ID.grant
+    #[arg(long, value_name = "DIR", conflicts_with = "grant")]
+    grants: Option<PathBuf>,
     /// Have the answer sealed: whoever relays it cannot read it, if the grant names the key of --reply-key
     #[arg(long)]
     seal: bool,
@@ -75,12 +80,6 @@ pub struct Arguments {
     verify: bool,
     #[command(flatten)]
     trust: Option<Trust>,
-    /// Where to write; - for standard output [default: INPUT without .enc, - for -]
-    #[arg(long, value_name = "OUT")]
-    output: Option<PathBuf>,
-    /// Replace the output file if there is one
-    #[arg(long)]
-    force: bool,
     /// How often to try again while the daemon has no room (503 or 429 with Retry-After)
     #[arg(long, value_name = "TIMES", default_value_t = 3)]
     retries: u32,
@@ -97,55 +96,45 @@ struct Request {
     file: Vec<u8>,
 }
 
-/// Sends the file, waits its turn where the daemon has no room, and leaves a whole output file or none.
+/// What is the same for every file of a command.
+struct Session {
+    agent: Agent,
+    reply_key: Option<hpke::PrivateKey>,
+    signer: Option<Signer>,
+}
+
+/// Sends each file, waits its turn where the daemon has no room, and leaves a whole output file or none.
 ///
 /// # Errors
 /// A file cannot be read or written; the daemon refuses, cannot be reached, or what answers is not the daemon; the
 /// enclave is not attested; the answer is not sealed, or not signed, as was asked, or is larger than any can be.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
-    let existing = if arguments.force { Existing::Replace } else { Existing::Keep };
-    let path = match &arguments.output {
-        Some(path) => path.clone(),
-        None => default_output(&arguments.input)?,
-    };
-    let mut out = Output::open(&path, existing, Readers::Umask, REMEDY)?;
-    let grant = arguments.grant.as_deref().map(Token::read).transpose()?;
+pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
+    let jobs = arguments.files.jobs(json, default_output)?;
+    if arguments.grant.is_some() && arguments.files.are_several() {
+        bail!(Failure::usage("--grant is for one file; --grants names a folder with a grant for each, FILE-ID.grant"));
+    }
+    let mut work = Vec::new();
+    for job in &jobs {
+        // A grant that is not there is told before anything is sent.
+        let id = job.file_id.as_deref().context("there is no name to take the file's id from; give --file-id")?;
+        work.push((id, arguments.token(id)?));
+    }
+    let tokens = || work.iter().filter_map(|(_, token)| token.as_ref());
     // Asked for otherwise, the answer could not be opened, and the grant would be used up.
-    if grant.as_ref().is_some_and(Token::names_reply_key) && arguments.reply_key.is_none() {
+    if tokens().any(Token::names_reply_key) && arguments.reply_key.is_none() {
         bail!("the grant has the answer sealed to a key that it names: give that with --seal --reply-key FILE");
     }
-    if arguments.seal {
-        arguments.tell_what_sealing_leaves_open(grant.as_ref());
-    }
-    let reply_key = arguments.reply_key()?;
-    let request = Request {
-        url: arguments.url(),
-        authorization: grant.as_ref().map(Token::authorization),
-        reply_key: reply_key.as_ref().map(hpke::PrivateKey::public),
-        file: read(&arguments.input)?,
+    arguments.tell_what_is_left_open(tokens().any(|token| !token.names_reply_key()));
+    let session = Session {
+        agent: daemon::agent(Duration::from_secs(arguments.timeout)),
+        reply_key: arguments.reply_key()?,
+        signer: arguments.signer()?,
     };
-    let signer = arguments.signer()?;
-
-    let agent = daemon::agent(Duration::from_secs(arguments.timeout));
-    let answer = daemon::ask(&arguments.endpoint, arguments.retries, || request.post(&agent))?;
-    let limit = largest_answer(request.file.len());
-    let asked = Asked { about: arguments.about(), content_sha256: sha256(&request.file), sealed: reply_key.is_some() };
-    drop(request);
-    let unmarked = answer::is_unmarked(answer.headers());
-    let not_written = || format!("{} was not written", path.display());
-    check_form(&answer, asked.sealed).with_context(not_written)?;
-    match (signer, reply_key) {
-        (None, None) => receive(answer, limit, &mut out).with_context(not_written)?,
-        (signer, reply_key) => {
-            let file = check_and_open(answer, limit, asked, signer, reply_key.as_ref()).with_context(not_written)?;
-            out.write_all(&file).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-    }
-    out.commit(REMEDY)?;
-    if unmarked {
-        eprintln!("warning: the file is not marked; the daemon is set to give such files out");
-    }
-    Ok(Outcome::Done)
+    let mut work = work.into_iter();
+    batch::run(&jobs, |job, progress| {
+        let (id, token) = work.next().context("a file more than there are")?;
+        arguments.decrypt(job, id, token.as_ref(), &session, progress)
+    })
 }
 
 /// The answer has to be sealed if, and only if, that was asked for.
@@ -170,10 +159,11 @@ fn check_and_open(
     asked: Asked<'_>,
     signer: Option<Signer>,
     reply_key: Option<&hpke::PrivateKey>,
+    progress: &Progress,
 ) -> Result<Vec<u8>> {
     let headers = answer.headers().clone();
     let mut given = Vec::new();
-    receive(answer, limit, &mut given)?;
+    receive(answer, limit, &mut given, progress)?;
     if let Some(signer) = signer {
         signer.check(&headers, &given, asked, SystemTime::now())?;
     }
@@ -184,20 +174,84 @@ fn check_and_open(
 }
 
 impl Arguments {
-    fn about(&self) -> About<'_> {
-        About { file_id: &self.file_id, user_id: &self.user_id }
+    fn decrypt(
+        &self,
+        job: &Job,
+        file_id: &str,
+        grant: Option<&Token>,
+        session: &Session,
+        progress: &Progress,
+    ) -> Result<Value> {
+        let path = &job.output;
+        let mut out = Output::open(path, self.files.existing(), Readers::Owner, REMEDY)?;
+        let about = About { file_id, user_id: &self.user_id };
+        let reply_key = session.reply_key.as_ref();
+        let request = Request {
+            url: self.url(about),
+            authorization: grant.map(Token::authorization),
+            reply_key: reply_key.map(hpke::PrivateKey::public),
+            file: read(&job.input)?,
+        };
+        let answer = daemon::ask(&self.endpoint, self.retries, || request.post(&session.agent, progress))?;
+        let limit = largest_answer(request.file.len());
+        let asked = Asked { about, content_sha256: sha256(&request.file), sealed: reply_key.is_some() };
+        drop(request);
+        let unmarked = answer::is_unmarked(answer.headers());
+        let not_written = || format!("{} was not written", path.display());
+        check_form(&answer, asked.sealed).with_context(not_written)?;
+        let bytes = match (session.signer, reply_key) {
+            (None, None) => receive(answer, limit, &mut out, progress).with_context(not_written)?,
+            (signer, key) => {
+                let file = check_and_open(answer, limit, asked, signer, key, progress).with_context(not_written)?;
+                out.write_all(&file).with_context(|| format!("cannot write {}", path.display()))?;
+                file.len() as u64
+            }
+        };
+        out.commit(REMEDY)?;
+        if unmarked {
+            progress.aside(|| {
+                say(format_args!(
+                    "warning: {}: the file is not marked; the daemon is set to give such files out",
+                    path.display()
+                ));
+            });
+        }
+        Ok(json!({
+            "input": job.input.to_string_lossy(),
+            "output": path.to_string_lossy(),
+            "file_id": file_id,
+            "bytes": bytes,
+            "watermarked": !unmarked,
+            "sealed": asked.sealed,
+            "verified": session.signer.is_some(),
+        }))
     }
 
-    /// Says who can still read or make an answer that is sealed.
-    fn tell_what_sealing_leaves_open(&self, grant: Option<&Token>) {
-        if grant.is_some_and(|grant| !grant.names_reply_key()) {
-            eprintln!(
+    /// The grant for the file with this id, if grants are given.
+    fn token(&self, file_id: &str) -> Result<Option<Token>> {
+        let path = match (&self.grant, &self.grants) {
+            (Some(file), _) => Token::read(file, "--grant"),
+            (None, Some(_)) if file_id.contains('/') => bail!(Failure::usage(format!(
+                "no file in --grants can be named after the file id {file_id:?}; give the grant with --grant"
+            ))),
+            (None, Some(folder)) => Token::read(&folder.join(format!("{file_id}.grant")), "--grants"),
+            (None, None) => return Ok(None),
+        };
+        path.map(Some)
+    }
+
+    /// Says who can read or make the answer, as it is asked for. `open` says that a grant names no reply key.
+    fn tell_what_is_left_open(&self, open: bool) {
+        if !self.seal {
+            say("warning: without --seal whoever relays the answer, as the parent does, can read the marked file");
+        } else if open {
+            say(
                 "warning: the grant names no reply key, so whoever relays the request can put its own key in place of \
-                 yours; have the grant made with teemark grant --reply-key"
+                 yours; have the grant made with teemark grant --reply-key",
             );
         }
         if !self.verify {
-            eprintln!("warning: without --verify anybody could have made this answer, whoever relays it for one");
+            say("warning: without --verify nobody vouches for the answer: anybody who relays it could have made it");
         }
     }
 
@@ -206,7 +260,7 @@ impl Arguments {
         let Some(path) = &self.reply_key else {
             return self.seal.then(fresh_private_key).transpose();
         };
-        let key = PrivateKey::read(path).and_then(PrivateKey::reply);
+        let key = PrivateKey::read(path, Use::Reply).and_then(PrivateKey::reply);
         key.map(Some).with_context(|| format!("--reply-key {}", path.display()))
     }
 
@@ -231,9 +285,9 @@ impl Arguments {
         Ok(Some(Signer(attested.identity)))
     }
 
-    fn url(&self) -> String {
+    fn url(&self, about: About<'_>) -> String {
         let escape = |text| utf8_percent_encode(text, ESCAPED);
-        let (file, user) = (escape(&self.file_id), escape(&self.user_id));
+        let (file, user) = (escape(about.file_id), escape(about.user_id));
         let mut url = format!("{}/files/{file}/decrypt?user_id={user}", self.endpoint);
         if let Some(key) = &self.key_id {
             url.push_str(&format!("&key_id={}", escape(key)));
@@ -260,8 +314,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 impl Request {
-    fn post(&self, agent: &Agent) -> Result<Response<Body>, ureq::Error> {
-        let bar = progress::bar(Some(self.file.len() as u64), "sending");
+    fn post(&self, agent: &Agent, progress: &Progress) -> Result<Response<Body>, ureq::Error> {
+        let bar = progress.step(Some(self.file.len() as u64), "sending", Counts::Yes);
         let mut request = agent
             .post(&self.url)
             .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -275,9 +329,7 @@ impl Request {
         if let Some(key) = &self.reply_key {
             request = request.header(REPLY_KEY, STANDARD.encode(key));
         }
-        let answer = request.send(SendBody::from_reader(&mut bar.wrap_read(Cursor::new(&self.file))));
-        bar.finish_and_clear();
-        answer
+        request.send(SendBody::from_reader(&mut bar.wrap_read(Cursor::new(&self.file))))
     }
 }
 
@@ -287,24 +339,36 @@ fn largest_answer(n: usize) -> u64 {
     sealed_len(n.saturating_mul(2 * 6).saturating_add(2 * ANSWER_SLACK)) as u64
 }
 
-/// Carries the whole body of an answer to `sink`, if it has at most `limit` bytes.
-fn receive(answer: Response<Body>, limit: u64, sink: &mut impl Write) -> Result<()> {
+/// Carries the whole body of an answer to `sink`, if it has at most `limit` bytes; gives its length.
+fn receive(answer: Response<Body>, limit: u64, sink: &mut impl Write, progress: &Progress) -> Result<u64> {
     let expected = answer.body().content_length();
     if expected.is_some_and(|expected| expected > limit) {
         bail!(too_large(limit));
     }
-    let bar = progress::bar(expected, "receiving");
-    let mut body = bar.wrap_read(answer.into_body().into_reader());
-    let part = "the marked file did not arrive whole";
-    let received = std::io::copy(&mut body.by_ref().take(limit), sink).context(part)?;
-    if received == limit && body.read(&mut [0]).context(part)? > 0 {
+    let bar = progress.step(expected, "receiving", Counts::No);
+    let mut body = bar.wrap_read(answer.into_body().into_reader()).take(limit);
+    let cut = |received: u64| {
+        let message = format!("the marked file did not arrive whole ({received} bytes)");
+        Failure::try_again("answer_cut_off", message)
+    };
+    let (mut received, mut chunk) = (0, vec![0; 64 << 10]);
+    loop {
+        let read = match body.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(e) => return Err(e).context(cut(received)),
+        };
+        sink.write_all(&chunk[..read]).context("the marked file cannot be written")?;
+        received += read as u64;
+    }
+    let mut body = body.into_inner();
+    if received == limit && body.read(&mut [0]).map_err(|e| anyhow::Error::new(e).context(cut(received)))? > 0 {
         bail!(too_large(limit));
     }
-    bar.finish_and_clear();
     if expected.is_some_and(|expected| expected != received) {
-        bail!("the marked file did not arrive whole ({received} bytes)");
+        bail!(cut(received));
     }
-    Ok(())
+    Ok(received)
 }
 
 fn too_large(limit: u64) -> String {

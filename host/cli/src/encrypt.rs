@@ -5,85 +5,92 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::builder::NonEmptyStringValueParser;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use serde_json::{Value, json};
 
-use crate::Outcome;
+use crate::batch::{self, Files, Job, REMEDY};
+use crate::failure::Done;
 use crate::keys::{FileKey, KeyFile, fill_random};
-use crate::output::{self, Existing, Output, Readers};
-use crate::progress;
+use crate::output::{self, Output, Readers};
+use crate::progress::{Counts, Progress};
+use crate::terminal::say;
 
 /// The daemon's default of TEEMARK_MAX_FILE, in bytes of plaintext.
 const DAEMON_DEFAULT_LIMIT: usize = 64 << 20;
 
 /// Tink's prefix of a ciphertext: this byte, then the key id as u32, big endian
-/// (https://developers.google.com/tink/wire-format).
+/// (<https://developers.google.com/tink/wire-format>).
 const TINK_VERSION: u8 = 1;
 
-const REMEDY: &str = "replace it with --force, or choose another --output";
-
-/// Encrypt a file with AES-256-GCM, under a new random IV each time.
+/// Encrypt files with AES-256-GCM, each under a new random IV.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark encrypt picture.png --keys keys.json
+  teemark encrypt *.png --keys keys.json --output-dir encrypted
   teemark encrypt report.txt --keys keys.json --key-id 7 --file-id report-2026 --output - > report.enc")]
 pub struct Arguments {
-    /// The file to encrypt; - for standard input
-    input: PathBuf,
+    #[command(flatten)]
+    files: Files,
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: PathBuf,
     /// Which key; needed where the key file holds several
     #[arg(long, value_name = "ID")]
     key_id: Option<String>,
-    /// The file's id; needed where the key binds files to their ids
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    file_id: Option<String>,
     /// Put Tink's prefix (0x01 and the key id) in front
     #[arg(long)]
     tink: bool,
-    /// Where to write; - for standard output [default: INPUT.enc, - for -]
-    #[arg(long, value_name = "OUT")]
-    output: Option<PathBuf>,
-    /// Replace the output file if there is one
-    #[arg(long)]
-    force: bool,
 }
 
 /// Encrypts, and leaves a whole output file or none.
 ///
 /// # Errors
 /// A file cannot be read or written, the key cannot be told, or what it needs (file id, a number for Tink) is missing.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
+pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let keys = KeyFile::read(&arguments.keys)?;
     let (id, key) = keys.find(arguments.key_id.as_deref())?;
     let prefix = if arguments.tink { tink_prefix(id)?.to_vec() } else { Vec::new() };
-    let aad = associated_data(id, key, arguments.file_id.as_deref())?;
-    let existing = if arguments.force { Existing::Replace } else { Existing::Keep };
-    let path = arguments.output.clone().unwrap_or_else(|| default_output(&arguments.input));
-    // Opened before the work, so that a name that is taken is told at once.
-    let mut out = Output::open(&path, existing, Readers::Umask, REMEDY)?;
+    let jobs = arguments.files.jobs(json, |input| Ok(default_output(input)))?;
+    batch::run(&jobs, |job, progress| arguments.encrypt(job, (id, key), &prefix, progress))
+}
 
-    let mut data = read(&arguments.input)?;
-    if data.len() > DAEMON_DEFAULT_LIMIT {
-        eprintln!(
-            "warning: {} bytes are more than the 64 MiB that a daemon takes by default; raise its TEEMARK_MAX_FILE",
-            data.len()
-        );
-    }
-    let iv = seal(key, aad, &mut data)?;
+impl Arguments {
+    fn encrypt(&self, job: &Job, (id, key): (&str, &FileKey), prefix: &[u8], progress: &Progress) -> Result<Value> {
+        let aad = associated_data(id, key, job.file_id.as_deref())?;
+        let path = &job.output;
+        // Opened before the work, so that a name that is taken is told at once.
+        let mut out = Output::open(path, self.files.existing(), Readers::Umask, REMEDY)?;
 
-    let length = prefix.len() + iv.len() + data.len();
-    let bar = progress::bar(Some(length as u64), "writing");
-    let mut sink = bar.wrap_write(&mut out);
-    // In pieces, since one write of everything would take the bar from nothing to the end.
-    for piece in [&prefix[..], &iv].into_iter().chain(data.chunks(1 << 20)) {
-        sink.write_all(piece).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut data = read(&job.input, progress)?;
+        if data.len() > DAEMON_DEFAULT_LIMIT {
+            let length = data.len();
+            progress.aside(|| {
+                say(format_args!(
+                    "warning: {}: {length} bytes are more than the 64 MiB that a daemon takes by default; raise its \
+                     TEEMARK_MAX_FILE",
+                    job.input.display()
+                ));
+            });
+        }
+        let iv = seal(key, aad, &mut data, progress)?;
+
+        let length = prefix.len() + iv.len() + data.len();
+        let bar = progress.step(Some(length as u64), "writing", Counts::No);
+        let mut sink = bar.wrap_write(&mut out);
+        // In pieces, since one write of everything would take the bar from nothing to the end.
+        for piece in [prefix, &iv].into_iter().chain(data.chunks(1 << 20)) {
+            sink.write_all(piece).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        drop(sink);
+        out.commit(REMEDY)?;
+        Ok(json!({
+            "input": job.input.to_string_lossy(),
+            "output": path.to_string_lossy(),
+            "key_id": id,
+            "file_id": key.bound_to_file_id.then_some(aad),
+            "bytes": length,
+        }))
     }
-    drop(sink);
-    bar.finish_and_clear();
-    out.commit(REMEDY)?;
-    Ok(Outcome::Done)
 }
 
 fn tink_prefix(id: &str) -> Result<[u8; 5]> {
@@ -99,7 +106,9 @@ fn associated_data<'a>(id: &str, key: &FileKey, file_id: Option<&'a str>) -> Res
     match (key.bound_to_file_id, file_id) {
         (false, _) => Ok(""),
         (true, Some(file_id)) => Ok(file_id),
-        (true, None) => bail!("the key {id} binds each file to its file id; give it with --file-id"),
+        (true, None) => {
+            bail!("the key {id} binds each file to its file id, and there is no name to take; give --file-id")
+        }
     }
 }
 
@@ -113,18 +122,17 @@ fn default_output(input: &Path) -> PathBuf {
 }
 
 /// Reads the whole input: AES-GCM in one piece needs it in memory.
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
     let (source, length) = output::open_input(path)?;
-    let bar = progress::bar(length, "reading");
+    let bar = progress.step(length, "reading", Counts::Yes);
     let mut data = Vec::with_capacity(length.unwrap_or(0) as usize + AES_256_GCM.tag_len());
     bar.wrap_read(source).read_to_end(&mut data).with_context(|| format!("cannot read {}", path.display()))?;
-    bar.finish_and_clear();
     Ok(data)
 }
 
 /// Encrypts in place, appends the tag, and returns the IV.
-fn seal(key: &FileKey, aad: &str, data: &mut Vec<u8>) -> Result<[u8; NONCE_LEN]> {
-    let bar = progress::bar(Some(data.len() as u64), "sealing");
+fn seal(key: &FileKey, aad: &str, data: &mut Vec<u8>, progress: &Progress) -> Result<[u8; NONCE_LEN]> {
+    let bar = progress.step(Some(data.len() as u64), "sealing", Counts::No);
     bar.tick();
     let mut iv = [0; NONCE_LEN];
     fill_random(&mut iv)?;
@@ -132,7 +140,6 @@ fn seal(key: &FileKey, aad: &str, data: &mut Vec<u8>) -> Result<[u8; NONCE_LEN]>
         LessSafeKey::new(key).seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), data)
     });
     sealed.ok().context("the file is too long for AES-GCM in one piece (64 GiB)")?;
-    bar.finish_and_clear();
     Ok(iv)
 }
 

@@ -10,13 +10,16 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use clap::builder::NonEmptyStringValueParser;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use teemarkd::digest::sha256;
 use teemarkd::grants::{MAX_LIFE, MAX_TOKEN};
 
+use crate::failure::Done;
 use crate::issuer::Issuer;
 use crate::keys::fill_random;
-use crate::private_key::PrivateKey;
-use crate::{Outcome, output};
+use crate::output;
+use crate::private_key::{PrivateKey, Use};
+use crate::terminal::say;
 
 /// Sign a grant: a token that lets one user have one file decrypted, once.
 #[derive(clap::Args)]
@@ -75,17 +78,17 @@ struct Claims<'a> {
 ///
 /// # Errors
 /// The key cannot be read, or is not one that signs grants; the encrypted file cannot be read.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
+pub fn run(arguments: &Arguments) -> Result<Done> {
     let in_file = || format!("--key {}", arguments.key.display());
-    let issuer = PrivateKey::read(&arguments.key).and_then(Issuer::new).with_context(in_file)?;
+    let issuer = PrivateKey::read(&arguments.key, Use::Grants).and_then(Issuer::new).with_context(in_file)?;
     let content = arguments.content.as_deref().map(hash).transpose()?;
     if arguments.reply_key.is_none() {
-        eprintln!("warning: without --reply-key whoever holds the token chooses who can read the answer");
+        say("warning: without --reply-key whoever holds the token chooses who can read the answer");
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
     let mut jti = [0; 16];
     fill_random(&mut jti)?;
-    let token = issuer.token(&Claims {
+    let claims = Claims {
         sub: &arguments.user_id,
         file_id: &arguments.file_id,
         aud: &arguments.audience,
@@ -95,9 +98,10 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
         jti: URL_SAFE_NO_PAD.encode(jti),
         reply_key: arguments.reply_key.as_deref(),
         content_sha256: content,
-    })?;
-    output::to_stdout(format!("{token}\n").as_bytes())?;
-    Ok(Outcome::Done)
+    };
+    let token = issuer.token(&claims)?;
+    let told = json!({"grant": token, "claims": claims});
+    Ok(Done::new(format!("{token}\n"), told))
 }
 
 /// SHA-256 of a file, in hexadecimal.
@@ -124,12 +128,12 @@ struct NamedKey {
 }
 
 impl Token {
-    /// Reads a file that holds a token.
+    /// Reads a file that holds a token. `option` names it in errors.
     ///
     /// # Errors
     /// It cannot be read, or holds something else; no message repeats any of it.
-    pub fn read(path: &Path) -> Result<Token> {
-        let in_file = || format!("--grant {}", path.display());
+    pub fn read(path: &Path, option: &str) -> Result<Token> {
+        let in_file = || format!("{option} {}", path.display());
         let (source, _) = output::open_input(path).with_context(in_file)?;
         let mut text = Vec::new();
         source.take(MAX_TOKEN as u64 + 2).read_to_end(&mut text).with_context(in_file)?;

@@ -11,11 +11,12 @@ use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use teemarkd::net::addr::{Address, Stream};
 
-use crate::{Outcome, printable};
+use crate::failure;
+use crate::terminal::{printable, say};
 
 /// Time to connect and send, and then again time for the whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -36,6 +37,8 @@ struct Answer {
     #[serde(default)]
     ignored: Vec<String>,
     #[serde(default)]
+    warnings: Vec<String>,
+    #[serde(default)]
     missing: Vec<String>,
     field: Option<String>,
     error: Option<String>,
@@ -49,11 +52,21 @@ enum Failure {
     Final(anyhow::Error),
 }
 
-/// Sends what `bundle` gives, again and again for `wait` seconds while nobody listens, and prints the answer.
+/// A bundle that the daemon took, by its answer.
+#[derive(Debug)]
+pub struct Accepted {
+    pub updated: Vec<String>,
+    pub ignored: Vec<String>,
+    pub warnings: Vec<String>,
+    pub missing: Vec<String>,
+}
+
+/// Sends what `bundle` gives, again and again for `wait` seconds while nobody listens.
 ///
 /// # Errors
-/// There is no bundle; the address cannot be reached in time or at all; what answers is not the daemon.
-pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Outcome> {
+/// There is no bundle; the daemon refuses it; the address cannot be reached in time or at all; what answers is not the
+/// daemon.
+pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
     let start = Instant::now();
     let wait = Duration::from_secs(wait);
     let mut pause = FIRST_PAUSE;
@@ -66,14 +79,15 @@ pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, w
         };
         let left = wait.saturating_sub(start.elapsed());
         if left.is_zero() {
-            bail!(
+            let message = format!(
                 "{address}: {why}, for {} s; is the enclave running, is this its address, \
                  or does it need longer (--wait)?",
                 wait.as_secs()
             );
+            bail!(failure::Failure::try_again("no_answer", message));
         }
         if told.as_ref().is_none_or(|(before, at)| *before != why || at.elapsed() > REMINDER) {
-            eprintln!("waiting for {address} ({why}), {} s left", left.as_secs_f32().ceil());
+            say(format_args!("waiting for {address} ({why}), {} s left", left.as_secs_f32().ceil()));
             told = Some((why, Instant::now()));
         }
         sleep(pause.min(left));
@@ -143,28 +157,38 @@ fn sort(address: &Address, error: io::Error) -> Failure {
                 Address::Vsock { .. } => "; vsock works on the parent EC2 instance only, with /dev/vsock",
                 _ => "",
             };
-            Failure::Final(anyhow::anyhow!("cannot connect to {address}: {error}{hint}"))
+            Failure::Final(anyhow!("cannot connect to {address}: {error}{hint}"))
         }
     }
 }
 
-fn report(address: &Address, bytes: &[u8]) -> Result<Outcome> {
+fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
     let answer = parse(bytes).with_context(|| format!("what answered at {address} is not teemarkd"))?;
     if !answer.ok {
         let reason = answer.error.as_deref().unwrap_or("no reason given");
         let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
-        eprintln!("refused: {}: {}", printable(field), printable(reason));
-        return Ok(Outcome::Refused);
+        let refused = failure::Failure::refused("bundle_refused", format!("{field}: {reason}"));
+        bail!(refused.with("field", answer.field.clone().into()));
     }
-    let list = |items: &[String]| printable(&items.join(", "));
-    crate::output::to_stdout(format!("accepted by {address}: {}\n", list(&answer.updated)).as_bytes())?;
+    let list = |items: &[String]| items.join(", ");
     if !answer.ignored.is_empty() {
-        eprintln!("warning: the daemon ignored what it does not know: {}", list(&answer.ignored));
+        say(format_args!("warning: the daemon ignored what it does not know: {}", list(&answer.ignored)));
+    }
+    for warning in &answer.warnings {
+        say(format_args!("warning: the daemon says: {warning}"));
     }
     if !answer.missing.is_empty() {
-        eprintln!("warning: the daemon is not ready; it still needs {}", list(&answer.missing));
+        say(format_args!("warning: the daemon is not ready; it still needs {}", list(&answer.missing)));
     }
-    Ok(Outcome::Done)
+    let Answer { updated, ignored, warnings, missing, .. } = answer;
+    Ok(Accepted { updated, ignored, warnings, missing })
+}
+
+impl Accepted {
+    /// The line that says so.
+    pub fn line(&self, address: &Address) -> String {
+        format!("accepted by {address}: {}\n", printable(&self.updated.join(", ")))
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<Answer> {

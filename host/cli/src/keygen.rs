@@ -1,5 +1,6 @@
 //! `teemark keygen`: new keys of every kind, and the public halves of those that have one.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -7,21 +8,23 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use ring::signature::KeyPair;
+use serde_json::{Value, json};
 
-use crate::Outcome;
+use crate::failure::{Done, Failure};
 use crate::issuer::Issuer;
 use crate::keys::{FileKey, KeyFile, LONGEST_ID, fill_random};
-use crate::output::{self, Existing, Readers};
-use crate::private_key::{Kind, PrivateKey};
+use crate::output::{self, Existing, Output, Readers};
+use crate::private_key::{self, PrivateKey};
+use crate::terminal::say;
 
 /// Make a new key and write it to a file (mode 600), or print it; of a key pair, print the public half.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark keygen --output keys.json
   teemark keygen --output keys.json --add --aad --id contracts-2026
-  teemark keygen --for operator --output operator.key
+  teemark keygen --for operator --output operator.key --public-output operator.pub
   teemark keygen --for operator --public operator.key
-  teemark keygen --for grants --output grant.key > grant-keys.json")]
+  teemark keygen --for grants --output grants.key --public-output grants.json")]
 pub struct Arguments {
     /// What the key is for
     #[arg(long = "for", value_name = "USE", value_enum, default_value_t = Use::File)]
@@ -35,6 +38,9 @@ pub struct Arguments {
     /// The key file to make, never overwritten; a file key is printed where it is left out
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write the public half to this new file rather than to standard output; neither file is ever overwritten
+    #[arg(long, value_name = "FILE")]
+    public_output: Option<PathBuf>,
     /// Add the file key to the key file that is there
     #[arg(long, requires = "output")]
     add: bool,
@@ -67,57 +73,102 @@ fn key_id(text: &str) -> Result<String, String> {
 /// # Errors
 /// The file is there already (or, with `--add` and `--public`, is not), cannot be written, has the id already, or holds
 /// another kind of key; an option makes no sense for this use.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
-    let purpose = arguments.purpose;
-    if purpose == Use::File {
-        if arguments.public.is_some() {
-            bail!("a file key has no public half; for another kind of key say which: --for operator, grants or reply");
+pub fn run(arguments: &Arguments) -> Result<Done> {
+    let Some(purpose) = arguments.purpose.of_pair() else {
+        if arguments.public.is_some() || arguments.public_output.is_some() {
+            bail!(Failure::usage(
+                "a file key has no public half; for another kind of key say which: --for operator, grants or reply"
+            ));
         }
         return file_key(arguments);
-    }
+    };
     if arguments.add || arguments.aad || arguments.id.is_some() {
-        bail!("--id, --aad and --add are for file keys only; a file holds one key pair");
+        bail!(Failure::usage("--id, --aad and --add are for file keys only; a file holds one key pair"));
     }
     match (&arguments.public, &arguments.output) {
         (Some(path), _) => {
-            let public = PrivateKey::read(path).and_then(|key| purpose.public_half(key));
-            print(&public.with_context(|| format!("--public {}", path.display()))?)
+            let public = PrivateKey::read(path, purpose).and_then(|key| public_half(purpose, key));
+            let public = public.with_context(|| format!("--public {}", path.display()))?;
+            let out = arguments.public_output.as_deref().map(open_public).transpose()?;
+            publish(purpose, &public, out, json!({}))
         }
-        (None, Some(path)) if path != Path::new("-") => key_pair(purpose, path),
-        _ => bail!("name a file for the private key with --output; standard output is for the public half"),
+        (None, Some(path)) if path != Path::new("-") => key_pair(purpose, path, arguments.public_output.as_deref()),
+        _ => bail!(Failure::usage(
+            "name a file for the private key with --output; standard output is for the public half"
+        )),
     }
 }
 
-/// Makes a key pair: the private half goes to the file, the public half to standard output.
-fn key_pair(purpose: Use, path: &Path) -> Result<Outcome> {
-    let kind = if purpose == Use::Reply { Kind::X25519 } else { Kind::Ed25519 };
-    let (key, text) = PrivateKey::generate(kind)?;
-    let public = purpose.public_half(key)?;
+/// Makes a key pair: the private half goes to the file, the public half to its own or to standard output. Neither is there
+/// unless there was room for both.
+fn key_pair(purpose: private_key::Use, path: &Path, public_path: Option<&Path>) -> Result<Done> {
+    let (key, text) = PrivateKey::generate(purpose)?;
+    let public = public_half(purpose, key)?;
     let remedy = "choose another name, or print its public half with --public";
-    output::write(path, text.as_bytes(), Existing::Keep, Readers::Owner, remedy)?;
-    eprintln!("the private key is in {}", path.display());
-    print(&public)
+    let mut private_out = Output::open(path, Existing::Keep, Readers::Owner, remedy)?;
+    let public_out = public_path.map(open_public).transpose()?;
+    if public_path == Some(path) {
+        bail!(Failure::usage("--output and --public-output name one file; the two halves need one each"));
+    }
+    private_out.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    private_out.commit(remedy)?;
+    say(format_args!("the private key is in {}", path.display()));
+    publish(purpose, &public, public_out, json!({"private_key_file": path.to_string_lossy()}))
+        .with_context(|| format!("{} has the private key; print its public half with --public", path.display()))
 }
 
-fn print(public: &str) -> Result<Outcome> {
-    output::to_stdout(format!("{public}\n").as_bytes())?;
-    Ok(Outcome::Done)
+/// A file for the public half, and its name.
+type PublicOutput<'a> = (&'a Path, Output);
+
+const PUBLIC_REMEDY: &str = "choose another --public-output";
+
+fn open_public(path: &Path) -> Result<PublicOutput<'_>> {
+    Ok((path, Output::open(path, Existing::Keep, Readers::Umask, PUBLIC_REMEDY)?))
+}
+
+/// Writes the public half to its file, or has it printed.
+fn publish(purpose: private_key::Use, public: &str, out: Option<PublicOutput<'_>>, mut told: Value) -> Result<Done> {
+    told["use"] = json!(purpose.name());
+    told["public_key"] = match purpose {
+        private_key::Use::Grants => serde_json::from_str(public)?,
+        _ => json!(public),
+    };
+    let line = format!("{public}\n");
+    match out {
+        Some((path, mut out)) if path != Path::new("-") => {
+            out.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            out.commit(PUBLIC_REMEDY)?;
+            say(format_args!("the public half is in {}", path.display()));
+            told["public_key_file"] = json!(path.to_string_lossy());
+            Ok(Done::new("", told))
+        }
+        _ => Ok(Done::new(line, told)),
+    }
+}
+
+/// A key's public half, in the form in which others take it for this use.
+fn public_half(purpose: private_key::Use, key: PrivateKey) -> Result<String> {
+    match purpose {
+        private_key::Use::Operator => Ok(STANDARD.encode(key.operators()?.public_key())),
+        private_key::Use::Grants => Issuer::new(key)?.jwk_set(),
+        private_key::Use::Reply => Ok(STANDARD.encode(key.reply()?.public())),
+    }
 }
 
 impl Use {
-    /// A key's public half, in the form in which others take it for this use.
-    fn public_half(self, key: PrivateKey) -> Result<String> {
+    /// What a key pair is for, where it is one.
+    fn of_pair(self) -> Option<private_key::Use> {
         match self {
-            Use::File => bail!("a file key has no public half"),
-            Use::Operator => Ok(STANDARD.encode(key.operators()?.public_key())),
-            Use::Grants => Issuer::new(key)?.jwk_set(),
-            Use::Reply => Ok(STANDARD.encode(key.reply()?.public())),
+            Use::File => None,
+            Use::Operator => Some(private_key::Use::Operator),
+            Use::Grants => Some(private_key::Use::Grants),
+            Use::Reply => Some(private_key::Use::Reply),
         }
     }
 }
 
 /// Makes a file key and says on stderr, never with the key itself, where it went.
-fn file_key(arguments: &Arguments) -> Result<Outcome> {
+fn file_key(arguments: &Arguments) -> Result<Done> {
     let mut keys = match (&arguments.output, arguments.add) {
         (Some(path), true) => KeyFile::read(path).context("--add adds to a key file that is there")?,
         _ => KeyFile::default(),
@@ -135,11 +186,17 @@ fn file_key(arguments: &Arguments) -> Result<Outcome> {
             let existing = if arguments.add { Existing::Replace } else { Existing::Keep };
             let remedy = "add a key to it with --add, or choose another name";
             output::write(path, &text, existing, Readers::Owner, remedy)?;
-            eprintln!("key {id} is in {} ({} in all)", path.display(), keys.len());
+            say(format_args!("key {id} is in {} ({} in all)", path.display(), keys.len()));
+            Ok(Done::new(
+                "",
+                json!({"use": "file", "key_id": id, "key_file": path.to_string_lossy(), "keys": keys.len()}),
+            ))
         }
-        _ => output::to_stdout(&text)?,
+        _ => {
+            let told = json!({"use": "file", "key_id": id, "keys": serde_json::to_value(&keys)?});
+            Ok(Done::new(text, told))
+        }
     }
-    Ok(Outcome::Done)
 }
 
 /// A key id as Tink makes them: any u32 but 0.

@@ -8,13 +8,11 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
-use teemarkd::hpke;
+use teemarkd::{base64, hpke};
 
 use crate::output;
 
@@ -70,13 +68,13 @@ impl FileKey {
             },
             _ => return Err(FORM),
         };
-        let bytes = STANDARD.decode(text.trim_ascii()).map_err(|_| "is not base64")?;
+        let bytes = base64::decode(text).ok_or("is not base64")?;
         let bytes = bytes.try_into().map_err(|_| "is not 32 bytes long, as an AES-256 key is")?;
         Ok(FileKey { bytes, bound_to_file_id })
     }
 
     fn to_json(&self) -> Value {
-        let text = STANDARD.encode(self.bytes);
+        let text = base64::encode(self.bytes);
         if self.bound_to_file_id { json!({"key": text, "aad": BY_FILE_ID}) } else { json!(text) }
     }
 }
@@ -117,7 +115,7 @@ impl KeyFile {
 
     fn parse(text: &[u8]) -> Result<KeyFile> {
         // Serde's own message may repeat a value.
-        let Raw(raw) = serde_json::from_slice(text)
+        let Raw(raw) = serde_json::from_slice(output::without_mark(text))
             .map_err(|e| anyhow!("line {}, column {}: not a JSON object of keys by id", e.line(), e.column()))?;
         let mut keys = KeyFile::default();
         for (id, value) in raw {
@@ -215,6 +213,15 @@ mod tests {
         assert_eq!(keys.find(Some("b")).unwrap().1.bytes[31], 31);
         assert!(keys.find(Some("a")).unwrap().1.bound_to_file_id);
         assert_eq!(serde_json::to_string(&keys).unwrap(), text);
+    }
+
+    #[test]
+    fn base64_is_read_as_the_daemon_reads_it() {
+        let key = KeyFile::parse(format!(r#"{{"a":"{}"}}"#, KEY.replace('=', "")).as_bytes()).unwrap();
+        let lines = KeyFile::parse(format!(r#"{{"a":"{}\n{}\n"}}"#, &KEY[..20], &KEY[20..]).as_bytes()).unwrap();
+        assert_eq!(key, lines);
+        let marked = KeyFile::parse(format!("\u{feff}{{\"a\":\"{KEY}\"}}").as_bytes()).unwrap();
+        assert_eq!(key, marked, "a byte order mark is skipped");
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! `teemark`, the operator's command line: keys, encrypted files, the handshake, grants, decryption by a running daemon, what a
 //! running enclave proves of itself, and the parent's side of the allow list.
 //!
-//! Exit status: 0 done, 1 the daemon refused or its attestation was refused, 2 anything else went wrong (also a wrong
-//! command line).
+//! A command gives what it did ([`failure::Done`]) or a [`failure::Failure`]; only `main` writes results to standard output,
+//! but for files that go there.
 #![forbid(unsafe_code)]
 
 mod answer;
 mod attest;
+mod batch;
+mod bundle;
 mod certificate;
 mod daemon;
 mod decrypt;
 mod encrypt;
+mod failure;
 mod grant;
 mod handshake;
+mod interrupt;
 mod issuer;
 mod keygen;
 mod keys;
@@ -21,12 +25,17 @@ mod private_key;
 mod progress;
 mod seal;
 mod secrets;
+mod terminal;
 mod vsock_proxy;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::{Value, json};
 use zeroizing_alloc::ZeroAlloc;
+
+use crate::failure::{Class, Done, Failure};
+use crate::terminal::{json_line, say};
 
 /// Wipes memory as it is freed, keys and plaintext with it.
 #[global_allocator]
@@ -37,11 +46,21 @@ static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 #[command(
     name = "teemark",
     version,
-    after_help = "Exit status: 0 done, 1 refused by the daemon or on its attestation, 2 any other error."
+    after_help = "Exit status:
+  0  done
+  1  refused for good: by the daemon, or on its attestation
+  2  wrong usage, or any other error
+  3  try again: no whole answer came in time, or the daemon said 408, 429, 503 or 504
+Of several files each is tried; 1 counts before 2, and 2 before 3.
+With --json standard output has one object: the result, or {\"error\": …, \"code\": …, \"exit\": …}.
+A signal ends a command as usual, Ctrl-C with 130 in a shell, and leaves nothing behind."
 )]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Print one JSON object, for scripts: the result, or the error with its code and exit status
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -60,55 +79,58 @@ enum Command {
     },
 }
 
-/// How a command that did not fail ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Done,
-    /// The daemon said no; what it said is on stderr already.
-    Refused,
-}
-
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return not_parsed(&error),
+    };
+    let json = arguments.json;
+    let done = match arguments.command {
         Command::Keygen(arguments) => keygen::run(&arguments),
-        Command::Encrypt(arguments) => encrypt::run(&arguments),
+        Command::Encrypt(arguments) => encrypt::run(&arguments, json),
         Command::Secrets(arguments) => secrets::run(&arguments),
         Command::Grant(arguments) => grant::run(&arguments),
-        Command::Decrypt(arguments) => decrypt::run(&arguments),
+        Command::Decrypt(arguments) => decrypt::run(&arguments, json),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { shell } => Ok(completions(shell)),
     };
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Refused) => ExitCode::from(1),
-        Err(error) if is_refusal(&error) => {
-            eprintln!("refused: {error:#}");
-            ExitCode::from(1)
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+    let printed = done.and_then(|Done { text, json: object }| {
+        let line = json.then(|| json_line(&object).into_bytes());
+        output::to_stdout(&line.unwrap_or(text))
+    });
+    let Err(error) = printed else { return ExitCode::SUCCESS };
+    let class = Failure::class_of(&error);
+    say(format_args!("{}: {error:#}", class.word()));
+    if json {
+        print_error(&Failure::object_of(&error));
     }
+    class.into()
 }
 
-/// Whether the daemon said no, or what it proves of itself does.
-fn is_refusal(error: &anyhow::Error) -> bool {
-    error.is::<daemon::Refusal>() || error.is::<attest::Refusal>() || error.is::<seal::Unconfirmed>()
+/// Ends as clap does, with help on standard output and errors on standard error; with `--json` an error is an object too.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+        error.exit();
+    }
+    let _ = error.print();
+    let text = error.to_string();
+    let class = Class::Other;
+    print_error(&json!({"error": text.trim_end(), "code": "usage", "exit": class.status()}));
+    class.into()
 }
 
-fn completions(shell: clap_complete::Shell) -> anyhow::Result<Outcome> {
+/// Where standard output is gone, the exit status has to do.
+fn print_error(object: &Value) {
+    let _ = output::to_stdout(json_line(object).as_bytes());
+}
+
+fn completions(shell: clap_complete::Shell) -> Done {
     // Into memory first: clap_complete panics where its writer fails, as a closed pipe does.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "teemark", &mut script);
-    output::to_stdout(&script)?;
-    Ok(Outcome::Done)
-}
-
-/// What a peer sent, fit for a terminal: control characters are shown escaped.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    let object = json!({"shell": shell.to_string(), "script": String::from_utf8_lossy(&script)});
+    Done::new(script, object)
 }
 
 #[cfg(test)]
@@ -118,10 +140,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn what_a_peer_sends_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jé\n"), "a\\u{1b}[2Jé\\n");
     }
 }

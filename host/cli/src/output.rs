@@ -1,17 +1,25 @@
-//! Output that is there whole or not at all: written aside, then renamed into place.
+//! Output that is there whole or not at all, whatever ends the program before: written to a file without a name, which
+//! gets its name when it is whole.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use tempfile::{Builder, NamedTempFile};
 
-/// Who may read a new file.
+use crate::interrupt;
+use crate::terminal::say;
+
+const PREFIX: &str = ".teemark-";
+
+/// Who may read a new file, from its first byte on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
-    /// Only its owner (mode 600): it holds a key.
+    /// Only its owner (mode 600): it holds a key, or a decrypted file.
     Owner,
     /// Whom the umask lets.
     Umask,
@@ -33,27 +41,108 @@ pub enum Output {
     File(Aside),
 }
 
-/// A file that is written beside its target. It comes to be with the first byte, so that a command that is
-/// interrupted while it reads or waits leaves nothing behind.
+/// A file in its target's folder that is not there yet for others.
 #[derive(Debug)]
 pub struct Aside {
     target: PathBuf,
     existing: Existing,
-    mode: u32,
-    file: Option<NamedTempFile>,
+    file: Hidden,
 }
 
-impl Aside {
-    fn file(&mut self) -> io::Result<&mut NamedTempFile> {
-        let file = match self.file.take() {
-            Some(file) => file,
-            None => Builder::new()
-                .prefix(".teemark-")
-                .permissions(Permissions::from_mode(self.mode))
-                .tempfile_in(folder_of(&self.target))?,
-        };
-        Ok(self.file.insert(file))
+#[derive(Debug)]
+enum Hidden {
+    /// It has no name (open(2), O_TMPFILE), so it goes with the process, however that ends.
+    Nameless(fs::File),
+    /// Where the file system cannot do that: it has one, and is removed on failure and on a signal.
+    Named(NamedTempFile),
+}
+
+impl Hidden {
+    fn make(folder: &Path, mode: u32) -> io::Result<Hidden> {
+        Hidden::nameless(folder, mode).or_else(|_| Hidden::named(folder, mode))
     }
+
+    fn nameless(folder: &Path, mode: u32) -> io::Result<Hidden> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open(folder, flags, Mode::from_raw_mode(mode))?);
+        // It gets its name by way of /proc.
+        fs::metadata(by_descriptor(&file))?;
+        Ok(Hidden::Nameless(file))
+    }
+
+    fn named(folder: &Path, mode: u32) -> io::Result<Hidden> {
+        let mut held = interrupt::hold()?;
+        let file = Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+        held.push(file.path().to_owned());
+        Ok(Hidden::Named(file))
+    }
+
+    fn file(&mut self) -> &mut fs::File {
+        match self {
+            Hidden::Nameless(file) => file,
+            Hidden::Named(file) => file.as_file_mut(),
+        }
+    }
+
+    /// Gives it its name.
+    fn place(self, target: &Path, existing: Existing) -> io::Result<()> {
+        // A link does not replace a file, a rename does: so it gets another name for a moment, in which no signal counts.
+        let _held = interrupt::hold()?;
+        match (self, existing) {
+            (Hidden::Nameless(file), Existing::Keep) => link(&file, target),
+            (Hidden::Nameless(file), Existing::Replace) => {
+                let linked = Builder::new().prefix(PREFIX).make_in(folder_of(target), |name| link(&file, name))?;
+                linked.persist(target).map(drop).map_err(|e| e.error)
+            }
+            (Hidden::Named(file), Existing::Keep) => file.persist_noclobber(target).map(drop).map_err(|e| e.error),
+            (Hidden::Named(file), Existing::Replace) => file.persist(target).map(drop).map_err(|e| e.error),
+        }
+    }
+}
+
+fn link(file: &fs::File, name: &Path) -> io::Result<()> {
+    Ok(rustix::fs::linkat(CWD, by_descriptor(file), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+fn by_descriptor(file: &fs::File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// What stands where an output is to go.
+enum Place {
+    Special,
+    /// A file will be there, by this name.
+    File(PathBuf),
+}
+
+/// Looks at where an output is to go.
+fn look(path: &Path, existing: Existing, remedy: &str) -> Result<Place> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => bail!("{} is a folder; name a file in it", path.display()),
+        Ok(found) if !found.is_file() => Ok(Place::Special),
+        Ok(_) if existing == Existing::Keep => bail!(already_there(path, remedy)),
+        // Through a symbolic link the file it names is replaced, not the link.
+        Ok(_) => fs::canonicalize(path).map(Place::File).with_context(|| format!("cannot write to {}", path.display())),
+        Err(_) => Ok(Place::File(path.to_owned())),
+    }
+}
+
+/// Whether an output can go there. A pipe or a device is not touched: whoever reads it would see it end.
+///
+/// # Errors
+/// As [`Output::open`].
+pub fn check(path: &Path, existing: Existing, remedy: &str) -> Result<()> {
+    if path == Path::new("-") {
+        return Ok(());
+    }
+    match look(path, existing, remedy)? {
+        Place::File(target) => hidden(folder_of(&target), 0o600).map(drop),
+        Place::Special => Ok(()),
+    }
+}
+
+fn hidden(folder: &Path, mode: u32) -> Result<Hidden> {
+    Hidden::make(folder, mode).with_context(|| format!("cannot write in the folder {}", folder.display()))
 }
 
 impl Output {
@@ -65,23 +154,16 @@ impl Output {
         if path == Path::new("-") {
             return Ok(Output::Stdout(io::stdout()));
         }
-        let mut target = path.to_owned();
-        match fs::metadata(path) {
-            Ok(found) if found.is_dir() => bail!("{} is a folder; name a file in it", path.display()),
-            Ok(found) if !found.is_file() => {
+        let target = match look(path, existing, remedy)? {
+            Place::File(target) => target,
+            Place::Special => {
                 let file = OpenOptions::new().write(true).open(path);
                 return Ok(Output::Special(file.with_context(|| format!("cannot write to {}", path.display()))?));
             }
-            Ok(_) if existing == Existing::Keep => bail!(already_there(path, remedy)),
-            // Through a symbolic link the file it names is replaced, not the link.
-            Ok(_) => target = fs::canonicalize(path).with_context(|| format!("cannot write to {}", path.display()))?,
-            Err(_) => {}
-        }
-        // A file without a name shows at once whether the folder can be written, and leaves no trace.
-        let folder = folder_of(&target);
-        tempfile::tempfile_in(folder).with_context(|| format!("cannot write in the folder {}", folder.display()))?;
+        };
         let mode = if readers == Readers::Owner { 0o600 } else { 0o666 };
-        Ok(Output::File(Aside { target, existing, mode, file: None }))
+        let file = hidden(folder_of(&target), mode)?;
+        Ok(Output::File(Aside { target, existing, file }))
     }
 
     /// Puts what was written in its place, on the disk.
@@ -90,17 +172,12 @@ impl Output {
     /// The disk is full, or another program made the file meanwhile; then nothing changed at the output's place.
     pub fn commit(mut self, remedy: &str) -> Result<()> {
         self.flush().context("cannot write the output")?;
-        let Output::File(Aside { target, existing, file: Some(file), .. }) = self else { return Ok(()) };
+        let Output::File(Aside { target, existing, mut file }) = self else { return Ok(()) };
         let cannot = || format!("cannot write {}", target.display());
-        file.as_file().sync_all().with_context(cannot)?;
-        let placed = match existing {
-            Existing::Keep => file.persist_noclobber(&target),
-            Existing::Replace => file.persist(&target),
-        };
-        match placed {
-            Ok(_) => Ok(()),
-            Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => bail!(already_there(&target, remedy)),
-            Err(e) => Err(e.error).with_context(cannot),
+        file.file().sync_all().with_context(cannot)?;
+        match file.place(&target, existing) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => bail!(already_there(&target, remedy)),
+            placed => placed.with_context(cannot),
         }
     }
 }
@@ -121,7 +198,7 @@ impl Write for Output {
         match self {
             Output::Stdout(out) => out.write(buf),
             Output::Special(file) => file.write(buf),
-            Output::File(aside) => aside.file()?.write(buf),
+            Output::File(aside) => aside.file.file().write(buf),
         }
     }
 
@@ -129,8 +206,7 @@ impl Write for Output {
         match self {
             Output::Stdout(out) => out.flush(),
             Output::Special(file) => file.flush(),
-            // Also makes an empty file where nothing was written.
-            Output::File(aside) => aside.file()?.flush(),
+            Output::File(aside) => aside.file.file().flush(),
         }
     }
 }
@@ -168,6 +244,11 @@ pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     Ok((Box::new(file), length))
 }
 
+/// A text without the byte order mark that some editors put in front.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Opens a file that holds a key, and warns on stderr where others can read it too.
 ///
 /// # Errors
@@ -177,33 +258,111 @@ pub fn open_key(path: &Path) -> Result<fs::File> {
     let file = fs::File::open(path).with_context(|| format!("cannot open {}; teemark keygen makes one", key_file()))?;
     let mode = file.metadata().with_context(key_file)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        eprintln!("warning: {} is open to other users (mode {mode:o}); run chmod 600 on it", key_file());
+        say(format_args!("warning: {} is open to other users (mode {mode:o}); run chmod 600 on it", key_file()));
     }
     Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
 
-    #[test]
-    fn before_the_first_byte_not_even_a_temporary_file_is_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let output = Output::open(&folder.path().join("out"), Existing::Keep, Readers::Umask, "").unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        output.commit("").unwrap();
-        assert_eq!(fs::read(folder.path().join("out")).unwrap(), b"");
+    const HALF: usize = 64 << 10;
+
+    /// Half of an output, which is at the place of none yet.
+    fn half(target: &Path, existing: Existing, make: fn(&Path, u32) -> io::Result<Hidden>) -> Output {
+        let file = make(folder_of(target), 0o600).unwrap();
+        let mut output = Output::File(Aside { target: target.to_owned(), existing, file });
+        output.write_all(&[b'h'; HALF]).unwrap();
+        output
     }
 
     #[test]
     fn nothing_is_there_before_the_commit_and_nothing_is_left_without_one() {
+        for make in [Hidden::make, Hidden::named] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("out");
+            let output = half(&path, Existing::Keep, make);
+            assert!(!path.exists());
+            drop(output);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn with_a_name_or_without_it_is_there_after_the_commit_alone_and_with_its_mode() {
+        for make in [Hidden::make, Hidden::named] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("out");
+            for existing in [Existing::Keep, Existing::Replace] {
+                half(&path, existing, make).commit("").unwrap();
+                assert_eq!(fs::read(&path).unwrap().len(), HALF);
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+                fs::write(&path, "old").unwrap();
+            }
+            let error = half(&path, Existing::Keep, make).commit("").unwrap_err();
+            assert!(error.to_string().contains("is there already"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+        }
+    }
+
+    /// A program that has half of an output written to a file with a name, as where a file system has none without: this
+    /// one, run again with [`writes_until_it_is_ended`] alone, by a shell that does this before.
+    fn writing(folder: &Path, before: &str) -> Child {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{before} exec \"$@\""), "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "output::tests::writes_until_it_is_ended", "--ignored", "--nocapture"])
+            .env("TEEMARK_TEST_FOLDER", folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("half is written")));
+        let names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).collect();
+        assert!(names.len() == 1 && names[0].metadata().unwrap().len() == HALF as u64, "{names:?}");
+        child
+    }
+
+    fn send(signal: i32, child: &Child) {
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    #[test]
+    fn a_signal_removes_the_file_that_has_a_name() {
+        for signal in [1, 2, 15] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut child = writing(folder.path(), "");
+            send(signal, &child);
+            assert_eq!(child.wait().unwrap().signal(), Some(signal));
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_signal_that_nohup_has_ignored_stays_ignored() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("out");
-        let mut output = Output::open(&path, Existing::Keep, Readers::Umask, "").unwrap();
-        output.write_all(b"half").unwrap();
-        assert!(!path.exists());
-        drop(output);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let mut child = writing(folder.path(), "trap '' HUP;");
+        send(1, &child);
+        send(15, &child);
+        assert_eq!(child.wait().unwrap().signal(), Some(15), "the first was ignored, the second not");
+    }
+
+    #[test]
+    #[ignore = "tests beside it run it as a program of its own"]
+    fn writes_until_it_is_ended() {
+        let Some(folder) = std::env::var_os("TEEMARK_TEST_FOLDER") else { return };
+        let _output = half(&Path::new(&folder).join("out"), Existing::Keep, Hidden::named);
+        println!("half is written");
+        loop {
+            std::thread::park();
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Private keys of key pairs, as openssl keeps them: PKCS#8 (RFC 5958) in PEM.
+//! Private keys of key pairs, as openssl keeps them: PKCS#8 (RFC 5958) in PEM. A line before it says what the key is for;
+//! readers of PEM pass over such text (RFC 7468, 2).
 
 use std::fmt;
 use std::io::Read;
@@ -17,6 +18,8 @@ use crate::output;
 const LARGEST: u64 = 64 << 10;
 /// The tag of PKCS#8 in PEM, without a passphrase (RFC 7468, 10).
 const TAG: &str = "PRIVATE KEY";
+/// The line that says what the key is for begins so.
+const USE_LINE: &str = "teemark private key for: ";
 /// What stands before the 32 bytes of a key of these two kinds: version 1, the kind's OID, two OCTET STRINGs
 /// (RFC 8410, 7). The OIDs, 1.3.101.112 and 1.3.101.110, differ in their last byte.
 const ED25519: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
@@ -32,11 +35,39 @@ pub enum PrivateKey {
     X25519(hpke::PrivateKey),
 }
 
-/// The kinds of key that are made here.
+/// What a key pair is for. A file says so by [`Use::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Ed25519,
-    X25519,
+pub enum Use {
+    /// To sign bundles.
+    Operator,
+    /// To sign grants.
+    Grants,
+    /// To have answers sealed to.
+    Reply,
+}
+
+impl Use {
+    const ALL: [Use; 3] = [Use::Operator, Use::Grants, Use::Reply];
+
+    /// The value of `keygen --for`, and of the line in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Use::Operator => "operator",
+            Use::Grants => "grants",
+            Use::Reply => "reply",
+        }
+    }
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self {
+            Use::Operator => "an operator's key",
+            Use::Grants => "a key to sign grants with",
+            Use::Reply => "a key for replies",
+        };
+        write!(f, "{what} (keygen --for {})", self.name())
+    }
 }
 
 /// Shows the kind only.
@@ -50,35 +81,50 @@ impl fmt::Display for PrivateKey {
     }
 }
 
+/// Where the file says what its key is for, that has to be what is wanted.
+fn check_use(text: &[u8], wanted: Use) -> Result<()> {
+    let Some(name) = text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(USE_LINE.as_bytes())) else {
+        return Ok(());
+    };
+    let name = name.trim_ascii();
+    match Use::ALL.into_iter().find(|known| known.name().as_bytes() == name) {
+        Some(found) if found == wanted => Ok(()),
+        Some(found) => bail!("it is {found}, and {wanted} is wanted here"),
+        None => bail!("it is a key for a use that this teemark does not know, and {wanted} is wanted here"),
+    }
+}
+
 impl PrivateKey {
-    /// Makes a new key; also gives it in PEM.
+    /// Makes a new key; also gives its file: the line that says what it is for, and PEM.
     ///
     /// # Errors
     /// The system has no random numbers to give.
-    pub fn generate(kind: Kind) -> Result<(PrivateKey, String)> {
-        let mut der = match kind {
-            Kind::Ed25519 => ED25519.to_vec(),
-            Kind::X25519 => X25519.to_vec(),
+    pub fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
+        let mut der = match purpose {
+            Use::Operator | Use::Grants => ED25519.to_vec(),
+            Use::Reply => X25519.to_vec(),
         };
         der.resize(der.len() + 32, 0);
         fill_random(&mut der[16..])?;
         let key = PrivateKey::from_der(&der).context("a new key cannot be read back")?;
         let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
-        Ok((key, pem::encode_config(&Pem::new(TAG, der), lines)))
+        Ok((key, format!("{USE_LINE}{}\n{}", purpose.name(), pem::encode_config(&Pem::new(TAG, der), lines))))
     }
 
-    /// Reads a key file, and warns on stderr where others can read it too.
+    /// Reads a key file, and warns on stderr where others can read it too. One that does not say what it is for, as openssl
+    /// makes it, is taken for any use.
     ///
     /// # Errors
-    /// It cannot be read, or holds no such key; no message repeats any of it.
-    pub fn read(path: &Path) -> Result<PrivateKey> {
+    /// It cannot be read, holds no such key, or one for another use; no message repeats any of the key.
+    pub fn read(path: &Path, wanted: Use) -> Result<PrivateKey> {
         let in_file = || format!("the key file {}", path.display());
         let mut text = Vec::new();
         output::open_key(path)?.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
-        PrivateKey::parse(&text).with_context(in_file)
+        PrivateKey::parse(&text, wanted).with_context(in_file)
     }
 
-    fn parse(text: &[u8]) -> Result<PrivateKey> {
+    fn parse(text: &[u8], wanted: Use) -> Result<PrivateKey> {
+        check_use(text, wanted)?;
         // The parser's own errors may repeat bytes of the file.
         let blocks = pem::parse_many(text).unwrap_or_default();
         let mut keys = blocks.iter().filter(|block| block.tag() == TAG);
@@ -132,7 +178,8 @@ mod tests {
     const RFC_PUBLIC: &str = "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
 
     fn parse(base64: &str) -> Result<PrivateKey> {
-        PrivateKey::parse(format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n").as_bytes())
+        let text = format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n");
+        PrivateKey::parse(text.as_bytes(), Use::Operator)
     }
 
     #[test]
@@ -149,7 +196,7 @@ mod tests {
         let block = |tag: &str| format!("-----BEGIN {tag}-----\n{RFC}\n-----END {tag}-----\n");
         let (key, encrypted) = (block("PRIVATE KEY"), block("ENCRYPTED PRIVATE KEY"));
         for text in ["", RFC, &key[..60], &encrypted, &block("EC PRIVATE KEY"), &key.repeat(2)] {
-            let error = format!("{:#}", PrivateKey::parse(text.as_bytes()).err().unwrap());
+            let error = format!("{:#}", PrivateKey::parse(text.as_bytes(), Use::Operator).err().unwrap());
             assert!(error.contains("openssl pkey") && !error.contains(secret), "{error}");
         }
         for base64 in [&RFC[..60], "MAA="] {
@@ -159,10 +206,26 @@ mod tests {
     }
 
     #[test]
-    fn a_key_for_one_use_is_not_taken_for_another() {
-        let make = |kind| PrivateKey::generate(kind).unwrap().0;
-        assert!(make(Kind::Ed25519).operators().is_ok() && make(Kind::X25519).reply().is_ok());
-        assert!(make(Kind::X25519).operators().err().unwrap().to_string().contains("is an X25519 key"));
-        assert!(make(Kind::Ed25519).reply().err().unwrap().to_string().contains("is an Ed25519 key"));
+    fn a_key_of_one_kind_is_not_taken_for_another() {
+        let make = |purpose| PrivateKey::generate(purpose).unwrap().0;
+        assert!(make(Use::Operator).operators().is_ok() && make(Use::Reply).reply().is_ok());
+        assert!(make(Use::Reply).operators().err().unwrap().to_string().contains("is an X25519 key"));
+        assert!(make(Use::Grants).reply().err().unwrap().to_string().contains("is an Ed25519 key"));
+    }
+
+    #[test]
+    fn a_key_says_what_it_is_for_and_is_taken_for_nothing_else() {
+        for made in Use::ALL {
+            let text = PrivateKey::generate(made).unwrap().1;
+            for wanted in Use::ALL {
+                match PrivateKey::parse(text.as_bytes(), wanted) {
+                    Ok(_) => assert_eq!(made, wanted),
+                    Err(error) => assert_eq!(error.to_string(), format!("it is {made}, and {wanted} is wanted here")),
+                }
+            }
+            let later = text.replacen(made.name(), "audits", 1);
+            let error = PrivateKey::parse(later.as_bytes(), made).err().unwrap().to_string();
+            assert!(error.contains("does not know"), "{error}");
+        }
     }
 }

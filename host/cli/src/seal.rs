@@ -3,23 +3,26 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ring::signature::Ed25519KeyPair;
 use teemarkd::attest::BundleId;
 use teemarkd::secrets::sealed::{self, Destination};
+use teemarkd::time::now_ms;
 
 use crate::attest::Attested;
+use crate::failure::Failure;
 use crate::keys::fresh_private_key;
-use crate::private_key::PrivateKey;
+use crate::private_key::{PrivateKey, Use};
 
 /// What seals bundles for one enclave in one operator's name.
 pub struct Seal {
     to: Destination,
     operator: Ed25519KeyPair,
-    /// The counter of every bundle; where it is left out, the milliseconds since 1970.
+    /// The counter of every bundle; where it is left out, the milliseconds since 1970, or what is above `in_force`.
     counter: Option<u64>,
+    /// The counter of the last bundle that was in force there.
+    in_force: u64,
     /// Of what was sealed so far: the same bundle, once for each attempt to send it.
     sealed: RefCell<Vec<BundleId>>,
 }
@@ -55,19 +58,42 @@ impl fmt::Display for Unconfirmed {
 
 impl std::error::Error for Unconfirmed {}
 
+impl From<Unconfirmed> for Failure {
+    fn from(why: Unconfirmed) -> Failure {
+        Failure::refused("not_confirmed", why)
+    }
+}
+
 /// Reads an operator's private key.
 ///
 /// # Errors
 /// It cannot be read, or is another kind of key.
 pub fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
-    let key = PrivateKey::read(path).and_then(PrivateKey::operators);
+    let key = PrivateKey::read(path, Use::Operator).and_then(PrivateKey::operators);
     key.with_context(|| format!("--operator-key {}", path.display()))
 }
 
 impl Seal {
-    pub fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Seal {
+    /// # Errors
+    /// The counter is not above that of the bundle in force, so the enclave would refuse all that is sealed under it.
+    pub fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Result<Seal> {
+        let in_force = to.in_force.counter;
+        if counter.is_some_and(|counter| counter <= in_force) {
+            bail!("--counter has to be above {in_force}, that of the bundle in force there; without it one is chosen");
+        }
         let to = Destination { sealing_key: to.sealing_key, boot_nonce: to.boot_nonce };
-        Seal { to, operator, counter, sealed: RefCell::default() }
+        Ok(Seal { to, operator, counter, in_force, sealed: RefCell::default() })
+    }
+
+    /// The counter of the next bundle: the time, so that of two operators' bundles the later is taken, and never one that the
+    /// enclave has seen, as a clock that is behind would have it.
+    fn next_counter(&self) -> Result<u64> {
+        if let Some(counter) = self.counter {
+            return Ok(counter);
+        }
+        let before = self.in_force.max(self.last().unwrap_or_default().counter);
+        let least = before.checked_add(1).context("the enclave has the highest counter there is; start it again")?;
+        Ok(now_ms().max(least))
     }
 
     /// Seals a bundle as of now: of two sealed one after the other, the enclave takes the second after the first.
@@ -75,8 +101,7 @@ impl Seal {
     /// # Errors
     /// The enclave's key is none that anything can be sealed to; the system has no random numbers to give.
     pub fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?;
-        let counter = self.counter.map_or_else(|| u64::try_from(now.as_millis()), Ok)?;
+        let counter = self.next_counter()?;
         let sealed = sealed::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
         let sealed = sealed.context("nothing can be sealed to the enclave's sealing key")?;
         self.sealed.borrow_mut().push(sealed.id);
@@ -130,7 +155,7 @@ mod tests {
     #[test]
     fn the_bundle_is_confirmed_by_its_counter_and_hash_in_the_same_boot_and_by_nothing_else() {
         let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
-        let seal = Seal::new(&attested([3; 32], BundleId::default()), operator, Some(7));
+        let seal = Seal::new(&attested([3; 32], BundleId::default()), operator, Some(7)).unwrap();
         seal.seal(b"{}").unwrap();
         seal.seal(b"{}").unwrap();
         let [first, last] = seal.sealed.borrow().clone().try_into().unwrap();
@@ -146,5 +171,25 @@ mod tests {
             assert_eq!(why, Unconfirmed::Counter { told, sealed: 7 });
             assert_eq!(why.to_string().contains("a later one has replaced it"), told > 7, "{why}");
         }
+    }
+
+    #[test]
+    fn the_counter_is_above_that_in_force_and_the_one_before_whatever_the_clock_says() {
+        let operator = || Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
+        let seal = |counter, given| {
+            Seal::new(&attested([3; 32], BundleId { counter, ..BundleId::default() }), operator(), given)
+        };
+        let ahead = now_ms() + 86_400_000;
+        let sealed = seal(ahead, None).unwrap();
+        for counter in [ahead + 1, ahead + 2] {
+            sealed.seal(b"{}").unwrap();
+            assert_eq!(sealed.last().unwrap().counter, counter);
+        }
+        let before = now_ms();
+        let sealed = seal(7, None).unwrap();
+        sealed.seal(b"{}").unwrap();
+        assert!((before..=now_ms()).contains(&sealed.last().unwrap().counter));
+        assert!(seal(u64::MAX, None).unwrap().seal(b"{}").is_err());
+        assert!(seal(7, Some(7)).is_err() && seal(7, Some(8)).is_ok());
     }
 }

@@ -1,34 +1,25 @@
 //! `teemark secrets`: the bundle that tells the enclave its certificate, its service and its file keys.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use teemarkd::attest::BundleId;
 use teemarkd::net::addr::Address;
-use teemarkd::secrets::bundle::MAX_BUNDLE;
-use teemarkd::secrets::jwks;
-use teemarkd::secrets::sealed::SEALED;
-use ureq::http::Uri;
 
 use crate::attest::{Attested, Purpose, Trust};
-use crate::certificate::{self, Content};
-use crate::keys::KeyFile;
+use crate::bundle::{self, Items, LARGEST};
+use crate::daemon;
+use crate::failure::{Class, Done, Failure};
+use crate::handshake::{self, Accepted};
 use crate::output::{self, Existing, Readers};
 use crate::seal::{Seal, operator_key};
-use crate::{Outcome, daemon, handshake};
+use crate::terminal::say;
 
-/// Largest bundle that the daemon takes, in bytes, as it goes out.
-const LARGEST: u64 = MAX_BUNDLE as u64;
 /// Between two attempts to attest an enclave that does not listen yet.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -46,24 +37,8 @@ const PAUSE: Duration = Duration::from_millis(500);
   teemark secrets --bundle mtls_certs.json --plain --send vsock:16:7777"
 )]
 pub struct Arguments {
-    /// The client certificate, with its chain if it has one (PEM or DER)
-    #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca"])]
-    client_cert: Option<PathBuf>,
-    /// The client certificate's private key (PEM or DER: PKCS#8, PKCS#1 or SEC1)
-    #[arg(long, value_name = "FILE", requires_all = ["client_cert", "ca"])]
-    client_key: Option<PathBuf>,
-    /// The CA of the watermark service (PEM or DER)
-    #[arg(long, value_name = "FILE", requires_all = ["client_cert", "client_key"])]
-    ca: Option<PathBuf>,
-    /// The watermark service, https://HOST:PORT
-    #[arg(long, value_name = "URL", value_parser = endpoint)]
-    endpoint: Option<String>,
-    /// The key file, as teemark keygen makes it
-    #[arg(long, value_name = "FILE")]
-    keys: Option<PathBuf>,
-    /// The public keys of who may sign grants: a JWK set, as teemark keygen --for grants prints it
-    #[arg(long, value_name = "FILE")]
-    grant_keys: Option<PathBuf>,
+    #[command(flatten)]
+    items: Items,
     /// A bundle that is made already, taken as it is; - for standard input
     #[arg(long, value_name = "FILE",
           conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys", "grant_keys"])]
@@ -79,7 +54,7 @@ pub struct Arguments {
     /// The operator's private key, as teemark keygen --for operator makes it
     #[arg(long, value_name = "FILE", requires = "seal")]
     operator_key: Option<PathBuf>,
-    /// The sealed bundle's counter, above that of any before it [default: the milliseconds since 1970]
+    /// The sealed bundle's counter, above that of any before it [default: the milliseconds since 1970, or one above the last]
     #[arg(long, value_name = "N", requires = "seal", value_parser = clap::value_parser!(u64).range(1..))]
     counter: Option<u64>,
     /// Write the bundle to a new file (mode 600) [default: standard output]
@@ -101,47 +76,6 @@ fn destination(text: &str) -> Result<Address, String> {
         Ok(Address::Vsock { cid: None, port }) => Err(format!("which enclave? write vsock:CID:{port}")),
         Ok(address) => Ok(address),
         Err(e) => Err(e.to_string()),
-    }
-}
-
-/// The daemon's rules for the endpoint, except for its allow list.
-fn endpoint(text: &str) -> Result<String, String> {
-    const FORM: &str = "write https://HOST:PORT";
-    let url: Uri = text.parse().map_err(|_| format!("it is not a URL; {FORM}"))?;
-    let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
-        return Err(format!("it is not an https URL, and the service is reached by TLS only; {FORM}"));
-    };
-    if authority.as_str().contains('@') {
-        return Err(format!("it has a user name; {FORM}"));
-    }
-    if url.query().is_some() || text.contains('#') {
-        return Err(format!("it has a query or a fragment; {FORM}"));
-    }
-    Ok(text.to_owned())
-}
-
-/// The bundle as the daemon takes it; an item left out stays as it is there.
-#[derive(Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-struct Bundle {
-    /// JSON of [`Certificates`], as text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtls_client_cert_json: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ecs_watermark_endpoint: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file_keys: Option<KeyFile>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grant_keys: Option<Box<RawValue>>,
-}
-
-impl Bundle {
-    fn is_empty(&self) -> bool {
-        let Bundle { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
-        mtls_client_cert_json.is_none()
-            && ecs_watermark_endpoint.is_none()
-            && file_keys.is_none()
-            && grant_keys.is_none()
     }
 }
 
@@ -171,71 +105,80 @@ impl Outgoing {
     }
 }
 
-/// Base64 of each file's bytes.
-#[derive(Serialize)]
-struct Certificates {
-    client_cert: String,
-    client_key: String,
-    ca_cert: String,
-}
-
 /// Builds or reads the bundle, seals it where that is asked for, and prints, writes or sends it.
 ///
 /// # Errors
-/// A file is missing or is not what it should be; the enclave is not attested, or does not confirm that it took the
-/// bundle ([`crate::seal::Unconfirmed`]); the output is there already; the enclave
-/// cannot be reached in time.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
+/// A file is missing or is not what it should be; the enclave is not attested, refuses the bundle, or does not confirm that
+/// it took it ([`crate::seal::Unconfirmed`]); the output is there already; the enclave cannot be reached in time.
+pub fn run(arguments: &Arguments) -> Result<Done> {
     let bundle = match &arguments.bundle {
-        Some(path) => read_bundle(path)?,
-        None => build(arguments)?,
+        Some(path) => {
+            let bundle = bundle::read(path)?;
+            bundle::warn_of_certificates(&bundle);
+            bundle
+        }
+        None => bundle::build(&arguments.items)?,
     };
-    if arguments.send.is_some() && !arguments.seal && !arguments.plain && !is_sealed(&bundle) {
-        bail!(
+    if arguments.send.is_some() && !arguments.seal && !arguments.plain && !bundle::is_sealed(&bundle) {
+        bail!(Failure::usage(
             "the bundle is not sealed, so whoever relays it would read its keys; --seal seals it to the enclave at \
              --attested, --plain sends it in the clear, which a daemon with TEEMARK_HANDSHAKE=plain takes"
-        );
+        ));
     }
     let outgoing = Outgoing { bundle, seal: arguments.sealing()? };
-    if let Some(address) = &arguments.send {
-        let answered = handshake::send(address, || outgoing.bytes(), arguments.wait);
-        if let Some(seal) = &outgoing.seal {
-            return arguments.confirm(seal, answered);
-        }
-        if matches!(answered, Ok(Outcome::Refused)) && is_sealed(&outgoing.bundle) {
-            eprintln!("if an earlier answer was lost, it may be in force all the same: teemark attest tells what is");
-        }
-        return answered;
+    match &arguments.send {
+        Some(address) => arguments.send(address, &outgoing),
+        None => arguments.write(&outgoing),
     }
-    let bytes = outgoing.bytes()?;
-    match &arguments.output {
-        Some(path) if path != Path::new("-") => {
-            let remedy = "remove it first, or choose another --output";
-            output::write(path, &bytes, Existing::Keep, Readers::Owner, remedy)?;
-            let advice = match outgoing.seal {
-                Some(_) => "it serves until the enclave starts again, or takes a later one",
-                None => "delete it once it is sent",
-            };
-            eprintln!("the bundle is in {}; {advice}", path.display());
-            if let Some(sealed) = outgoing.seal.as_ref().and_then(Seal::last) {
-                let BundleId { counter, sha256 } = sealed;
-                eprintln!(
-                    "teemark attest shows counter {counter} and bundle {} while it is in force",
-                    hex::encode(sha256)
-                );
-            }
-        }
-        _ if std::io::stdout().is_terminal() && arguments.is_secret() => {
-            bail!("the bundle holds a key, which a terminal should not show; use --send, --output FILE or a pipe");
-        }
-        _ => output::to_stdout(&bytes)?,
-    }
-    Ok(Outcome::Done)
 }
 
 impl Arguments {
     fn is_secret(&self) -> bool {
-        !self.seal && (self.bundle.is_some() || self.client_key.is_some() || self.keys.is_some())
+        !self.seal && (self.bundle.is_some() || self.items.are_secret())
+    }
+
+    /// Sends the bundle; a sealed one is in force when the enclave says so.
+    fn send(&self, address: &Address, outgoing: &Outgoing) -> Result<Done> {
+        let answered = handshake::send(address, || outgoing.bytes(), self.wait);
+        if let Some(seal) = &outgoing.seal {
+            return self.confirm(address, seal, answered);
+        }
+        if answered.as_ref().is_err_and(was_refused) && bundle::is_sealed(&outgoing.bundle) {
+            say("if an earlier answer was lost, it may be in force all the same: teemark attest tells what is");
+        }
+        let accepted = answered?;
+        let told = json!({"accepted_by": address.to_string(), "confirmed": false});
+        Ok(Done::new(accepted.line(address), with_answer(told, &accepted)))
+    }
+
+    /// Writes the bundle to its file, or has it printed.
+    fn write(&self, outgoing: &Outgoing) -> Result<Done> {
+        let bytes = outgoing.bytes()?;
+        let sealed = outgoing.seal.as_ref().and_then(Seal::last);
+        let path = match &self.output {
+            Some(path) if path != Path::new("-") => path,
+            _ if std::io::stdout().is_terminal() && self.is_secret() => {
+                bail!("the bundle holds a key, which a terminal should not show; use --send, --output FILE or a pipe")
+            }
+            // What is no JSON stands in the object as the text that it is.
+            _ => {
+                let bundle = serde_json::from_slice(&bytes);
+                let bundle = bundle.unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes)));
+                return Ok(Done::new(&bytes[..], with_id(json!({"bundle": bundle}), sealed)));
+            }
+        };
+        let remedy = "remove it first, or choose another --output";
+        output::write(path, &bytes, Existing::Keep, Readers::Owner, remedy)?;
+        let advice = match sealed {
+            Some(_) => "it serves until the enclave starts again, or takes a later one",
+            None => "delete it once it is sent",
+        };
+        say(format_args!("the bundle is in {}; {advice}", path.display()));
+        if let Some(BundleId { counter, sha256 }) = sealed {
+            let hash = hex::encode(sha256);
+            say(format_args!("teemark attest shows counter {counter} and bundle {hash} while it is in force"));
+        }
+        Ok(Done::new("", with_id(json!({"output": path.to_string_lossy()}), sealed)))
     }
 
     /// Attests the enclave that the bundle is to be sealed to, if it is to be sealed.
@@ -244,38 +187,46 @@ impl Arguments {
             return Ok(None);
         }
         let operator = operator_key(self.operator_key.as_deref().context("--seal needs --operator-key")?)?;
-        Ok(Some(Seal::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter)))
+        Seal::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter).map(Some)
     }
 
     /// Has the enclave itself say whether it took the bundle: the answer to that came through the parent, which can make
     /// one up or keep it back.
-    fn confirm(&self, seal: &Seal, answered: Result<Outcome>) -> Result<Outcome> {
-        let accepted = matches!(answered, Ok(Outcome::Done));
-        let wait = if accepted { self.wait } else { 0 };
-        let now = match self.attest(Purpose::Confirmation, wait) {
-            Ok(now) => now,
-            Err(error) if accepted => return Err(error.context("sent, but not confirmed by the enclave")),
-            Err(_) => return answered,
+    fn confirm(&self, address: &Address, seal: &Seal, answered: Result<Accepted>) -> Result<Done> {
+        let wait = if answered.is_ok() { self.wait } else { 0 };
+        let now = match (self.attest(Purpose::Confirmation, wait), &answered) {
+            (Ok(now), _) => now,
+            (Err(error), Ok(_)) => return Err(error.context("sent, but not confirmed by the enclave")),
+            (Err(_), Err(_)) => return answered.map(|_| Done::new("", Value::Null)),
         };
         match (seal.confirm(&now), answered) {
             (Ok(counter), answered) => {
-                let confirmed = format!("confirmed by the enclave: the bundle of counter {counter} is in force\n");
-                output::to_stdout(confirmed.as_bytes())?;
+                let mut text = String::new();
+                let mut told = with_id(json!({"confirmed": true}), Some(now.in_force));
                 match answered {
-                    Ok(Outcome::Done) => {}
-                    Ok(Outcome::Refused) => {
-                        eprintln!("warning: so the refusal was of a second attempt, or somebody on the way made it up");
+                    Ok(accepted) => {
+                        text = accepted.line(address);
+                        told["accepted_by"] = address.to_string().into();
+                        told = with_answer(told, &accepted);
                     }
-                    Err(error) => eprintln!("warning: its answer was lost, or somebody on the way keeps it: {error:#}"),
+                    Err(error) if was_refused(&error) => say(format_args!(
+                        "warning: it was refused ({error:#}), but is in force: so the refusal was of a second attempt, or \
+                         somebody on the way made it up"
+                    )),
+                    Err(error) => {
+                        say(format_args!("warning: its answer was lost, or somebody on the way keeps it: {error:#}"));
+                    }
                 }
-                Ok(Outcome::Done)
+                text += &format!("confirmed by the enclave: the bundle of counter {counter} is in force\n");
+                Ok(Done::new(text, told))
             }
-            (Err(unconfirmed), Ok(Outcome::Done)) => Err(unconfirmed.into()),
-            (Err(_), Ok(Outcome::Refused)) => {
-                eprintln!("nor is it in force by the enclave's attestation document");
-                Ok(Outcome::Refused)
+            (Err(unconfirmed), Ok(_)) => Err(Failure::from(unconfirmed).into()),
+            (Err(_), Err(error)) => {
+                if was_refused(&error) {
+                    say("it is not in force by the enclave's attestation document");
+                }
+                Err(error)
             }
-            (Err(_), Err(error)) => Err(error),
         }
     }
 
@@ -289,7 +240,7 @@ impl Arguments {
             match trust.attest(endpoint, purpose) {
                 Err(error) if daemon::is_not_there(&error) && start.elapsed() < Duration::from_secs(wait) => {
                     if !told {
-                        eprintln!("waiting for {endpoint}, {wait} s at most");
+                        say(format_args!("waiting for {endpoint}, {wait} s at most"));
                         told = true;
                     }
                     sleep(PAUSE);
@@ -300,81 +251,32 @@ impl Arguments {
     }
 }
 
-fn read_bundle(path: &Path) -> Result<Vec<u8>> {
-    let (source, _) = output::open_input(path)?;
-    let mut bytes = Vec::new();
-    source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(bytes)
+fn was_refused(error: &anyhow::Error) -> bool {
+    Failure::class_of(error) == Class::Refused
 }
 
-/// Whether a bundle was sealed before, and holds nothing beside that.
-fn is_sealed(bundle: &[u8]) -> bool {
-    let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(bundle);
-    members.is_ok_and(|members| members.keys().eq([SEALED]))
+/// Adds what the daemon answered.
+fn with_answer(mut told: Value, accepted: &Accepted) -> Value {
+    let Accepted { updated, ignored, warnings, missing } = accepted;
+    told["updated"] = json!(updated);
+    told["ignored"] = json!(ignored);
+    told["warnings"] = json!(warnings);
+    told["missing"] = json!(missing);
+    told
 }
 
-/// Reads a JWK set and checks it as the daemon does. It goes out as it stands in the file.
-fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
-    let in_file = || format!("--grant-keys {}", path.display());
-    let (source, _) = output::open_input(path).with_context(in_file)?;
-    let mut text = Vec::new();
-    source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
-    let set: Box<RawValue> = serde_json::from_slice(&text)
-        .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
-        .with_context(in_file)?;
-    jwks::parse(&set).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
-    Ok(set)
-}
-
-/// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
-fn build(arguments: &Arguments) -> Result<Vec<u8>> {
-    let certificates = match (&arguments.client_cert, &arguments.client_key, &arguments.ca) {
-        (Some(cert), Some(key), Some(ca)) => Some(Certificates {
-            client_cert: STANDARD.encode(certificate::read(cert, "--client-cert", Content::Certificates)?),
-            client_key: STANDARD.encode(certificate::read(key, "--client-key", Content::PrivateKey)?),
-            ca_cert: STANDARD.encode(certificate::read(ca, "--ca", Content::Certificates)?),
-        }),
-        _ => None,
-    };
-    let bundle = Bundle {
-        mtls_client_cert_json: certificates.map(|c| serde_json::to_string(&c)).transpose()?,
-        ecs_watermark_endpoint: arguments.endpoint.clone(),
-        file_keys: arguments.keys.as_deref().map(KeyFile::read).transpose()?,
-        grant_keys: arguments.grant_keys.as_deref().map(grant_keys).transpose()?,
-    };
-    if bundle.is_empty() {
-        bail!(
-            "there is nothing to put in the bundle; give --client-cert, --client-key and --ca, or --endpoint, \
-             or --keys, or --grant-keys, or a finished one with --bundle"
-        );
+/// Adds by what a sealed bundle is known.
+fn with_id(mut told: Value, sealed: Option<BundleId>) -> Value {
+    if let Some(BundleId { counter, sha256 }) = sealed {
+        told["counter"] = counter.into();
+        told["bundle_sha256"] = hex::encode(sha256).into();
     }
-    let mut bytes = serde_json::to_vec_pretty(&bundle)?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    told
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_endpoint_is_an_https_url_with_a_host_and_nothing_secret() {
-        for good in ["https://watermark.internal.staging.zing.you:8080", "https://localhost", "https://[::1]:8/x/"] {
-            assert_eq!(endpoint(good).as_deref(), Ok(good));
-        }
-        for bad in ["", "watermark:8080", "http://h:1", "https://", "https://u@h:1", "https://h:1/?q", "https://h#f"] {
-            assert!(endpoint(bad).unwrap_err().contains("https://HOST:PORT"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_bundle_is_sealed_where_it_holds_nothing_in_the_clear() {
-        assert!(is_sealed(br#"{"sealed_bundle":{"counter":7}}"#));
-        for bundle in ["", "[]", "sealed_bundle", "{}", r#"{"FILE_KEYS":{"sealed_bundle":"x"}}"#] {
-            assert!(!is_sealed(bundle.as_bytes()), "{bundle}");
-        }
-        assert!(!is_sealed(br#"{"sealed_bundle":{},"FILE_KEYS":{}}"#));
-    }
 
     #[test]
     fn a_vsock_destination_needs_the_enclaves_cid() {

@@ -9,18 +9,21 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use serde_json::{Value, json};
 use teemarkd::net::endpoints::{AllowList, Endpoint};
 
-use crate::{Outcome, output};
+use crate::failure::Done;
 
 /// Print what the parent's vsock-proxy needs: its own allow list, and the vsock port of each endpoint.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  teemark vsock-proxy | sudo tee /etc/nitro_enclaves/vsock-proxy.yaml
+  teemark vsock-proxy | sudo tee /etc/teemark/vsock-proxy.yaml
   teemark vsock-proxy --format environment | sudo tee /etc/teemark/vsock-proxy.env
   sudo systemctl enable --now $(teemark vsock-proxy --format units)
   teemark vsock-proxy --format list | while read -r port host remote; do
-    vsock-proxy \"$port\" \"$host\" \"$remote\" & done")]
+    vsock-proxy --config /etc/teemark/vsock-proxy.yaml \"$port\" \"$host\" \"$remote\" & done
+
+AWS' own /etc/nitro_enclaves/vsock-proxy.yaml stays as it is: other services of the instance may need it.")]
 pub struct Arguments {
     /// The allow list that is built into the image
     #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
@@ -35,7 +38,7 @@ pub struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// /etc/nitro_enclaves/vsock-proxy.yaml
+    /// /etc/teemark/vsock-proxy.yaml, what vsock-proxy --config reads
     Yaml,
     /// A line an endpoint: its vsock port, the host, the host's port
     List,
@@ -49,20 +52,31 @@ enum Format {
 ///
 /// # Errors
 /// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
+pub fn run(arguments: &Arguments) -> Result<Done> {
     let file = arguments.endpoints.display();
     let allowed = AllowList::load(&arguments.endpoints)?;
     let mut text = String::from(arguments.format.head());
+    let mut endpoints: Vec<Value> = Vec::new();
     for endpoint in allowed.iter() {
         let port = vsock_port(endpoint, arguments.base_port)
             .with_context(|| format!("{file}: no vsock port is left for {endpoint}; take a lower --base-port"))?;
         arguments.format.line(&mut text, endpoint, port);
+        endpoints.push(json!({
+            "vsock_port": port,
+            "host": endpoint.host(),
+            "port": endpoint.port(),
+            "unit": unit(port),
+        }));
     }
-    if allowed.iter().next().is_none() {
+    if endpoints.is_empty() {
         bail!("{file} lists no endpoint, so there is nothing to proxy");
     }
-    output::to_stdout(text.as_bytes())?;
-    Ok(Outcome::Done)
+    Ok(Done::new(text, json!({"endpoints": endpoints})))
+}
+
+/// The service that proxies one endpoint.
+fn unit(port: u32) -> String {
+    format!("teemark-vsock-proxy@{port}.service")
 }
 
 /// Where the enclave dials this endpoint. The highest number is no port: it means any (VMADDR_PORT_ANY, vsock(7)).
@@ -89,7 +103,7 @@ impl Format {
             }
             Format::List => writeln!(text, "{port} {host} {remote}"),
             Format::Environment => writeln!(text, "ENDPOINT_{port}={host} {remote}"),
-            Format::Units => writeln!(text, "teemark-vsock-proxy@{port}.service"),
+            Format::Units => writeln!(text, "{}", unit(port)),
         };
     }
 }

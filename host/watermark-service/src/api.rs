@@ -1,22 +1,27 @@
 //! The routes, their JSON, and where a fault takes the place of an answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, LOCATION};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Cut};
 use crate::content::{Content, ContentError};
-use crate::fault::{Faults, Instead, Met};
-use crate::mark::Mark;
+use crate::fault::{Early, Faults, Instead, Met, WrongFile};
+use crate::form::Members;
 use crate::mark::picture::PictureError;
+use crate::mark::{Mark, text};
 use crate::serve::log;
+use crate::twice::Again;
+
+/// Files of two kinds, each as small as its format allows: `other-kind` answers one of them.
+const PDF: &[u8] = b"%PDF-1.7\n%%EOF\n";
+const EMPTY_ZIP: &[u8] = b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// What all connections share.
 pub struct Api {
@@ -28,7 +33,7 @@ pub struct Api {
 
 /// A status and the reason that goes with it.
 #[derive(Debug)]
-struct Refusal(StatusCode, String);
+pub struct Refusal(pub StatusCode, pub String);
 
 type Outcome = Result<Value, Refusal>;
 
@@ -36,14 +41,14 @@ type Outcome = Result<Value, Refusal>;
 struct WatermarkRequest {
     file_id: String,
     user_id: String,
-    data: String,
-    encoding: Option<String>,
+    #[serde(flatten)]
+    members: Members,
 }
 
 #[derive(Deserialize)]
 struct ExtractRequest {
-    data: String,
-    encoding: Option<String>,
+    #[serde(flatten)]
+    members: Members,
 }
 
 /// One log line a request, also where the client goes away before the answer.
@@ -67,16 +72,17 @@ impl Api {
         Api { faults, max_body, work: tokio::sync::Semaphore::new(processors) }
     }
 
-    /// Answers one request; `Cut` ends the connection instead.
+    /// Answers one request; `Cut` ends the connection instead. `again` has the connection write the answer twice.
     pub async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
         serial: Arc<str>,
+        again: Again,
     ) -> Result<Response<Answer>, Cut> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let mut line = RequestLine { request: format!("{method} {path}"), serial, bytes: 0, status: None };
         let response = match (&method, path.as_str()) {
-            (&Method::POST, "/api/watermark") => self.watermark(request, &mut line.bytes).await?,
+            (&Method::POST, "/api/watermark") => self.watermark(request, &mut line.bytes, &again).await?,
             (&Method::POST, "/api/extract") => respond(self.extract(request, &mut line.bytes).await),
             (&Method::GET | &Method::HEAD, "/health") => respond(self.health()),
             (_, "/api/watermark" | "/api/extract") => not_allowed("POST"),
@@ -97,21 +103,32 @@ impl Api {
         Ok(json!({"status": "healthy"}))
     }
 
-    async fn watermark(&self, request: Request<Incoming>, bytes: &mut usize) -> Result<Response<Answer>, Cut> {
-        let read = self.read(request, bytes).await;
-        let Met { slow, instead, cut } = self.faults.meet();
-        let response = match instead {
-            None => Ok(respond(match read {
-                Ok(read) => self.work(move || mark(&read)).await,
-                Err(refusal) => Err(refusal),
-            })),
-            Some(instead) => faulty(instead),
+    async fn watermark(
+        &self,
+        request: Request<Incoming>,
+        bytes: &mut usize,
+        again: &Again,
+    ) -> Result<Response<Answer>, Cut> {
+        let met = self.faults.meet();
+        let response = if let Some(early) = met.early {
+            Ok(answer_early(early, request))
+        } else {
+            let read = self.read(request, bytes).await;
+            match (met.instead, read) {
+                (Some(instead), _) => faulty(instead),
+                (None, Err(refusal)) => Ok(respond(Err(refusal))),
+                (None, Ok(read)) => Ok(respond(self.work(move || mark(&read, met.file, met.base64_lines)).await)),
+            }
         };
-        if let Some(wait) = slow {
+        if let Some(wait) = met.slow {
             tokio::time::sleep(wait).await;
         }
-        let response = response?;
-        Ok(if cut { response.map(Answer::cut) } else { response })
+        let mut response = response?;
+        add_fields(&mut response, &met);
+        if met.twice {
+            again.store(response.body().size_hint().lower(), Ordering::Relaxed);
+        }
+        Ok(if met.cut { response.map(Answer::cut) } else { response })
     }
 
     async fn extract(&self, request: Request<Incoming>, bytes: &mut usize) -> Outcome {
@@ -149,21 +166,29 @@ impl Api {
     }
 }
 
-fn mark(body: &[u8]) -> Outcome {
+fn mark(body: &[u8], wrong: Option<WrongFile>, lines: bool) -> Outcome {
     let request: WatermarkRequest = parse(body)?;
     let mark =
         Mark::new(request.file_id, request.user_id).map_err(|e| Refusal(StatusCode::BAD_REQUEST, e.to_string()))?;
-    Ok(match content(request.data, request.encoding)?.marked(&mark)? {
-        Content::Png(bytes) => {
-            json!({"status": "success", "watermarked_data": BASE64_STANDARD.encode(bytes), "encoding": "base64"})
+    let (form, sent) = request.members.file()?;
+    let given = match wrong {
+        None => Content::recognize(form.decode(sent)?)?.marked(&mark)?.into_bytes(),
+        Some(WrongFile::Unmarked) => form.decode(sent)?,
+        Some(WrongFile::Empty) => Vec::new(),
+        Some(WrongFile::NoEncoding) => {
+            return Ok(json!({"status": "success", "watermarked_data": text::embed(&sent, &mark)}));
         }
-        Content::Text(text) => json!({"status": "success", "watermarked_data": text}),
-    })
+        Some(WrongFile::OtherKind) if form.decode(sent)?.starts_with(b"%PDF-") => EMPTY_ZIP.to_vec(),
+        Some(WrongFile::OtherKind) => PDF.to_vec(),
+        Some(WrongFile::NotUtf8) => b"marked \xff\xfe".to_vec(),
+    };
+    Ok(form.answer(given, lines))
 }
 
 fn read_mark(body: &[u8]) -> Outcome {
     let request: ExtractRequest = parse(body)?;
-    let Some(mark) = content(request.data, request.encoding)?.mark()? else {
+    let (form, sent) = request.members.file()?;
+    let Some(mark) = Content::recognize(form.decode(sent)?)?.mark()? else {
         return refuse(StatusCode::NOT_FOUND, "no mark found");
     };
     let mut answer = json!(mark);
@@ -173,19 +198,6 @@ fn read_mark(body: &[u8]) -> Outcome {
 
 fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|e| Refusal(StatusCode::BAD_REQUEST, format!("the request's JSON: {e}")))
-}
-
-/// The file in `data`: text as it is, anything in base64.
-fn content(data: String, encoding: Option<String>) -> Result<Content, Refusal> {
-    let bad = |message: String| Refusal(StatusCode::BAD_REQUEST, message);
-    match encoding.as_deref() {
-        None => Ok(Content::Text(data)),
-        Some("base64") => {
-            let bytes = BASE64_STANDARD.decode(data).map_err(|e| bad(format!("data is not base64: {e}")))?;
-            Ok(Content::recognize(bytes)?)
-        }
-        Some(_) => Err(bad("encoding can only be \"base64\", or left out for text".to_owned())),
-    }
 }
 
 impl From<ContentError> for Refusal {
@@ -223,6 +235,42 @@ fn not_allowed(methods: &'static str) -> Response<Answer> {
     let mut response = respond(refuse(StatusCode::METHOD_NOT_ALLOWED, &message));
     response.headers_mut().insert(ALLOW, methods.parse().expect("a constant"));
     response
+}
+
+/// The answer to a request's head alone.
+fn answer_early(early: Early, request: Request<Incoming>) -> Response<Answer> {
+    let outcome = if early.status.is_success() {
+        // Text as it stands, and base64 of a text: a file in either form.
+        Ok(json!({"status": "success", "watermarked_data": "bWFya2VkIGJlZm9yZSB0aGUgZmlsZSBjYW1l"}))
+    } else {
+        refuse(early.status, "refused before the body was read, as --fault asks for")
+    };
+    let mut response = respond(outcome);
+    *response.status_mut() = early.status;
+    if early.keep {
+        let mut body = request.into_body();
+        tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+    } else {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Adds the header fields that faults ask for.
+fn add_fields(response: &mut Response<Answer>, met: &Met) {
+    let headers = response.headers_mut();
+    if let Some(seconds) = met.retry_after {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if let Some(bytes) = met.big_head {
+        let value = HeaderValue::try_from("a".repeat(bytes)).expect("letters");
+        headers.insert(HeaderName::from_static("x-big"), value);
+    }
+    // hyper adds Content-Length and Date.
+    for i in headers.len()..met.fields.unwrap_or(0).saturating_sub(2) {
+        let name = HeaderName::try_from(format!("x-field-{i}")).expect("letters and digits");
+        headers.insert(name, HeaderValue::from_static("1"));
+    }
 }
 
 /// The answer of a service at fault.

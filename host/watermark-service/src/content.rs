@@ -75,6 +75,13 @@ impl Content {
         })
     }
 
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Content::Png(bytes) => bytes,
+            Content::Text(text) => text.into_bytes(),
+        }
+    }
+
     /// The mark in the file.
     ///
     /// # Errors

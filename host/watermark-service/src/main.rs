@@ -10,10 +10,12 @@ mod api;
 mod content;
 mod difference;
 mod fault;
+mod form;
 mod mark;
 mod sample;
 mod serve;
 mod tls;
+mod twice;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::api::Api;
 use crate::fault::{self, Fault, Faults};
 use crate::tls::{self, Client};
+use crate::twice::{Again, Twice};
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -137,11 +138,12 @@ async fn connection(socket: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
     };
     log(&format!("TLS handshake: {client}"));
     let serial: Arc<str> = client.serial.into();
-    let service = service_fn(|request| api.clone().answer(request, serial.clone()));
+    let again = Again::default();
+    let service = service_fn(|request| api.clone().answer(request, serial.clone(), again.clone()));
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
-        .serve_connection(TokioIo::new(tls), service);
+        .serve_connection(TokioIo::new(Twice::new(tls, again.clone())), service);
     // Its errors are the client's going away and the faults that were asked for; the request's line tells of both.
     let _ = watcher.watch(http).await;
 }

@@ -49,9 +49,13 @@ fn an_image_that_gives_something_up_is_told_so() {
     place.write("a.pub", KEY);
     assert_eq!(warnings(&place, &["--operator", "a.pub"]), "");
     assert!(warnings(&place, &[]).contains("nobody can send it secrets"));
-    place.write("env", "TEEMARK_HANDSHAKE=plain\nTEEMARK_GRANTS=off\nTEEMARK_ALLOW_UNWATERMARKED=on\n");
+    place.write(
+        "env",
+        "TEEMARK_HANDSHAKE=plain\nTEEMARK_GRANTS=off\nTEEMARK_ALLOW_UNWATERMARKED=on\nTEEMARK_PUBLIC_METRICS=on\n",
+    );
     let told = warnings(&place, &[]);
     assert!(told.contains("env:3: TEEMARK_ALLOW_UNWATERMARKED=on gives out unmarked files"), "{told}");
+    assert!(told.contains("env:4: TEEMARK_PUBLIC_METRICS=on tells whoever reaches the public port"), "{told}");
     assert!(told.contains("env:1: TEEMARK_HANDSHAKE=plain lets the parent read"), "{told}");
     assert!(told.contains("env:2: TEEMARK_GRANTS=off gives any file"), "{told}");
 }

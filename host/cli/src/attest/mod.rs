@@ -22,13 +22,15 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use teemarkd::time::Utc;
 
 pub use trust::{Purpose, Trust};
-pub use verify::{Attested, Refusal};
+pub use verify::Attested;
 
-use crate::{Outcome, daemon, output, printable};
+use crate::daemon;
+use crate::failure::Done;
+use crate::terminal::printable;
 
 /// Have a running enclave prove that it is the image of a .pcrs file, and print its keys.
 #[derive(clap::Args)]
@@ -44,20 +46,15 @@ pub struct Arguments {
     endpoint: String,
     #[command(flatten)]
     trust: Trust,
-    /// Print one JSON object, for scripts
-    #[arg(long)]
-    json: bool,
 }
 
 /// Attests the enclave and prints what it proved.
 ///
 /// # Errors
 /// As [`Trust::attest`].
-pub fn run(arguments: &Arguments) -> Result<Outcome> {
+pub fn run(arguments: &Arguments) -> Result<Done> {
     let attested = arguments.trust.attest(&arguments.endpoint, Purpose::Look)?;
-    let text = if arguments.json { arguments.as_json(&attested) } else { arguments.as_text(&attested) };
-    output::to_stdout(text.as_bytes())?;
-    Ok(Outcome::Done)
+    Ok(Done::new(arguments.as_text(&attested), arguments.as_json(&attested)))
 }
 
 impl Arguments {
@@ -85,9 +82,9 @@ impl Arguments {
         text
     }
 
-    fn as_json(&self, attested: &Attested) -> String {
+    fn as_json(&self, attested: &Attested) -> Value {
         let registers = attested.pcrs.iter().map(|(index, value)| (index.to_string(), hex::encode(value)));
-        let object = json!({
+        json!({
             "module_id": attested.module_id,
             "timestamp_ms": attested.timestamp_ms,
             "pcrs": registers.collect::<BTreeMap<_, _>>(),
@@ -100,7 +97,6 @@ impl Arguments {
             "bundle_sha256": hex::encode(attested.in_force.sha256),
             "debug_mode": attested.in_debug_mode(),
             "signature_checked": !self.trust.unsigned,
-        });
-        format!("{object}\n")
+        })
     }
 }

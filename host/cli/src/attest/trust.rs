@@ -8,16 +8,21 @@ use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use teemarkd::time::{Utc, now_ms};
 
 use super::chain::{ChainError, Root};
 use super::document::Signature;
 use super::pcrs::Pcrs;
 use super::verify::{Attested, Policy, Refusal, verify};
 use crate::daemon;
+use crate::failure::Failure;
 use crate::keys::fill_random;
+use crate::terminal::say;
 
 /// One attempt to get a document.
 const LIMIT: Duration = Duration::from_secs(30);
+/// A difference of the clocks that is worth a word: that from which the daemon warns too.
+const APART: Duration = Duration::from_secs(60);
 /// How often to try again while the daemon asks to wait.
 const RETRIES: u32 = 3;
 /// Largest answer, in bytes: a document of 64 KiB in hexadecimal, and room.
@@ -67,7 +72,7 @@ impl Trust {
     /// proven, stderr says so.
     ///
     /// # Errors
-    /// A [`Refusal`] of the document, or a [`daemon::Refusal`]; a file cannot be read; the daemon cannot be reached, or
+    /// A [`Refusal`] of the document, or the daemon's own; a file cannot be read; the daemon cannot be reached, or
     /// what answers is not the daemon.
     pub fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
         let policy = if self.development { None } else { Some(self.policy()?) };
@@ -81,9 +86,9 @@ impl Trust {
         let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(endpoint))?;
         let attested = match verify(&document, &nonce, &policy, SystemTime::now()) {
             Err(Refusal::Chain(ChainError::Root(_))) if answer.test_root.is_some() => {
-                return Err(Refusal::TestRoot.into());
+                return Err(Failure::from(Refusal::TestRoot).into());
             }
-            verified => verified?,
+            verified => verified.map_err(Failure::from)?,
         };
         self.warn(endpoint, &attested, purpose);
         Ok(attested)
@@ -96,21 +101,29 @@ impl Trust {
             Purpose::Secrets => "Only secrets for tests belong there.",
             Purpose::Confirmation => return,
         };
+        let now = now_ms();
+        if now.abs_diff(attested.timestamp_ms) > APART.as_millis() as u64 {
+            say(format_args!(
+                "warning: the clocks differ: it is {} on this machine, and {} in the enclave's document",
+                Utc(now / 1000),
+                Utc(attested.timestamp_ms / 1000)
+            ));
+        }
         if self.unsigned {
-            eprintln!(
+            say(format_args!(
                 "WARNING: --unsigned: neither certificates nor signature are checked, so anybody may have made this \
                  document. It proves nothing; it is for QEMU's emulated NSM only. {advice}"
-            );
+            ));
         }
         if self.development {
-            eprintln!(
+            say(format_args!(
                 "WARNING: --development: the daemon at {endpoint} vouches for itself, and anybody's could. {advice}"
-            );
+            ));
         } else if attested.in_debug_mode() {
-            eprintln!(
+            say(format_args!(
                 "WARNING: this enclave runs in debug mode: its PCRs are zero, so nothing is proven about the code that \
                  runs there, and the parent reads its console. {advice}"
-            );
+            ));
         }
     }
 
@@ -141,7 +154,8 @@ fn ask(endpoint: &str, nonce: &[u8]) -> Result<Answer> {
     let answer = daemon::ask(endpoint, RETRIES, || agent.get(&url).call())?;
     let mut body = Vec::new();
     let mut reader = answer.into_body().into_reader().take(LARGEST_ANSWER + 1);
-    reader.read_to_end(&mut body).with_context(|| format!("the answer of {endpoint} did not arrive whole"))?;
+    let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
+    reader.read_to_end(&mut body).with_context(cut)?;
     if body.len() as u64 > LARGEST_ANSWER {
         bail!("{endpoint} answered with more than 256 KiB, as teemarkd does not; is this its public port?");
     }

@@ -12,6 +12,7 @@ use teemarkd::attest::BundleId;
 use super::chain::{ChainError, Root, Signer};
 use super::document::{Document, DocumentError, Signature};
 use super::pcrs::{self, Pcrs, PcrsError};
+use crate::failure::Failure;
 
 /// The version of the user data that this program reads.
 const VERSION: u64 = 1;
@@ -105,6 +106,12 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+impl From<Refusal> for Failure {
+    fn from(why: Refusal) -> Failure {
+        Failure::refused("attestation_refused", why)
+    }
+}
 
 /// What teemarkd puts into user_data.
 #[derive(Deserialize)]

@@ -50,7 +50,10 @@ fn an_enclave_is_attested_and_its_keys_printed() {
         let place = place(&nsm);
         let (endpoint, _requests) = daemon(vec![move |nonce: &[u8]| with_document(&nsm.document(nonce))]);
         let output = succeeds(attest(&place, &endpoint, &["--pcrs", "image.pcrs", "--root", root]));
-        assert_eq!(stderr(&output), "");
+        // The module lives in the year 2025.
+        let told = stderr(&output);
+        assert!(told.starts_with("warning: the clocks differ: it is 20") && told.lines().count() == 1, "{told}");
+        assert!(told.ends_with("and 2025-01-06T16:07:05Z in the enclave's document\n"), "{told}");
         let lines = [
             format!("attested by {endpoint}: module {}, made at 2025-01-06T16:07:05Z", nsm::MODULE),
             format!("PCR0                {}", "a0".repeat(48)),
@@ -219,12 +222,12 @@ fn a_daemon_that_asks_to_wait_is_asked_again() {
     assert_eq!(requests.iter().count(), 3);
 
     let last = |_: &[u8]| answer("429 Too Many Requests", "", wait);
-    let told = fails(1, &attest_answer(&place, last, &WITH_ROOT));
-    assert!(told.contains("refused: too many at once (overloaded, HTTP 429)"), "{told}");
+    let told = fails(3, &attest_answer(&place, last, &WITH_ROOT));
+    assert!(told.contains("try again: too many at once (overloaded, HTTP 429)"), "{told}");
 }
 
 #[test]
-fn what_does_not_answer_as_teemarkd_ends_with_2() {
+fn what_does_not_answer_as_teemarkd_ends_with_2_and_what_does_not_answer_with_3() {
     let place = place(&Nsm::new());
     for reply in [
         answer("200 OK", "", "Pong!"),
@@ -237,9 +240,9 @@ fn what_does_not_answer_as_teemarkd_ends_with_2() {
         assert!(told.contains("as teemarkd does"), "{told}");
     }
     let cut = answer("200 OK", "", &" ".repeat(1000))[..500].to_vec();
-    let told = fails(2, &attest_answer(&place, |_| cut, &WITH_ROOT));
+    let told = fails(3, &attest_answer(&place, |_| cut, &WITH_ROOT));
     assert!(told.contains("did not arrive whole"), "{told}");
-    let told = fails(2, &attest(&place, "http://127.0.0.1:1", &WITH_ROOT));
+    let told = fails(3, &attest(&place, "http://127.0.0.1:1", &WITH_ROOT));
     assert!(told.contains("http://127.0.0.1:1 gave no answer"), "{told}");
 }
 
@@ -283,9 +286,11 @@ fn what_the_document_says_cannot_steer_the_terminal() {
     let place = place(&nsm);
     let reply = move |nonce: &[u8]| {
         let mut payload = nsm.payload(nonce);
-        set(&mut payload, "module_id", Value::Text("i-1\x1b[2J".to_owned()));
+        set(&mut payload, "module_id", Value::Text("i-1\x1b[2J\u{202e}".to_owned()));
         with_document(&nsm.sign(payload))
     };
-    let output = succeeds(attest_answer(&place, reply, &WITH_ROOT));
-    assert!(stdout(&output).contains("module i-1\\u{1b}[2J,"), "{}", stdout(&output));
+    let output = succeeds(attest_answer(&place, reply.clone(), &WITH_ROOT));
+    assert!(stdout(&output).contains("module i-1\\u{1b}[2J\\u{202e},"), "{}", stdout(&output));
+    let output = succeeds(attest_answer(&place, reply, &[&WITH_ROOT[..], &["--json"]].concat()));
+    assert!(stdout(&output).contains(r#""module_id":"i-1\u001b[2J\u202e""#), "{}", stdout(&output));
 }

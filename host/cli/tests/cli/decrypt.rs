@@ -19,8 +19,9 @@ fn the_file_goes_out_raw_and_comes_back_marked() {
         let marked = "m".repeat(size);
         let (endpoint, requests) = daemon(vec![Reply::After(answer("200 OK", "", &marked))]);
         let output = succeeds(place.teemark(&ask(&endpoint, &["--force"])));
-        assert_eq!(stderr(&output), "");
+        assert_eq!(stderr(&output).lines().count(), 2, "two warnings, and no bar where stderr is no terminal");
         assert_eq!(place.read("file"), marked.as_bytes());
+        assert_eq!(place.mode("file"), 0o600);
         let request = requests.recv().unwrap();
         assert!(request.head.starts_with("POST /files/f-1/decrypt?user_id=alice HTTP/1.1\r\n"), "{}", request.head);
         assert!(request.head.to_lowercase().contains("content-type: application/octet-stream"));
@@ -82,17 +83,17 @@ fn a_daemon_without_room_is_asked_again_when_it_says() {
     assert!(requests.iter().all(|request| request.body == b"sealed"));
 
     let (endpoint, requests) = daemon(vec![full(), full()]);
-    let told = fails(1, &place.teemark(&ask(&endpoint, &["--retries", "1", "--force"])));
+    let told = fails(3, &place.teemark(&ask(&endpoint, &["--retries", "1", "--force"])));
     assert!(told.contains("overloaded"), "{told}");
     assert_eq!(requests.iter().count(), 2);
 }
 
 #[test]
-fn a_503_without_retry_after_is_final() {
+fn a_503_without_retry_after_is_not_asked_again_here_but_may_be_later() {
     let place = Place::new();
     place.write("file.enc", "sealed");
     let (endpoint, requests) = daemon(vec![Reply::After(error("503 Service Unavailable", "", "not_ready"))]);
-    assert!(fails(1, &place.teemark(&ask(&endpoint, &[]))).contains("not_ready"));
+    assert!(fails(3, &place.teemark(&ask(&endpoint, &[]))).contains("try again: what went wrong (not_ready"));
     assert_eq!(requests.iter().count(), 1);
 }
 
@@ -105,7 +106,7 @@ fn a_file_that_arrives_in_part_is_not_written() {
     let between = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned();
     for text in [cut, chunked, between] {
         let (endpoint, _requests) = daemon(vec![Reply::After(text)]);
-        let told = fails(2, &place.teemark(&ask(&endpoint, &[])));
+        let told = fails(3, &place.teemark(&ask(&endpoint, &[])));
         assert!(told.contains("did not arrive whole"), "{told}");
         assert_eq!(place.names(), ["file.enc"]);
     }
@@ -123,7 +124,7 @@ fn what_is_not_the_daemon_is_called_so_and_not_followed() {
         let told = fails(2, &place.teemark(&ask(&endpoint, &[])));
         assert!(told.contains("not as teemarkd does"), "{told}");
     }
-    let told = fails(2, &place.teemark(&ask("http://127.0.0.1:1", &[])));
+    let told = fails(3, &place.teemark(&ask("http://127.0.0.1:1", &[])));
     assert!(told.contains("http://127.0.0.1:1 gave no answer"), "{told}");
 }
 

@@ -59,8 +59,10 @@ fn a_bound_key_makes_the_file_id_associated_data() {
     let place = Place::new();
     place.keys(&["1+"]);
     place.write("file", "hello");
-    let error = fails(2, &place.teemark(&["encrypt", "file", "--keys", "keys.json"]));
+    let error = fails(2, &place.teemark(&["encrypt", "-", "--keys", "keys.json"]));
     assert!(error.contains("--file-id"), "{error}");
+    succeeds(place.teemark(&["encrypt", "file", "--keys", "keys.json", "--output", "by-name"]));
+    assert!(open(&place.read("by-name"), "file").is_some());
     succeeds(place.teemark(&["encrypt", "file", "--keys", "keys.json", "--file-id", "f-1"]));
     let sealed = place.read("file.enc");
     assert_eq!(open(&sealed, "f-1").unwrap(), b"hello");

@@ -109,7 +109,7 @@ fn openssl_reads_each_key_pair_and_finds_the_public_half_that_was_printed() {
         let text = String::from_utf8(openssl(&place, &format!("pkey -in {file} -noout -text"))).unwrap();
         assert!(text.starts_with(kind), "{text}");
         assert_eq!(place.mode(&file), 0o600);
-        let secret = String::from_utf8(place.read(&file)).unwrap().lines().nth(1).unwrap().to_owned();
+        let secret = String::from_utf8(place.read(&file)).unwrap().lines().nth(2).unwrap().to_owned();
         assert!(!stderr(&output).contains(&secret[30..]) && !printed.contains(&secret[30..]));
         assert_eq!(line(place.teemark(&["keygen", "--for", purpose, "--public", &file])), printed);
     }
@@ -198,4 +198,56 @@ fn a_private_key_that_others_can_read_is_warned_of() {
     assert_eq!(stderr(&succeeds(place.teemark(&public))), "");
     fs::set_permissions(place.path("operator.key"), fs::Permissions::from_mode(0o644)).unwrap();
     assert!(stderr(&succeeds(place.teemark(&public))).contains("chmod 600"));
+}
+
+#[test]
+fn the_public_half_goes_to_a_file_of_its_own_and_neither_is_ever_overwritten() {
+    let place = Place::new();
+    let keygen = |more: &[&str]| place.teemark(&[&["keygen", "--for", "operator"], more].concat());
+    let both = ["--output", "operator.key", "--public-output", "operator.pub"];
+    let made = succeeds(keygen(&both));
+    assert!(made.stdout.is_empty() && stderr(&made).contains("the public half is in operator.pub"));
+    let public = place.read("operator.pub");
+    assert_eq!(String::from_utf8(public.clone()).unwrap(), line(keygen(&["--public", "operator.key"])) + "\n");
+    assert_eq!(place.mode("operator.key"), 0o600);
+
+    // The second run, as somebody repeats it: nothing changes, neither where one of the two is there nor both.
+    let private = place.read("operator.key");
+    let told = fails(2, &keygen(&both));
+    assert!(told.contains("operator.key is there already"), "{told}");
+    assert_eq!((place.read("operator.key"), place.read("operator.pub")), (private, public.clone()));
+    let told = fails(2, &keygen(&["--output", "new.key", "--public-output", "operator.pub"]));
+    assert!(told.contains("operator.pub is there already"), "{told}");
+    fails(2, &keygen(&["--output", "new.key", "--public-output", "none/operator.pub"]));
+    fails(2, &keygen(&["--output", "new.key", "--public-output", "new.key"]));
+    assert_eq!(place.names(), ["operator.key", "operator.pub"]);
+
+    // Of a key that is there.
+    succeeds(keygen(&["--public", "operator.key", "--public-output", "again.pub"]));
+    assert_eq!(place.read("again.pub"), public);
+    fails(2, &keygen(&["--public", "operator.key", "--public-output", "again.pub"]));
+    fails(2, &place.teemark(&["keygen", "--public-output", "file.pub", "--output", "keys.json"]));
+}
+
+#[test]
+fn a_key_that_was_made_for_another_use_is_refused_by_name_and_one_that_does_not_say_is_taken() {
+    let place = Place::new();
+    for purpose in ["operator", "grants", "reply"] {
+        succeeds(place.teemark(&["keygen", "--for", purpose, "--output", &format!("{purpose}.key")]));
+    }
+    let grant = |key| ["grant", "--key", key, "--file-id", "f", "--user-id", "u", "--audience", "a"];
+    let told = fails(2, &place.teemark(&grant("operator.key")));
+    let words = "it is an operator's key (keygen --for operator), and a key to sign grants with (keygen --for grants) is \
+                 wanted here";
+    assert!(told.contains("--key operator.key") && told.contains(words), "{told}");
+    let told = fails(2, &place.teemark(&["keygen", "--for", "operator", "--public", "grants.key"]));
+    assert!(told.contains("it is a key to sign grants with") && told.contains("--public grants.key"), "{told}");
+
+    // As teemark made them before, and openssl does: PEM alone.
+    let text = String::from_utf8(place.read("operator.key")).unwrap();
+    let (first, pem) = text.split_once('\n').unwrap();
+    assert_eq!(first, "teemark private key for: operator");
+    place.write("old.key", pem);
+    succeeds(place.teemark(&grant("old.key")));
+    succeeds(place.teemark(&["keygen", "--for", "operator", "--public", "old.key"]));
 }

@@ -6,6 +6,8 @@ mod decrypt;
 mod enclave;
 mod encrypt;
 mod grant;
+mod interrupt;
+mod json;
 mod keygen;
 #[path = "../nsm/mod.rs"]
 mod nsm;
@@ -13,6 +15,7 @@ mod nsm;
 mod port;
 mod sealed;
 mod secrets;
+mod several;
 mod trusted;
 mod vsock_proxy;
 

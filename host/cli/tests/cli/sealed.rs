@@ -147,9 +147,10 @@ fn an_answer_that_somebody_on_the_way_made_up_is_found_out() {
 #[test]
 fn another_bundle_of_the_same_counter_is_not_taken_for_it() {
     let scene = Scene::new();
-    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(ACCEPTED)]);
-    // What the enclave got in its place, from whom knows when.
-    scene.enclave.0.put_in_force(BundleId { counter: 7, sha256: [1; 32] });
+    let attestation = scene.enclave.0.clone();
+    // What the enclave gets in its place.
+    let another = move |_: &[u8]| attestation.put_in_force(BundleId { counter: 7, sha256: [1; 32] });
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Take(Box::new(another), ACCEPTED)]);
     let output =
         scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()]);
     assert!(fails(1, &output).contains("says counter 7, but for another bundle"), "{}", stderr(&output));
@@ -164,7 +165,7 @@ fn what_is_in_force_is_told_whatever_the_answer_said() {
     let output = scene.seals(&scene.enclave, &options);
     let told = fails(1, &output);
     let words =
-        "refused: sealed_bundle.counter: is not above 7\nnor is it in force by the enclave's attestation document\n";
+        "it is not in force by the enclave's attestation document\nrefused: sealed_bundle.counter: is not above 7\n";
     assert!(told.ends_with(words), "{told}");
     assert!(!stdout(&output).contains("confirmed"));
 
@@ -247,5 +248,20 @@ fn a_bundle_that_should_be_sealed_never_goes_out_plain() {
     succeeds(scene.place.teemark(&["keygen", "--for", "reply", "--output", "alice.key"]));
     let wrong = [&seal[..3], &["--operator-key", "alice.key"], &seal[5..], &["--endpoint", ENDPOINT]].concat();
     let told = fails(2, &scene.place.teemark(&[&["secrets"], &wrong[..]].concat()));
-    assert!(told.contains("--operator-key alice.key: it is an X25519 key"), "{told}");
+    assert!(told.contains("--operator-key alice.key: the key file alice.key: it is a key for replies (keygen --for reply), and an operator's key (keygen --for operator) is wanted here"), "{told}");
+}
+
+#[test]
+fn the_counter_is_above_the_attested_one_though_this_machines_clock_is_behind() {
+    let scene = Scene::new();
+    // Of an operator whose clock is a day ahead of this one.
+    let ahead = now_ms() + 86_400_000;
+    scene.enclave.0.put_in_force(BundleId { counter: ahead, ..BundleId::default() });
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::HangUp, scene.takes()]);
+    let output = succeeds(scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--send", &address.to_string()]));
+    // The first attempt had the first counter above it.
+    let words = format!("the bundle of counter {} is in force", ahead + 2);
+    assert!(stdout(&output).contains(&words), "{}", stdout(&output));
+    let told = fails(2, &scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--counter", "7"]));
+    assert!(told.contains(&format!("--counter has to be above {}", ahead + 2)), "{told}");
 }

@@ -3,7 +3,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use teemarkd::net::addr::Address;
 
 use super::port::free_port;
@@ -157,8 +159,10 @@ pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec
     (address, receiver)
 }
 
-pub const ACCEPTED: &str =
-    concat!(r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"missing":["FILE_KEYS"]}"#, "\n");
+pub const ACCEPTED: &str = concat!(
+    r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"warnings":["another CA"],"missing":["FILE_KEYS"]}"#,
+    "\n"
+);
 pub const REFUSED: &str =
     concat!(r#"{"ok":false,"field":"MTLS_CLIENT_CERT_JSON.client_key","error":"is of another certificate"}"#, "\n");
 
@@ -170,6 +174,7 @@ fn an_accepted_bundle_is_told_with_what_is_still_missing() {
         let send = ["secrets", "--endpoint", ENDPOINT, "--plain", "--send", &address.to_string()];
         let output = succeeds(place.teemark(&send));
         assert!(stdout(&output).contains("accepted by ") && stdout(&output).contains("ECS_WATERMARK_ENDPOINT"));
+        assert!(stderr(&output).contains("warning: the daemon says: another CA"));
         assert!(stderr(&output).contains("COLOUR") && stderr(&output).contains("needs FILE_KEYS"));
         let bundle: Value = serde_json::from_slice(&bundles.recv().unwrap()).unwrap();
         assert_eq!(bundle["ECS_WATERMARK_ENDPOINT"], ENDPOINT);
@@ -214,7 +219,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
         for words in ["is not sealed", "--seal seals it to the enclave", "--plain sends it in the clear"] {
             assert!(told.contains(words), "{bundle:?}: {told}");
         }
-        let told = fails(2, &place.teemark(&[&send[..], &["--plain"]].concat()));
+        let told = fails(3, &place.teemark(&[&send[..], &["--plain"]].concat()));
         assert!(told.contains("it is not there"), "{told}");
     }
     for more in [&["--plain"][..], &["--plain", "--seal", "--send", "unix:socket"]] {
@@ -255,11 +260,11 @@ fn it_does_not_wait_for_ever() {
     let place = Place::new();
     let start = Instant::now();
     let error = fails(
-        2,
+        3,
         &place.teemark(&["secrets", "--endpoint", ENDPOINT, "--plain", "--send", "unix:socket", "--wait", "1"]),
     );
     assert!(error.contains("--wait") && error.contains("is the enclave running"), "{error}");
-    assert!((1..30).contains(&start.elapsed().as_secs()));
+    assert!(start.elapsed() >= Duration::from_secs(1));
 }
 
 #[test]
@@ -285,4 +290,62 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
         fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--plain", "--send", &address, "--wait", "0"]));
     assert!(error.contains("another certificate"), "{error}");
     enclave.join().unwrap();
+}
+
+/// A certificate that is valid from and until so many days from now.
+fn valid(from: i64, until: i64) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    let now = std::time::SystemTime::now();
+    let day = |n: i64| {
+        let days = Duration::from_secs(n.unsigned_abs() * 86_400);
+        if n < 0 { now - days } else { now + days }
+    };
+    // An hour more, for a machine that takes its time.
+    params.not_before = day(from).into();
+    params.not_after = (day(until) + Duration::from_secs(3600)).into();
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+#[test]
+fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused() {
+    let place = with_certificates();
+    let secrets = |cert: &[String], ca: &[String]| {
+        place.write("cert.pem", cert.concat());
+        place.write("ca.pem", ca.concat());
+        place.teemark(&["secrets", "--client-cert", "cert.pem", "--client-key", "client.key", "--ca", "ca.pem"])
+    };
+    let (long, short, old, early) = (valid(-1, 31), valid(-1, 29), valid(-9, -1), valid(2, 90));
+    let [long, short, old, early] = [&[long][..], &[short], &[old], &[early]];
+    assert_eq!(stderr(&succeeds(secrets(long, long))), "");
+    let told = stderr(&succeeds(secrets(short, long)));
+    assert!(
+        told.starts_with("warning: --client-cert cert.pem: it ends at 20") && told.contains("in 29 days"),
+        "{told}"
+    );
+    assert_eq!(told.lines().count(), 1);
+    let told = stderr(&succeeds(secrets(long, short)));
+    assert!(told.starts_with("warning: --ca ca.pem: it ends at") && told.lines().count() == 1, "{told}");
+
+    let told = fails(2, &secrets(old, long));
+    assert!(told.contains("--client-cert cert.pem: certificate 1 expired at 20"), "{told}");
+    let told = fails(2, &secrets(&[long, old].concat(), long));
+    assert!(told.contains("certificate 2 expired at"), "{told}");
+    let told = fails(2, &secrets(early, long));
+    assert!(told.contains("certificate 1 is not valid before"), "{told}");
+    let told = fails(2, &secrets(long, old));
+    assert!(told.contains("--ca ca.pem: certificate 1 expired at"), "{told}");
+    // A finished bundle goes out as it is, with the warning.
+    for (cert, words) in [(short, "it ends at 20"), (old, "certificate 1 expired at 20")] {
+        let parts = json!({"client_cert": STANDARD.encode(cert.concat()), "ca_cert": STANDARD.encode(long.concat())});
+        for item in [parts.clone(), parts.to_string().into()] {
+            place.write("bundle", json!({"MTLS_CLIENT_CERT_JSON": item}).to_string());
+            let output = succeeds(place.teemark(&["secrets", "--bundle", "bundle"]));
+            let told = stderr(&output);
+            let words = format!("warning: MTLS_CLIENT_CERT_JSON.client_cert: {words}");
+            assert!(told.starts_with(&words) && told.lines().count() == 1, "{told}");
+            assert_eq!(output.stdout, place.read("bundle"));
+        }
+    }
+    // While a CA is replaced the old one may run out, as the daemon has it.
+    assert_eq!(stderr(&succeeds(secrets(long, &[old, long].concat()))), "");
 }

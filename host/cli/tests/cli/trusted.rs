@@ -179,13 +179,14 @@ fn an_answer_that_is_larger_than_any_can_be_is_not_written() {
 }
 
 #[test]
-fn what_sealing_alone_leaves_open_is_said() {
+fn what_an_answer_leaves_open_is_said_and_most_where_least_is_asked_for() {
     let enclave = Enclave::new();
     let place = enclave.place();
     let public = with_reply_key(&place);
     place.write("names", token(&format!(r#"{{"reply_key":"{public}"}}"#)));
     place.write("names-none", token("{}"));
-    let (relayed, made) = ("the grant names no reply key", "anybody could have made this answer");
+    let (relayed, made) = ("the grant names no reply key", "nobody vouches for the answer");
+    let readable = "whoever relays the answer, as the parent does, can read the marked file";
     let key = ["--seal", "--reply-key", "alice.key", "--force"];
     let verify = [&TRUST[..], &["--verify"]].concat();
     for (more, warned) in [
@@ -199,10 +200,14 @@ fn what_sealing_alone_leaves_open_is_said() {
         let replies = if more.contains(&"--verify") { vec![enclave.attests(), gives] } else { vec![gives] };
         let told = stderr(&succeeds(decrypt(&place, &daemon(replies).0, &[&key[..], more].concat())));
         assert_eq!([relayed, made].map(|words| told.contains(words)), warned, "{more:?}: {told}");
+        assert!(!told.contains(readable), "{more:?}: {told}");
     }
-    let (endpoint, _requests) = daemon(vec![enclave.gives(b"marked", ABOUT, |_| {})]);
-    let told = stderr(&succeeds(decrypt(&place, &endpoint, &["--grant", "names-none", "--force"])));
-    assert_eq!(told, "", "nothing was to be sealed");
+    for (more, vouched) in [(&["--force"][..], false), (&[&["--force"], &verify[..]].concat(), true)] {
+        let gives = enclave.gives(b"marked", ABOUT, |_| {});
+        let replies = if vouched { vec![enclave.attests(), gives] } else { vec![gives] };
+        let told = stderr(&succeeds(decrypt(&place, &daemon(replies).0, more)));
+        assert!(told.contains(readable) && told.contains(made) != vouched, "{more:?}: {told}");
+    }
 }
 
 #[test]
@@ -324,5 +329,10 @@ fn options_that_count_only_with_another_are_refused_without_it() {
     }
     succeeds(place.teemark(&["keygen", "--for", "operator", "--output", "operator.key"]));
     let output = decrypt(&place, "http://127.0.0.1:1", &["--seal", "--reply-key", "operator.key"]);
-    writes_nothing(&place, 2, &output, "--reply-key operator.key: it is an Ed25519 key");
+    writes_nothing(
+        &place,
+        2,
+        &output,
+        "--reply-key operator.key: the key file operator.key: it is an operator's key (keygen --for operator), and a key for replies",
+    );
 }

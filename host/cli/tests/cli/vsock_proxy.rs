@@ -106,3 +106,30 @@ fn a_list_that_the_enclave_would_not_take_gives_nothing_but_its_line() {
     }
     assert!(fails(2, &place.teemark(&["vsock-proxy"])).contains("allowed_endpoints.yaml: cannot be read"));
 }
+
+/// What stands in the documents is done as it stands there, and what the units read is what it made.
+#[test]
+fn the_documents_write_the_files_that_the_units_read_and_not_awss_own() {
+    let text = |path: &str| fs::read_to_string(repository().join(path)).unwrap();
+    let unit = text("host/deploy/systemd/teemark-vsock-proxy@.service");
+    let option = |line: &str, before: &str| {
+        let line = unit.lines().find(|text| text.starts_with(line)).unwrap();
+        line.split_once(before).unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    let (list, environment) = (option("ExecStart=", "vsock-proxy --config "), option("EnvironmentFile=", "="));
+    assert_eq!((&*list, &*environment), ("/etc/teemark/vsock-proxy.yaml", "/etc/teemark/vsock-proxy.env"));
+
+    let deploy = text("host/deploy/README.md");
+    let help = stdout(&succeeds(Place::new().teemark(&["vsock-proxy", "--help"])));
+    for document in [&deploy, &help] {
+        let commands: Vec<_> = document.lines().filter(|line| line.contains("| sudo tee ")).map(str::trim).collect();
+        assert!(commands.contains(&&*format!("teemark vsock-proxy | sudo tee {list}")), "{commands:?}");
+        let environment = format!("teemark vsock-proxy --format environment | sudo tee {environment}");
+        assert!(commands.contains(&&*environment), "{commands:?}");
+        assert!(commands.iter().all(|command| !command.contains("/etc/nitro_enclaves/")), "{commands:?}");
+    }
+    for document in ["README.md", "README.zh.md"] {
+        let text = text(document);
+        assert!(text.contains(&list) && !text.contains("/etc/nitro_enclaves/vsock-proxy.yaml"), "{document}");
+    }
+}

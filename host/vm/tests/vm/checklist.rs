@@ -70,7 +70,7 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
     })
 }
 
-/// The health check's answer; a busy machine is asked again, since the daemon gives the service five seconds.
+/// The health check's answer; a busy machine is asked again, since the daemon gives the service 2.5 seconds.
 fn well(world: &World) -> Result<Answer> {
     let end = Instant::now() + SOON;
     loop {

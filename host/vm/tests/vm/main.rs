@@ -11,6 +11,7 @@ mod checklist;
 mod debug;
 mod failures;
 mod handshake;
+mod limits;
 mod memory;
 mod sealed;
 mod stage;
@@ -28,7 +29,7 @@ use workshop::Workshop;
 
 type Scenario = fn(&Stage, &Workshop) -> Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 6] = [
+const SCENARIOS: [(&str, Scenario); 7] = [
     ("handshake: an enclave gets its secrets by handshake and serves through everything", {
         handshake::an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything
     }),
@@ -40,6 +41,9 @@ const SCENARIOS: [(&str, Scenario); 6] = [
     }),
     ("memory: with 64 MiB of memory files of 1 MiB are served", {
         memory::with_64_mib_of_memory_files_of_1_mib_are_served
+    }),
+    ("limits: an enclave of the shipped size has room for a file of the largest size", {
+        limits::an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size
     }),
     ("debug: a debug image starts run.sh, has a shell, and stops on SIGTERM", {
         debug::a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm

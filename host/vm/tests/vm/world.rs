@@ -103,7 +103,7 @@ impl World {
 
     /// The value of a metric's line that begins so; 0 where there is none.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let text = self.get("/metrics")?.text();
+        let text = self.curl("http://127.0.0.1:3001/metrics")?.with(200)?.text();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(Ok(0.0), |value| value.parse().context(name.to_owned()))
     }

@@ -27,8 +27,8 @@ struct Arguments {
     /// The machine; by default nitro-enclave where QEMU_NITRO names a QEMU that has it
     #[arg(long)]
     machine: Option<Machine>,
-    /// MiB of the enclave's memory
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    /// MiB of the enclave's memory; by default as much as host/deploy gives it
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
     memory: u32,
     /// Certificates, made where they are missing; an image with certificates wants those of its own folder
     #[arg(long, value_name = "FOLDER", default_value = "out/vm/certs")]

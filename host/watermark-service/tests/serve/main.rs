@@ -1,122 +1,19 @@
-//! The binary over real sockets: certificates by the openssl command line, requests by curl.
+//! The binary over real sockets: certificates by the openssl command line, requests by curl, and by rustls where what
+//! stands on the connection matters.
+
+mod faults;
+mod forms;
+mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_watermark-service");
-
-/// A CA, the service's certificate, a client's, and a client's of another CA; made once, since keys take time.
-static CERTS: LazyLock<TempDir> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
-    let script = r#"set -eu
-        for ca in ca other-ca; do
-            openssl req -x509 -newkey rsa:2048 -nodes -keyout $ca.key -out $ca.crt -subj "/CN=$ca" -days 2
-        done
-        leaf() {
-            openssl req -new -newkey rsa:2048 -nodes -keyout "$1.key" -out "$1.csr" -subj "/CN=$2/O=Zing"
-            printf '[v3_ext]\n%s\n' "$4" > ext
-            openssl x509 -req -in "$1.csr" -CA "$3.crt" -CAkey "$3.key" -CAcreateserial -out "$1.crt" -days 2 \
-                -extensions v3_ext -extfile ext
-        }
-        leaf server watermark-service ca 'subjectAltName=IP:127.0.0.1'
-        leaf client tee-client ca 'extendedKeyUsage=clientAuth'
-        leaf stranger tee-client other-ca 'extendedKeyUsage=clientAuth'"#;
-    let made = Command::new("sh").args(["-c", script]).current_dir(&folder).output().unwrap();
-    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
-    folder
-});
-
-fn cert(name: &str) -> String {
-    CERTS.path().join(name).display().to_string()
-}
-
-/// A running service; stopped when dropped.
-struct Service {
-    child: Child,
-    url: String,
-}
-
-impl Service {
-    fn start(options: &[&str]) -> Self {
-        let mut child = serve(options).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("watermark-service: listening on ").expect(&line).to_owned();
-        Service { child, url }
-    }
-
-    /// curl with the client certificate; gives status, body and curl's own exit code.
-    fn curl(&self, options: &[&str], path: &str) -> (String, String, i32) {
-        let out = curl(&self.url, &["--cert", &cert("client.crt"), "--key", &cert("client.key")], options, path);
-        let text = String::from_utf8(out.stdout).unwrap();
-        let (body, status) = text.rsplit_once('\n').unwrap();
-        (status.to_owned(), body.to_owned(), out.status.code().unwrap())
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (String, Value) {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("body");
-        fs::write(&file, body.to_string()).unwrap();
-        let (status, body, _) = self.curl(&["--data-binary", &format!("@{}", file.display())], path);
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
-    }
-
-    /// Stops the service as an operator does, and gives what it logged.
-    fn stop(mut self) -> String {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        assert!(killed.success());
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "SIGTERM: {status}");
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        log
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve(options: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--cert", &cert("server.crt"), "--key", &cert("server.key")]);
-    command.args(["--client-ca", &cert("ca.crt")]).args(options);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn curl(url: &str, identity: &[&str], options: &[&str], path: &str) -> Output {
-    let mut command = Command::new("curl");
-    command.args(["-sS", "--noproxy", "*", "--max-time", "20", "-w", "\n%{http_code}", "--cacert", &cert("ca.crt")]);
-    command.args(identity).args(options).arg(format!("{url}{path}")).output().unwrap()
-}
-
-fn run(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(arguments).output().unwrap()
-}
-
-fn request(data: &str) -> Value {
-    json!({"file_id": "report-7", "user_id": "alice", "data": data})
-}
-
-fn sample(folder: &Path) -> String {
-    let path = folder.join("sample.png").display().to_string();
-    assert!(run(&["sample", &path]).status.success());
-    path
-}
+use support::{PROGRAM, Service, cert, curl, in_base64, request, run, sample};
 
 #[test]
 fn a_text_comes_back_marked_and_tells_whose_it_is() {
@@ -137,9 +34,7 @@ fn a_picture_comes_back_marked_and_the_commands_read_it() {
     let service = Service::start(&[]);
     let folder = tempfile::tempdir().unwrap();
     let original = sample(folder.path());
-    let mut body = request(&BASE64_STANDARD.encode(fs::read(&original).unwrap()));
-    body["encoding"] = "base64".into();
-    let (status, answer) = service.post("/api/watermark", &body);
+    let (status, answer) = service.post("/api/watermark", &in_base64(&fs::read(&original).unwrap()));
     assert_eq!((status.as_str(), &answer["encoding"]), ("200", &json!("base64")));
     let (_, owner) = service.post("/api/extract", &json!({"data": answer["watermarked_data"], "encoding": "base64"}));
     assert_eq!(owner["user_id"], "alice");
@@ -198,19 +93,14 @@ fn nobody_is_served_without_a_client_certificate_of_the_ca() {
 #[test]
 fn what_cannot_be_marked_is_refused_with_the_reason() {
     let service = Service::start(&["--max-body", "100KiB"]);
-    let base64 = |bytes: &[u8]| {
-        let mut body = request(&BASE64_STANDARD.encode(bytes));
-        body["encoding"] = "base64".into();
-        body
-    };
     let too_long = json!({"file_id": "x".repeat(257), "user_id": "u", "data": ""});
     let cases = [
         (request(&"x".repeat(150 << 10)), "413", "over 102400 bytes"),
         (request(&"x".repeat(300 << 10)), "413", "over 102400 bytes"),
-        (base64(b"\xff\xfe\x00"), "415", "neither a PNG image nor UTF-8 text"),
-        (base64(b"\x89PNG\r\n\x1a\nrubbish"), "415", "cannot be decoded"),
-        (base64(&tiny_png()), "422", "has 1 pixels; a mark of these ids needs 256"),
-        (json!({"file_id": "f", "user_id": "u"}), "400", "missing field `data`"),
+        (in_base64(b"\xff\xfe\x00"), "415", "neither a PNG image nor UTF-8 text"),
+        (in_base64(b"\x89PNG\r\n\x1a\nrubbish"), "415", "cannot be decoded"),
+        (in_base64(&tiny_png()), "422", "has 1 pixels; a mark of these ids needs 256"),
+        (json!({"file_id": "f", "user_id": "u"}), "400", "neither image nor data"),
         (json!({"file_id": "", "user_id": "u", "data": ""}), "400", "file_id has 0 bytes"),
         (too_long, "400", "file_id has 257 bytes"),
         (json!({"file_id": "f", "user_id": "u", "data": "!", "encoding": "base64"}), "400", "not base64"),
@@ -235,50 +125,6 @@ fn tiny_png() -> Vec<u8> {
     let encoder = png::Encoder::new(&mut content, 1, 1);
     encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
     content
-}
-
-#[test]
-fn faults_change_the_answer_as_they_are_named() {
-    let answer = |fault: &str| Service::start(&["--fault", fault]).post("/api/watermark", &request("text"));
-    assert_eq!(answer("fail=503").0, "503");
-    assert_eq!(answer("no-data"), ("200".to_owned(), json!({"status": "success"})));
-    assert_eq!(answer("not-json"), ("200".to_owned(), Value::Null));
-    let (status, failed) = answer("status-error");
-    assert_eq!((status.as_str(), &failed["status"]), ("200", &json!("error")));
-    let (_, huge) = answer("huge=3000000");
-    assert_eq!(huge["watermarked_data"].as_str().unwrap().len(), 3_000_000);
-
-    let unhealthy = Service::start(&["--fault", "unhealthy"]);
-    assert_eq!(unhealthy.curl(&[], "/health").0, "503");
-    assert_eq!(unhealthy.post("/api/watermark", &request("text")).0, "200");
-}
-
-#[test]
-fn a_slow_service_answers_in_its_time_and_logs_also_a_client_that_left() {
-    let service = Service::start(&["--fault", "slow=5"]);
-    let start = Instant::now();
-    assert_eq!(service.post("/api/watermark", &request("text")).0, "200");
-    assert!(start.elapsed() >= Duration::from_secs(5));
-    let (.., code) = service.curl(&["-d", &request("text").to_string(), "--max-time", "4"], "/api/watermark");
-    assert_eq!(code, 28, "curl's time-out");
-    let log = service.stop();
-    assert_eq!(log.matches("POST /api/watermark 200, ").count(), 1, "{log}");
-    assert_eq!(log.matches("POST /api/watermark -, ").count(), 1, "{log}");
-}
-
-#[test]
-fn a_cut_connection_ends_without_a_tls_close() {
-    let text = request("text").to_string();
-    for (fault, received) in [("cut", 1_500_021), ("cut-before", 0)] {
-        let huge = ["--fault", "huge=3000000"];
-        let options = if fault == "cut" { &huge[..] } else { &[] };
-        let service = Service::start(&[options, &["--fault", fault, "--fault", "first=1"]].concat());
-        let (status, body, code) = service.curl(&["-d", &text], "/api/watermark");
-        assert_ne!(code, 0, "{fault}");
-        assert_eq!(status, if received > 0 { "200" } else { "000" });
-        assert_eq!(body.len(), received, "{fault}: half of the answer, no more");
-        assert_eq!(service.post("/api/watermark", &request("text")).0, "200", "{fault}: only the first");
-    }
 }
 
 #[test]

@@ -1,0 +1,209 @@
+//! The bundle: what an enclave is told, from files, or as it was made before.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use teemarkd::base64;
+use teemarkd::secrets::bundle::MAX_BUNDLE;
+use teemarkd::secrets::jwks;
+use teemarkd::secrets::sealed::SEALED;
+use ureq::http::Uri;
+
+use crate::certificate::{self, Authority, Content};
+use crate::keys::KeyFile;
+use crate::output::{self, without_mark};
+
+/// Largest bundle that the daemon takes, in bytes, as it goes out.
+pub const LARGEST: u64 = MAX_BUNDLE as u64;
+
+/// What a bundle is made of.
+#[derive(clap::Args)]
+pub struct Items {
+    /// The client certificate, with its chain if it has one (PEM or DER)
+    #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca"])]
+    client_cert: Option<PathBuf>,
+    /// The client certificate's private key (PEM or DER: PKCS#8, PKCS#1 or SEC1)
+    #[arg(long, value_name = "FILE", requires_all = ["client_cert", "ca"])]
+    client_key: Option<PathBuf>,
+    /// The CA of the watermark service (PEM or DER)
+    #[arg(long, value_name = "FILE", requires_all = ["client_cert", "client_key"])]
+    ca: Option<PathBuf>,
+    /// The watermark service, https://HOST:PORT
+    #[arg(long, value_name = "URL", value_parser = endpoint)]
+    endpoint: Option<String>,
+    /// The key file, as teemark keygen makes it
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// The public keys of who may sign grants: a JWK set, as teemark keygen --for grants prints it
+    #[arg(long, value_name = "FILE")]
+    grant_keys: Option<PathBuf>,
+}
+
+impl Items {
+    /// Whether a private key is among them.
+    pub fn are_secret(&self) -> bool {
+        self.client_key.is_some() || self.keys.is_some()
+    }
+}
+
+/// The daemon's rules for the endpoint, except for its allow list.
+fn endpoint(text: &str) -> Result<String, String> {
+    const FORM: &str = "write https://HOST:PORT";
+    let url: Uri = text.parse().map_err(|_| format!("it is not a URL; {FORM}"))?;
+    let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
+        return Err(format!("it is not an https URL, and the service is reached by TLS only; {FORM}"));
+    };
+    if authority.as_str().contains('@') {
+        return Err(format!("it has a user name; {FORM}"));
+    }
+    if url.query().is_some() || text.contains('#') {
+        return Err(format!("it has a query or a fragment; {FORM}"));
+    }
+    Ok(text.to_owned())
+}
+
+/// The bundle as the daemon takes it; an item left out stays as it is there.
+#[derive(Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+struct Bundle {
+    /// JSON of [`Certificates`], as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtls_client_cert_json: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ecs_watermark_endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_keys: Option<KeyFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_keys: Option<Box<RawValue>>,
+}
+
+impl Bundle {
+    fn is_empty(&self) -> bool {
+        let Bundle { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
+        mtls_client_cert_json.is_none()
+            && ecs_watermark_endpoint.is_none()
+            && file_keys.is_none()
+            && grant_keys.is_none()
+    }
+}
+
+/// Base64 of each file's bytes.
+#[derive(Serialize)]
+struct Certificates {
+    client_cert: String,
+    client_key: String,
+    ca_cert: String,
+}
+
+/// Reads a finished bundle.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let (source, _) = output::open_input(path)?;
+    let mut bytes = Vec::new();
+    source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
+}
+
+/// Warns of certificates in a finished bundle that end soon. It goes out as it is: what is wrong with it the daemon says.
+pub fn warn_of_certificates(bundle: &[u8]) {
+    let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
+    // An object, or a text that holds one.
+    let item = match &bundle["MTLS_CLIENT_CERT_JSON"] {
+        Value::String(text) => &serde_json::from_str(text).unwrap_or_default(),
+        other => other,
+    };
+    for (member, authority) in [("client_cert", Authority::No), ("ca_cert", Authority::Yes)] {
+        if let Some(bytes) = item[member].as_str().and_then(base64::decode) {
+            certificate::warn(&bytes, authority, &format!("MTLS_CLIENT_CERT_JSON.{member}"));
+        }
+    }
+}
+
+/// Whether a bundle was sealed before, and holds nothing beside that.
+pub fn is_sealed(bundle: &[u8]) -> bool {
+    let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(without_mark(bundle));
+    members.is_ok_and(|members| members.keys().eq([SEALED]))
+}
+
+/// Reads a JWK set and checks it as the daemon does. It goes out as it stands in the file.
+fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
+    let in_file = || format!("--grant-keys {}", path.display());
+    let (source, _) = output::open_input(path).with_context(in_file)?;
+    let mut text = Vec::new();
+    source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
+    let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
+        .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
+        .with_context(in_file)?;
+    jwks::parse(&set).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
+    Ok(set)
+}
+
+/// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
+pub fn build(items: &Items) -> Result<Vec<u8>> {
+    let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
+        (Some(cert), Some(key), Some(ca)) => {
+            let read = Certificates {
+                client_cert: base64::encode(certificate::read_valid(cert, "--client-cert", Authority::No)?),
+                client_key: base64::encode(certificate::read(key, "--client-key", Content::PrivateKey)?),
+                ca_cert: base64::encode(certificate::read_valid(ca, "--ca", Authority::Yes)?),
+            };
+            Some(read)
+        }
+        _ => None,
+    };
+    let bundle = Bundle {
+        mtls_client_cert_json: certificates.map(|c| serde_json::to_string(&c)).transpose()?,
+        ecs_watermark_endpoint: items.endpoint.clone(),
+        file_keys: items.keys.as_deref().map(KeyFile::read).transpose()?,
+        grant_keys: items.grant_keys.as_deref().map(grant_keys).transpose()?,
+    };
+    if bundle.is_empty() {
+        bail!(
+            "there is nothing to put in the bundle; give --client-cert, --client-key and --ca, or --endpoint, \
+             or --keys, or --grant-keys, or a finished one with --bundle"
+        );
+    }
+    let mut bytes = serde_json::to_vec_pretty(&bundle)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_an_https_url_with_a_host_and_nothing_secret() {
+        for good in ["https://watermark.internal.staging.zing.you:8080", "https://localhost", "https://[::1]:8/x/"] {
+            assert_eq!(endpoint(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "watermark:8080", "http://h:1", "https://", "https://u@h:1", "https://h:1/?q", "https://h#f"] {
+            assert!(endpoint(bad).unwrap_err().contains("https://HOST:PORT"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_sealed_where_it_holds_nothing_in_the_clear() {
+        assert!(is_sealed(br#"{"sealed_bundle":{"counter":7}}"#));
+        for bundle in ["", "[]", "sealed_bundle", "{}", r#"{"FILE_KEYS":{"sealed_bundle":"x"}}"#] {
+            assert!(!is_sealed(bundle.as_bytes()), "{bundle}");
+        }
+        assert!(!is_sealed(br#"{"sealed_bundle":{},"FILE_KEYS":{}}"#));
+    }
+
+    #[test]
+    fn a_finished_bundle_of_any_form_is_looked_into_without_harm() {
+        for bundle in ["[]", "7", "null", "\"x\"", "\u{feff}{}", r#"{"MTLS_CLIENT_CERT_JSON":[1]}"#, "no JSON"] {
+            warn_of_certificates(bundle.as_bytes());
+        }
+        assert!(is_sealed("\u{feff}{\"sealed_bundle\":{}}".as_bytes()));
+    }
+}

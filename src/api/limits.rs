@@ -1,0 +1,194 @@
+//! How much may be asked for: the settings that bound a request, and what they come to together.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::decrypt::{cost, json_cost};
+use crate::files;
+use crate::secrets::bundle::MAX_BUNDLE;
+use crate::settings::Settings;
+
+/// Room in a JSON request beside the file, in bytes.
+const JSON_SLACK: usize = 64 << 10;
+/// Bytes past the largest body that still come through, so that the request's own route says what is wrong.
+const BODY_SLACK: usize = 2 << 20;
+
+/// The limits in force.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest plaintext, in bytes.
+    pub max_file: usize,
+    /// Bytes that all requests together may hold.
+    pub memory: usize,
+    /// Connections of a listener at once, and requests at once.
+    pub connections: usize,
+    /// Time for one call of the watermark service.
+    pub timeout: Duration,
+}
+
+/// The limit that a request is past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooLarge {
+    /// A file may have so many bytes.
+    File(usize),
+    /// The request takes more than all the memory there is for requests, in bytes.
+    Memory(usize),
+    /// The watermark service takes no file of this size.
+    Service,
+    /// A bundle may have so many bytes.
+    Bundle(usize),
+}
+
+impl TooLarge {
+    /// Which limit, in bytes, and which setting it is.
+    pub fn message(self) -> String {
+        match self {
+            TooLarge::File(n) => format!("the file is too large: the limit is {n} bytes (TEEMARK_MAX_FILE)"),
+            TooLarge::Memory(n) => format!(
+                "the file is too large: it takes more memory than the {n} bytes that requests have (TEEMARK_MEMORY)"
+            ),
+            TooLarge::Service => "the file is too large for the watermark service (it answered HTTP 413)".into(),
+            TooLarge::Bundle(n) => format!("the bundle is too large: the limit is {n} bytes"),
+        }
+    }
+}
+
+/// A body's limit, and what is said of one that is past it.
+#[derive(Clone, Copy)]
+pub struct BodyLimit {
+    pub bytes: usize,
+    pub past: TooLarge,
+}
+
+/// The limit of a bundle. One byte more than it may have is read, so that the handshake itself says what is wrong.
+pub const BUNDLE: BodyLimit = BodyLimit { bytes: MAX_BUNDLE + 1, past: TooLarge::Bundle(MAX_BUNDLE) };
+
+impl Limits {
+    /// As the settings have them; `connections` is what the system allows of theirs.
+    pub fn new(settings: &Settings, connections: usize) -> Limits {
+        Limits { max_file: settings.max_file, memory: settings.memory, connections, timeout: settings.timeout }
+    }
+
+    /// What is said of a file that has too many bytes.
+    pub fn past_file(&self) -> TooLarge {
+        TooLarge::File(self.max_file)
+    }
+
+    /// The limit of the raw route's body, the encrypted file.
+    pub fn raw_body(&self) -> BodyLimit {
+        BodyLimit { bytes: self.max_file + files::OVERHEAD, past: self.past_file() }
+    }
+
+    /// The limit of the JSON route's body, with the encrypted file as base64. It may be in lines of 76 characters (RFC
+    /// 2045, 6.8), each with an end that JSON escapes as four.
+    pub fn json_body(&self) -> BodyLimit {
+        let file = (self.max_file + files::OVERHEAD).div_ceil(3) * 4;
+        BodyLimit { bytes: file + file / 19 + JSON_SLACK, past: self.past_file() }
+    }
+
+    /// The limit of any body, past which nothing looks at it.
+    pub fn any_body(&self) -> BodyLimit {
+        let limit = self.json_body();
+        BodyLimit { bytes: limit.bytes + BODY_SLACK, ..limit }
+    }
+
+    /// Bytes of the largest file that can come by the raw route and by the JSON route: TEEMARK_MAX_FILE, or less where
+    /// that does not fit TEEMARK_MEMORY.
+    pub fn largest_files(&self) -> [usize; 2] {
+        let raw = |file: usize| cost(file + files::OVERHEAD + 1);
+        let json = |file: usize| json_cost((file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK + 1);
+        [self.largest(raw), self.largest(json)]
+    }
+
+    fn largest(&self, cost: impl Fn(usize) -> usize) -> usize {
+        let (mut fits, mut too_large) = (0, self.max_file + 1);
+        while too_large - fits > 1 {
+            let file = fits.midpoint(too_large);
+            *if cost(file) <= self.memory { &mut fits } else { &mut too_large } = file;
+        }
+        fits
+    }
+
+    /// For an operator's eyes.
+    pub fn to_json(&self) -> Value {
+        let [raw, json] = self.largest_files();
+        json!({
+            "max_file_bytes": self.max_file,
+            "largest_file_bytes": {"raw": raw, "json": json},
+            "memory_bytes": self.memory,
+            "connections": self.connections,
+            "timeout_seconds": self.timeout.as_secs(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Budget;
+    use crate::settings::three_fifths;
+
+    const MIB: usize = 1 << 20;
+    /// What of an enclave's memory is not available when the daemon starts. With 512 MiB, Linux takes 8 for its page
+    /// structures (64 bytes a page), some 16 for the kernel and its tables, 6 for the ramdisks and what is unpacked
+    /// from them, 2 for init and the daemon, and keeps 3 back (min_free_kbytes and the watermarks above it). The VM
+    /// scenario `handshake` holds a booted enclave against what the daemon makes of this.
+    const NOT_AVAILABLE: usize = 48 * MIB;
+
+    /// ENCLAVE_MEMORY's default in host/deploy/run-enclave.sh, in bytes.
+    fn memory_of_an_enclave() -> usize {
+        let script = include_str!("../../host/deploy/run-enclave.sh");
+        let (_, rest) = script.split_once("${ENCLAVE_MEMORY:-").unwrap();
+        rest.split_once('}').unwrap().0.parse::<usize>().unwrap() * MIB
+    }
+
+    /// The settings of the image as it is shipped.
+    fn shipped() -> Settings {
+        let lines = include_str!("../../image/teemark.env").lines().filter(|line| !line.starts_with('#'));
+        let set: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+        let memory = three_fifths(memory_of_an_enclave() - NOT_AVAILABLE).to_string();
+        Settings::read(|name| match set.iter().find(|(n, _)| *n == name) {
+            Some((_, value)) => Some(value.into()),
+            None => (name == "TEEMARK_MEMORY").then(|| memory.clone().into()),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn with_the_shipped_numbers_a_file_of_the_largest_size_is_admitted_by_both_routes() {
+        let limits = Limits::new(&shipped(), 256);
+        assert_eq!(limits.largest_files(), [limits.max_file; 2], "{limits:?}");
+        let budget = Budget::new(limits.memory);
+        // A byte more than the limit is read, to notice what is past it.
+        for cost in [cost(limits.raw_body().bytes + 1), json_cost(limits.json_body().bytes + 1)] {
+            assert!(budget.reserve(cost).is_ok(), "{cost} bytes of {limits:?}");
+        }
+    }
+
+    #[test]
+    fn what_admission_may_give_leaves_the_enclave_room_for_all_else() {
+        // The daemon's peak is five quarters of TEEMARK_MEMORY (SPECIFICATION.md).
+        let (memory, available) = (shipped().memory, memory_of_an_enclave() - NOT_AVAILABLE);
+        assert!(memory / 4 * 5 <= available / 4 * 3, "{memory} of {available} bytes");
+    }
+
+    #[test]
+    fn the_largest_file_is_the_last_that_fits() {
+        for memory in [MIB, 5 * MIB + 7, 100 * MIB, 1000 * MIB] {
+            let limits = Limits { max_file: 64 * MIB, memory, connections: 1, timeout: Duration::ZERO };
+            let [raw, json] = limits.largest_files();
+            let needs = |file: usize| cost(file + files::OVERHEAD + 1);
+            assert!(needs(raw) <= memory && (raw == 64 * MIB || needs(raw + 1) > memory), "{limits:?}: {raw}");
+            assert!(json <= raw && json > 0, "{limits:?}: {json}");
+        }
+    }
+
+    #[test]
+    fn each_limit_is_named_in_bytes_with_its_setting() {
+        assert!(TooLarge::File(7).message().contains("7 bytes (TEEMARK_MAX_FILE)"));
+        assert!(TooLarge::Memory(8).message().contains("8 bytes that requests have (TEEMARK_MEMORY)"));
+        assert!(TooLarge::Bundle(9).message().contains("9 bytes"));
+        assert!(TooLarge::Service.message().contains("the watermark service"));
+    }
+}

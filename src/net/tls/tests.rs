@@ -1,0 +1,140 @@
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+
+use super::*;
+use crate::net::cryptography;
+
+type Service = StreamOwned<ServerConnection, UnixStream>;
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// A connection whose handshake is done, and the service at its other end.
+fn connection() -> (TlsTransport, Service) {
+    let provider = Arc::new(cryptography::provider());
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+
+    let (near, far) = UnixStream::pair().unwrap();
+    let service = thread::spawn(move || {
+        let mut service = StreamOwned::new(ServerConnection::new(Arc::new(server)).unwrap(), far);
+        service.conn.complete_io(&mut service.sock).unwrap();
+        service
+    });
+    let mut tls = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
+    let mut near = Stream::Unix(near);
+    while tls.is_handshaking() {
+        tls.complete_io(&mut near).unwrap();
+    }
+    (TlsTransport::new(tls, near).unwrap(), service.join().unwrap())
+}
+
+impl TlsTransport {
+    fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.buffers.output()[..bytes.len()].copy_from_slice(bytes);
+        self.transmit(bytes.len(), Some(Instant::now() + Duration::from_secs(60)))
+    }
+
+    /// One request and its answer, as ureq has them.
+    fn serve_once(&mut self, service: &mut Service) {
+        self.send_bytes(b"head").unwrap();
+        service.read_exact(&mut [0; 4]).unwrap();
+        service.write_all(ANSWER).unwrap();
+        self.receive(None).unwrap();
+        let length = self.buffers.input().len();
+        self.buffers.input_consume(length);
+        assert!(self.is_open());
+    }
+}
+
+fn is_stale(result: io::Result<()>) -> bool {
+    result.unwrap_err().get_ref().is_some_and(|inner| inner.is::<Stale>())
+}
+
+#[test]
+fn an_end_before_the_head_or_between_head_and_body_makes_a_used_connection_stale() {
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    drop(service);
+    assert!(is_stale(client.send_bytes(b"head")));
+
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    client.send_bytes(b"head").unwrap();
+    drop(service);
+    assert!(is_stale(client.send_bytes(b"body")));
+}
+
+#[test]
+fn an_end_in_good_order_makes_it_stale_too() {
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    service.conn.send_close_notify();
+    service.flush().unwrap();
+    assert!(is_stale(client.send_bytes(b"head")));
+}
+
+#[test]
+fn an_end_after_the_first_byte_of_the_body_or_of_a_new_connection_does_not() {
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    client.send_bytes(b"head").unwrap();
+    client.send_bytes(b"body").unwrap();
+    drop(service);
+    assert!(!is_stale(client.send_bytes(b"more of the body")));
+
+    let (mut client, service) = connection();
+    client.send_bytes(b"head").unwrap();
+    drop(service);
+    assert!(!is_stale(client.send_bytes(b"body")));
+}
+
+#[test]
+fn bytes_that_are_there_before_the_head_is_sent_close_the_connection() {
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    service.write_all(ANSWER).unwrap();
+    assert!(is_stale(client.send_bytes(b"head")), "while a request begins");
+
+    let (mut client, mut service) = connection();
+    client.serve_once(&mut service);
+    service.write_all(ANSWER).unwrap();
+    assert!(!client.is_open(), "in the pool");
+}
+
+#[test]
+fn an_answer_before_the_last_byte_of_the_request_is_an_early_one() {
+    let (mut client, mut service) = connection();
+    client.send_bytes(b"head").unwrap();
+    service.write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\nretry-after: 7\r\n\r\n").unwrap();
+    let error = client.send_bytes(b"body").unwrap_err();
+    let early = error.get_ref().and_then(|inner| inner.downcast_ref::<EarlyAnswer>());
+    assert_eq!(early, Some(&EarlyAnswer { status: 503, retry_after: Some(7) }));
+}
+
+#[test]
+fn a_head_of_an_early_answer_is_bounded() {
+    let too_many = format!("HTTP/1.1 413 Large\r\n{}\r\n", "A: b\r\n".repeat(MAX_ANSWER_FIELDS + 1));
+    let too_long = format!("HTTP/1.1 413 Large\r\nA: {}", "a".repeat(MAX_ANSWER_HEAD));
+    for head in [too_many, too_long] {
+        assert!(answer_head(head.as_bytes()).unwrap_err().get_ref().unwrap().is::<HeadTooLarge>());
+    }
+    let most = format!("HTTP/1.1 413 Large\r\n{}\r\n", "A: b\r\n".repeat(MAX_ANSWER_FIELDS));
+    assert_eq!(answer_head(most.as_bytes()).unwrap().unwrap().0.status, 413);
+}

@@ -1,0 +1,313 @@
+//! The client of the watermark service: docs/FORMATS.md, "The watermark service", says what it is asked and how.
+
+mod kind;
+mod wire;
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use ureq::http::Response;
+use ureq::{Agent, Body, Error};
+
+use crate::json;
+use crate::memory::{NoMemory, ReadError, Reservation, read_all};
+use crate::metrics::METRICS;
+use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
+use crate::net::tls_error;
+use crate::secrets::store::{Ready, Store};
+use crate::settings::WatermarkApi;
+use wire::WireRequest;
+
+/// What an answer may hold beyond twice the request, in bytes.
+pub const ANSWER_SLACK: usize = 1 << 20;
+/// Largest answer that is read of a health check, or beside a status that is not a success, in bytes.
+const SHORT_ANSWER: u64 = 64 << 10;
+/// For how long a user is asked to wait where the service is busy, in seconds: without a word of its own, and at most.
+const BUSY_FOR: u64 = 5;
+const BUSY_FOR_AT_MOST: u64 = 60;
+
+/// A file to be marked for a user.
+#[derive(Clone, Copy)]
+pub struct WatermarkRequest<'a> {
+    pub file_id: &'a str,
+    pub user_id: &'a str,
+    /// The file.
+    pub data: &'a [u8],
+}
+
+/// The service's success answer.
+pub struct WatermarkResponse {
+    /// The marked file, or why what came is none.
+    pub watermarked_data: Result<Vec<u8>, Unmarked>,
+}
+
+/// A success answer by which the file is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmarked {
+    /// watermarked_data is left out.
+    LeftOut,
+    /// watermarked_data is the file that was sent, byte for byte.
+    Unchanged,
+}
+
+impl fmt::Display for Unmarked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unmarked::LeftOut => "the watermark service left out the marked file",
+            Unmarked::Unchanged => "the watermark service gave back the file as it was, without a mark",
+        })
+    }
+}
+
+/// Under which secrets the service is called, and in which form.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// The secrets in force when the call begins.
+    pub ready: &'a Ready,
+    /// Has those in force later, should the call be repeated.
+    pub store: &'a Store,
+    pub form: WatermarkApi,
+}
+
+/// Why there is no marked file.
+#[derive(Debug)]
+pub enum WatermarkError {
+    /// The service was not done in time.
+    Timeout,
+    /// The service could not be reached or trusted, refused, or gave no usable answer. The text says which; what the
+    /// service said is left out, since it may quote the file.
+    Failed(String),
+    /// What came back cannot be the marked file: why.
+    Missing(String),
+    /// The service does not mark files like this one. It answered with this status.
+    Unsupported(u16),
+    /// The file is too large for the service.
+    TooLarge,
+    /// The service has too much to do, and asks to come again after so many seconds, 1 to 60.
+    Busy(u64),
+    /// The request or its answer does not fit into the memory that is left.
+    NoMemory(NoMemory),
+}
+
+impl fmt::Display for WatermarkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WatermarkError::Timeout => f.write_str("the watermark service did not answer in time"),
+            WatermarkError::Failed(reason) | WatermarkError::Missing(reason) => f.write_str(reason),
+            WatermarkError::Unsupported(status) => {
+                write!(f, "the watermark service cannot mark this file (it answered HTTP {status})")
+            }
+            WatermarkError::TooLarge => {
+                f.write_str("the file is too large for the watermark service (it answered HTTP 413)")
+            }
+            WatermarkError::Busy(_) => f.write_str("the watermark service has too much to do now"),
+            WatermarkError::NoMemory(_) => f.write_str("no memory for the call"),
+        }
+    }
+}
+
+impl From<NoMemory> for WatermarkError {
+    fn from(e: NoMemory) -> Self {
+        WatermarkError::NoMemory(e)
+    }
+}
+
+impl From<Error> for WatermarkError {
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Timeout(_) => WatermarkError::Timeout,
+            Error::Io(e) if e.kind() == ErrorKind::TimedOut => WatermarkError::Timeout,
+            Error::Io(e) => of_connection(&e),
+            Error::LargeResponseHeader(..) | Error::Protocol(ureq_proto::Error::HttpParseTooManyHeaders) => {
+                failed(format!("the watermark service's answer cannot be used: {HeadTooLarge}"))
+            }
+            // ureq's other messages may quote what the service sent.
+            Error::Protocol(_) | Error::Http(_) => failed("the watermark service does not speak HTTP/1.1"),
+            _ => failed("the watermark service's answer cannot be used"),
+        }
+    }
+}
+
+/// What a failure of the connection means, or an answer that came before its time.
+fn of_connection(e: &std::io::Error) -> WatermarkError {
+    let inner = e.get_ref();
+    if let Some(early) = inner.and_then(|inner| inner.downcast_ref::<EarlyAnswer>()) {
+        return match early.status {
+            400.. => refused(early.status, early.retry_after),
+            status => failed(format!(
+                "the watermark service answered HTTP {status} before it had the whole file: it cannot have marked it"
+            )),
+        };
+    }
+    match inner {
+        Some(inner) if inner.is::<HeadTooLarge>() || inner.is::<NotHttp>() => {
+            failed(format!("the watermark service's answer cannot be used: {inner}"))
+        }
+        Some(inner) => match inner.downcast_ref::<rustls::Error>() {
+            Some(tls) => failed(format!("TLS with the watermark service failed: {}", tls_error::words(tls))),
+            None => failed(format!("the connection to the watermark service failed: {inner}")),
+        },
+        None if e.kind() == ErrorKind::UnexpectedEof => {
+            failed("the watermark service closed the connection before it had answered")
+        }
+        None => failed(format!("the connection to the watermark service failed: {e}")),
+    }
+}
+
+/// What a status that is not a success means. A user's mistake is not the operator's alarm.
+fn refused(status: u16, retry_after: Option<u64>) -> WatermarkError {
+    match status {
+        413 => WatermarkError::TooLarge,
+        415 | 422 => WatermarkError::Unsupported(status),
+        429 | 503 => WatermarkError::Busy(retry_after.unwrap_or(BUSY_FOR).clamp(1, BUSY_FOR_AT_MOST)),
+        _ => failed(format!("the watermark service answered HTTP {status}")),
+    }
+}
+
+fn failed(reason: impl Into<String>) -> WatermarkError {
+    WatermarkError::Failed(reason.into())
+}
+
+/// Has a file marked. `memory` comes to cover what the call needs beside the file itself.
+///
+/// # Errors
+/// See [`WatermarkError`].
+pub fn call_watermark_service(
+    caller: Caller<'_>,
+    request: WatermarkRequest<'_>,
+    memory: &mut Reservation,
+) -> Result<WatermarkResponse, WatermarkError> {
+    let start = Instant::now();
+    let result = exchange(caller, request, start, memory);
+    METRICS.watermark_time.observe(start.elapsed());
+    if let Err(e) = &result {
+        warn!("watermark service {}: {e}", caller.ready.service.endpoint);
+    }
+    result
+}
+
+fn exchange(
+    caller: Caller<'_>,
+    request: WatermarkRequest<'_>,
+    start: Instant,
+    memory: &mut Reservation,
+) -> Result<WatermarkResponse, WatermarkError> {
+    let WireRequest { json, sent } = WireRequest::new(caller.form, request, memory)?;
+    let post = |ready: &Ready, agent: &Agent| {
+        let left = ready.mtls.limit.saturating_sub(start.elapsed());
+        let post = agent.post(format!("{}/api/watermark", ready.service.url));
+        let post = post.config().timeout_global(Some(left)).build();
+        post.content_type("application/json").send(&json[..])
+    };
+    let mut response = with_repeat(caller.ready, caller.store, post)?;
+    let limit = json.len().saturating_mul(2).saturating_add(ANSWER_SLACK);
+    drop(json);
+    if !response.status().is_success() {
+        // Read to its end, if that is near, the connection can serve again.
+        let _ = response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec();
+        let retry_after =
+            response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        return Err(refused(response.status().as_u16(), retry_after));
+    }
+    // Beside the answer there is the file, and then the marked file.
+    let file = request.data.len();
+    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
+    memory.cover(file.saturating_add(json::cost(&answer)))?;
+    wire::marked(caller.form, sent, request.data, &answer)
+        .map(|watermarked_data| WatermarkResponse { watermarked_data })
+}
+
+fn read_answer(
+    response: &mut Response<Body>,
+    limit: usize,
+    memory: &mut Reservation,
+    cost: impl Fn(usize) -> usize,
+) -> Result<Vec<u8>, WatermarkError> {
+    let known = response.body().content_length().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    read_all(response.body_mut().as_reader(), known, limit, memory, cost).map_err(|e| match e {
+        ReadError::TooLarge => failed(format!("the watermark service's answer is over {limit} bytes")),
+        ReadError::NoMemory(e) => e.into(),
+        ReadError::Io(e) => Error::from(e).into(),
+    })
+}
+
+/// Makes a call on a pooled connection, and once more on a new one where that proved stale: under the secrets that are
+/// in force by then.
+fn with_repeat(
+    ready: &Ready,
+    store: &Store,
+    call: impl Fn(&Ready, &Agent) -> Result<Response<Body>, Error>,
+) -> Result<Response<Body>, WatermarkError> {
+    match call(ready, &ready.mtls.pooled) {
+        Err(e) if is_stale(&e) => {
+            info!("{e}: the call is repeated on a new one");
+            METRICS.watermark_retries.add(1);
+            let ready = store.now().ready().unwrap_or_else(|_| ready.clone());
+            Ok(call(&ready, &ready.mtls.fresh)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn is_stale(e: &Error) -> bool {
+    matches!(e, Error::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<Stale>()))
+}
+
+/// Whether the service says within `limit` that it is well: 2xx from its /health.
+///
+/// # Errors
+/// It could not be asked.
+pub fn check_watermark_health(ready: &Ready, store: &Store, limit: Duration) -> Result<bool, WatermarkError> {
+    let start = Instant::now();
+    let get = |ready: &Ready, agent: &Agent| {
+        let left = limit.saturating_sub(start.elapsed());
+        agent.get(format!("{}/health", ready.service.url)).config().timeout_global(Some(left)).build().call()
+    };
+    let mut response = with_repeat(ready, store, get)?;
+    // Read to its end, the connection can serve again.
+    response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec()?;
+    Ok(response.status().is_success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_mistake_is_told_from_a_fault_of_the_service() {
+        assert!(matches!(refused(413, None), WatermarkError::TooLarge));
+        assert!(matches!(refused(415, None), WatermarkError::Unsupported(415)));
+        assert!(matches!(refused(422, Some(9)), WatermarkError::Unsupported(422)));
+        for status in [400, 401, 403, 404, 408, 500, 502, 504] {
+            assert!(
+                matches!(refused(status, Some(9)), WatermarkError::Failed(text) if text.contains(&status.to_string()))
+            );
+        }
+    }
+
+    #[test]
+    fn a_busy_service_is_asked_again_after_1_to_60_seconds() {
+        for (asked, told) in [(None, 5), (Some(0), 1), (Some(1), 1), (Some(60), 60), (Some(u64::MAX), 60)] {
+            for status in [429, 503] {
+                assert!(
+                    matches!(refused(status, asked), WatermarkError::Busy(seconds) if seconds == told),
+                    "{asked:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_early_answer_can_only_refuse() {
+        let early = |status| of_connection(&std::io::Error::other(EarlyAnswer { status, retry_after: None }));
+        assert!(matches!(early(413), WatermarkError::TooLarge));
+        assert!(matches!(early(503), WatermarkError::Busy(5)));
+        for status in [200, 204, 302] {
+            assert!(
+                matches!(early(status), WatermarkError::Failed(text) if text.contains("before it had the whole file"))
+            );
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! /health_check: the endpoints, the service, and what hangs.
+
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Backlog, listen};
+
+use crate::support::*;
+use crate::*;
+
+/// A health check's answer that is as it should be; a busy machine is asked again.
+fn checked(daemon: &Daemon, good: impl Fn(&Answer) -> bool) -> Answer {
+    wait_for("a health check that is as it should be", || Some(daemon.get("/health_check")).filter(&good))
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_well() {
+    let (service, daemon) = pair(&[]);
+    let answer = checked(&daemon, |answer| answer.status == 200);
+    let endpoints = json!({format!("localhost:{}", service.port): true});
+    let well = json!({"status": "healthy", "endpoints_status": endpoints, "watermark": {"healthy": true}});
+    assert_eq!(answer.json(), well);
+    assert!(service.count("GET /health 200") >= 1, "it is asked over mutual TLS");
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_unwell() {
+    let (service, daemon) = pair(&["--fault", "unhealthy"]);
+    let answer = checked(&daemon, |answer| answer.json()["watermark"].get("error").is_none());
+    let endpoints = json!({format!("localhost:{}", service.port): true});
+    let unwell = json!({"status": "unhealthy", "endpoints_status": endpoints, "watermark": {"healthy": false}});
+    assert_eq!((answer.status, answer.json()), (503, unwell));
+}
+
+#[test]
+fn health_check_tells_a_service_that_is_down() {
+    let (service, daemon) = pair(&[]);
+    let endpoint = format!("localhost:{}", service.port);
+    drop(service);
+    let answer = daemon.get("/health_check");
+    assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")), "{answer:?}");
+    assert_eq!(answer.json()["endpoints_status"], json!({endpoint: false}));
+    let watermark = &answer.json()["watermark"];
+    assert!(watermark["healthy"] == false && watermark["error"].as_str().is_some_and(|e| !e.is_empty()), "{watermark}");
+}
+
+#[test]
+fn health_check_before_the_handshake_says_what_is_missing() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).start();
+    let endpoints = json!({format!("localhost:{}", service.port): true});
+    let answer = checked(&daemon, |answer| answer.json()["endpoints_status"] == endpoints);
+    assert_eq!(answer.status, 503);
+    assert!(answer.json()["watermark"]["error"].as_str().unwrap().contains("FILE_KEYS"), "{answer:?}");
+}
+
+#[test]
+fn the_result_of_a_health_check_is_kept_for_5_seconds() {
+    let two_checks = || {
+        let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
+        let start = Instant::now();
+        assert_eq!(daemon.get("/health_check").status, 503);
+        // The service is well again at once; the daemon does not ask it.
+        let kept = daemon.get("/health_check");
+        (service, daemon, start, kept)
+    };
+    // A loaded machine may be too slow for that now and then.
+    let mut tries = std::iter::repeat_with(two_checks).take(5);
+    let (service, daemon, start, kept) =
+        tries.find(|(_, _, start, _)| start.elapsed() < Duration::from_secs(5)).expect("two checks within 5 s");
+    assert_eq!((kept.status, service.count("GET /health")), (503, 1));
+    let asked_again = wait_for("a new check", || {
+        let status = daemon.get("/health_check").status;
+        (status == 200).then(|| start.elapsed())
+    });
+    assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
+    assert_eq!(service.count("GET /health"), 2);
+}
+
+/// An endpoint that nobody gets through to: its queue of connections is full, and the kernel drops what comes.
+struct Hole {
+    port: u16,
+    _listener: TcpListener,
+    _in_its_queue: TcpStream,
+}
+
+impl Hole {
+    fn new() -> Hole {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        Hole { port, _in_its_queue: TcpStream::connect(("127.0.0.1", port)).unwrap(), _listener: listener }
+    }
+}
+
+#[test]
+fn an_endpoint_that_hangs_is_told_and_keeps_neither_the_others_nor_the_service_from_being_asked() {
+    let service = Service::start(&CERTS, &[]);
+    let holes = [(); 5].map(|()| Hole::new());
+    let mut setup = Setup::new(service.port);
+    holes.iter().for_each(|hole| setup.allowed += &format!("  - 127.0.0.1:{}\n", hole.port));
+    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
+    let answer = checked(&daemon, |answer| answer.json()["watermark"]["healthy"] == true);
+    assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")));
+    let mut endpoints = json!({format!("localhost:{}", service.port): true});
+    holes.iter().for_each(|hole| endpoints[format!("127.0.0.1:{}", hole.port)] = json!(false));
+    assert_eq!(answer.json()["endpoints_status"], endpoints);
+}
+
+#[test]
+fn a_service_that_takes_the_connection_and_says_nothing_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let daemon = Daemon::ready_with(Setup::new(port), port, &CERTS);
+    let answer = daemon.get("/health_check");
+    assert_eq!(answer.status, 503);
+    let error = answer.json()["watermark"]["error"].as_str().unwrap().to_owned();
+    // By its own limit; on a busy machine by that of the whole check.
+    assert!(error.contains("did not answer in time") || error.contains("not answered within"), "{answer:?}");
+}
