@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod backend;
+pub mod certificate;
 pub mod cryptography;
 pub mod egress;
 pub mod endpoints;
@@ -12,3 +13,4 @@ pub mod link;
 pub mod pump;
 pub mod timed;
 pub mod tls;
+pub mod tls_error;

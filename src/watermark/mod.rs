@@ -15,6 +15,7 @@ use crate::json;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
+use crate::net::tls_error;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
 use wire::WireRequest;
@@ -145,7 +146,7 @@ fn of_connection(e: &std::io::Error) -> WatermarkError {
             failed(format!("the watermark service's answer cannot be used: {inner}"))
         }
         Some(inner) => match inner.downcast_ref::<rustls::Error>() {
-            Some(tls) => failed(format!("TLS with the watermark service failed: {tls}")),
+            Some(tls) => failed(format!("TLS with the watermark service failed: {}", tls_error::words(tls))),
             None => failed(format!("the connection to the watermark service failed: {inner}")),
         },
         None if e.kind() == ErrorKind::UnexpectedEof => {
