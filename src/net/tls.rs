@@ -233,7 +233,10 @@ impl TlsTransport {
         if begins {
             self.served |= self.phase == Phase::Answer;
             self.phase = Phase::Head;
-            if !self.is_quiet() {
+            if !self.served {
+                // The service may say already why it does not want this client: in TLS 1.3 its alert comes only now.
+                self.look_for_answer(deadline)?;
+            } else if !self.is_quiet() {
                 return Err(self.closed());
             }
         }
