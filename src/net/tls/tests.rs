@@ -163,3 +163,22 @@ fn what_a_new_connection_is_told_before_its_first_request_is_not_lost() {
     let early = error.get_ref().and_then(|inner| inner.downcast_ref::<EarlyAnswer>());
     assert_eq!(early, Some(&EarlyAnswer { status: 503, retry_after: Some(7) }), "{error:?}");
 }
+
+#[test]
+fn a_service_that_reads_no_further_or_stops_in_an_early_answer_is_waited_for_until_the_deadline() {
+    let soon = || Some(Instant::now() + Duration::from_millis(200));
+    let (mut client, _service) = connection();
+    client.send_bytes(b"head").unwrap();
+    // Far more than the socket takes.
+    let error = (0..1000).find_map(|_| {
+        client.buffers.output().fill(b'x');
+        client.transmit(16 << 10, soon()).err()
+    });
+    assert_eq!(error.unwrap().kind(), ErrorKind::TimedOut);
+
+    let (mut client, mut service) = connection();
+    client.send_bytes(b"head").unwrap();
+    service.write_all(b"HTTP/1.1 4").unwrap();
+    client.buffers.output().fill(b'x');
+    assert_eq!(client.transmit(1, soon()).unwrap_err().kind(), ErrorKind::TimedOut);
+}
