@@ -291,7 +291,8 @@ fn faulty(instead: Instead) -> Result<Response<Answer>, Cut> {
             response(StatusCode::OK, "text/html", Answer::whole("<!doctype html><title>Bad gateway</title>\n"))
         }
         Instead::Huge(letters) => {
-            let body = Answer::huge(r#"{"status":"success","watermarked_data":""#, letters, r#""}"#);
+            let body =
+                Answer::huge(r#"{"status":"success","watermarked_data":""#, letters, r#"","encoding":"base64"}"#);
             response(StatusCode::OK, "application/json", body)
         }
     })
