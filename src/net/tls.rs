@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport};
+use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
 use super::addr::Stream;
 use super::endpoints::Endpoint;
@@ -116,25 +116,25 @@ impl TlsTransport {
     /// Shakes hands over a fresh stream. The endpoint's name must stand in the service's certificate.
     ///
     /// # Errors
-    /// The certificate does not verify, the service refuses, the stream fails or the time is over.
+    /// The certificate does not verify, the service refuses, the stream fails or the deadline has passed.
     pub fn handshake(
         stream: Stream,
         endpoint: &Endpoint,
         config: Arc<ClientConfig>,
-        details: &ConnectionDetails,
-    ) -> Result<TlsTransport, Error> {
+        deadline: Option<Instant>,
+    ) -> io::Result<TlsTransport> {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(io::Error::other)?;
         let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut timed = Timed { stream, deadline: deadline(details.timeout) };
+        let mut timed = Timed { stream, deadline };
         while tls.is_handshaking() {
-            tls.complete_io(&mut timed).map_err(|e| with_timeout(e, details.timeout))?;
+            tls.complete_io(&mut timed)?;
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
         TlsTransport::new(tls, timed.stream)
     }
 
-    fn new(tls: ClientConnection, stream: Stream) -> Result<TlsTransport, Error> {
+    fn new(tls: ClientConnection, stream: Stream) -> io::Result<TlsTransport> {
         stream.set_nonblocking(true)?;
         Ok(TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false })
     }
@@ -233,7 +233,10 @@ impl TlsTransport {
         if begins {
             self.served |= self.phase == Phase::Answer;
             self.phase = Phase::Head;
-            if !self.is_quiet() {
+            if !self.served {
+                // The service may say already why it does not want this client: in TLS 1.3 its alert comes only now.
+                self.look_for_answer(deadline)?;
+            } else if !self.is_quiet() {
                 return Err(self.closed());
             }
         }
@@ -335,11 +338,11 @@ fn protocol(tls: &ClientConnection) -> &'static str {
     }
 }
 
-fn deadline(timeout: NextTimeout) -> Option<Instant> {
+pub fn deadline(timeout: NextTimeout) -> Option<Instant> {
     timeout.not_zero().and_then(|left| Instant::now().checked_add(*left))
 }
 
-fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
+pub fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
     if e.kind() == ErrorKind::TimedOut { Error::Timeout(timeout.reason) } else { e.into() }
 }
 

@@ -127,7 +127,7 @@ pub fn marked(
     let Some(text) = answer.watermarked_data else { return Ok(Err(Unmarked::LeftOut)) };
     let marked = match (answer.encoding.as_deref(), form, sent) {
         (Some("base64"), _, _) | (None, WatermarkApi::Image, _) => {
-            decode(&text).ok_or_else(|| failed("watermarked_data in the watermark service's answer is not base64"))?
+            decode(&text).ok_or_else(|| failed(not_base64(form)))?
         }
         (None, WatermarkApi::Data, Sent::Text) => text.0.into_owned().into_bytes(),
         (None, WatermarkApi::Data, Sent::Base64) => {
@@ -142,6 +142,18 @@ pub fn marked(
         return Ok(Err(Unmarked::Unchanged));
     }
     check(sent, file, &marked).map(|()| Ok(marked))
+}
+
+fn not_base64(form: WatermarkApi) -> &'static str {
+    match form {
+        WatermarkApi::Data => {
+            "watermarked_data in the watermark service's answer is not base64, though \"encoding\" says so"
+        }
+        WatermarkApi::Image => {
+            "watermarked_data in the watermark service's answer is not base64, which TEEMARK_WATERMARK_API=image asks for \
+             (docs/FORMATS.md)"
+        }
+    }
 }
 
 /// Whether what came back can be the marked file of what was sent. It guards against mistakes, not against a service
@@ -217,6 +229,9 @@ mod tests {
         let base64 = json!({"status": "success", "watermarked_data": "TUFSS0VE", "encoding": "base64"});
         let told = answer(Data, Sent::Base64, b"\xff", bare.clone()).unwrap_err();
         assert!(told.starts_with("Failed") && told.contains("TEEMARK_WATERMARK_API=data"), "{told}");
+        let text = json!({"status": "success", "watermarked_data": "a text?"});
+        let told = answer(Image, Sent::Base64, b"\xff", text).unwrap_err();
+        assert!(told.starts_with("Failed") && told.contains("TEEMARK_WATERMARK_API=image"), "{told}");
         assert_eq!(answer(Data, Sent::Base64, b"\xff", base64.clone()), Ok(Ok(b"MARKED".to_vec())));
         assert_eq!(answer(Data, Sent::Text, b"a", base64.clone()), Ok(Ok(b"MARKED".to_vec())));
         assert_eq!(answer(Data, Sent::Text, b"a", bare.clone()), Ok(Ok(b"TUFSS0VE".to_vec())));
