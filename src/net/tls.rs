@@ -28,6 +28,9 @@ use crate::metrics::METRICS;
 pub const MAX_ANSWER_HEAD: usize = 64 << 10;
 pub const MAX_ANSWER_FIELDS: usize = 128;
 
+/// Reads in a row that may bring nothing but TLS' own records.
+const MAX_READS: usize = 1000;
+
 /// A connection that has served before was found closed, or with bytes on it that no request had asked for, before a
 /// byte of this request's body was written. The service cannot have acted on the request, so it may be sent again on a
 /// new connection.
@@ -36,7 +39,7 @@ pub struct Stale;
 
 impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the pooled connection had been closed by the service")
+        f.write_str("the pooled connection was of no use any more")
     }
 }
 
@@ -127,7 +130,10 @@ impl TlsTransport {
         let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
         let mut timed = Timed { stream, deadline };
         while tls.is_handshaking() {
-            tls.complete_io(&mut timed)?;
+            tls.complete_io(&mut timed).map_err(|e| match is_closed(&e) {
+                true => last_alert(&mut tls, &mut timed).unwrap_or(e),
+                false => e,
+            })?;
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
@@ -141,7 +147,7 @@ impl TlsTransport {
 
     /// Takes in what has come, without waiting, as far as the first plaintext. Says whether more can come.
     fn take_in(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..MAX_READS {
             let state = match self.tls.process_new_packets() {
                 Ok(state) => state,
                 Err(e) => {
@@ -165,6 +171,7 @@ impl TlsTransport {
                 Err(e) => return Err(e),
             }
         }
+        Err(io::Error::other(NotHttp))
     }
 
     /// Whether the connection is open and nothing has come by it that nobody asked for. Session tickets are fine.
@@ -204,6 +211,9 @@ impl TlsTransport {
         loop {
             let open = self.take_in()?;
             read_what_is_there(&mut self.tls, &mut head)?;
+            // Empty lines before it belong to the answer before (RFC 9112, 2.2, has the same for requests).
+            let blank = head.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+            head.drain(..blank);
             while let Some((answer, length)) = answer_head(&head)? {
                 if answer.status >= 200 {
                     return Err(io::Error::other(answer));
@@ -269,11 +279,24 @@ impl TlsTransport {
             // TLS itself may have something to say, such as a new key.
             let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
             if wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
-                let _ = self.tls.write_tls(&mut self.stream);
+                match self.tls.write_tls(&mut self.stream) {
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
+                    _ => {}
+                }
             }
             open = self.take_in()?;
         }
     }
+}
+
+/// The alert by which the service refused, where a write found the connection closed before it was read.
+fn last_alert(tls: &mut ClientConnection, stream: &mut Timed) -> Option<io::Error> {
+    while let Ok(1..) = tls.read_tls(stream) {
+        if let Err(alert) = tls.process_new_packets() {
+            return Some(io::Error::other(alert));
+        }
+    }
+    None
 }
 
 /// Adds the plaintext that has been taken in.

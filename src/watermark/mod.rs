@@ -5,6 +5,7 @@ mod wire;
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -184,8 +185,13 @@ pub fn call_watermark_service(
     let start = Instant::now();
     let result = exchange(caller, request, start, memory);
     METRICS.watermark_time.observe(start.elapsed());
-    if let Err(e) = &result {
-        warn!("watermark service {}: {e}", caller.ready.service.endpoint);
+    let endpoint = &caller.ready.service.endpoint;
+    match &result {
+        Err(e @ WatermarkError::Unsupported(_)) => {
+            warn!("watermark service {endpoint}: {e}; if it does so with every file, see TEEMARK_WATERMARK_API");
+        }
+        Err(e) => warn!("watermark service {endpoint}: {e}"),
+        Ok(_) => {}
     }
     result
 }
@@ -246,8 +252,12 @@ fn with_repeat(
         Err(e) if is_stale(&e) => {
             info!("{e}: the call is repeated on a new one");
             METRICS.watermark_retries.add(1);
-            let ready = store.now().ready().unwrap_or_else(|_| ready.clone());
-            Ok(call(&ready, &ready.mtls.fresh)?)
+            let now = store.now().ready().map_err(|_| WatermarkError::Busy(1))?;
+            if !(Arc::ptr_eq(&now.keys, &ready.keys) && Arc::ptr_eq(&now.grants, &ready.grants)) {
+                // The file was opened, and its grant looked at, under keys that may have been taken out: ask anew.
+                return Err(WatermarkError::Busy(1));
+            }
+            Ok(call(&now, &now.mtls.fresh)?)
         }
         other => Ok(other?),
     }
