@@ -13,6 +13,8 @@ use serde_json::value::RawValue;
 pub enum JsonError {
     /// The first byte that is not UTF-8 (RFC 8259, 8.1), counted from 1.
     NotUtf8(usize),
+    /// They begin with the byte order mark of UTF-16, as what PowerShell 5 redirects into a file does.
+    Utf16,
     NotAnObject,
     Json(serde_json::Error),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             JsonError::NotUtf8(n) => write!(f, "is not UTF-8 at byte {n}"),
+            JsonError::Utf16 => f.write_str("is UTF-16, not UTF-8"),
             JsonError::NotAnObject => f.write_str("is not a JSON object"),
             JsonError::Json(e) => write!(f, "is not the expected JSON at line {} column {}", e.line(), e.column()),
         }
@@ -43,7 +46,10 @@ pub fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
 /// # Errors
 /// It is not UTF-8.
 pub fn text(bytes: &[u8]) -> Result<&str, JsonError> {
-    let text = str::from_utf8(bytes).map_err(|e| JsonError::NotUtf8(e.valid_up_to() + 1))?;
+    let text = str::from_utf8(bytes).map_err(|e| match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => JsonError::Utf16,
+        _ => JsonError::NotUtf8(e.valid_up_to() + 1),
+    })?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
@@ -172,7 +178,9 @@ mod tests {
             // Also where serde_json would pass it over.
             (b"{\"new\":\"\xff\"}", "is not UTF-8 at byte 9"),
             (b"{\"new\":{\"\xed\xa0\x80\":1}}", "is not UTF-8 at byte 10"),
-            (b"\xff\xfe{\0}\0", "is not UTF-8 at byte 1"),
+            (b"\xff\xfe{\0}\0", "is UTF-16, not UTF-8"),
+            (b"\xfe\xff\0{\0}", "is UTF-16, not UTF-8"),
+            (b"\xff{}", "is not UTF-8 at byte 1"),
             // One mark, and before the object only.
             (b"\xef\xbb\xbf\xef\xbb\xbf{}", "is not a JSON object"),
             (b"{}\xef\xbb\xbf", "is not the expected JSON at line 1 column 3"),

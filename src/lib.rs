@@ -23,13 +23,13 @@
 //! files      opening an encrypted file: formats, keys
 //! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent
 //! settings   every setting, its default and its limit
-//! net        addr, timed (streams with a deadline); endpoints (the allow list), egress, tls, cryptography (the way out);
-//!            pump, http, ingress, backend (the way in); forward; link (loopback, /etc/hosts)
+//! net        addr, timed (streams with a deadline); endpoints (the allow list), egress, tls, tls_error, certificate,
+//!            cryptography (the way out); pump, http, ingress, backend (the way in); forward; link (loopback,
+//!            /etc/hosts)
 //! hpke       sealing to a public key            digest   SHA-256
 //! json       text taken from where it lies      base64   in lines or not, padded or not
-//! memory     admission
-//! metrics    what is counted                    time     moments as people read them
-//! threads    starting one
+//! memory     admission                          metrics  what is counted
+//! time       moments as people read them        threads  starting one
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.

@@ -149,7 +149,8 @@ impl State {
     /// only because its owner holds too much is nobody's concern.
     fn is_behind_a_starved_one(&self, age: Age, shared: &Shared, now: Instant) -> bool {
         self.waiting.range(..age).any(|(older, waiting)| {
-            now.duration_since(waiting.since) >= shared.patience && !self.is_past_its_share(*older, waiting.more, shared)
+            now.duration_since(waiting.since) >= shared.patience
+                && !self.is_past_its_share(*older, waiting.more, shared)
         })
     }
 

@@ -45,8 +45,8 @@ pub struct Settings {
     pub watermark_api: WatermarkApi,
     /// Total time for one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
-    /// How long an idle connection to the service is kept; 1 s to 1 h. Shorter than the service keeps it, or a call may
-    /// meet its end. The shortest that servers have by default is 5 s (Node.js, Uvicorn, Apache).
+    /// How long an idle connection to the service may be used again; 1 s to 1 h. Shorter than the service keeps it, or a
+    /// call may meet its end. The shortest that servers have by default are 2 s (gunicorn) and 5 s (Node.js, Uvicorn).
     pub keepalive: Duration,
     /// Which bundles the handshake takes.
     pub handshake: Handshake,
@@ -160,7 +160,7 @@ impl Settings {
                 false => WatermarkApi::Image,
             },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
-            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "4s")?)?,
+            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,

@@ -85,7 +85,7 @@ impl Scene {
     fn ends_as_it_began(&self) {
         wait_for("the threads to end", || (threads(&self.daemon) <= self.threads + 2).then_some(()));
         if let Some(before) = self.descriptors {
-            // 32 connections to the service are kept for the next requests (mtls.rs, POOLED).
+            // 32 connections to the service are kept for the next requests (src/mtls, POOLED).
             wait_for("the descriptors to be closed", || {
                 (descriptors(&self.daemon).unwrap() <= before + 32 + 2).then_some(())
             });

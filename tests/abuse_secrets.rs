@@ -24,7 +24,7 @@ fn nonsense_is_answered_and_changes_nothing() {
     for (bytes, reason) in [
         (&b""[..], "is empty"),
         (b"\x16\x03\x01\x02\x00", "is not JSON"),
-        (b"\xff\xfe\xfd", "is not JSON"),
+        (b"\xfd\xfe", "is not UTF-8"),
         (b"GET / HTTP/1.1\r\n\r\n", "is not JSON"),
         (b"{\"FILE_KEYS\":", "is cut off"),
         (deep.as_bytes(), "is "),

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::Api;
 use super::error::ApiError;
 use super::permit::{Permit, Permitted};
 use super::request::{Target, body, header, id};
-use super::Api;
 use crate::base64;
 use crate::grants;
 use crate::hpke::PublicKey;

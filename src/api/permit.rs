@@ -127,7 +127,12 @@ impl Api {
     ///
     /// # Errors
     /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn permit_content(&self, permit: &Permit<'_>, request: &Request<'_>, file: &[u8]) -> Result<Permitted, ApiError> {
+    pub fn permit_content(
+        &self,
+        permit: &Permit<'_>,
+        request: &Request<'_>,
+        file: &[u8],
+    ) -> Result<Permitted, ApiError> {
         let content_sha256 = sha256(file);
         let secrets = self.store.now().ready().map_err(ApiError::NotReady)?;
         if let Permit::Granted(grant, _) = permit {

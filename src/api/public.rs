@@ -26,9 +26,10 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt_json(api, request))),
-        ["files", file_id, "decrypt"] => {
-            ("decrypt_raw", post(request).and_then(|()| decrypt_raw(api, &decode(file_id, "the path")?, target, request)))
-        }
+        ["files", file_id, "decrypt"] => (
+            "decrypt_raw",
+            post(request).and_then(|()| decrypt_raw(api, &decode(file_id, "the path")?, target, request)),
+        ),
         _ => ("unknown", Err(ApiError::NotFound)),
     }
 }

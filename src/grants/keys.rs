@@ -4,6 +4,9 @@ use std::fmt;
 
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
 
+/// The names of both kinds' algorithms. RFC 9864 has a new one for Ed25519.
+pub const ALGORITHMS: [&str; 3] = ["EdDSA", "Ed25519", "ES256"];
+
 /// The keys in force, each with a kid of its own.
 #[derive(Clone, Default)]
 pub struct GrantKeys(pub Vec<GrantKey>);
@@ -37,11 +40,11 @@ impl GrantKeys {
 }
 
 impl GrantKey {
-    /// Whether this is the name of the key's algorithm. RFC 9864 has a new one for Ed25519.
+    /// Whether this is the name of the key's algorithm.
     pub fn is_for(&self, alg: &str) -> bool {
         match self.kind {
-            Kind::Ed25519 => matches!(alg, "EdDSA" | "Ed25519"),
-            Kind::P256 => alg == "ES256",
+            Kind::Ed25519 => ALGORITHMS[..2].contains(&alg),
+            Kind::P256 => ALGORITHMS[2..].contains(&alg),
         }
     }
 

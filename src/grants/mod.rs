@@ -4,6 +4,7 @@
 //! by the handshake as a JWK set (GRANT_KEYS). A key is of one algorithm, and a token may name no other: nothing in a
 //! token decides how it is checked (RFC 8725, 3.1).
 
+mod date;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -11,19 +12,21 @@ mod used;
 
 use std::fmt;
 
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ::base64::Engine;
+use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use self::date::NumericDate;
+use crate::base64;
 use crate::digest::sha256;
 use crate::hpke::{self, PublicKey};
 use crate::json::{self, Text, string};
 use crate::memory::Owner;
 use crate::time::Utc;
 
-pub use keys::{GrantKey, GrantKeys, Kind};
+pub use keys::{ALGORITHMS, GrantKey, GrantKeys, Kind};
 pub use used::{Use, UsedGrants};
 
 /// Longest token, in bytes.
@@ -52,7 +55,7 @@ pub struct Grant {
 pub enum GrantError {
     /// There is no token.
     Missing,
-    /// The token is none, or of no issuer known, or for somebody else: what is wrong with it.
+    /// The token is not one, or of no issuer known, or for somebody else: what is wrong with it.
     Invalid(&'static str),
     Expired,
     NotYetValid,
@@ -109,8 +112,10 @@ struct Claims<'a> {
     reply_key: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "json::even_null")]
     content_sha256: Option<Text<'a>>,
-    exp: Option<u64>,
-    nbf: Option<u64>,
+    #[serde(borrow)]
+    exp: Option<&'a RawValue>,
+    #[serde(borrow)]
+    nbf: Option<&'a RawValue>,
 }
 
 impl GrantKeys {
@@ -123,17 +128,17 @@ impl GrantKeys {
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is over 4 KiB"));
         }
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| invalid("it is no JWT"));
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| invalid("it is not a JWT"));
         let mut parts = token.split('.');
         let (Some(header), Some(claims), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(invalid("it is no JWT"));
+            return Err(invalid("it is not a JWT"));
         };
         let signed = &token.as_bytes()[..header.len() + 1 + claims.len()];
         let (header, claims, signature) = (decode(header)?, decode(claims)?, decode(signature)?);
 
-        let header: Header = object(&header).ok_or(invalid("its header cannot be read"))?;
+        let header: Header = json::object(&header).map_err(|_| invalid("its header cannot be read"))?;
         if header.crit.is_some() {
             return Err(invalid("its header has crit"));
         }
@@ -145,21 +150,19 @@ impl GrantKeys {
         if !key.verifies(signed, &signature) {
             return Err(invalid("its signature is wrong"));
         }
-        let claims: Claims = object(&claims).ok_or(invalid("its claims cannot be read"))?;
+        let claims: Claims = json::object(&claims).map_err(|_| invalid("its claims cannot be read"))?;
         claims.check(&kid, audiences, now.0)
     }
-}
-
-/// Reads an object; serde would take a list of the members' values too.
-fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
-    serde_json::from_slice(bytes).ok().filter(|_| bytes.trim_ascii_start().starts_with(b"{"))
 }
 
 impl Claims<'_> {
     fn check(self, kid: &str, audiences: &[String], now: u64) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
-        let exp = self.exp.ok_or(invalid("it has no exp"))?;
-        let nbf = self.nbf.ok_or(invalid("it has no nbf"))?;
+        let exp = NumericDate::read(self.exp.ok_or(invalid("it has no exp"))?);
+        let nbf = NumericDate::read(self.nbf.ok_or(invalid("it has no nbf"))?);
+        // Rounded so that a token never lives for longer than it says.
+        let exp = exp.ok_or(invalid("its exp is not a number of seconds since 1970"))?.down();
+        let nbf = nbf.ok_or(invalid("its nbf is not a number of seconds since 1970"))?.up();
         let jti = self.jti.filter(|jti| !jti.is_empty()).ok_or(invalid("it has no jti"))?;
         let user_id = self.sub.ok_or(invalid("it has no sub"))?;
         let file_id = self.file_id.ok_or(invalid("it has no file_id"))?;
@@ -198,10 +201,10 @@ fn hash(text: &str) -> Option<[u8; 32]> {
     hex::decode(text).ok()?.try_into().ok()
 }
 
-/// A reply key as it is written: base64 of an X25519 public key, in the standard or the URL alphabet. One that nothing can
-/// be sealed to is none.
+/// A reply key as it is written: base64 of an X25519 public key, in the standard or the URL alphabet. `None` also for one
+/// that nothing can be sealed to.
 pub fn reply_key(text: &str) -> Option<PublicKey> {
-    let key = STANDARD.decode(text).or_else(|_| URL_SAFE_NO_PAD.decode(text)).ok()?.try_into().ok()?;
+    let key = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())?.try_into().ok()?;
     hpke::is_usable(&key).then_some(key)
 }
 

@@ -1,7 +1,7 @@
 //! Tokens as an issuer makes them, and as an attacker does.
 
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ::base64::Engine;
+use ::base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::hmac;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
@@ -191,7 +191,8 @@ fn claims_that_are_missing_repeated_or_of_another_type_are_refused() {
         let twice = self::claims().to_string().replacen('{', &format!("{{\"{name}\":{},", self::claims()[name]), 1);
         let told = invalid(issuer.check(&issuer.sign(r#"{"alg":"EdDSA","kid":"a"}"#, &twice)));
         assert_eq!(told, "its claims cannot be read", "{name}");
-        for other in [json!({}), json!(1.5), json!(-1)] {
+        let number = if ["exp", "nbf"].contains(&name) { json!("1764000000") } else { json!(1.5) };
+        for other in [json!({}), number, json!(-1), json!([1]), json!(true)] {
             invalid(issuer.check(&issuer.token(&with(name, other))));
         }
         invalid(issuer.check(&issuer.token(&with(name, json!(null)))));
@@ -235,6 +236,53 @@ fn a_token_lives_from_nbf_to_exp_and_for_a_day_at_most() {
     assert_eq!(check("exp", NOW + MAX_LIFE + LEEWAY), Ok(()));
     assert_eq!(check("exp", NOW + MAX_LIFE + LEEWAY + 1), Err(GrantError::Invalid("it lives for longer than a day")));
     assert_eq!(check("exp", u64::MAX), Err(GrantError::Invalid("it lives for longer than a day")));
+}
+
+#[test]
+fn dates_with_a_fraction_or_an_exponent_are_rounded_so_that_no_token_lives_for_longer() {
+    let issuer = Issuer::new();
+    let check = |name: &str, value: String| {
+        let claims =
+            claims().to_string().replace(&format!("\"{name}\":{}", claims()[name]), &format!("\"{name}\":{value}"));
+        assert!(claims.contains(&value));
+        issuer.check(&issuer.sign(r#"{"alg":"EdDSA","kid":"a"}"#, &claims)).map(drop)
+    };
+    assert_eq!(check("exp", format!("{}.25", NOW - LEEWAY + 1)), Ok(()));
+    assert_eq!(check("exp", format!("{}.999", NOW - LEEWAY)), Err(GrantError::Expired));
+    assert_eq!(check("exp", format!("{}e-2", NOW * 100 + 30_000)), Ok(()));
+    assert_eq!(check("nbf", format!("{}.5", NOW + LEEWAY - 1)), Ok(()));
+    assert_eq!(check("nbf", format!("{}.001", NOW + LEEWAY)), Err(GrantError::NotYetValid));
+    assert_eq!(check("nbf", "1.5E+9".into()), Ok(()));
+    for (name, reason) in [("exp", "its exp is not a number"), ("nbf", "its nbf is not a number")] {
+        for number in ["1e99", "-1764000000.5", "\"1764000000\""] {
+            assert!(invalid_reason(check(name, number.into())).contains(reason), "{name} {number}");
+        }
+    }
+}
+
+fn invalid_reason(result: Result<(), GrantError>) -> &'static str {
+    match result {
+        Err(GrantError::Invalid(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn claims_that_are_not_utf_8_or_not_an_object_are_refused() {
+    let issuer = Issuer::new();
+    let header = encode(br#"{"alg":"EdDSA","kid":"a"}"#);
+    let sign = |header: &str, claims: &[u8]| {
+        let signed = format!("{header}.{}", encode(claims));
+        format!("{signed}.{}", encode(issuer.ed25519.sign(signed.as_bytes()).as_ref()))
+    };
+    let mut odd = claims().to_string().replacen('{', "{\"new\":\"?\",", 1).into_bytes();
+    issuer.check(&sign(&header, &odd)).unwrap();
+    *odd.iter_mut().find(|b| **b == b'?').unwrap() = 0xff;
+    assert_eq!(invalid(issuer.check(&sign(&header, &odd))), "its claims cannot be read");
+    let list = json!(["alice", "f", "1", "fleet", null, null, NOW + 300, NOW]).to_string();
+    assert_eq!(invalid(issuer.check(&sign(&header, list.as_bytes()))), "its claims cannot be read");
+    let odd = encode(b"{\"alg\":\"EdDSA\",\"kid\":\"a\",\"new\":\"\xff\"}");
+    assert_eq!(invalid(issuer.check(&sign(&odd, claims().to_string().as_bytes()))), "its header cannot be read");
 }
 
 #[test]

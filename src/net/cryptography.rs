@@ -49,7 +49,7 @@ impl KeyProvider for Ring {
 
 /// Signatures in certificates, and which of them each scheme of a handshake means. TLS 1.2's ECDSA schemes leave the
 /// curve open (RFC 8446, 4.2.3).
-static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+pub static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: &[
         algorithm::ECDSA_P256_SHA256,
         algorithm::ECDSA_P256_SHA384,

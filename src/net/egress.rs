@@ -11,7 +11,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
 use super::addr::{Address, Stream};
 use super::endpoints::{AllowList, Endpoint};
-use super::tls::TlsTransport;
+use super::tls::{TlsTransport, deadline, with_timeout};
 
 /// How an allowed endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +72,11 @@ impl Connector for Egress {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only https leaves the enclave").into());
         }
         let limit = details.timeout.not_zero().map_or(Duration::from_secs(30), |d| *d);
+        // One deadline for both: what dialling takes, the TLS handshake has no more.
+        let deadline = deadline(details.timeout);
         let stream = self.route.dial(endpoint, limit)?;
-        TlsTransport::handshake(stream, endpoint, self.tls.clone(), details).map(Some)
+        let transport = TlsTransport::handshake(stream, endpoint, self.tls.clone(), deadline);
+        transport.map(Some).map_err(|e| with_timeout(e, details.timeout))
     }
 }
 

@@ -247,7 +247,8 @@ impl EventLoop {
         let paused = self.acceptors.iter().filter_map(|(_, again)| *again).filter(|again| *again > now);
         // While the daemon stops, nobody tells when the last request in flight has ended.
         let stopping = self.stop_by.map(|by| by.min(now + ACCEPT_PAUSE));
-        let next = deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|periodic| periodic.next)).min();
+        let next =
+            deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|periodic| periodic.next)).min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the deadline has passed when poll returns.
             let ms = at.saturating_duration_since(now).as_millis() + 1;

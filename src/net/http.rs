@@ -115,9 +115,9 @@ fn lines_end_with_cr_lf(head: &[u8]) -> bool {
 
 /// The path and query of a target in origin-form or absolute-form (RFC 9112, 3.2).
 fn path_and_query(target: &str) -> Option<&str> {
-    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
-        target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-    });
+    let scheme = ["http://", "https://"]
+        .into_iter()
+        .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
     let target = match scheme {
         None => target,
         Some(scheme) => match target[scheme.len()..].find('/') {
@@ -233,15 +233,17 @@ impl Chunks {
     /// Takes the next part, if it is there; says how many bytes it had.
     fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>, HttpError> {
         match &mut self.at {
-            ChunkPart::Size => match line(rest, MAX_CHUNK_LINE).map_err(|()| malformed("a chunk's line is too long"))? {
-                None => Ok(None),
-                Some(line) => {
-                    let size = chunk_size(line).ok_or(malformed("a chunk's size or extension is wrong"))?;
-                    self.announced(size, line.len() as u64 + 4)?;
-                    self.at = if size > 0 { ChunkPart::Data(size) } else { ChunkPart::Trailer(0) };
-                    Ok(Some(line.len() + 2))
+            ChunkPart::Size => {
+                match line(rest, MAX_CHUNK_LINE).map_err(|()| malformed("a chunk's line is too long"))? {
+                    None => Ok(None),
+                    Some(line) => {
+                        let size = chunk_size(line).ok_or(malformed("a chunk's size or extension is wrong"))?;
+                        self.announced(size, line.len() as u64 + 4)?;
+                        self.at = if size > 0 { ChunkPart::Data(size) } else { ChunkPart::Trailer(0) };
+                        Ok(Some(line.len() + 2))
+                    }
                 }
-            },
+            }
             ChunkPart::Data(left) => {
                 let n = take_some(left, rest, out);
                 if *left == 0 {
@@ -278,9 +280,11 @@ impl Chunks {
 
     fn announced(&mut self, size: u64, framing: u64) -> Result<(), HttpError> {
         self.framing += framing;
-        self.content = self.content.checked_add(size).filter(|content| *content <= self.max_body).ok_or_else(|| {
-            HttpError::TooLarge(self.max_body)
-        })?;
+        self.content = self
+            .content
+            .checked_add(size)
+            .filter(|content| *content <= self.max_body)
+            .ok_or_else(|| HttpError::TooLarge(self.max_body))?;
         match self.framing <= FRAMING + self.content.saturating_mul(FRAMING_A_BYTE) {
             true => Ok(()),
             false => Err(malformed("the chunks' extensions are too long for what is in them")),
@@ -483,7 +487,9 @@ mod tests {
             let error = chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err();
             assert!(matches!(error, HttpError::Malformed(_)), "{wire:?}: {error:?}");
         }
-        for wire in ["1".repeat(300), format!("0\r\nA: {}", "x".repeat(5000)), "0\r\n".to_owned() + &"A: b\r\n".repeat(700)] {
+        for wire in
+            ["1".repeat(300), format!("0\r\nA: {}", "x".repeat(5000)), "0\r\n".to_owned() + &"A: b\r\n".repeat(700)]
+        {
             assert!(matches!(chunked().take(wire.as_bytes(), &mut Vec::new()), Err(HttpError::Malformed(_))), "{wire}");
         }
         for wire in ["b\r\n", "ffffffffffffffff\r\n", "10000000000000000\r\n"] {

@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod answer;
+pub mod certificate;
 pub mod cryptography;
 pub mod egress;
 pub mod endpoints;
@@ -14,5 +15,6 @@ pub mod outbox;
 pub mod pace;
 pub mod request;
 pub mod tls;
+pub mod tls_error;
 pub mod wait;
 pub mod workers;

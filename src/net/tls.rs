@@ -15,7 +15,7 @@ use nix::poll::PollFlags;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport};
+use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
 use super::addr::Stream;
 use super::endpoints::Endpoint;
@@ -26,6 +26,9 @@ use crate::metrics::METRICS;
 pub const MAX_ANSWER_HEAD: usize = 64 << 10;
 pub const MAX_ANSWER_FIELDS: usize = 128;
 
+/// Reads in a row that may bring nothing but TLS' own records.
+const MAX_READS: usize = 1000;
+
 /// A connection that has served before was found closed, or with bytes on it that no request had asked for, before a
 /// byte of this request's body was written. The service cannot have acted on the request, so it may be sent again on a
 /// new connection.
@@ -34,7 +37,7 @@ pub struct Stale;
 
 impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the pooled connection had been closed by the service")
+        f.write_str("the pooled connection was of no use any more")
     }
 }
 
@@ -114,18 +117,21 @@ impl TlsTransport {
     /// Shakes hands over a fresh stream. The endpoint's name must stand in the service's certificate.
     ///
     /// # Errors
-    /// The certificate does not verify, the service refuses, the stream fails or the time is over.
+    /// The certificate does not verify, the service refuses, the stream fails or the deadline has passed.
     pub fn handshake(
         stream: Stream,
         endpoint: &Endpoint,
         config: Arc<ClientConfig>,
-        details: &ConnectionDetails,
-    ) -> Result<TlsTransport, Error> {
+        deadline: Option<Instant>,
+    ) -> io::Result<TlsTransport> {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(io::Error::other)?;
         let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut timed = Timed::new(stream, deadline(details.timeout))?;
+        let mut timed = Timed::new(stream, deadline)?;
         while tls.is_handshaking() {
-            tls.complete_io(&mut timed).map_err(|e| with_timeout(e, details.timeout))?;
+            tls.complete_io(&mut timed).map_err(|e| match is_closed(&e) {
+                true => last_alert(&mut tls, &mut timed).unwrap_or(e),
+                false => e,
+            })?;
         }
         METRICS.tls_handshakes.add(1);
         info!("mTLS connection to {endpoint} established ({})", protocol(&tls));
@@ -139,7 +145,7 @@ impl TlsTransport {
 
     /// Takes in what has come, without waiting, as far as the first plaintext. Says whether more can come.
     fn take_in(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..MAX_READS {
             let state = match self.tls.process_new_packets() {
                 Ok(state) => state,
                 Err(e) => {
@@ -163,6 +169,7 @@ impl TlsTransport {
                 Err(e) => return Err(e),
             }
         }
+        Err(io::Error::other(NotHttp))
     }
 
     /// Whether the connection is open and nothing has come by it that nobody asked for. Session tickets are fine.
@@ -202,6 +209,9 @@ impl TlsTransport {
         loop {
             let open = self.take_in()?;
             read_what_is_there(&mut self.tls, &mut head)?;
+            // Empty lines before it belong to the answer before (RFC 9112, 2.2, has the same for requests).
+            let blank = head.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+            head.drain(..blank);
             while let Some((answer, length)) = answer_head(&head)? {
                 if answer.status >= 200 {
                     return Err(io::Error::other(answer));
@@ -231,7 +241,10 @@ impl TlsTransport {
         if begins {
             self.served |= self.phase == Phase::Answer;
             self.phase = Phase::Head;
-            if !self.is_quiet() {
+            if !self.served {
+                // The service may say already why it does not want this client: in TLS 1.3 its alert comes only now.
+                self.look_for_answer(deadline)?;
+            } else if !self.is_quiet() {
                 return Err(self.closed());
             }
         }
@@ -264,11 +277,24 @@ impl TlsTransport {
             // TLS itself may have something to say, such as a new key.
             let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
             if wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
-                let _ = self.tls.write_tls(&mut self.stream);
+                match self.tls.write_tls(&mut self.stream) {
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
+                    _ => {}
+                }
             }
             open = self.take_in()?;
         }
     }
+}
+
+/// The alert by which the service refused, where a write found the connection closed before it was read.
+fn last_alert(tls: &mut ClientConnection, stream: &mut Timed) -> Option<io::Error> {
+    while let Ok(1..) = tls.read_tls(stream) {
+        if let Err(alert) = tls.process_new_packets() {
+            return Some(io::Error::other(alert));
+        }
+    }
+    None
 }
 
 /// Adds the plaintext that has been taken in.
@@ -315,11 +341,11 @@ fn protocol(tls: &ClientConnection) -> &'static str {
     }
 }
 
-fn deadline(timeout: NextTimeout) -> Option<Instant> {
+pub fn deadline(timeout: NextTimeout) -> Option<Instant> {
     timeout.not_zero().and_then(|left| Instant::now().checked_add(*left))
 }
 
-fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
+pub fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
     if e.kind() == ErrorKind::TimedOut { Error::Timeout(timeout.reason) } else { e.into() }
 }
 

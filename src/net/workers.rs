@@ -101,8 +101,8 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
     use std::sync::Barrier;
+    use std::thread;
 
     #[test]
     fn as_many_jobs_as_there_may_be_run_at_once_and_a_thread_serves_again() {

@@ -1,18 +1,16 @@
 //! The bundle: what an operator sends, parsed and checked as a whole before any of it counts.
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use ureq::http::Uri;
 
 use super::jwks;
-use super::object::{Keep, Object, shown};
+use super::object::{Keep, Object, object_text, shown};
 use super::sealed::SEALED;
+use crate::base64;
 use crate::files::{FileKey, FileKeys, KEY_LEN};
 use crate::grants::GrantKeys;
 use crate::json::string;
@@ -40,7 +38,8 @@ pub struct Bundle {
     pub service: Option<Service>,
     pub keys: Option<FileKeys>,
     pub grants: Option<GrantKeys>,
-    /// Names that mean nothing to this version.
+    /// Names that mean nothing to this version; and, with the reason in parentheses, members that are null and grant keys
+    /// that are not for signatures known here.
     pub ignored: Vec<String>,
 }
 
@@ -93,12 +92,12 @@ impl Bundle {
             return refuse(WHOLE, "is empty");
         }
         let items = Object::parse(WHOLE, bytes, Keep::Named(&ITEMS))?;
-        let mut ignored = items.unknown.clone();
+        let mut ignored = items.ignored.clone();
         let bundle = Bundle {
             identity: items.get(CERTIFICATES).map(|v| identity(v, pinned, now, &mut ignored)).transpose()?,
             service: items.get(ENDPOINT).map(|v| service(v, allowed)).transpose()?,
-            keys: items.get(FILE_KEYS).map(file_keys).transpose()?,
-            grants: items.get(GRANT_KEYS).map(jwks::parse).transpose()?,
+            keys: items.get(FILE_KEYS).map(|v| file_keys(v, &mut ignored)).transpose()?,
+            grants: items.get(GRANT_KEYS).map(|v| grant_keys(v, &mut ignored)).transpose()?,
             ignored,
         };
         match &bundle {
@@ -113,30 +112,21 @@ impl Bundle {
     }
 }
 
-/// The items that the environment holds, as a bundle like any other; `None` where it holds none. The keys are JSON
-/// there; where they are not, the text is passed on, and the bundle's check says what is wrong.
+/// The items that the environment holds, as a bundle like any other; `None` where it holds none.
 pub fn bundle_of_environment(names: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Option<Vec<u8>> {
     let mut items = Map::new();
     for &name in names {
-        let Some(value) = variable(name).filter(|v| !v.is_empty()) else { continue };
-        let text = value.to_string_lossy().into_owned();
-        let value = match name {
-            FILE_KEYS | GRANT_KEYS => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            _ => Value::String(text),
-        };
-        items.insert(name.to_owned(), value);
+        if let Some(value) = variable(name).filter(|v| !v.is_empty()) {
+            items.insert(name.to_owned(), Value::String(value.to_string_lossy().into_owned()));
+        }
     }
     (!items.is_empty()).then(|| Value::Object(items).to_string().into_bytes())
 }
 
 fn identity(value: &RawValue, pinned: &[[u8; 32]], now: Utc, ignored: &mut Vec<String>) -> Result<Identity, Refusal> {
-    let text = match string(value) {
-        Some(text) => text,
-        None if value.get().starts_with('{') => Cow::Borrowed(value.get()),
-        None => return refuse(CERTIFICATES, "is neither an object nor a string that holds one"),
-    };
+    let text = object_text(CERTIFICATES, value)?;
     let object = Object::parse(CERTIFICATES, text.as_bytes(), Keep::Named(&PARTS))?;
-    ignored.extend(object.unknown.iter().map(|name| format!("{CERTIFICATES}.{name}")));
+    ignored.extend(object.ignored_in(CERTIFICATES));
     let part = |name| object.text(CERTIFICATES, name);
     let [cert, key, ca] = [part(PARTS[0])?, part(PARTS[1])?, part(PARTS[2])?];
     Identity::check([cert.as_bytes(), key.as_bytes(), ca.as_bytes()], now)
@@ -146,6 +136,8 @@ fn identity(value: &RawValue, pinned: &[[u8; 32]], now: Utc, ignored: &mut Vec<S
 
 fn service(value: &RawValue, allowed: &AllowList) -> Result<Service, Refusal> {
     let Some(text) = string(value) else { return refuse(ENDPOINT, "is not a string") };
+    // `echo` and files end with a newline.
+    let text = text.trim_ascii();
     let refuse = |reason: &str| refuse(ENDPOINT, reason);
     let Ok(url) = text.parse::<Uri>() else { return refuse("is not a URL") };
     let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
@@ -164,28 +156,33 @@ fn service(value: &RawValue, allowed: &AllowList) -> Result<Service, Refusal> {
     }
 }
 
-fn file_keys(value: &RawValue) -> Result<FileKeys, Refusal> {
-    if !value.get().starts_with('{') {
-        return refuse(FILE_KEYS, "is not an object of key ids");
-    }
-    let object = Object::parse(FILE_KEYS, value.get().as_bytes(), Keep::Most(MAX_KEYS))?;
-    match object.known.is_empty() {
-        true => refuse(FILE_KEYS, "holds no key"),
-        false => object.known.iter().map(|(id, value)| Ok((id.to_string(), file_key(id, value)?))).collect(),
+fn file_keys(value: &RawValue, ignored: &mut Vec<String>) -> Result<FileKeys, Refusal> {
+    let text = object_text(FILE_KEYS, value)?;
+    let object = Object::parse(FILE_KEYS, text.as_bytes(), Keep::Most(MAX_KEYS))?;
+    ignored.extend(object.ignored_in(FILE_KEYS));
+    match object.members().next() {
+        None => refuse(FILE_KEYS, "holds no key"),
+        Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), file_key(id, value, ignored)?))).collect(),
     }
 }
 
-fn file_key(id: &str, value: &RawValue) -> Result<FileKey, Refusal> {
+fn grant_keys(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
+    let (keys, passed_over) = jwks::parse(value)?;
+    ignored.extend(passed_over);
+    Ok(keys)
+}
+
+fn file_key(id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<FileKey, Refusal> {
     let field = format!("{FILE_KEYS}.{}", shown(id));
     if id.is_empty() || id.len() > MAX_KEY_ID {
-        return refuse(field, format!("is no key id of 1 to {MAX_KEY_ID} bytes"));
+        return refuse(field, format!("is not a key id of 1 to {MAX_KEY_ID} bytes"));
     }
     let object = match value.get().starts_with('{') {
         true => Some(Object::parse(&field, value.get().as_bytes(), Keep::Named(&["key", "aad"]))?),
         false => None,
     };
     let (text, aad) = match &object {
-        Some(object) => (object.get("key").and_then(string), object.get("aad")),
+        Some(object) => (object.get("key").and_then(string), object.get_even_null("aad")),
         None => (string(value), None),
     };
     let binds_file_id = match aad.map(string) {
@@ -194,9 +191,10 @@ fn file_key(id: &str, value: &RawValue) -> Result<FileKey, Refusal> {
         Some(_) => return refuse(field, "has an aad other than \"file_id\""),
     };
     let Some(text) = text else { return refuse(field, "is neither base64 nor an object with a string named key") };
-    let Ok(bytes) = STANDARD.decode(text.trim_ascii()) else { return refuse(field, "is not base64") };
-    match <&[u8; KEY_LEN]>::try_from(bytes.as_slice()) {
-        Ok(key) => Ok(FileKey::new(key, binds_file_id)),
-        Err(_) => refuse(field, format!("is {} bytes long, not {KEY_LEN}", bytes.len())),
-    }
+    let Some(bytes) = base64::decode(&text) else { return refuse(field, "is not base64") };
+    let Ok(key) = <&[u8; KEY_LEN]>::try_from(bytes.as_slice()) else {
+        return refuse(field, format!("is {} bytes long, not {KEY_LEN}", bytes.len()));
+    };
+    ignored.extend(object.iter().flat_map(|object| object.ignored_in(&field)));
+    Ok(FileKey::new(key, binds_file_id))
 }

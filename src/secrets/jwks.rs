@@ -5,55 +5,93 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::value::RawValue;
 
 use super::bundle::{GRANT_KEYS, Refusal, refuse};
-use super::object::{Keep, Object};
-use crate::grants::{GrantKey, GrantKeys, Kind};
-use crate::json::string;
+use super::object::{Keep, Object, object_text};
+use crate::grants::{ALGORITHMS, GrantKey, GrantKeys, Kind};
+use crate::json::{Text, string};
 
 /// Most keys of a set, and the longest kid in bytes.
 const MAX_KEYS: usize = 64;
 const MAX_KID: usize = 128;
 
-/// Reads a JWK set.
+/// Members that only a private key has: RFC 7518, 6.2.2, 6.3.2 and 6.4.1; RFC 9964, 3.
+const PRIVATE: [&str; 8] = ["d", "k", "p", "q", "dp", "dq", "qi", "priv"];
+/// What is read of a key beside them. Other members are passed over (RFC 7517, 4).
+const PUBLIC: [&str; 8] = ["kty", "crv", "x", "y", "kid", "alg", "use", "key_ops"];
+
+/// Reads a JWK set, and names what is ignored in it. Keys that are not for signatures known here are (RFC 7517, 5), with
+/// the member that says so.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
-pub fn parse(value: &RawValue) -> Result<GrantKeys, Refusal> {
-    if !value.get().starts_with('{') {
-        return refuse(GRANT_KEYS, "is no JWK set: an object with a list named keys");
-    }
-    let set = Object::parse(GRANT_KEYS, value.get().as_bytes(), Keep::Named(&["keys"]))?;
+/// The first thing that is wrong with it. A private key is, of whatever kind.
+pub fn parse(value: &RawValue) -> Result<(GrantKeys, Vec<String>), Refusal> {
+    let text = object_text(GRANT_KEYS, value)?;
+    let set = Object::parse(GRANT_KEYS, text.as_bytes(), Keep::Named(&["keys"]))?;
     let list = set.get("keys").and_then(|keys| serde_json::from_str::<Vec<&RawValue>>(keys.get()).ok());
     let Some(list) = list else { return refuse(GRANT_KEYS, "has no list named keys") };
     if list.is_empty() || list.len() > MAX_KEYS {
         return refuse(GRANT_KEYS, format!("has {} keys, not 1 to {MAX_KEYS}", list.len()));
     }
-    let mut keys: Vec<GrantKey> = Vec::new();
+    let (mut keys, mut others): (Vec<GrantKey>, Vec<String>) = Default::default();
     for (i, jwk) in list.into_iter().enumerate() {
         let field = format!("{GRANT_KEYS}.keys[{i}]");
-        let key = grant_key(&field, jwk)?;
-        if keys.iter().any(|other| other.kid == key.kid) {
-            return refuse(field, "has the kid of another key");
+        let names = [&PUBLIC[..], &PRIVATE].concat();
+        let jwk = Object::parse(&field, jwk.get().as_bytes(), Keep::Named(&names))?;
+        if PRIVATE.iter().any(|name| jwk.get(name).is_some()) {
+            return refuse(field, "holds a private key: give its public half");
         }
-        keys.push(key);
+        match kind(&jwk) {
+            Ok(kind) => {
+                let key = grant_key(&field, &jwk, kind)?;
+                if keys.iter().any(|other| other.kid == key.kid) {
+                    return refuse(field, "has the kid of another key");
+                }
+                keys.push(key);
+            }
+            Err(member) => others.push(format!("keys[{i}] ({member})")),
+        }
     }
-    Ok(GrantKeys(keys))
+    if keys.is_empty() {
+        return refuse(GRANT_KEYS, format!("has no key for EdDSA (Ed25519) or ES256 (P-256): {}", others.join(", ")));
+    }
+    let others = others.iter().map(|other| format!("{GRANT_KEYS}.{other}"));
+    Ok((GrantKeys(keys), set.ignored_in(GRANT_KEYS).chain(others).collect()))
 }
 
-fn grant_key(field: &str, jwk: &RawValue) -> Result<GrantKey, Refusal> {
-    let names = ["kty", "crv", "x", "y", "kid", "alg", "d", "k"];
-    let jwk = Object::parse(field, jwk.get().as_bytes(), Keep::Named(&names))?;
-    if jwk.get("d").or(jwk.get("k")).is_some() {
-        return refuse(field, "holds a private key: give its public half");
+/// What kind of key it is; an error is the member by which it is not one that signs grants.
+fn kind(jwk: &Object) -> Result<Kind, &'static str> {
+    let text = |name| jwk.get(name).and_then(string);
+    let kind = match (text("kty").as_deref(), text("crv").as_deref()) {
+        (Some("OKP"), Some("Ed25519")) => Kind::Ed25519,
+        (Some("EC"), Some("P-256")) => Kind::P256,
+        (Some("OKP" | "EC"), _) => return Err("crv"),
+        _ => return Err("kty"),
+    };
+    if jwk.get("use").is_some_and(|purpose| string(purpose).as_deref() != Some("sig")) {
+        return Err("use");
     }
+    let verifies = |list: &RawValue| {
+        serde_json::from_str::<Vec<Text>>(list.get())
+            .is_ok_and(|operations| operations.iter().any(|o| &**o == "verify"))
+    };
+    if jwk.get("key_ops").is_some_and(|list| !verifies(list)) {
+        return Err("key_ops");
+    }
+    let names_ours = |alg: &RawValue| string(alg).is_some_and(|alg| ALGORITHMS.contains(&&*alg));
+    match jwk.get("alg") {
+        Some(alg) if !names_ours(alg) => Err("alg"),
+        _ => Ok(kind),
+    }
+}
+
+fn grant_key(field: &str, jwk: &Object, kind: Kind) -> Result<GrantKey, Refusal> {
     let text = |name| jwk.get(name).and_then(string);
     let number = |name| match text(name).map(|text| URL_SAFE_NO_PAD.decode(text.as_bytes())) {
         Some(Ok(bytes)) if bytes.len() == 32 => Ok(bytes),
         _ => refuse(format!("{field}.{name}"), "is not base64url of 32 bytes"),
     };
-    let (kind, public) = match (text("kty").as_deref(), text("crv").as_deref()) {
-        (Some("OKP"), Some("Ed25519")) => (Kind::Ed25519, number("x")?),
-        (Some("EC"), Some("P-256")) => (Kind::P256, [&[4][..], &number("x")?, &number("y")?].concat()),
-        _ => return refuse(field, "is neither kty OKP with crv Ed25519 nor kty EC with crv P-256"),
+    let public = match kind {
+        Kind::Ed25519 => number("x")?,
+        Kind::P256 => [&[4][..], &number("x")?, &number("y")?].concat(),
     };
     let Some(kid) = text("kid").filter(|kid| (1..=MAX_KID).contains(&kid.len())) else {
         return refuse(field, format!("has no kid of 1 to {MAX_KID} bytes"));
@@ -77,29 +115,84 @@ mod tests {
     const P256: &str = r#"{"kty":"EC","crv":"P-256","kid":"b","alg":"ES256",
         "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 
-    fn keys(text: &str) -> Result<GrantKeys, Refusal> {
+    fn keys(text: &str) -> Result<(GrantKeys, Vec<String>), Refusal> {
         parse(&RawValue::from_string(text.into()).unwrap())
     }
 
     #[test]
-    fn keys_of_both_kinds_are_read() {
-        let keys = keys(&format!(r#"{{"keys":[{ED25519},{P256}],"more":1}}"#)).unwrap();
-        let kind = |kid| keys.find(kid).map(|key| (key.kind, key.public.len()));
-        assert_eq!([kind("a"), kind("b"), kind("c")], [Some((Kind::Ed25519, 32)), Some((Kind::P256, 65)), None]);
+    fn keys_of_both_kinds_are_read_from_an_object_and_from_a_string() {
+        let set = format!(r#"{{"keys":[{ED25519},{P256}],"more":1}}"#);
+        for text in [serde_json::Value::String(set.clone()).to_string(), set] {
+            let (keys, ignored) = keys(&text).unwrap();
+            let kind = |kid| keys.find(kid).map(|key| (key.kind, key.public.len()));
+            assert_eq!([kind("a"), kind("b"), kind("c")], [Some((Kind::Ed25519, 32)), Some((Kind::P256, 65)), None]);
+            assert_eq!(ignored, ["GRANT_KEYS.more"]);
+        }
+    }
+
+    #[test]
+    fn keys_that_are_not_for_signatures_known_here_are_passed_over_and_named() {
+        let with =
+            |members: &str| P256.replacen('{', &format!("{{{members},"), 1).replace("\"kid\":\"b\"", "\"kid\":\"a\"");
+        for (other, member) in [
+            (r#"{"kty":"RSA","kid":"r","use":"sig","alg":"RS256","n":"sXchD","e":"AQAB"}"#.to_owned(), "kty"),
+            (r#"{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA"}"#.into(), "kty"),
+            (r#"{"kid":"none"}"#.into(), "kty"),
+            (r#"{"kty":"EC","crv":"P-384","kid":"e","alg":"ES384","x":"AAAA","y":"AAAA"}"#.into(), "crv"),
+            (r#"{"kty":"OKP","crv":"X25519","kid":"x","x":"AAAA"}"#.into(), "crv"),
+            (with(r#""use":"enc""#), "use"),
+            (with(r#""key_ops":["deriveBits"]"#), "key_ops"),
+            (with(r#""key_ops":[]"#), "key_ops"),
+            (with(r#""key_ops":"verify""#), "key_ops"),
+            (P256.replace("ES256", "ECDH-ES"), "alg"),
+        ] {
+            let (keys, ignored) = keys(&format!(r#"{{"keys":[{ED25519},{other}]}}"#)).unwrap();
+            assert_eq!((keys.0.len(), ignored), (1, vec![format!("GRANT_KEYS.keys[1] ({member})")]), "{other}");
+            let refusal = self::keys(&format!(r#"{{"keys":[{other}]}}"#)).unwrap_err();
+            assert!(
+                refusal.field == "GRANT_KEYS" && refusal.reason.contains(&format!("keys[0] ({member})")),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_of_a_key_that_is_null_counts_as_absent() {
+        let nulls = r#"{"use":null,"key_ops":null,"alg":null,"d":null,"k":null,"#;
+        assert_eq!(keys(&format!(r#"{{"keys":[{}]}}"#, ED25519.replacen('{', nulls, 1))).unwrap().0.0.len(), 1);
+        for kind in [r#""use":"sig","#, r#""key_ops":["sign","verify"],"#, r#""alg":"Ed25519","#] {
+            let key = ED25519.replacen('{', &format!("{{{kind}"), 1);
+            assert_eq!(keys(&format!(r#"{{"keys":[{key}]}}"#)).unwrap().0.0.len(), 1, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_private_key_of_any_kind_is_refused_also_where_it_would_be_passed_over() {
+        for private in [
+            r#"{"kty":"RSA","kid":"r","n":"sXchD","e":"AQAB","d":"secret","p":"secret"}"#,
+            r#"{"kty":"oct","kid":"o","k":"secret"}"#,
+            r#"{"kty":"EC","crv":"P-384","kid":"e","use":"enc","d":"secret"}"#,
+            r#"{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA","priv":"secret"}"#,
+        ] {
+            let refusal = keys(&format!(r#"{{"keys":[{ED25519},{private}]}}"#)).unwrap_err();
+            assert_eq!(refusal.field, "GRANT_KEYS.keys[1]");
+            assert!(refusal.reason.contains("private key") && !refusal.reason.contains("secret"), "{refusal}");
+        }
     }
 
     #[test]
     fn what_is_no_set_of_public_keys_is_refused_with_its_place_and_reason() {
         let with = |from: &str, to: &str| format!(r#"{{"keys":[{}]}}"#, ED25519.replace(from, to));
         for (text, field, reason) in [
-            ("[]".to_owned(), "GRANT_KEYS", "no JWK set"),
+            ("[]".to_owned(), "GRANT_KEYS", "neither an object nor a string"),
+            (r#""[]""#.into(), "GRANT_KEYS", "not a JSON object"),
             (r#"{"keys":{}}"#.into(), "GRANT_KEYS", "no list"),
+            (r#"{"keys":null}"#.into(), "GRANT_KEYS", "no list"),
             (r#"{"keys":[]}"#.into(), "GRANT_KEYS", "0 keys"),
             (format!(r#"{{"keys":[{}]}}"#, vec![ED25519; 65].join(",")), "GRANT_KEYS", "65 keys"),
             (format!(r#"{{"keys":[{ED25519},{ED25519}]}}"#), "GRANT_KEYS.keys[1]", "kid of another"),
             (r#"{"keys":[7]}"#.into(), "GRANT_KEYS.keys[0]", "not a JSON object"),
-            (with("OKP", "oct"), "GRANT_KEYS.keys[0]", "neither"),
-            (with("Ed25519", "X25519"), "GRANT_KEYS.keys[0]", "neither"),
+            (r#"{"keys":[["OKP"]]}"#.into(), "GRANT_KEYS.keys[0]", "not a JSON object"),
             (with("\"kid\":\"a\",", ""), "GRANT_KEYS.keys[0]", "no kid"),
             (with("\"kid\"", "\"d\":\"secret\",\"kid\""), "GRANT_KEYS.keys[0]", "private key"),
             (with("\"kid\"", "\"alg\":\"ES256\",\"kid\""), "GRANT_KEYS.keys[0]", "alg"),

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::bundle::{Refusal, refuse};
-use crate::json::{Text, string};
+use crate::json::{self, Text, string};
 
 /// How many unknown names are remembered, and the longest that is shown, in bytes: a key of 32 bytes in base64, set
 /// in the wrong place, is longer.
@@ -21,8 +21,8 @@ const NAME_TOLD: usize = 40;
 pub struct Object<'a> {
     /// Those that were asked for, in their order; a repeated one counts as it stands last.
     pub known: Vec<(Cow<'a, str>, &'a RawValue)>,
-    /// Names of others, made safe to print.
-    pub unknown: Vec<String>,
+    /// What does not count, made safe to print: the names of other members, and of those that are null.
+    pub ignored: Vec<String>,
 }
 
 /// Which members to keep.
@@ -37,16 +37,33 @@ impl<'a> Object<'a> {
     /// Reads an object; `field` is what a refusal names.
     ///
     /// # Errors
-    /// It is cut off, not JSON, no object, or has too many members.
-    pub fn parse(field: &str, text: &'a [u8], keep: Keep<'_>) -> Result<Object<'a>, Refusal> {
-        if !text.trim_ascii_start().starts_with(b"{") {
+    /// It is cut off, not JSON, not an object, or has too many members.
+    pub fn parse(field: &str, bytes: &'a [u8], keep: Keep<'_>) -> Result<Object<'a>, Refusal> {
+        let text = json::text(bytes).or_else(|e| refuse(field, e.to_string()))?;
+        if !text.trim_ascii_start().starts_with('{') {
             // serde_json's own message would quote the value.
-            let json = serde_json::from_slice::<IgnoredAny>(text);
+            let json = serde_json::from_str::<IgnoredAny>(text);
             return refuse(field, json.map_or_else(reason, |_| "is not a JSON object".into()));
         }
-        let mut json = serde_json::Deserializer::from_slice(text);
+        let mut json = serde_json::Deserializer::from_str(text);
         let object = json.deserialize_map(Members { keep }).and_then(|object| json.end().map(|()| object));
         object.or_else(|e| refuse(field, reason(e)))
+    }
+
+    /// The members that are not null.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.known.iter().map(|(name, value)| (&**name, *value)).filter(|(_, value)| !is_null(value))
+    }
+
+    /// What does not count in this object, with the object's own name.
+    pub fn ignored_in<'o>(&'o self, field: &'o str) -> impl Iterator<Item = String> + 'o {
+        self.ignored.iter().map(move |name| format!("{field}.{name}"))
+    }
+
+    fn ignore(&mut self, name: String) {
+        if self.ignored.len() < NAMES_TOLD {
+            self.ignored.push(name);
+        }
     }
 
     /// The text of a member; `field` is the object's own name.
@@ -61,9 +78,31 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The value of a member.
+    /// The value of a member. Null is as good as none: programs write it for what is not set.
     pub fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.get_even_null(name).filter(|value| !is_null(value))
+    }
+
+    /// The value of a member that only restricts, and so must not be lost in an empty variable.
+    pub fn get_even_null(&self, name: &str) -> Option<&'a RawValue> {
         self.known.iter().rev().find(|(n, _)| n == name).map(|(_, value)| *value)
+    }
+}
+
+fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+/// An object's text: of the value itself, or of a string that holds one. In the environment, and in key/value secrets of
+/// AWS Secrets Manager, there are strings only.
+///
+/// # Errors
+/// It is neither.
+pub fn object_text<'a>(field: &str, value: &'a RawValue) -> Result<Cow<'a, str>, Refusal> {
+    match string(value) {
+        Some(text) => Ok(text),
+        None if value.get().starts_with('{') => Ok(Cow::Borrowed(value.get())),
+        None => refuse(field, "is neither an object nor a string that holds one"),
     }
 }
 
@@ -96,7 +135,7 @@ impl<'de> Visitor<'de> for Members<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
-        let mut object = Object { known: Vec::new(), unknown: Vec::new() };
+        let mut object = Object { known: Vec::new(), ignored: Vec::new() };
         while let Some(Text(name)) = map.next_key()? {
             match self.keep {
                 Keep::Most(most) if object.known.len() == most => {
@@ -104,14 +143,16 @@ impl<'de> Visitor<'de> for Members<'_> {
                 }
                 Keep::Named(names) if !names.contains(&&*name) => {
                     map.next_value::<IgnoredAny>()?;
-                    if object.unknown.len() < NAMES_TOLD {
-                        object.unknown.push(shown(&name));
-                    }
+                    object.ignore(shown(&name));
                 }
                 _ => {
                     // A member named a thousand times is kept once.
                     object.known.retain(|(n, _)| matches!(self.keep, Keep::Most(_)) || *n != name);
-                    object.known.push((name, map.next_value()?));
+                    let value = map.next_value()?;
+                    if is_null(value) {
+                        object.ignore(format!("{} (null)", shown(&name)));
+                    }
+                    object.known.push((name, value));
                 }
             }
         }
@@ -129,7 +170,23 @@ mod tests {
         let object = Object::parse("f", text, Keep::Named(&["a", "c"])).unwrap();
         assert_eq!(object.get("a").map(RawValue::get), Some("\"last\""));
         assert_eq!(string(object.get("c").unwrap()).unwrap(), "text");
-        assert_eq!((object.known.len(), object.unknown), (2, vec!["x\\n".to_owned()]));
+        assert_eq!((object.known.len(), object.ignored), (2, vec!["x\\n".to_owned()]));
+    }
+
+    #[test]
+    fn a_member_that_is_null_counts_as_absent_and_is_named() {
+        let object = Object::parse("f", br#"{"a":1,"b":null,"a":null}"#, Keep::Named(&["a", "b"])).unwrap();
+        assert!(object.get("a").is_none() && object.get("b").is_none() && object.members().next().is_none());
+        assert!(object.get_even_null("a").is_some());
+        assert_eq!(object.ignored_in("f").collect::<Vec<_>>(), ["f.b (null)", "f.a (null)"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_what_is_not_utf_8_is_refused_wherever_it_stands() {
+        let object = Object::parse("f", b"\xef\xbb\xbf{\"a\":1}", Keep::Named(&["a"])).unwrap();
+        assert!(object.get("a").is_some());
+        let refusal = Object::parse("f", b"{\"other\":\"\xff\"}", Keep::Named(&["a"])).err().unwrap();
+        assert_eq!(refusal.reason, "is not UTF-8 at byte 11");
     }
 
     #[test]

@@ -7,14 +7,13 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use serde_json::json;
 
 use super::bundle::{Refusal, WHOLE, refuse};
 use super::object::{Keep, Object};
 use crate::attest::{Attestation, BundleId};
+use crate::base64;
 use crate::digest::sha256;
 use crate::hpke::{self, HpkeError, PrivateKey, PublicKey};
 
@@ -56,9 +55,9 @@ pub fn seal(
     let text = json!({SEALED: {
         "boot_nonce": hex::encode(to.boot_nonce),
         "counter": counter,
-        "enc": STANDARD.encode(enc),
-        "ciphertext": STANDARD.encode(&ciphertext),
-        "signature": STANDARD.encode(signature.as_ref()),
+        "enc": base64::encode(enc),
+        "ciphertext": base64::encode(&ciphertext),
+        "signature": base64::encode(signature.as_ref()),
     }});
     Ok(Sealed { text: text.to_string() + "\n", id: BundleId { counter, sha256: sha256(&ciphertext) } })
 }
@@ -101,18 +100,23 @@ impl Seal {
         };
         let sealed = Object::parse(SEALED, sealed.get().as_bytes(), Keep::Named(&MEMBERS))?;
         let text = |name| sealed.text(SEALED, name);
-        let base64 = |name| STANDARD.decode(text(name)?.as_bytes()).or_else(|_| refuse(field(name), "is not base64"));
-        let enc = exactly("enc", base64("enc")?)?;
+        let bytes = |name| base64::decode(&text(name)?).map_or_else(|| refuse(field(name), "is not base64"), Ok);
+        let enc = exactly("enc", bytes("enc")?)?;
         let boot_nonce = hex::decode(&*text("boot_nonce")?).or_else(|_| refuse(field("boot_nonce"), "is not hex"))?;
         let boot_nonce = exactly("boot_nonce", boot_nonce)?;
-        let (mut ciphertext, signature) = (base64("ciphertext")?, base64("signature")?);
+        let (mut ciphertext, signature) = (bytes("ciphertext")?, bytes("signature")?);
         let counter = sealed.get("counter").and_then(|value| value.get().parse().ok());
-        let Some(counter) = counter else { return refuse(field("counter"), "is no whole number from 0 to 2^64 - 1") };
+        let Some(counter) = counter else {
+            return refuse(field("counter"), "is not a whole number from 0 to 2^64 - 1");
+        };
 
         let signed = to_be_signed(&boot_nonce, counter, &enc, &ciphertext);
         let by = |key: &[u8; 32]| UnparsedPublicKey::new(&ED25519, key).verify(&signed, &signature).is_ok();
         if !self.operators.iter().any(by) {
-            return refuse(field("signature"), "is of no operator whose key is in the image (TEEMARK_OPERATOR_KEYS)");
+            return refuse(
+                field("signature"),
+                "is not of an operator whose key is in the image (TEEMARK_OPERATOR_KEYS)",
+            );
         }
         if boot_nonce != *self.attestation.boot_nonce() {
             return refuse(field("boot_nonce"), "is of another boot: ask for a new attestation and seal anew");
@@ -184,7 +188,7 @@ mod tests {
         let scene = scene();
         assert_eq!(scene.seal.open(scene.sealed(1).as_bytes()).unwrap().bundle, b"a bundle");
         let sealed: Value = serde_json::from_str(&scene.sealed(1)).unwrap();
-        let ciphertext = STANDARD.decode(sealed[SEALED]["ciphertext"].as_str().unwrap()).unwrap();
+        let ciphertext = base64::decode(sealed[SEALED]["ciphertext"].as_str().unwrap()).unwrap();
         assert!(!ciphertext.windows(8).any(|part| part == b"a bundle"));
     }
 

@@ -95,13 +95,16 @@ pub struct Store {
 pub struct Accepted {
     pub updated: Vec<&'static str>,
     pub ignored: Vec<String>,
+    /// What may not be as the operator meant it.
+    pub warnings: Vec<String>,
     pub missing: Vec<&'static str>,
 }
 
 impl Accepted {
     /// The answer of the handshake.
     pub fn to_json(&self) -> Value {
-        json!({"ok": true, "updated": self.updated, "ignored": self.ignored, "missing": self.missing})
+        let Accepted { updated, ignored, warnings, missing } = self;
+        json!({"ok": true, "updated": updated, "ignored": ignored, "warnings": warnings, "missing": missing})
     }
 }
 
@@ -179,8 +182,9 @@ impl Store {
             info!("[RUN_SH] mTLS client certificates written to {}/", self.certs.display());
         }
         let ignored = bundle.ignored.clone();
+        let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
         let updated = self.replace(bundle);
-        Ok(Accepted { updated, ignored, missing: self.now().missing() })
+        Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
     }
 
     /// Takes the certificates that are in the folder already; says whether there are any.
@@ -216,9 +220,7 @@ impl Store {
         if let Some(identity) = bundle.identity {
             METRICS.certificate_ends.set(identity.ends.0);
             info!("mTLS client ready, its certificate is valid until {}", identity.ends);
-            if !identity.issued_by_ca {
-                warn!("the client certificate is not issued by ca_cert; the service must know its CA");
-            }
+            identity.warnings.iter().for_each(|warning| warn!("{warning}"));
             secrets.validity = Some(Validity { begins: identity.begins, ends: identity.ends });
             let mtls = identity.connect(self.allowed.clone(), self.route, self.timeout, self.keepalive);
             secrets.mtls = Some(Arc::new(mtls));

@@ -42,7 +42,9 @@ impl Kind {
             [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] | [b'P', b'K', 7, 8, ..] => Kind::Zip,
             [b'O', b'g', b'g', b'S', 0, ..] => Kind::Ogg,
             _ if is_bmp(file) => Kind::Bmp,
-            [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => Kind::IsoMedia { picture: is_picture(brand) },
+            [_, _, _, _, b'f', b't', b'y', b'p', brands @ ..] if is_file_type_box(file) => {
+                Kind::IsoMedia { picture: is_picture(brands) }
+            }
             _ if is_mp3(file) => Kind::Mp3,
             _ if file[..file.len().min(PDF_WITHIN)].windows(5).any(|w| w == b"%PDF-") => Kind::Pdf,
             _ => return None,
@@ -89,6 +91,13 @@ fn is_bmp(file: &[u8]) -> bool {
     let (Some(length), Some(pixels), Some(info)) = (number(2), number(10), number(INFO)) else { return false };
     let known = matches!(info, 12 | 16 | 40 | 52 | 56 | 64 | 108 | 124);
     file.starts_with(b"BM") && length == file.len() && known && (INFO + info..=length).contains(&pixels)
+}
+
+/// Four letters can be a text's, as in "The ftyp box", so the box's length has to be one: two fields of four bytes each
+/// behind its header, and further brands of four (ISO/IEC 14496-12, 4.3).
+fn is_file_type_box(file: &[u8]) -> bool {
+    let length = file.first_chunk().map_or(0, |length| u32::from_be_bytes(*length) as usize);
+    (16..=file.len()).contains(&length) && length % 4 == 0
 }
 
 /// Whether the brands, of which the first is the major one, say that it is a picture (ISO/IEC 23008-12, and AVIF).
@@ -174,8 +183,8 @@ mod tests {
             (&late_pdf, Kind::Pdf),
             (b"PK\x03\x04", Kind::Zip),
             (b"PK\x05\x06", Kind::Zip),
-            (b"\0\0\0\x20ftypisom", Kind::IsoMedia { picture: false }),
-            (b"\0\0\0\x20ftypheic", Kind::IsoMedia { picture: true }),
+            (b"\0\0\0\x10ftypisom\0\0\x02\0", Kind::IsoMedia { picture: false }),
+            (b"\0\0\0\x14ftypheic\0\0\0\0mif1\0\0\0\0meta", Kind::IsoMedia { picture: true }),
             (b"ID3\x04\0\0\0\0\x02\x01", Kind::Mp3),
             (&mp3(), Kind::Mp3),
             (b"OggS\0", Kind::Ogg),
@@ -195,6 +204,8 @@ mod tests {
             &bmp(60, 53, 40),
             &bmp(60, 54, 41),
             &mp3()[..420],
+            b"The ftyp box is the first one of a file.",
+            b"\0\0\0\x18ftypisom\0\0\x02\0isom",
             b"ID3 is not a tag",
             b"ID3\x04\0\0\x80\0\0\0",
             b"RIFF\0\0\0\0AVI ",

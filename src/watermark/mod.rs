@@ -5,6 +5,7 @@ mod wire;
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -15,12 +16,15 @@ use crate::json;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
+use crate::net::tls_error;
 use crate::net::wait::ClientGone;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
 use wire::WireRequest;
 
-/// What an answer may hold beyond twice the request, in bytes.
+/// What an answer may hold: so many times the request, and so many bytes more. Services that write JSON in ASCII only, as
+/// Python does by default, make six bytes of two (`\u0434`), and twelve of four.
+pub const ANSWER_TIMES: usize = 3;
 pub const ANSWER_SLACK: usize = 1 << 20;
 /// Largest answer that is read of a health check, or beside a status that is not a success, in bytes.
 const SHORT_ANSWER: u64 = 64 << 10;
@@ -150,7 +154,7 @@ fn of_connection(e: &std::io::Error) -> WatermarkError {
             failed(format!("the watermark service's answer cannot be used: {inner}"))
         }
         Some(inner) => match inner.downcast_ref::<rustls::Error>() {
-            Some(tls) => failed(format!("TLS with the watermark service failed: {tls}")),
+            Some(tls) => failed(format!("TLS with the watermark service failed: {}", tls_error::words(tls))),
             None => failed(format!("the connection to the watermark service failed: {inner}")),
         },
         None if e.kind() == ErrorKind::UnexpectedEof => {
@@ -186,8 +190,13 @@ pub fn call_watermark_service(
     let start = Instant::now();
     let result = exchange(caller, request, start, memory);
     METRICS.watermark_time.observe(start.elapsed());
-    if let Err(e) = &result {
-        warn!("watermark service {}: {e}", caller.ready.service.endpoint);
+    let endpoint = &caller.ready.service.endpoint;
+    match &result {
+        Err(e @ WatermarkError::Unsupported(_)) => {
+            warn!("watermark service {endpoint}: {e}; if it does so with every file, see TEEMARK_WATERMARK_API");
+        }
+        Err(e) => warn!("watermark service {endpoint}: {e}"),
+        Ok(_) => {}
     }
     result
 }
@@ -206,7 +215,7 @@ fn exchange(
         post.content_type("application/json").send(&json[..])
     };
     let mut response = with_repeat(caller.ready, caller.store, post)?;
-    let limit = json.len().saturating_mul(2).saturating_add(ANSWER_SLACK);
+    let limit = json.len().saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
     drop(json);
     if !response.status().is_success() {
         // Read to its end, if that is near, the connection can serve again.
@@ -248,8 +257,12 @@ fn with_repeat(
         Err(e) if is_stale(&e) => {
             info!("{e}: the call is repeated on a new one");
             METRICS.watermark_retries.add(1);
-            let ready = store.now().ready().unwrap_or_else(|_| ready.clone());
-            Ok(call(&ready, &ready.mtls.fresh)?)
+            let now = store.now().ready().map_err(|_| WatermarkError::Busy(1))?;
+            if !(Arc::ptr_eq(&now.keys, &ready.keys) && Arc::ptr_eq(&now.grants, &ready.grants)) {
+                // The file was opened, and its grant looked at, under keys that may have been taken out: ask anew.
+                return Err(WatermarkError::Busy(1));
+            }
+            Ok(call(&now, &now.mtls.fresh)?)
         }
         other => Ok(other?),
     }

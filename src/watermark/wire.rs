@@ -1,12 +1,12 @@
 //! The two forms in which the service is called: docs/FORMATS.md, "The watermark service".
 
-use base64::display::Base64Display;
-use base64::engine::general_purpose::STANDARD;
+use ::base64::display::Base64Display;
+use ::base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::kind::Kind;
 use super::{Unmarked, WatermarkError, WatermarkRequest, failed};
-use crate::base64::decode;
+use crate::base64::{self, decode};
 use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::settings::WatermarkApi;
@@ -17,6 +17,9 @@ pub enum Sent {
     Text,
     Base64,
 }
+
+/// Bytes at the beginning of a file by whose base64 it is recognized; a multiple of three.
+const RECOGNIZED: usize = 48;
 
 /// A request to be sent.
 pub struct WireRequest {
@@ -127,7 +130,7 @@ pub fn marked(
     let Some(text) = answer.watermarked_data else { return Ok(Err(Unmarked::LeftOut)) };
     let marked = match (answer.encoding.as_deref(), form, sent) {
         (Some("base64"), _, _) | (None, WatermarkApi::Image, _) => {
-            decode(&text).ok_or_else(|| failed("watermarked_data in the watermark service's answer is not base64"))?
+            decode(&text).ok_or_else(|| failed(not_base64(form)))?
         }
         (None, WatermarkApi::Data, Sent::Text) => text.0.into_owned().into_bytes(),
         (None, WatermarkApi::Data, Sent::Base64) => {
@@ -144,6 +147,18 @@ pub fn marked(
     check(sent, file, &marked).map(|()| Ok(marked))
 }
 
+fn not_base64(form: WatermarkApi) -> &'static str {
+    match form {
+        WatermarkApi::Data => {
+            "watermarked_data in the watermark service's answer is not base64, though \"encoding\" says so"
+        }
+        WatermarkApi::Image => {
+            "watermarked_data in the watermark service's answer is not base64, which TEEMARK_WATERMARK_API=image asks for \
+             (docs/FORMATS.md)"
+        }
+    }
+}
+
 /// Whether what came back can be the marked file of what was sent. It guards against mistakes, not against a service
 /// that lies.
 fn check(sent: Sent, file: &[u8], marked: &[u8]) -> Result<(), WatermarkError> {
@@ -156,6 +171,11 @@ fn check(sent: Sent, file: &[u8], marked: &[u8]) -> Result<(), WatermarkError> {
             Ok(_) => Ok(()),
             Err(_) => missing("the watermark service was sent text and gave back bytes that are not UTF-8".into()),
         };
+    }
+    // Base64 that was marked as text, and then encoded once more: the whole file stands in it.
+    let beginning = base64::encode(&file[..file.len().min(RECOGNIZED)]);
+    if file.len() >= RECOGNIZED / 4 && marked.starts_with(beginning.trim_end_matches('=').as_bytes()) {
+        return missing("the watermark service marked base64 as if it were text".into());
     }
     let (Some(of_file), of_marked) = (Kind::of(file), Kind::of(marked)) else { return Ok(()) };
     if of_marked.is_some_and(|kind| of_file.can_become(kind)) {
@@ -217,6 +237,9 @@ mod tests {
         let base64 = json!({"status": "success", "watermarked_data": "TUFSS0VE", "encoding": "base64"});
         let told = answer(Data, Sent::Base64, b"\xff", bare.clone()).unwrap_err();
         assert!(told.starts_with("Failed") && told.contains("TEEMARK_WATERMARK_API=data"), "{told}");
+        let text = json!({"status": "success", "watermarked_data": "a text?"});
+        let told = answer(Image, Sent::Base64, b"\xff", text).unwrap_err();
+        assert!(told.starts_with("Failed") && told.contains("TEEMARK_WATERMARK_API=image"), "{told}");
         assert_eq!(answer(Data, Sent::Base64, b"\xff", base64.clone()), Ok(Ok(b"MARKED".to_vec())));
         assert_eq!(answer(Data, Sent::Text, b"a", base64.clone()), Ok(Ok(b"MARKED".to_vec())));
         assert_eq!(answer(Data, Sent::Text, b"a", bare.clone()), Ok(Ok(b"TUFSS0VE".to_vec())));
@@ -256,6 +279,7 @@ mod tests {
     #[test]
     fn what_cannot_be_the_marked_file_is_refused() {
         let png = b"\x89PNG\r\n\x1a\n";
+        let base64_of_300 = crate::base64::encode([0xff; 300]) + "[marked for u]";
         let base64 = |bytes: &[u8]| json!({"status": "success", "watermarked_data": crate::base64::encode(bytes), "encoding": "base64"});
         for (sent, file, came, words) in [
             (Sent::Text, &b"text"[..], &b""[..], "an empty file"),
@@ -263,6 +287,8 @@ mod tests {
             (Sent::Text, b"text", b"\xff", "not UTF-8"),
             (Sent::Base64, png, b"some text", "PNG and gave back one of an unknown kind"),
             (Sent::Base64, png, b"%PDF-1.7", "PNG and gave back one of PDF"),
+            (Sent::Base64, &[0xff; 300], base64_of_300.as_bytes(), "as if it were text"),
+            (Sent::Base64, b"\xffa short file\xff", b"/2Egc2hvcnQgZmlsZf8=[mark]", "as if it were text"),
             (Sent::Base64, b"%PDF-1.7\xff", b"PK\x03\x04", "PDF and gave back one of ZIP"),
         ] {
             let told = answer(Data, sent, file, base64(came)).unwrap_err();

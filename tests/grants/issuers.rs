@@ -5,14 +5,16 @@ use std::process::{Command, Stdio};
 
 use super::*;
 
-/// Has tokens of both algorithms made by an issuer, and uses each.
-fn tokens_are_accepted(mut issuer: Command) {
+/// Has tokens of both algorithms made by an issuer, and uses each. `claims` makes their claims.
+fn tokens_are_accepted(mut issuer: Command, claims: impl Fn(&str) -> Value) {
     let asks: Vec<Value> = ["EdDSA", "ES256", "EdDSA", "ES256"]
         .iter()
         .enumerate()
         .map(|(i, alg)| {
             let aud = if i < 2 { json!("fleet") } else { json!(["elsewhere", "fleet"]) };
-            json!({"alg": alg, "claims": with(&format!("token-{i}"), "aud", aud)})
+            let mut claims = claims(&format!("token-{i}"));
+            claims["aud"] = aud;
+            json!({"alg": alg, "claims": claims})
         })
         .collect();
     let mut child = issuer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -36,9 +38,20 @@ fn tokens_are_accepted(mut issuer: Command) {
 fn tokens_that_pyjwt_makes_are_accepted_once_each() {
     match packages::python("PyJWT[crypto]", "jwt.algorithms, cryptography") {
         Ok(python) => {
-            let mut command = Command::new(python);
-            command.arg("-B").arg(repository().join("tests/support/ask_pyjwt.py"));
-            tokens_are_accepted(command);
+            let issuer = || {
+                let mut command = Command::new(&python);
+                command.arg("-B").arg(repository().join("tests/support/ask_pyjwt.py"));
+                command
+            };
+            tokens_are_accepted(issuer(), claims);
+            // With dates as time.time() gives them.
+            tokens_are_accepted(issuer(), |jti| {
+                let mut claims = claims(jti);
+                for date in ["nbf", "exp"] {
+                    claims[date] = json!(claims[date].as_u64().unwrap() as f64 + 0.7182817);
+                }
+                claims
+            });
         }
         Err(reason) => not_run("tokens by PyJWT", &reason),
     }
@@ -50,7 +63,7 @@ fn tokens_that_jose_makes_are_accepted_once_each() {
         Ok(folder) => {
             let mut command = Command::new("node");
             command.arg(repository().join("tests/support/ask_jose.mjs")).current_dir(folder);
-            tokens_are_accepted(command);
+            tokens_are_accepted(command, claims);
         }
         Err(reason) => not_run("tokens by jose", &reason),
     }

@@ -87,7 +87,10 @@ fn the_answer_is_one_line_that_names_what_was_ignored() {
     ignored.sort_unstable();
     assert_eq!(ignored, ["MTLS_CLIENT_CERT_JSON.note", "SUI_KEY", "line\\nbreak"]);
     let updated = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"];
-    assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": answer["ignored"], "missing": []}));
+    assert_eq!(
+        answer,
+        json!({"ok": true, "updated": updated, "ignored": answer["ignored"], "warnings": [], "missing": []})
+    );
     assert_eq!(decrypts(&daemon), 200);
 }
 
@@ -150,7 +153,7 @@ fn a_bundle_replaces_only_the_items_that_it_names() {
     assert_eq!(decrypts(&daemon), 200);
     let send = |item: &str, value: Value| {
         let answer = daemon.handshake(json!({item: value}).to_string().as_bytes());
-        assert_eq!(answer, json!({"ok": true, "updated": [item], "ignored": [], "missing": []}));
+        assert_eq!(answer, json!({"ok": true, "updated": [item], "ignored": [], "warnings": [], "missing": []}));
     };
     let folder = daemon.folder.path().join("certs");
     let changed = |name: &str| fs::metadata(folder.join(name)).unwrap().modified().unwrap();

@@ -98,6 +98,109 @@ fn pem_with_text_around_it_and_with_the_line_ends_of_windows_works() {
 }
 
 #[test]
+fn an_elliptic_key_without_its_public_half_works_in_both_encodings() {
+    for kind in [P_256, P_384] {
+        let certs = Certs::with_root();
+        certs.issue("client", kind, "ca", FOR_CLIENT, VALID);
+        let service = Service::start(&certs, &[]);
+        let daemon = Setup::new(service.port).start();
+        let sec1 = certs.shell("openssl ec -in client.key -no_public -out sec1.key; cat sec1.key");
+        // As Java writes it.
+        let pkcs8 = certs.shell("openssl pkcs8 -topk8 -nocrypt -in sec1.key");
+        let whole = certs.shell("openssl pkcs8 -topk8 -nocrypt -in client.key");
+        assert!(pkcs8.len() + 60 < whole.len(), "openssl left the public half in");
+        // With the point compressed, which ring does not read.
+        let compressed = certs.shell("openssl ec -in client.key -conv_form compressed");
+        for key in [sec1, pkcs8, compressed] {
+            accepted(&daemon, &bundle(service.port, parts(&certs.read("client.crt"), &key, &certs.read("ca.crt"))));
+            assert_eq!(decrypts(&daemon), 200, "{}", service.process.log());
+        }
+        assert_eq!(tls_handshakes(&service, &certs.serial("client")), 3);
+    }
+}
+
+#[test]
+fn pem_without_line_ends_and_with_white_space_in_it_works() {
+    let certs = &*CERTS;
+    let service = Service::start(certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let [certificate, key, authority] = ["client.crt", "client.key", "ca.crt"].map(|name| certs.read(name));
+    // As a variable holds it that was not quoted; indented, as in YAML; between other texts in the same line.
+    let unquoted = |text: &str| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    let indented = |text: &str| text.lines().map(|line| format!("    {line} \r\n")).collect::<String>();
+    let inline = |text: &str| format!("cert: {} # {{", text.trim_end());
+    for form in [&unquoted as &dyn Fn(&str) -> String, &indented, &inline] {
+        accepted(&daemon, &bundle(service.port, parts(&form(&certificate), &form(&key), &form(&authority))));
+        assert_eq!(decrypts(&daemon), 200);
+    }
+    assert_eq!(tls_handshakes(&service, &certs.serial("client")), 3);
+}
+
+#[test]
+fn each_item_may_be_a_string_that_holds_json_and_the_bundle_may_begin_with_a_byte_order_mark() {
+    let certs = &*CERTS;
+    let service = Service::start(certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let mut whole = bundle(service.port, client(certs, "client"));
+    for item in ["MTLS_CLIENT_CERT_JSON", "FILE_KEYS"] {
+        whole[item] = json!(whole[item].to_string());
+    }
+    accepted(&daemon, &whole);
+    assert_eq!(decrypts(&daemon), 200);
+    // What Windows PowerShell 5 writes; also within a string.
+    whole["FILE_KEYS"] = json!(format!("\u{feff}{}", whole["FILE_KEYS"].as_str().unwrap()));
+    let answer = daemon.handshake(format!("\u{feff}{whole}\r\n").as_bytes());
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert_eq!(decrypts(&daemon), 200);
+}
+
+#[test]
+fn white_space_around_strings_and_base64_in_lines_or_without_padding_works() {
+    let certs = &*CERTS;
+    let service = Service::start(certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    let mut odd = bundle(service.port, client(certs, "client"));
+    odd["ECS_WATERMARK_ENDPOINT"] = json!(format!(" https://localhost:{}\r\n", service.port));
+    let key = STANDARD.encode(KEY);
+    for form in [format!("{key}\n"), key.replace('=', ""), format!("{}\r\n {}", &key[..9], &key[9..])] {
+        odd["FILE_KEYS"] = json!({"k": form});
+        accepted(&daemon, &odd);
+        assert_eq!(decrypts(&daemon), 200);
+    }
+    let of_der = |line: &str| certs.shell(&format!("{line} -outform DER | base64 -w 0")).replace('=', "");
+    let lines = ["openssl x509 -in client.crt", "openssl pkey -in client.key", "openssl x509 -in ca.crt"].map(of_der);
+    odd["MTLS_CLIENT_CERT_JSON"] = parts(&lines[0], &lines[1], &lines[2]);
+    accepted(&daemon, &odd);
+    assert_eq!(decrypts(&daemon), 200);
+}
+
+#[test]
+fn a_member_that_is_null_counts_as_absent_and_is_named() {
+    let certs = &*CERTS;
+    let service = Service::start(certs, &[]);
+    let daemon = Setup::new(service.port).start();
+    accepted(&daemon, &bundle(service.port, client(certs, "client")));
+    let key = STANDARD.encode(KEY);
+    let sparse = json!({
+        "MTLS_CLIENT_CERT_JSON": null, "ECS_WATERMARK_ENDPOINT": null,
+        "FILE_KEYS": {"k": {"key": key, "note": null, "aaad": "file_id"}, "old": null},
+    });
+    let answer = daemon.handshake(sparse.to_string().as_bytes());
+    assert_eq!(answer["updated"], json!(["FILE_KEYS"]));
+    let mut ignored: Vec<_> = answer["ignored"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    ignored.sort_unstable();
+    let named = [
+        "ECS_WATERMARK_ENDPOINT (null)",
+        "FILE_KEYS.k.aaad",
+        "FILE_KEYS.k.note",
+        "FILE_KEYS.old (null)",
+        "MTLS_CLIENT_CERT_JSON (null)",
+    ];
+    assert_eq!(ignored, named);
+    assert_eq!(decrypts(&daemon), 200);
+}
+
+#[test]
 fn parts_of_one_bundle_may_have_different_forms() {
     let certs = &*CERTS;
     let service = Service::start(certs, &[]);

@@ -34,7 +34,7 @@ fn after_a_restart_the_certificates_still_count_and_ready_names_the_rest() {
     assert_eq!((ready.status, ready.json()["missing"].clone()), (503, json!(["ECS_WATERMARK_ENDPOINT", "FILE_KEYS"])));
     let answer = second.handshake(rest(service.port).to_string().as_bytes());
     let updated = ["ECS_WATERMARK_ENDPOINT", "FILE_KEYS"];
-    assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": [], "missing": []}));
+    assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": [], "warnings": [], "missing": []}));
     assert_eq!(decrypts(&second), 200);
     assert_eq!(serials(&service, 1), [certs.serial("client")]);
 }
@@ -67,7 +67,7 @@ fn unusable_files_are_reported_and_the_handshake_can_still_deliver() {
         ),
         (
             &[("client.crt", "client.key"), ("client.key", "client.key"), ("ecs-ca.crt", "ca.crt")],
-            "client_cert: is PEM without",
+            "client_cert: holds a PEM block PRIVATE KEY",
         ),
     ] {
         let folder = tempfile::TempDir::new().unwrap();
@@ -142,7 +142,7 @@ fn an_unusable_environment_is_reported_and_the_daemon_waits_for_the_handshake() 
     for (name, value, field) in [
         ("MTLS_CLIENT_CERT_JSON", "{", "MTLS_CLIENT_CERT_JSON: is cut off"),
         ("ECS_WATERMARK_ENDPOINT", "http://localhost", "ECS_WATERMARK_ENDPOINT: is not an https URL"),
-        ("FILE_KEYS", "k=c2VjcmV0LXNlY3JldA==", "FILE_KEYS: is not an object of key ids"),
+        ("FILE_KEYS", "k=c2VjcmV0LXNlY3JldA==", "FILE_KEYS: is not JSON"),
     ] {
         let daemon = Setup::new(service.port).env(name, value).start();
         let log = daemon.process.log();

@@ -46,9 +46,17 @@ fn bundle(port: u16, parts: Value) -> Value {
 }
 
 fn accepted(daemon: &Daemon, bundle: &Value) {
+    accepted_with(daemon, bundle, &[]);
+}
+
+/// The same, with these warnings in the answer and in the log.
+fn accepted_with(daemon: &Daemon, bundle: &Value, warnings: &[&str]) {
     let answer = daemon.handshake(bundle.to_string().as_bytes());
     let updated = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"];
-    assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": [], "missing": []}));
+    assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": [], "warnings": warnings, "missing": []}));
+    for warning in warnings {
+        assert!(daemon.process.log().contains(warning), "{warning}");
+    }
 }
 
 /// Has a text decrypted and marked, and gives the status.

@@ -86,6 +86,12 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
     certs.issue("stranger", P_256, "foreign", FOR_SERVER, VALID);
     certs.issue("weak", "openssl genrsa 1024", "ca", FOR_CLIENT, VALID);
     certs.issue("curve", &P_256.replace("P-256", "P-521"), "ca", FOR_CLIENT, VALID);
+    certs.issue("inner", P_256, "ca", FOR_AUTHORITY, VALID);
+    certs.issue("outer", P_256, "inner", FOR_CLIENT, VALID);
+    certs.issue("rsa", RSA_2048, "ca", FOR_CLIENT, VALID);
+    // Another CA that has only the name of the first.
+    let namesake = Certs::with_root();
+    let bare = |name: &str| certs.shell(&format!("openssl ec -in {name}.key -no_public"));
     are_refused(|port| {
         let good = other_bundle(&certs, port);
         let pair = |certificate: &str, key: &str| {
@@ -95,7 +101,28 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
         };
         let chain = certs.read("under.crt") + &certs.read("middle.crt");
         let chain = parts(&chain, &certs.read("under.key"), &certs.read("ca.crt"));
+        let [leaf, inner, root] = ["outer.crt", "inner.crt", "ca.crt"].map(|name| certs.read(name));
+        let ordered = |chain: &[&str]| {
+            let parts = parts(&chain.concat(), &certs.read("outer.key"), &root);
+            with(&good, "/MTLS_CLIENT_CERT_JSON", parts)
+        };
+        let keyed = |certificate: &str, key: &str| {
+            with(&good, "/MTLS_CLIENT_CERT_JSON", parts(&certs.read(certificate), key, &root))
+        };
         vec![
+            (ordered(&[&inner, &leaf]), CERTIFICATE, "certificate 1 is not issued by certificate 2: the client's own"),
+            (ordered(&[&leaf, &root, &inner]), CERTIFICATE, "certificate 1 is not issued by certificate 2"),
+            (ordered(&[&leaf, &inner, &inner]), CERTIFICATE, "certificate 2 is not issued by certificate 3"),
+            (
+                ordered(&[&leaf, &inner, &namesake.read("ca.crt")]),
+                CERTIFICATE,
+                "certificate 2 is not issued by certificate 3",
+            ),
+            (keyed("new.crt", &bare("other")), PRIVATE_KEY, "does not belong to client_cert"),
+            (keyed("rsa.crt", &bare("other")), PRIVATE_KEY, "does not belong to client_cert"),
+            (keyed("new.crt", &bare("curve")), PRIVATE_KEY, "does not belong to client_cert"),
+            (keyed("new.crt", &certs.read("rsa.key")), PRIVATE_KEY, "does not belong to client_cert"),
+            (keyed("curve.crt", &bare("curve")), PRIVATE_KEY, "is not of a supported kind"),
             (pair("new.crt", "other.key"), PRIVATE_KEY, "does not belong to client_cert"),
             (pair("expired.crt", "expired.key"), CERTIFICATE, "certificate 1 expired at 2021-01-01T00:00:00Z"),
             (pair("early.crt", "early.key"), CERTIFICATE, "certificate 1 is not valid before 2048-01-01T00:00:00Z"),
@@ -115,7 +142,7 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
                 "is not for TLS clients: its extendedKeyUsage lacks clientAuth",
             ),
             (pair("weak.crt", "weak.key"), PRIVATE_KEY, "RSA of 2048 to 4096 bits"),
-            (pair("curve.crt", "curve.key"), PRIVATE_KEY, "is of no supported kind"),
+            (pair("curve.crt", "curve.key"), PRIVATE_KEY, "is not of a supported kind"),
         ]
     });
 }
@@ -126,6 +153,12 @@ fn a_ca_file_that_will_not_do_is_refused_with_its_reason() {
     certs.client("new");
     certs.issue("old", P_256, "old", FOR_AUTHORITY, EXPIRED);
     certs.issue("early", P_256, "early", FOR_AUTHORITY, NOT_YET_VALID);
+    certs.issue("p521", &P_256.replace("P-256", "P-521"), "p521", FOR_AUTHORITY, VALID);
+    certs.issue("weak", "openssl genrsa 1024", "weak", FOR_AUTHORITY, VALID);
+    certs.issue("nosign", P_256, "nosign", &FOR_AUTHORITY.replace("keyCertSign", "digitalSignature"), VALID);
+    certs.issue("noca", P_256, "noca", "basicConstraints=CA:FALSE", VALID);
+    certs.shell("openssl req -x509 -newkey ed448 -nodes -keyout ed448.key -subj /CN=ed448 -out ed448.crt");
+    certs.shell("openssl req -x509 -new -key p521.key -sha512 -subj /CN=p521 -out p521.crt");
     are_refused(|port| {
         let good = other_bundle(&certs, port);
         let authority = |text: &str| with(&good, "/MTLS_CLIENT_CERT_JSON/ca_cert", json!(text));
@@ -134,7 +167,19 @@ fn a_ca_file_that_will_not_do_is_refused_with_its_reason() {
         vec![
             (authority(&certs.read("old.crt")), AUTHORITY, "expired at 2021-01-01T00:00:00Z"),
             (authority(&certs.read("early.crt")), AUTHORITY, "is not valid before 2048-01-01T00:00:00Z"),
-            (authority(&certs.read("new.key")), AUTHORITY, "is PEM without a certificate"),
+            (authority(&certs.read("p521.crt")), AUTHORITY, "cannot be verified here: ECDSA P-521 with SHA-512"),
+            (authority(&certs.read("ed448.crt")), AUTHORITY, "cannot be verified here: Ed448"),
+            (authority(&certs.read("weak.crt")), AUTHORITY, "cannot be verified here: RSA of 1024 bits"),
+            (authority(&certs.read("nosign.crt")), AUTHORITY, "may not sign others (basicConstraints, keyUsage)"),
+            (authority(&certs.read("noca.crt")), AUTHORITY, "may not sign others (basicConstraints, keyUsage)"),
+            (authority(&certs.read("new.crt")), AUTHORITY, "may not sign others (basicConstraints, keyUsage)"),
+            (authority(&certs.read("new.key")), AUTHORITY, "holds a PEM block PRIVATE KEY, where certificates belong"),
+            (authority(&(root.clone() + &certs.read("new.key"))), AUTHORITY, "holds a PEM block PRIVATE KEY, where"),
+            (authority(&root.replace("-----BEGIN", "----BEGIN")), AUTHORITY, "is neither PEM nor base64"),
+            (authority(&(root.replace("-----BEGIN", "----BEGIN") + &root)), AUTHORITY, "cut off or damaged"),
+            (authority(&(root.clone() + &root.replace("-----BEGIN", "----BEGIN"))), AUTHORITY, "cut off or damaged"),
+            (authority(&(root.clone() + &root.replace("-----END", "----END"))), AUTHORITY, "cut off or damaged"),
+            (authority(&(root.replace("-----END", "----END") + &root)), AUTHORITY, "cut off or damaged"),
             (authority(""), AUTHORITY, "is empty"),
             (authority("what?"), AUTHORITY, "is neither PEM nor base64"),
             (authority(&root[..root.len() / 2]), AUTHORITY, "cut off or damaged"),
@@ -162,15 +207,27 @@ fn what_is_no_certificate_or_no_key_is_refused_with_its_reason() {
             (certificate(""), CERTIFICATE, "is empty"),
             (certificate("client.crt"), CERTIFICATE, "is neither PEM nor base64 of PEM or DER"),
             (certificate("bm90IGEgY2VydGlmaWNhdGU="), CERTIFICATE, "certificate 1 is not a certificate"),
-            (certificate(&good_key), CERTIFICATE, "is PEM without a certificate"),
-            (certificate(&STANDARD.encode(&good_key)), CERTIFICATE, "is PEM without a certificate"),
+            (certificate(&good_key), CERTIFICATE, "holds a PEM block PRIVATE KEY, where certificates belong"),
+            (certificate(&STANDARD.encode(&good_key)), CERTIFICATE, "holds a PEM block PRIVATE KEY"),
+            (certificate(&(good_certificate.clone() + &good_key)), CERTIFICATE, "holds a PEM block PRIVATE KEY"),
+            (
+                certificate(&good_certificate.replace("CERTIFICATE", "SECRET")),
+                CERTIFICATE,
+                "holds a PEM block of an unknown kind, where certificates belong",
+            ),
             (certificate(&good_certificate[..300]), CERTIFICATE, "is PEM that is cut off or damaged"),
             (certificate(&STANDARD.encode(&good_certificate[..300])), CERTIFICATE, "is PEM that is cut off or damaged"),
             (key(""), PRIVATE_KEY, "is empty"),
             (key("client.key"), PRIVATE_KEY, "is neither PEM nor base64 of PEM or DER"),
-            (key("bm90IGEga2V5"), PRIVATE_KEY, "is no private key in PKCS#8, PKCS#1 or SEC1"),
-            (key(&good_certificate), PRIVATE_KEY, "is PEM without a private key"),
-            (key(&certs.shell("openssl pkey -in new.key -pubout")), PRIVATE_KEY, "is PEM without a private key"),
+            (key("bm90IGEga2V5"), PRIVATE_KEY, "is not a private key in PKCS#8, PKCS#1 or SEC1"),
+            (key(&good_certificate), PRIVATE_KEY, "holds a PEM block CERTIFICATE, where a private key belongs"),
+            (
+                key(&certs.shell("openssl pkey -in new.key -pubout")),
+                PRIVATE_KEY,
+                "holds a PEM block PUBLIC KEY, where a private key belongs",
+            ),
+            (key(&(good_key.clone() + &good_key)), PRIVATE_KEY, "holds 2 private keys, not one"),
+            (key(&certs.shell("openssl ecparam -name prime256v1")), PRIVATE_KEY, "is PEM without a private key"),
             (key(&good_key[..100]), PRIVATE_KEY, "is PEM that is cut off or damaged"),
             (key(&locked), PRIVATE_KEY, "is protected by a passphrase"),
             (key(&STANDARD.encode(&locked)), PRIVATE_KEY, "is protected by a passphrase"),
@@ -234,8 +291,13 @@ fn a_file_key_that_will_not_do_is_refused_with_its_reason() {
             (key(json!({"aad": "file_id"})), FIELD, "is neither base64 nor an object with a string named key"),
             (key(json!({"key": 7})), FIELD, "is neither base64 nor an object with a string named key"),
             (key(json!(7)), FIELD, "is neither base64 nor an object with a string named key"),
-            (keys(json!({"": full})), "FILE_KEYS.", "is no key id of 1 to 128 bytes"),
+            (keys(json!({"": full})), "FILE_KEYS.", "is not a key id of 1 to 128 bytes"),
             (keys(json!({})), "FILE_KEYS", "holds no key"),
+            (keys(json!({"k": null})), "FILE_KEYS", "holds no key"),
+            // What restricts is not lost in an empty variable.
+            (key(json!({"key": full, "aad": null})), FIELD, "has an aad other than \"file_id\""),
+            (key(json!([full, "file_id"])), FIELD, "is neither base64 nor an object with a string named key"),
+            (key(json!(format!("{}B", &full[..42]))), FIELD, "is not base64"),
             (keys(Value::Object(many)), "FILE_KEYS", "holds more than 1024 members"),
         ]
     });
@@ -247,8 +309,10 @@ fn an_item_of_the_wrong_type_is_refused_with_its_reason() {
     certs.client("new");
     are_refused(|port| {
         let good = other_bundle(&certs, port);
+        let mut good = good;
+        good["GRANT_KEYS"] = json!({"keys": []});
         let mut cases = Vec::new();
-        for value in [json!(null), json!(true), json!(7), json!(["a"])] {
+        for value in [json!(true), json!(7), json!(["a"])] {
             let at = |path| with(&good, path, value.clone());
             let item = "is neither an object nor a string that holds one";
             cases.push((at("/MTLS_CLIENT_CERT_JSON"), "MTLS_CLIENT_CERT_JSON", item));
@@ -256,7 +320,8 @@ fn an_item_of_the_wrong_type_is_refused_with_its_reason() {
             cases.push((at("/MTLS_CLIENT_CERT_JSON/client_key"), PRIVATE_KEY, "is not a string"));
             cases.push((at("/MTLS_CLIENT_CERT_JSON/ca_cert"), AUTHORITY, "is not a string"));
             cases.push((at("/ECS_WATERMARK_ENDPOINT"), "ECS_WATERMARK_ENDPOINT", "is not a string"));
-            cases.push((at("/FILE_KEYS"), "FILE_KEYS", "is not an object of key ids"));
+            cases.push((at("/FILE_KEYS"), "FILE_KEYS", item));
+            cases.push((at("/GRANT_KEYS"), "GRANT_KEYS", item));
             cases.push((at("/FILE_KEYS/k"), "FILE_KEYS.k", "is neither base64 nor an object with a string named key"));
         }
         let string = |text: &str| with(&good, "/MTLS_CLIENT_CERT_JSON", json!(text));
@@ -266,7 +331,10 @@ fn an_item_of_the_wrong_type_is_refused_with_its_reason() {
             (string("client.crt"), "MTLS_CLIENT_CERT_JSON", "is not JSON"),
             (string(""), "MTLS_CLIENT_CERT_JSON", "is cut off"),
             (string(&whole[..whole.len() - 1]), "MTLS_CLIENT_CERT_JSON", "is cut off"),
-            (with(&good, "/FILE_KEYS", json!("{}")), "FILE_KEYS", "is not an object of key ids"),
+            (with(&good, "/FILE_KEYS", json!("{}")), "FILE_KEYS", "holds no key"),
+            (with(&good, "/FILE_KEYS", json!("[]")), "FILE_KEYS", "is not a JSON object"),
+            (with(&good, "/GRANT_KEYS", json!("k")), "GRANT_KEYS", "is not JSON"),
+            (with(&good, "/MTLS_CLIENT_CERT_JSON/client_key", json!(null)), PRIVATE_KEY, "is missing"),
         ]);
         cases
     });
@@ -282,7 +350,9 @@ fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
             (&b""[..], "is empty"),
             (b" \r\n\t", "is empty"),
             (b"-----BEGIN CERTIFICATE-----", "is not JSON"),
-            (b"\xff\xfe{}", "is not JSON"),
+            (b"\xff\xfe{}", "is UTF-16, not UTF-8"),
+            (b"{\"COLOUR\":\"\xff\"}", "is not UTF-8 at byte 12"),
+            (b"{\"FILE_KEYS\":null}", "has none of"),
             (b"{'FILE_KEYS': {}}", "is not JSON"),
             (b"[]", "is not a JSON object"),
             (b"null", "is not a JSON object"),

@@ -60,7 +60,7 @@ fn delivers(setup: impl FnOnce(Setup) -> Setup, to: impl FnOnce(&Daemon) -> Stri
     let updated = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT"];
     assert_eq!(
         serde_json::from_str::<Value>(&answer).unwrap(),
-        json!({"ok": true, "updated": updated, "ignored": [], "missing": ["FILE_KEYS"]})
+        json!({"ok": true, "updated": updated, "ignored": [], "warnings": [], "missing": ["FILE_KEYS"]})
     );
 
     // The staging host is not there for a test: the local service proves the certificates that the seed's bundle brought.

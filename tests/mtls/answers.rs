@@ -47,6 +47,20 @@ fn an_answer_without_a_length_is_bounded_too() {
     assert_eq!(call(&daemon).text(), scripted::MARKED);
 }
 
+/// As Python's json.dumps writes it: six bytes for each letter, which has two in the file.
+#[test]
+fn a_text_that_comes_back_in_ascii_only_is_read() {
+    const LETTERS: usize = 1 << 20;
+    let answer = format!("{{\"status\":\"success\",\"watermarked_data\":\"!{}\"}}", "\\u0434".repeat(LETTERS));
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len());
+    let service = Scripted::start(move |_, _| Step::Bytes([head.as_bytes(), answer.as_bytes()].concat()));
+    let daemon = daemon_for(&[service.port]);
+    let text = "д".repeat(LETTERS);
+    let marked = daemon.decrypt(&encrypt(&KEY, text.as_bytes()), "f", "u");
+    assert_eq!(marked.status, 200, "{}", daemon.process.log());
+    assert!(marked.body == format!("!{text}").as_bytes());
+}
+
 #[test]
 fn what_the_service_quotes_of_the_file_is_not_passed_on() {
     for (status, told, code) in [

@@ -181,3 +181,29 @@ fn a_health_check_survives_a_stale_connection_too() {
     assert_eq!(daemon.get("/health_check").status, 200);
     assert_eq!(service.requests(), 3);
 }
+
+/// A health check has no body, so it can be held between its head and its repeat.
+#[test]
+fn a_call_is_repeated_under_what_is_in_force_by_then() {
+    let met = Arc::new(Barrier::new(2));
+    let of_service = met.clone();
+    let before = Scripted::start(move |connection, request| match (connection, request) {
+        (0, 1) => {
+            of_service.wait();
+            of_service.wait();
+            Step::Cut
+        }
+        _ => Step::Answer,
+    });
+    let after = Scripted::start(|_, _| Step::Answer);
+    let daemon = daemon_for(&[before.port, after.port]);
+    assert_eq!(call(&daemon).text(), MARKED);
+    thread::scope(|scope| {
+        let check = scope.spawn(|| daemon.get("/health_check"));
+        met.wait(); // its head is there
+        turn_to(&daemon, after.port);
+        met.wait(); // the connection is closed
+        assert_eq!(check.join().unwrap().status, 200, "{}", daemon.process.log());
+    });
+    assert_eq!((before.requests(), after.requests()), (2, 1));
+}

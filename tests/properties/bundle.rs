@@ -41,10 +41,15 @@ fn refusal(bytes: &[u8]) -> Option<String> {
 
 /// Names that mean something to the parser, and some that do not.
 fn name() -> impl Strategy<Value = String> {
-    const KNOWN: [&str; 8] = [
+    const KNOWN: [&str; 13] = [
         "MTLS_CLIENT_CERT_JSON",
         "ECS_WATERMARK_ENDPOINT",
         "FILE_KEYS",
+        "GRANT_KEYS",
+        "keys",
+        "kty",
+        "kid",
+        "key_ops",
         "client_cert",
         "client_key",
         "ca_cert",

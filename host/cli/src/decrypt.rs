@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use teemarkd::digest::sha256;
 use teemarkd::hpke;
 use teemarkd::reply::{About, REPLY_KEY, sealed_len};
-use teemarkd::watermark::ANSWER_SLACK;
+use teemarkd::watermark::{ANSWER_SLACK, ANSWER_TIMES};
 use ureq::http::{Response, header};
 use ureq::{Agent, Body, SendBody};
 
@@ -333,10 +333,10 @@ impl Request {
     }
 }
 
-/// Most bytes of the answer to a request of `n`: the daemon takes an answer of twice what it sends to the watermark
+/// Most bytes of the answer to a request of `n`: the daemon takes an answer of three times what it sends to the watermark
 /// service, and JSON makes six bytes of one in it, at most; the slack once more is for the ids.
 fn largest_answer(n: usize) -> u64 {
-    sealed_len(n.saturating_mul(2 * 6).saturating_add(2 * ANSWER_SLACK)) as u64
+    sealed_len(n.saturating_mul(ANSWER_TIMES * 6).saturating_add(2 * ANSWER_SLACK)) as u64
 }
 
 /// Carries the whole body of an answer to `sink`, if it has at most `limit` bytes; gives its length.

@@ -3,7 +3,8 @@ use std::thread;
 use std::time::Duration;
 
 use rustls::pki_types::PrivateKeyDer;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{AlertDescription, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
 use crate::net::cryptography;
@@ -14,17 +15,26 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 /// A connection whose handshake is done, and the service at its other end.
 fn connection() -> (TlsTransport, Service) {
+    connection_to(false)
+}
+
+/// The same; where the service wants a client certificate, it gets none, and has sent its alert.
+fn connection_to(wants_certificate: bool) -> (TlsTransport, Service) {
     let provider = Arc::new(cryptography::provider());
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let clients = match wants_certificate {
+        true => WebPkiClientVerifier::builder_with_provider(roots.clone().into(), provider.clone()).build().unwrap(),
+        false => WebPkiClientVerifier::no_client_auth(),
+    };
     let server = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(vec![certified.cert.der().clone()], key)
         .unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).unwrap();
     let client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -34,7 +44,7 @@ fn connection() -> (TlsTransport, Service) {
     let (near, far) = UnixStream::pair().unwrap();
     let service = thread::spawn(move || {
         let mut service = StreamOwned::new(ServerConnection::new(Arc::new(server)).unwrap(), far);
-        service.conn.complete_io(&mut service.sock).unwrap();
+        assert_eq!(service.conn.complete_io(&mut service.sock).is_err(), wants_certificate);
         service
     });
     let mut tls = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
@@ -138,4 +148,38 @@ fn a_head_of_an_early_answer_is_bounded() {
     }
     let most = format!("HTTP/1.1 413 Large\r\n{}\r\n", "A: b\r\n".repeat(MAX_ANSWER_FIELDS));
     assert_eq!(answer_head(most.as_bytes()).unwrap().unwrap().0.status, 413);
+}
+
+/// The alert, or the answer of a service that has no room for another connection, is there before the first head.
+#[test]
+fn what_a_new_connection_is_told_before_its_first_request_is_not_lost() {
+    let (mut client, _service) = connection_to(true);
+    let error = client.send_bytes(b"head").unwrap_err();
+    let told = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    assert_eq!(told, Some(&rustls::Error::AlertReceived(AlertDescription::CertificateRequired)), "{error:?}");
+
+    let (mut client, mut service) = connection();
+    service.write_all(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n").unwrap();
+    let error = client.send_bytes(b"head").unwrap_err();
+    let early = error.get_ref().and_then(|inner| inner.downcast_ref::<EarlyAnswer>());
+    assert_eq!(early, Some(&EarlyAnswer { status: 503, retry_after: Some(7) }), "{error:?}");
+}
+
+#[test]
+fn a_service_that_reads_no_further_or_stops_in_an_early_answer_is_waited_for_until_the_deadline() {
+    let soon = || Some(Instant::now() + Duration::from_millis(200));
+    let (mut client, _service) = connection();
+    client.send_bytes(b"head").unwrap();
+    // Far more than the socket takes.
+    let error = (0..1000).find_map(|_| {
+        client.buffers.output().fill(b'x');
+        client.transmit(16 << 10, soon()).err()
+    });
+    assert_eq!(error.unwrap().kind(), ErrorKind::TimedOut);
+
+    let (mut client, mut service) = connection();
+    client.send_bytes(b"head").unwrap();
+    service.write_all(b"HTTP/1.1 4").unwrap();
+    client.buffers.output().fill(b'x');
+    assert_eq!(client.transmit(1, soon()).unwrap_err().kind(), ErrorKind::TimedOut);
 }

@@ -63,7 +63,7 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
         let line = &format!("grep 'TLS handshake failed' /tmp/service.log | grep -v {others}");
         let failed = world.parent.run(line)?;
         ensure!(failed.status == 1, "{}", failed.text());
-        let refused = world.enclave.console.find("invalid peer certificate");
+        let refused = world.enclave.console.find("TLS with the watermark service failed");
         ensure!(refused.is_none(), "{refused:?}");
         ensure!(calls(502)? == 0.0, "{} calls ended with 502", calls(502)?);
         Ok(())

@@ -1,0 +1,311 @@
+//! Who the enclave is to the watermark service, and whom it takes for that: certificates and a key in any accepted form
+//! ([`pem`]), checked once, and the ureq agent that shows them and verifies the service by [`authorities`].
+
+mod authorities;
+mod pem;
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, Error, InconsistentKeys};
+use ureq::Agent;
+use webpki::{EndEntityCert, KeyUsage};
+
+use self::authorities::Authorities;
+use crate::digest::sha256;
+use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
+use crate::net::cryptography::{self, SIGNATURES};
+use crate::net::egress::{Egress, NoLookup, Route};
+use crate::net::endpoints::AllowList;
+use crate::net::tls::MAX_ANSWER_HEAD;
+use crate::time::Utc;
+
+/// The parts of an identity, as the handshake names them.
+pub const PARTS: [&str; 3] = ["client_cert", "client_key", "ca_cert"];
+const CLIENT_CERT: usize = 0;
+const CLIENT_KEY: usize = 1;
+const CA_CERT: usize = 2;
+/// The same parts as files, with their modes.
+const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), ("ecs-ca.crt", 0o644)];
+
+/// Idle connections kept for the next request.
+const POOLED: usize = 32;
+/// Time to connect and shake hands.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A client certificate with the key that fits it, valid now and good for TLS clients, and those whom the service must
+/// be certified by.
+pub struct Identity {
+    config: Arc<ClientConfig>,
+    pem: [String; 3],
+    /// When the last certificate of the client's chain becomes valid.
+    pub begins: Utc,
+    /// When the first certificate of the client's chain expires.
+    pub ends: Utc,
+    /// What the operator may not have meant, and no call has to fail for.
+    pub warnings: Vec<String>,
+    /// SHA-256 of each root, in DER.
+    roots: Vec<[u8; 32]>,
+}
+
+/// Which part is refused, and why; never a value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct IdentityError {
+    /// One of [`PARTS`].
+    pub part: &'static str,
+    pub reason: String,
+}
+
+fn refuse<T>(part: usize, reason: impl Into<String>) -> Result<T, IdentityError> {
+    Err(IdentityError { part: PARTS[part], reason: reason.into() })
+}
+
+impl Identity {
+    /// Checks client_cert, client_key and ca_cert, each PEM, DER, or base64 of either, as of `now`.
+    ///
+    /// # Errors
+    /// The first part that will not do.
+    pub fn check(parts: [&[u8]; 3], now: Utc) -> Result<Identity, IdentityError> {
+        let chain = pem::certificates(CLIENT_CERT, parts[CLIENT_CERT])?;
+        let key = pem::private_key(parts[CLIENT_KEY])?;
+        let given = pem::certificates(CA_CERT, parts[CA_CERT])?;
+        let fingerprints = given.iter().map(|authority| sha256(authority)).collect();
+        let pem = [pem::of_certificates(&chain), pem::of_key(&key), pem::of_certificates(&given)];
+        let provider = Arc::new(cryptography::provider());
+        let anchors = anchors(&given)?;
+
+        check_order(&chain)?;
+        let certified = certify(chain.clone(), key, &provider)?;
+        let (mut begins, mut ends) = (Utc(0), Utc(u64::MAX));
+        for (i, certificate) in chain.iter().enumerate() {
+            let (from, until) = check_validity(CLIENT_CERT, i, certificate, now)?;
+            (begins, ends) = (begins.max(from), ends.min(until));
+        }
+        let (authorities, mut warnings) = Authorities::check(given, &anchors, now)?;
+        if !check_usage(&anchors, &chain, now)? {
+            warnings.insert(0, "client_cert is not issued by ca_cert: the service must know its CA".to_owned());
+        }
+
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .or_else(|e| refuse(CLIENT_KEY, e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(authorities))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(Identity { config: Arc::new(config), pem, begins, ends, warnings, roots: fingerprints })
+    }
+
+    /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
+    ///
+    /// # Errors
+    /// The first root that is not.
+    pub fn within(self, pinned: &[[u8; 32]]) -> Result<Identity, IdentityError> {
+        match self.roots.iter().position(|root| !pinned.contains(root)) {
+            Some(i) if !pinned.is_empty() => {
+                refuse(CA_CERT, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// Reads the three files of `folder`; `None` if none of them is there.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is refused by [`Identity::check`].
+    pub fn load(folder: &Path, now: Utc) -> Result<Option<Identity>, IdentityError> {
+        let mut read = [const { Vec::new() }; 3];
+        if FILES.iter().all(|(name, _)| !folder.join(name).exists()) {
+            return Ok(None);
+        }
+        for (i, (name, _)) in FILES.iter().enumerate() {
+            let path = folder.join(name);
+            read[i] = fs::read(&path).or_else(|e| refuse(i, format!("{} cannot be read: {e}", path.display())))?;
+        }
+        Identity::check([&read[0], &read[1], &read[2]], now).map(Some)
+    }
+
+    /// Writes the three files into `folder`, as PEM. All are complete before the first takes its name.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
+        let new = |name| folder.join(format!(".{name}.new"));
+        for ((name, mode), pem) in FILES.iter().zip(&self.pem) {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(*mode).open(new(name))?;
+            file.set_permissions(Permissions::from_mode(*mode))?;
+            file.write_all(pem.as_bytes())?;
+            file.sync_all()?;
+        }
+        FILES.iter().try_for_each(|(name, _)| fs::rename(new(name), folder.join(name)))
+    }
+
+    /// The way to the watermark service under this identity. `limit` bounds a whole call, and an idle connection is kept
+    /// for the next one for `keepalive`.
+    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration, keepalive: Duration) -> MutualTls {
+        let agent = |pooled| {
+            let config = Agent::config_builder()
+                .http_status_as_error(false)
+                .https_only(true)
+                .proxy(None)
+                .max_redirects(0)
+                .max_idle_connections(pooled)
+                .max_idle_connections_per_host(pooled)
+                .max_idle_age(keepalive)
+                .max_response_header_size(MAX_ANSWER_HEAD)
+                .timeout_connect(Some(CONNECT_LIMIT))
+                .timeout_global(Some(limit))
+                .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))
+                .build();
+            let egress = Egress { allowed: allowed.clone(), route, tls: self.config.clone() };
+            Agent::with_parts(config, egress, NoLookup)
+        };
+        MutualTls { pooled: agent(POOLED), fresh: agent(0), limit }
+    }
+}
+
+/// The agents of one identity.
+#[derive(Debug)]
+pub struct MutualTls {
+    /// Uses connections again.
+    pub pooled: Agent,
+    /// Opens a new connection each time: for the one retry after a pooled connection proved stale.
+    pub fresh: Agent,
+    /// Time for a whole call.
+    pub limit: Duration,
+}
+
+/// Each of ca_cert as what a chain may lead to.
+fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, IdentityError> {
+    let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
+        Ok(anchor) => Ok(anchor.to_owned()),
+        Err(_) => refuse(CA_CERT, format!("certificate {} is not a certificate", i + 1)),
+    };
+    given.iter().enumerate().map(anchor).collect()
+}
+
+/// Each certificate has to be issued by the next (RFC 5246, 7.4.2): a chain in another order is one that services read
+/// differently. Names that differ may still mean the same, so where they do the signature decides, if it can be verified.
+fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+    let parsed = chain.iter().enumerate().map(|(i, der)| {
+        Certificate::parse(der)
+            .map_or_else(|| refuse(CLIENT_CERT, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
+    });
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    for (i, pair) in parsed.windows(2).enumerate() {
+        let signed = pair[0].is_signed_by(&pair[1]);
+        if !signed.unwrap_or(pair[0].issuer == pair[1].subject) {
+            let (this, next) = (i + 1, i + 2);
+            return refuse(
+                CLIENT_CERT,
+                format!(
+                    "certificate {this} is not issued by certificate {next}: the client's own certificate comes first, \
+                     then each one's issuer"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn certify(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, IdentityError> {
+    const OTHER_KEY: &str = "does not belong to client_cert";
+    const UNSUPPORTED: &str = "is not of a supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
+    let (key, failure) = match elliptic_secret(key.secret_der()) {
+        None => (key, UNSUPPORTED),
+        // Its public half may be left out (RFC 5915, 3), and ring asks for it. The certificate has it, and ring looks
+        // whether the two are a pair.
+        Some(secret) => {
+            let certificate = Certificate::parse(&chain[0]);
+            let point = certificate.as_ref().and_then(Certificate::point);
+            match point.and_then(|point| elliptic_key(secret, point)) {
+                Some(whole) => (PrivateSec1KeyDer::from(whole).into(), OTHER_KEY),
+                None if point.is_none() && certificate.is_some_and(|c| c.has_elliptic_key()) => (key, UNSUPPORTED),
+                None => return refuse(CLIENT_KEY, OTHER_KEY),
+            }
+        }
+    };
+    CertifiedKey::from_der(chain, key, provider).or_else(|e| match e {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(CLIENT_KEY, OTHER_KEY),
+        Error::InvalidCertificate(_) => refuse(CLIENT_CERT, format!("certificate 1 {NO_CERTIFICATE}")),
+        _ => refuse(CLIENT_KEY, failure),
+    })
+}
+
+/// From when on this certificate, number `i` of its part, is valid, and when it expires. Refuses one that has, one that does not hold yet, and one that
+/// cannot be read.
+///
+/// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
+/// asked about the beginning and the end of time.
+fn check_validity(
+    part: usize,
+    i: usize,
+    certificate: &CertificateDer<'_>,
+    now: Utc,
+) -> Result<(Utc, Utc), IdentityError> {
+    let n = i + 1;
+    match verify(certificate, &[], &[], Duration::from_secs(now.0)) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => {
+            return refuse(part, format!("certificate {n} expired at {}", Utc(not_after.as_secs())));
+        }
+        Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
+            return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
+        }
+        Err(webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_)) => {
+            return refuse(part, format!("certificate {n} {NO_CERTIFICATE}"));
+        }
+        _ => {}
+    }
+    let begins = match verify(certificate, &[], &[], Duration::ZERO) {
+        Err(webpki::Error::CertNotValidYet { not_before, .. }) => Utc(not_before.as_secs()),
+        _ => Utc(0),
+    };
+    match verify(certificate, &[], &[], Duration::MAX) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => Ok((begins, Utc(not_after.as_secs()))),
+        _ => Ok((begins, Utc(u64::MAX))),
+    }
+}
+
+/// Whether a TLS client may show this certificate to who knows these CAs. Its own dates and purpose are looked at first.
+fn verify(
+    certificate: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: &[TrustAnchor<'_>],
+    since_1970: Duration,
+) -> Result<(), webpki::Error> {
+    let (usage, time) = (KeyUsage::client_auth(), UnixTime::since_unix_epoch(since_1970));
+    let leaf = EndEntityCert::try_from(certificate)?;
+    leaf.verify_for_usage(SIGNATURES.all, anchors, intermediates, time, usage, None, None).map(drop)
+}
+
+/// What openssl makes without an extension file is of version 1.
+const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without unknown critical extensions)";
+
+/// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether it leads to ca_cert, as far as
+/// that can be verified here: it is the usual case, but which CA its clients need is the service's affair.
+fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, IdentityError> {
+    match verify(&chain[0], &chain[1..], anchors, Duration::from_secs(now.0)) {
+        Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
+            refuse(CLIENT_CERT, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")
+        }
+        // webpki does not look at the usage of such a one: it has no business at the end of a chain.
+        Err(webpki::Error::CaUsedAsEndEntity) => {
+            refuse(CLIENT_CERT, "is a CA's certificate: use one that was issued to a client")
+        }
+        Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => Ok(false),
+        _ => Ok(true),
+    }
+}
