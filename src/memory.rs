@@ -303,6 +303,7 @@ impl Drop for Reservation {
         let mut state = self.budget.state();
         state.held -= self.bytes;
         state.requests.remove(&self.age);
+        state.waiting.remove(&self.age);
         self.budget.0.changed.notify_all();
     }
 }

@@ -118,11 +118,10 @@ fn path_and_query(target: &str) -> Option<&str> {
     let scheme = ["http://", "https://"]
         .into_iter()
         .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-    let target = match scheme {
+    let target = match scheme.map(|scheme| &target[scheme.len()..]) {
         None => target,
-        Some(scheme) => match target[scheme.len()..].find('/') {
-            Some(at) => &target[scheme.len() + at..],
-            None if target[scheme.len()..].contains('?') => return None,
+        Some(rest) => match rest.find(['/', '?']) {
+            Some(at) => &rest[at..],
             None => "/",
         },
     };
