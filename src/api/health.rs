@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::error;
 use serde_json::{Map, Value, json};
 
-use super::Api;
+use super::context::Api;
 use crate::net::answer::Answer;
 use crate::net::endpoints::Endpoint;
 use crate::threads;
