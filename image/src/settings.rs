@@ -58,10 +58,7 @@ impl Settings {
             InputError::Refused { file: file.to_owned(), line, reason }
         };
         let variable = |name: &str| value_of(&environment, name).map(OsStr::to_owned);
-        let daemon = settings::Settings::read(variable).map_err(|error| {
-            let error = error.to_string();
-            refused(error.split(':').next().unwrap_or_default(), error.clone())
-        })?;
+        let daemon = settings::Settings::read(variable).map_err(|error| refused(error.name, error.to_string()))?;
         if let Some(items) = bundle_of_environment(&ITEMS, variable) {
             Bundle::parse(&items, &allowed, &daemon.pinned, now)
                 .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;
