@@ -14,10 +14,8 @@ pub const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600
 pub struct Certificates {
     /// The contents, in the order of [`FILES`].
     pub contents: [Vec<u8>; 3],
-    /// When the client certificate expires.
-    pub ends: Utc,
-    /// Whether the given CA issued the client certificate. Where not, the service must know another CA.
-    pub issued_by_ca: bool,
+    /// What is doubtful about them, though the daemon will use them.
+    pub doubts: Vec<String>,
 }
 
 impl Certificates {
@@ -33,7 +31,9 @@ impl Certificates {
             let part = PARTS.iter().position(|part| *part == error.part).unwrap_or(0);
             InputError::refused(&folder.join(FILES[part].0), named_as_files(error.reason))
         })?;
-        Ok(Certificates { contents, ends: identity.ends, issued_by_ca: identity.issued_by_ca })
+        let doubts = identity.warnings.into_iter().map(named_as_files);
+        let doubts = doubts.map(|doubt| format!("{}: {doubt}", folder.display())).collect();
+        Ok(Certificates { contents, doubts })
     }
 }
 
