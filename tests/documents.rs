@@ -1,9 +1,13 @@
 //! The documents, held against each other and against what they describe.
 
+#[path = "support/markdown.rs"]
+mod markdown;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use markdown::code_and_prose;
 use ring::digest::{SHA256, digest};
 use teemarkd::metrics::METRICS;
 
@@ -38,28 +42,6 @@ fn pages() -> Vec<Page> {
     walk(root(), &mut found);
     assert!(found.len() > 15, "only {} documents were found", found.len());
     found
-}
-
-/// The fenced blocks of code, each without the indentation of its fence, and the text between them.
-fn code_and_prose(text: &str) -> (Vec<String>, String) {
-    let (mut blocks, mut prose, mut fence) = (Vec::new(), String::new(), None);
-    for line in text.lines() {
-        let indent = line.len() - line.trim_start().len();
-        match (line.trim_start().starts_with("```"), fence) {
-            (true, None) => {
-                fence = Some(indent);
-                blocks.push(line[indent..].to_owned() + "\n");
-            }
-            (true, Some(_)) => fence = None,
-            (false, Some(indent)) => {
-                let block = blocks.last_mut().unwrap();
-                block.push_str(line.get(indent..).unwrap_or_default());
-                block.push('\n');
-            }
-            (false, None) => prose.push_str(&format!("{line}\n")),
-        }
-    }
-    (blocks, prose)
 }
 
 /// What stands between single backquotes in prose.
