@@ -36,7 +36,7 @@ fn the_day_of_an_operator_and_of_a_user_runs_as_it_stands_in_the_documents() {
         if block.ends_with("watermark-service serve") {
             script += &format!("{block} --listen 127.0.0.1:8080 >/dev/null &\nlistens 8080\n");
         } else if block.ends_with("./run.sh") {
-            script += &format!("{block} &\nlistens 7777\n");
+            script += &format!("{block} &\nlistens 3000\n");
         } else {
             script += &format!("{block}\n");
         }
