@@ -103,7 +103,7 @@ fn keep_memory_private() -> Result<(), BootError> {
 fn name_unknown_settings() {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in names.filter(|name| settings::is_unknown(name)) {
-        warn!("{name:?} is not a setting of teemarkd and has no effect; README.md lists the settings");
+        warn!("{name:?} is not a setting of teemarkd and has no effect; docs/REFERENCE.md lists the settings");
     }
 }
 
