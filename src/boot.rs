@@ -241,7 +241,7 @@ fn serve(
         let max_body = api.limits.any_body().bytes as u64;
         let options = ingress::Options { limit, max_body, queued, stopping: stopping.clone() };
         let service = Arc::new(Served { api: api.clone(), side });
-        ingress::add(&mut event_loop, listener, service, options).map_err(cannot())?;
+        ingress::add(&mut event_loop, listener, service, options).map_err(cannot()).map(drop)?;
     }
     let handshakes = Handshakes::new(api.store.clone());
     let open = move |stream| handshakes.serve(stream).map(|()| None);

@@ -313,9 +313,15 @@ impl EventLoop {
     fn accept(&mut self, index: usize, now: Instant) -> bool {
         let waiting = self.sessions.iter().filter(|arrival| arrival.acceptor == index && !arrival.session.is_queued());
         let full = waiting.count() >= self.acceptors.get(index).map_or(0, |(acceptor, _)| acceptor.limit);
-        if full && !self.give_way(index, now) {
-            self.pause(index, now);
-            return false;
+        if full {
+            // Nobody gives way to nobody.
+            if !self.is_called(index) {
+                return false;
+            }
+            if !self.give_way(index, now) {
+                self.pause(index, now);
+                return false;
+            }
         }
         let Some((Acceptor { listener, open, .. }, _)) = self.acceptors.get(index) else { return false };
         let opened = match listener.accept() {
@@ -332,6 +338,14 @@ impl EventLoop {
             Err(e) => debug!("a connection could not be opened: {e}"),
         }
         true
+    }
+
+    /// Whether a connection is there to be accepted.
+    fn is_called(&self, index: usize) -> bool {
+        self.acceptors.get(index).is_some_and(|(acceptor, _)| {
+            let mut listener = [PollFd::new(acceptor.listener.as_fd(), PollFlags::POLLIN)];
+            poll(&mut listener, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        })
     }
 
     fn pause(&mut self, index: usize, now: Instant) {

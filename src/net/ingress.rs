@@ -86,7 +86,12 @@ pub struct Options {
 ///
 /// # Errors
 /// What the system says.
-pub fn add(event_loop: &mut EventLoop, listener: Listener, service: Arc<dyn Service>, with: Options) -> io::Result<()> {
+pub fn add(
+    event_loop: &mut EventLoop,
+    listener: Listener,
+    service: Arc<dyn Service>,
+    with: Options,
+) -> io::Result<Arc<Ingress>> {
     let Options { limit, max_body, queued, stopping } = with;
     let (inlet, acceptor) = (event_loop.inlet(), event_loop.next_acceptor());
     let (waker, waiting, stops) = (inlet.clone(), queued.clone(), stopping.clone());
@@ -97,11 +102,14 @@ pub fn add(event_loop: &mut EventLoop, listener: Listener, service: Arc<dyn Serv
     });
     let unused = AtomicUsize::new(0);
     let ingress = Arc::new(Ingress { service, workers, inlet, acceptor, limit, max_body, unused, queued, stopping });
+    let of_new = ingress.clone();
     let open = move |stream| -> super::event_loop::Opened {
         METRICS.connections.add(1);
-        Ok(Some(Box::new(Waiting::new(Arc::new(stream), Vec::new(), State::Idle { used: false }, ingress.clone()))))
+        let (stream, state) = (Arc::new(stream), State::Idle { used: false });
+        Ok(Some(Box::new(Waiting::new(stream, Vec::new(), state, of_new.clone()))))
     };
-    event_loop.add(Acceptor { listener, limit, open: Box::new(open) })
+    event_loop.add(Acceptor { listener, limit, open: Box::new(open) })?;
+    Ok(ingress)
 }
 
 /// A connection that waits.
@@ -312,7 +320,7 @@ impl Session for Waiting {
     fn gives_way(&self, now: Instant) -> Option<(u8, Instant)> {
         let is_old = now.duration_since(self.since) >= YOUNG;
         // A client whose first bytes are on their way keeps its place, unless silent ones take most of the places.
-        let are_many = |unused: &AtomicUsize| unused.load(Ordering::Acquire) > self.ingress.limit / 2;
+        let are_many = |unused: &AtomicUsize| unused.load(Ordering::Acquire) > self.ingress.limit.div_ceil(2);
         let rank = match self.state {
             State::Closing { .. } => 0,
             State::Idle { used: false } if is_old || are_many(&self.ingress.unused) => 1,
@@ -426,3 +434,6 @@ enum After {
     Close,
     Broken,
 }
+
+#[cfg(test)]
+mod tests;

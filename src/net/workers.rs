@@ -135,6 +135,32 @@ mod tests {
     }
 
     #[test]
+    fn of_many_threads_four_wait_for_the_next_job_at_most() {
+        let workers = Workers::new(64, || {});
+        let all = Arc::new(Barrier::new(33));
+        for _ in 0..32 {
+            let all = all.clone();
+            assert!(workers.run(Box::new(move || drop(all.wait()))).is_ok());
+        }
+        // Each thread has a reference, and this test.
+        assert_eq!(Arc::strong_count(&workers.0), 33);
+        all.wait();
+        until(|| Arc::strong_count(&workers.0) <= 1 + MOST_IDLE);
+        assert!(workers.state().busy == 0 && workers.has_place(0));
+    }
+
+    #[test]
+    fn whoever_is_told_of_a_free_place_finds_it() {
+        let (freed, is_freed) = std::sync::mpsc::channel();
+        let workers = Workers::new(1, move || freed.send(()).unwrap());
+        for _ in 0..100 {
+            assert!(workers.run(Box::new(|| {})).is_ok());
+            is_freed.recv().unwrap();
+            assert!(workers.has_place(0));
+        }
+    }
+
+    #[test]
     fn a_panic_costs_no_place() {
         let workers = Workers::new(1, || {});
         assert!(workers.run(Box::new(|| panic!("as asked"))).is_ok());
