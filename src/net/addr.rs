@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{Backlog, listen};
 use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// Where to listen or to connect.
@@ -89,20 +90,24 @@ impl Address {
     /// # Errors
     /// What the system says: the port is taken, the host is unknown, the path cannot be written.
     pub fn listen(&self) -> io::Result<Listener> {
-        match self {
+        let listener = match self {
             Address::Vsock { cid, port } => {
-                VsockListener::bind_with_cid_port(cid.unwrap_or(VMADDR_CID_ANY), *port).map(Listener::Vsock)
+                Listener::Vsock(VsockListener::bind_with_cid_port(cid.unwrap_or(VMADDR_CID_ANY), *port)?)
             }
-            Address::Tcp { host, port } => TcpListener::bind((bare(host), *port)).map(Listener::Tcp),
+            Address::Tcp { host, port } => Listener::Tcp(TcpListener::bind((bare(host), *port))?),
             Address::Unix(path) => {
                 match UnixStream::connect(path) {
                     Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
                     Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
                     Err(_) => {}
                 }
-                UnixListener::bind(path).map(Listener::Unix)
+                Listener::Unix(UnixListener::bind(path)?)
             }
-        }
+        };
+        // The standard library asks for a backlog of 128. The most that the kernel allows is net.core.somaxconn, 4,096
+        // unless somebody sets it (listen(2)).
+        listen(&listener, Backlog::MAXALLOWABLE)?;
+        Ok(listener)
     }
 
     /// Connects within `limit`. For AF_VSOCK the kernel's own limit holds instead (2 s, VSOCK_DEFAULT_CONNECT_TIMEOUT
