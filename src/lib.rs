@@ -37,21 +37,14 @@
 
 pub mod api;
 pub mod attest;
-pub mod base64;
 pub mod boot;
-pub mod digest;
-pub mod files;
 pub mod grants;
-pub mod hpke;
-mod json;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod mtls;
 pub mod net;
-pub mod reply;
 pub mod secrets;
 pub mod settings;
 mod threads;
-pub mod time;
 pub mod watermark;

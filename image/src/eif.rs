@@ -17,7 +17,7 @@ use aws_nitro_enclaves_image_format::utils::EifBuilder;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha384};
-use teemarkd::time::Utc;
+use formats::time::Utc;
 
 use crate::parts::{Parts, PartsError};
 use crate::signer::Signer;

@@ -16,8 +16,8 @@ use teemark_image::describe::describe;
 use teemark_image::inputs::Files;
 use teemark_image::parts::Parts;
 use teemark_image::record::Record;
-use teemarkd::time::Utc;
 use zeroizing_alloc::ZeroAlloc;
+use formats::time::Utc;
 
 /// Wipes memory as it is freed: a private key may be among what is built in.
 #[global_allocator]

@@ -2,21 +2,21 @@
 
 use std::time::Instant;
 
+use formats::base64;
+use formats::grants;
+use formats::hpke::PublicKey;
+use formats::json::{self, Text};
+use formats::reply::{self, About};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::error::ApiError;
 use super::permit::{Permit, Permitted};
 use super::request::{Target, body, header, id};
-use crate::base64;
-use crate::grants;
-use crate::hpke::PublicKey;
-use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
-use crate::reply::{self, About};
 use crate::secrets::store::Ready;
 use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
@@ -41,7 +41,7 @@ struct DecryptRequest<'a> {
 struct DecryptAnswer<'a> {
     file_id: &'a str,
     user_id: &'a str,
-    /// The marked file; or, sealed to the reply key, the answer of [`crate::reply`].
+    /// The marked file; or, sealed to the reply key, the answer of [`formats::reply`].
     #[serde(skip_serializing_if = "Option::is_none")]
     decrypted_data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::allow_list::AllowList;
 use log::{Level, log};
 
 use crate::attest::Attestation;
@@ -20,7 +21,6 @@ use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::egress::Route;
-use crate::net::endpoints::AllowList;
 use crate::net::http::HttpError;
 use crate::net::ingress::Service;
 use crate::net::request::Request;

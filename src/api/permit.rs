@@ -2,23 +2,25 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::digest::{Sha256, sha256};
+use formats::grants::{Grant, GrantError};
+use formats::hpke::{PrivateKey, PublicKey};
+use formats::reply::{self, About, Statement};
+use formats::signature::VerifyingKey;
+use formats::time::{Utc, now_ms};
 
 use super::Api;
 use super::decrypt::Marked;
 use super::error::ApiError;
 use super::limits::TooLarge;
 use super::request::header;
-use crate::digest::sha256;
-use crate::grants::{Grant, GrantError, Use, UsedGrants};
-use crate::hpke::{PrivateKey, PublicKey};
+use crate::grants::{Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
 use crate::net::request::Request;
-use crate::reply::{self, About, Statement};
 use crate::secrets::store::Ready;
 use crate::settings::Settings;
-use crate::time::{Utc, now_ms};
 
 /// Whether grants are asked for, whom they may be for, and which have been used.
 pub struct Grants {
@@ -29,7 +31,7 @@ pub struct Grants {
 
 impl Grants {
     /// A grant may be for this enclave, by the hex of its identity key, or for its fleet.
-    pub fn new(settings: &Settings, identity: [u8; 32]) -> Grants {
+    pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
         Grants { required: settings.grants, audiences, used: UsedGrants::default() }
     }
@@ -82,7 +84,7 @@ pub struct Permitted {
     /// The secrets in force now that the file is there.
     pub secrets: Ready,
     /// SHA-256 of the encrypted file.
-    pub content_sha256: [u8; 32],
+    pub content_sha256: Sha256,
 }
 
 /// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
@@ -151,7 +153,7 @@ impl Api {
         &self,
         marked: Marked,
         about: About<'_>,
-        content_sha256: [u8; 32],
+        content_sha256: Sha256,
         reply_key: Option<PublicKey>,
     ) -> Result<Given, ApiError> {
         let (sealed, watermarked) = (reply_key.is_some(), marked.watermarked);

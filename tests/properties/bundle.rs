@@ -2,14 +2,15 @@
 
 use std::sync::LazyLock;
 
+use formats::allow_list::AllowList;
+use formats::certificates::Parts;
+use formats::time::Utc;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Map, Value, json};
 use teemarkd::mtls::Identity;
-use teemarkd::net::endpoints::AllowList;
 use teemarkd::secrets::bundle::Bundle;
-use teemarkd::time::Utc;
 
 use super::*;
 
@@ -195,7 +196,7 @@ proptest! {
             parts[part].truncate(length);
         }
         let base64 = parts.each_ref().map(|der| STANDARD.encode(der));
-        let check = |parts: [&[u8]; 3]| Identity::check(parts, Utc::now()).map(|identity| identity.ends);
+        let check = |parts: [&[u8]; 3]| Identity::check(&Parts(parts), Utc::now()).map(|identity| identity.ends);
         let (plain, coded) = (check(parts.each_ref().map(Vec::as_slice)), check(base64.each_ref().map(|t| t.as_bytes())));
         // DER that happens to be text or nothing is taken for base64: only then may the two differ.
         if parts[part].first() == Some(&0x30) && std::str::from_utf8(&parts[part]).is_err() {

@@ -1,9 +1,10 @@
 //! Encrypted files: what was sealed opens, and nothing else does.
 
+use formats::file_keys::DeliveredKey;
+use formats::files::{FileKey, FileKeys, OpenError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use teemarkd::files::{FileKey, FileKeys, OpenError};
 
 use super::*;
 
@@ -36,7 +37,7 @@ impl Sealed {
 
     /// The key, alone.
     fn keys(&self) -> FileKeys {
-        [(self.name(), FileKey::new(&self.key, self.bound))].into_iter().collect()
+        [(self.name(), FileKey::from(&DeliveredKey::new(Box::new(self.key), self.bound)))].into_iter().collect()
     }
 
     fn file(&self, plain: &[u8]) -> Vec<u8> {

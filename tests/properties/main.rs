@@ -14,9 +14,9 @@ mod trust;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::allow_list::{AllowList, AllowListError};
 use proptest::test_runner::{Config, RngSeed};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use teemarkd::net::endpoints::{AllowList, AllowListError};
 
 use support::*;
 
@@ -31,9 +31,7 @@ fn config() -> Config {
 
 /// The list that a file with this text gives.
 fn allow_list(text: &str) -> Result<AllowList, AllowListError> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    AllowList::load(file.path())
+    AllowList::parse("list", text.as_bytes())
 }
 
 /// IV, ciphertext, tag.

@@ -4,17 +4,21 @@
 use std::sync::{Arc, LazyLock};
 
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use formats::digest::Sha256;
+use formats::grants;
+use formats::hpke::PrivateKey;
+use formats::jwks::{GrantKey, GrantKeys, Kind};
+use formats::reply::{self, About};
+use formats::sealed_bundle::{Destination, seal};
+use formats::signature::VerifyingKey;
+use formats::time::Utc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Map, Value, json};
 use teemarkd::attest::{Attestation, TestNsm};
-use teemarkd::grants::{self, GrantKey, GrantKeys, Kind};
-use teemarkd::hpke::PrivateKey;
-use teemarkd::reply::{self, About};
-use teemarkd::secrets::sealed::{Destination, Seal, seal};
-use teemarkd::time::Utc;
+use teemarkd::secrets::sealed::Seal;
 
 use super::{Engine, config};
 
@@ -22,11 +26,11 @@ static OPERATOR: LazyLock<Ed25519KeyPair> = LazyLock::new(|| Ed25519KeyPair::fro
 
 /// An enclave, and a bundle that it would take.
 static ENCLAVE: LazyLock<(Seal, String)> = LazyLock::new(|| {
-    let attestation = Arc::new(Attestation::new(Box::new(TestNsm::default()), [0; 32]).unwrap());
-    let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: *attestation.boot_nonce() };
+    let attestation = Arc::new(Attestation::new(Box::new(TestNsm::default()), Sha256::default()).unwrap());
+    let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: attestation.boot_nonce() };
     let ephemeral = PrivateKey::new(Box::new([2; 32]));
-    let sealed = seal(b"{\"a\": \"bundle\"}", &to, 1, &OPERATOR, &ephemeral).unwrap().text;
-    let operators = vec![OPERATOR.public_key().as_ref().try_into().unwrap()];
+    let sealed = seal(b"{\"a\": \"bundle\"}", &to, 1, &OPERATOR, &ephemeral).unwrap().to_json();
+    let operators = vec![VerifyingKey::from_slice(OPERATOR.public_key().as_ref()).unwrap()];
     (Seal::new(attestation, operators), sealed)
 });
 
