@@ -84,8 +84,10 @@ pub enum Handshake {
 /// A setting that cannot be used: which, and what it should be.
 #[derive(Debug)]
 pub struct SettingError {
-    name: &'static str,
-    reason: String,
+    /// The variable.
+    pub name: &'static str,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 impl fmt::Display for SettingError {

@@ -100,7 +100,7 @@ pub fn build(request: &Request<'_>) -> Result<Built, BuildError> {
     let image = assemble(&parts, &metadata, inputs.signer.as_ref()).map_err(BuildError::Eif)?;
     let record = record(&inputs, &metadata, &parts, &image);
     let paths = write(request, &inputs, &image, &record)?;
-    let warnings = warnings(request, &inputs, &paths[0]);
+    let warnings = warnings(&inputs, &paths[0]);
     Ok(Built { record, paths, warnings })
 }
 
@@ -179,15 +179,9 @@ fn write(request: &Request<'_>, inputs: &Inputs, image: &Image, record: &Record)
     output::write(request.output, &files).map_err(BuildError::Output)
 }
 
-fn warnings(request: &Request<'_>, inputs: &Inputs, eif: &Path) -> Vec<String> {
+fn warnings(inputs: &Inputs, eif: &Path) -> Vec<String> {
     let mut warnings = inputs.settings.doubts.clone();
-    if let Some(certificates) = inputs.certificates.as_ref().filter(|certificates| !certificates.issued_by_ca) {
-        let folder = request.files.certs.as_deref().unwrap_or(Path::new("")).display();
-        warnings.push(format!(
-            "{folder}: ecs-ca.crt did not issue client.crt (valid until {}); the service must know another CA",
-            certificates.ends
-        ));
-    }
+    warnings.extend(inputs.certificates.iter().flat_map(|certificates| certificates.doubts.clone()));
     let secrets = inputs.secrets();
     if !secrets.is_empty() {
         warnings.push(format!(

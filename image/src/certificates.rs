@@ -2,19 +2,17 @@
 
 use std::path::Path;
 
-use teemarkd::mtls::Identity;
 use formats::certificates::{Fingerprint, Part, Parts};
 use formats::time::Utc;
+use teemarkd::mtls::Identity;
 
 use crate::inputs::{InputError, read};
 
 /// A client certificate with its key and the service's CA, good now.
 pub struct Certificates {
     pub files: Parts<Vec<u8>>,
-    /// When the client certificate expires.
-    pub ends: Utc,
-    /// Whether the given CA issued the client certificate. Where not, the service must know another CA.
-    pub issued_by_ca: bool,
+    /// What is doubtful about them, though the daemon will use them.
+    pub doubts: Vec<String>,
 }
 
 impl Certificates {
@@ -29,7 +27,9 @@ impl Certificates {
         let identity = identity
             .and_then(|identity| identity.within(pinned))
             .map_err(|error| InputError::refused(&folder.join(error.part.file()), named_as_files(error.reason)))?;
-        Ok(Certificates { files, ends: identity.ends, issued_by_ca: identity.issued_by_ca })
+        let doubts = identity.warnings.into_iter().map(named_as_files);
+        let doubts = doubts.map(|doubt| format!("{}: {doubt}", folder.display())).collect();
+        Ok(Certificates { files, doubts })
     }
 }
 

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use init::environment::{self, Environment};
-use teemarkd::net::egress::Route;
-use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
-use teemarkd::settings::{self, Handshake};
 use formats::allow_list::AllowList;
 use formats::certificates::Fingerprint;
 use formats::items::{CERTIFICATES, FILE_KEYS, ITEMS};
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
+use init::environment::{self, Environment};
+use teemarkd::net::egress::Route;
+use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
+use teemarkd::settings::{self, Handshake};
 
 use crate::contents;
 use crate::inputs::{Files, InputError, read};
@@ -61,10 +61,7 @@ impl Settings {
             InputError::Refused { file: file.to_owned(), line, reason }
         };
         let variable = |name: &str| value_of(&environment, name).map(OsStr::to_owned);
-        let daemon = settings::Settings::read(variable).map_err(|error| {
-            let error = error.to_string();
-            refused(error.split(':').next().unwrap_or_default(), error.clone())
-        })?;
+        let daemon = settings::Settings::read(variable).map_err(|error| refused(error.name, error.to_string()))?;
         if let Some(items) = bundle_of_environment(&ITEMS, variable) {
             Bundle::parse(&items, &allowed, &daemon.pinned, now)
                 .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;

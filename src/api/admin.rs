@@ -3,10 +3,10 @@
 use formats::time::Utc;
 use serde_json::json;
 
-use super::error::ApiError;
+use super::context::Api;
+use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
 use super::request::{Target, allow, body};
-use super::{Api, Routed};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;

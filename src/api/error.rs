@@ -13,6 +13,9 @@ use crate::net::http::{HttpError, MAX_FIELDS, MAX_HEAD};
 use crate::net::request::BodyError;
 use crate::watermark::WatermarkError;
 
+/// A route's name, as the metrics show it, and what came of the request.
+pub type Routed = (&'static str, Result<Answer, ApiError>);
+
 /// What went wrong with a request, in the caller's terms.
 #[derive(Debug)]
 pub enum ApiError {

@@ -12,7 +12,7 @@ use formats::allow_list::Endpoint;
 use log::error;
 use serde_json::{Map, Value, json};
 
-use super::Api;
+use super::context::Api;
 use crate::net::answer::Answer;
 use crate::threads;
 use crate::watermark::check_watermark_health;

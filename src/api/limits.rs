@@ -6,13 +6,27 @@ use formats::files;
 use formats::items::MAX_BUNDLE;
 use serde_json::{Value, json};
 
-use super::decrypt::{cost, json_cost};
 use crate::settings::Settings;
 
 /// Room in a JSON request beside the file, in bytes.
 const JSON_SLACK: usize = 64 << 10;
 /// Bytes past the largest body that still come through, so that the request's own route says what is wrong.
 const BODY_SLACK: usize = 2 << 20;
+
+/// What a request holds whatever its size: buffers of its connections, a thread's stack, in bytes.
+pub const FIXED_COST: usize = 256 << 10;
+
+/// What a request of `n` bytes comes to hold: the file, its JSON for the service, the answer and the marked file, of
+/// which never more than this is there at once. What turns out larger is reserved when that is known.
+pub fn cost(n: usize) -> usize {
+    n.saturating_mul(4).saturating_add(FIXED_COST)
+}
+
+/// The same for a JSON request whose body has so many bytes: body, text with its escapes undone, and file, which are
+/// there together while it is parsed, are 2.75 times the body; and four times the file is three times its base64.
+pub fn json_cost(body: usize) -> usize {
+    body.saturating_mul(3).saturating_add(FIXED_COST)
+}
 
 /// The limits in force.
 #[derive(Clone, Debug)]

@@ -1,8 +1,10 @@
 //! Requests and answers: what the ingress hands over is routed, handled, and gets exactly one answer.
 
 mod admin;
+mod context;
 mod decrypt;
 mod error;
+mod forms;
 mod health;
 pub mod limits;
 mod permit;
@@ -11,44 +13,18 @@ mod request;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use formats::allow_list::AllowList;
 use log::{Level, log};
 
-use crate::attest::Attestation;
-use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
-use crate::net::egress::Route;
 use crate::net::http::HttpError;
 use crate::net::ingress::Service;
 use crate::net::request::Request;
-use crate::secrets::store::Store;
-use crate::settings::{Settings, WatermarkApi};
-use error::ApiError;
-use health::Health;
-use limits::Limits;
-use permit::Grants;
+pub use context::Api;
+use error::{ApiError, Routed};
 use request::Target;
-
-/// What every request may use.
-pub struct Api {
-    pub store: Arc<Store>,
-    pub attestation: Arc<Attestation>,
-    pub grants: Grants,
-    pub allowed: Arc<AllowList>,
-    pub route: Route,
-    pub memory: Budget,
-    pub limits: Limits,
-    pub allow_unwatermarked: bool,
-    /// The form of a call of the watermark service.
-    pub watermark_api: WatermarkApi,
-    /// Whether /metrics is on the public listener too.
-    pub public_metrics: bool,
-    pub started: Instant,
-    health: Health,
-}
 
 /// Which of the two listeners a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,34 +32,6 @@ pub enum Side {
     Public,
     Admin,
 }
-
-impl Api {
-    pub fn new(
-        store: Arc<Store>,
-        allowed: Arc<AllowList>,
-        attestation: Arc<Attestation>,
-        settings: &Settings,
-        limits: Limits,
-    ) -> Api {
-        Api {
-            store,
-            health: Health::new(allowed.iter().count()),
-            allowed,
-            grants: Grants::new(settings, attestation.identity()),
-            attestation,
-            route: settings.egress,
-            memory: Budget::new(limits.memory, limits.connections),
-            limits,
-            allow_unwatermarked: settings.allow_unwatermarked,
-            watermark_api: settings.watermark_api,
-            public_metrics: settings.public_metrics,
-            started: Instant::now(),
-        }
-    }
-}
-
-/// A route's name, as the metrics show it, and what came of the request.
-type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// One side of the daemon, as the ingress sees it.
 pub struct Served {

@@ -7,11 +7,12 @@ use formats::time::Utc;
 use serde_json::json;
 
 use super::admin::metrics;
-use super::decrypt::{decrypt_json, decrypt_raw};
-use super::error::ApiError;
+use super::context::Api;
+use super::decrypt::decrypt;
+use super::error::{ApiError, Routed};
+use super::forms::Form;
 use super::health::health_check;
-use super::request::{Target, allow, decode};
-use super::{Api, Routed};
+use super::request::{Target, allow};
 use crate::attest::DocumentError;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
@@ -26,11 +27,10 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
         ["health_check"] => ("health_check", get(request).map(|()| health_check(api))),
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
-        ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt_json(api, request))),
-        ["files", file_id, "decrypt"] => (
-            "decrypt_raw",
-            post(request).and_then(|()| decrypt_raw(api, &decode(file_id, "the path")?, target, request)),
-        ),
+        ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
+        ["files", file_id, "decrypt"] => {
+            ("decrypt_raw", post(request).and_then(|()| decrypt(api, &Form::Raw { file_id, target }, request)))
+        }
         _ => ("unknown", Err(ApiError::NotFound)),
     }
 }

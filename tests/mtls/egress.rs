@@ -1,6 +1,5 @@
 //! Nothing is dialled but what the allow list names.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -148,7 +148,7 @@ fn where_the_clocks_are_too_far_apart_nothing_is_sent() {
 fn an_answer_that_is_larger_than_any_can_be_is_not_written() {
     let enclave = Enclave::new();
     let place = enclave.place();
-    let largest = reply::sealed_len(12 * "encrypted".len() + (2 << 20));
+    let largest = reply::sealed_len(18 * "encrypted".len() + (2 << 20));
     let chunked = |length: usize| {
         let start = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTeemark-Sealed: true\r\n\r\n";
         format!("{start}{length:x}\r\n{}\r\n0\r\n\r\n", "m".repeat(length))

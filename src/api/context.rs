@@ -1,0 +1,59 @@
+//! What every request may use.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use formats::allow_list::AllowList;
+
+use super::health::Health;
+use super::limits::Limits;
+use super::permit::Grants;
+use crate::attest::Attestation;
+use crate::memory::Budget;
+use crate::net::egress::Route;
+use crate::secrets::store::Store;
+use crate::settings::{Settings, WatermarkApi};
+
+/// What every request may use.
+pub struct Api {
+    pub store: Arc<Store>,
+    pub attestation: Arc<Attestation>,
+    pub grants: Grants,
+    pub allowed: Arc<AllowList>,
+    pub route: Route,
+    pub memory: Budget,
+    pub limits: Limits,
+    pub allow_unwatermarked: bool,
+    /// The form of a call of the watermark service.
+    pub watermark_api: WatermarkApi,
+    /// Whether /metrics is on the public listener too.
+    pub public_metrics: bool,
+    pub started: Instant,
+    pub health: Health,
+}
+
+impl Api {
+    /// By the settings, with what the start has made.
+    pub fn new(
+        store: Arc<Store>,
+        allowed: Arc<AllowList>,
+        attestation: Arc<Attestation>,
+        settings: &Settings,
+        limits: Limits,
+    ) -> Api {
+        Api {
+            store,
+            health: Health::new(allowed.iter().count()),
+            allowed,
+            grants: Grants::new(settings, attestation.identity()),
+            attestation,
+            route: settings.egress,
+            memory: Budget::new(limits.memory, limits.connections),
+            limits,
+            allow_unwatermarked: settings.allow_unwatermarked,
+            watermark_api: settings.watermark_api,
+            public_metrics: settings.public_metrics,
+            started: Instant::now(),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The two forms in which a file is asked for and given: raw bytes, or JSON.
+
+use formats::base64;
+use formats::grants;
+use formats::hpke::PublicKey;
+use formats::json::{self, Text};
+use formats::reply;
+use serde::{Deserialize, Serialize};
+
+use super::decrypt::Given;
+use super::error::ApiError;
+use super::limits::{FIXED_COST, Limits, cost, json_cost};
+use super::permit::Covered;
+use super::request::{Target, body, decode, header, id};
+use crate::memory::Reservation;
+use crate::net::answer::Answer;
+use crate::net::request::Request;
+
+/// How a file is asked for, and so how it is given.
+pub enum Form<'t> {
+    /// All of it in JSON.
+    Json,
+    /// The body is the file; the rest stands in path, query and header fields.
+    Raw { file_id: &'t str, target: &'t Target<'t> },
+}
+
+/// What a request asks, beside its file.
+#[derive(Debug)]
+pub struct Asked {
+    pub file_id: String,
+    pub user_id: String,
+    pub key_id: Option<String>,
+    /// The key that the answer is to be sealed to, if any.
+    pub reply_key: Option<PublicKey>,
+}
+
+impl Form<'_> {
+    /// Reads what is asked and the encrypted file. `covers` says whether the request may have what it asks; of a raw
+    /// request that is known before its body is read.
+    ///
+    /// # Errors
+    /// The request is not understood or not permitted, or its body does not come.
+    pub fn read(
+        &self,
+        limits: &Limits,
+        request: &mut Request<'_>,
+        memory: &mut Reservation,
+        covers: impl FnOnce(Asked) -> Result<Covered, ApiError>,
+    ) -> Result<(Covered, Vec<u8>), ApiError> {
+        match self {
+            Form::Json => {
+                let body = body(request, limits.json_body(), memory, json_cost)?;
+                let (asked, file) = parse(&body)?;
+                Ok((covers(asked)?, file))
+            }
+            Form::Raw { file_id, target } => {
+                let covered = covers(raw(file_id, target, request)?)?;
+                Ok((covered, body(request, limits.raw_body(), memory, cost)?))
+            }
+        }
+    }
+
+    /// What it takes to answer with a marked file of `n` bytes: as JSON, its base64 stands there twice for a moment.
+    pub fn answer_cost(&self, n: usize) -> usize {
+        let copies = match self {
+            Form::Json => 4,
+            Form::Raw { .. } => 3,
+        };
+        n.saturating_mul(copies).saturating_add(FIXED_COST)
+    }
+
+    /// The answer that gives the file.
+    ///
+    /// # Errors
+    /// `Internal` if JSON could not hold it.
+    pub fn answer(&self, given: Given) -> Result<Answer, ApiError> {
+        match self {
+            Form::Json => json_answer(given),
+            Form::Raw { .. } => Ok(raw_answer(given)),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct JsonRequest<'a> {
+    #[serde(borrow)]
+    file_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    user_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    encrypted_content: Option<Text<'a>>,
+    #[serde(borrow)]
+    key_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    reply_key: Option<Text<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonAnswer<'a> {
+    file_id: &'a str,
+    user_id: &'a str,
+    /// The marked file; or, sealed to the reply key, the answer of [`formats::reply`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decrypted_data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed_data: Option<&'a str>,
+    watermarked: bool,
+    timestamp_ms: u64,
+    signature: &'a str,
+}
+
+fn parse(body: &[u8]) -> Result<(Asked, Vec<u8>), ApiError> {
+    let request: JsonRequest = json::object(body).map_err(|e| ApiError::Invalid(format!("the body {e}")))?;
+    let file_id = id("file_id", request.file_id.as_deref())?.to_owned();
+    let user_id = id("user_id", request.user_id.as_deref())?.to_owned();
+    let key_id = request.key_id.as_deref().map(|k| id("key_id", Some(k))).transpose()?.map(str::to_owned);
+    let reply_key = request.reply_key.as_deref().map(reply_key).transpose()?;
+    let content = request.encrypted_content.as_deref();
+    let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?;
+    let file = base64::decode(content).ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
+    Ok((Asked { file_id, user_id, key_id, reply_key }, file))
+}
+
+fn raw(file_id: &str, target: &Target<'_>, request: &Request<'_>) -> Result<Asked, ApiError> {
+    let file_id = decode(file_id, "the path")?;
+    let file_id = id("file_id", Some(&file_id))?.to_owned();
+    let user_id = id("user_id", target.query("user_id")?)?.to_owned();
+    let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?.map(str::to_owned);
+    let reply_key = header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?;
+    Ok(Asked { file_id, user_id, key_id, reply_key })
+}
+
+fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
+    grants::reply_key(text)
+        .ok_or_else(|| ApiError::Invalid("reply_key is not base64 of an X25519 key, 32 bytes".into()))
+}
+
+fn json_answer(given: Given) -> Result<Answer, ApiError> {
+    let Given { asked, data, sealed, watermarked, timestamp_ms, signature, mut memory } = given;
+    let Asked { file_id, user_id, .. } = asked.asked();
+    let base64 = base64::encode(&data);
+    drop(data);
+    let answer = JsonAnswer {
+        file_id,
+        user_id,
+        decrypted_data: (!sealed).then_some(&base64),
+        sealed_data: sealed.then_some(&base64),
+        watermarked,
+        timestamp_ms,
+        signature: &signature,
+    };
+    let mut body = Vec::with_capacity(base64.len() + 2 * 6 * (file_id.len() + user_id.len()) + 256);
+    serde_json::to_writer(&mut body, &answer).map_err(|_| ApiError::Internal)?;
+    memory.answering(body.capacity() + FIXED_COST);
+    let (content_type, headers, held) = ("application/json", Vec::new(), Some(memory));
+    Ok(Answer { route: "", status: 200, content_type, headers, body, held })
+}
+
+fn raw_answer(given: Given) -> Answer {
+    let Given { data, sealed, watermarked, timestamp_ms, signature, mut memory, .. } = given;
+    let headers = vec![
+        (reply::WATERMARKED, watermarked.to_string()),
+        (reply::SEALED, sealed.to_string()),
+        (reply::TIMESTAMP, timestamp_ms.to_string()),
+        (reply::SIGNATURE, signature),
+    ];
+    memory.answering(data.capacity() + FIXED_COST);
+    let (content_type, held) = ("application/octet-stream", Some(memory));
+    Answer { route: "", status: 200, content_type, headers, body: data, held }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_names_what_is_missing_or_wrong_in_it() {
+        for (body, message) in [
+            (r#"{}"#, "file_id is missing"),
+            (r#"{"file_id":"f"}"#, "user_id is missing"),
+            (r#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
+            (r#"{"file_id":"f","user_id":"u","encrypted_content":"?"}"#, "encrypted_content is not base64"),
+            (r#"{"file_id":"f","user_id":"u","reply_key":"AAAA"}"#, "reply_key is not base64"),
+            (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 13"),
+            (r#"["f"#, "not a JSON object"),
+            ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),
+        ] {
+            match parse(body.as_bytes()) {
+                Err(ApiError::Invalid(text)) => assert!(text.contains(message), "{body}: {text}"),
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn base64_may_lack_its_padding_and_unknown_members_are_left_alone() {
+        let body = br#"{"file_id":"f\u00e4","user_id":"u","encrypted_content":"AA","new":[{}]}"#;
+        let (asked, file) = parse(body).unwrap();
+        assert_eq!((asked.file_id.as_str(), asked.key_id, file), ("fä", None, vec![0]));
+    }
+
+    #[test]
+    fn deep_json_is_an_error_and_no_overflow() {
+        let deep = format!("{{\"x\":{}", "[".repeat(1_000_000));
+        assert!(matches!(parse(deep.as_bytes()), Err(ApiError::Invalid(_))));
+    }
+}
