@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use serde_json::{Value, json};
 use formats::allow_list::{AllowList, Endpoint};
+use serde_json::{Value, json};
 
 use crate::failure::Done;
 
@@ -55,7 +55,7 @@ enum Format {
 /// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
 pub fn run(arguments: &Arguments) -> Result<Done> {
     let file = arguments.endpoints.display();
-    let text = fs::read(&arguments.endpoints).with_context(|| format!("cannot read {file}"))?;
+    let text = fs::read(&arguments.endpoints).with_context(|| format!("{file}: cannot be read"))?;
     let allowed = AllowList::parse(&file.to_string(), &text)?;
     let mut text = String::from(arguments.format.head());
     let mut endpoints: Vec<Value> = Vec::new();
