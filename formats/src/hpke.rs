@@ -55,7 +55,7 @@ impl PrivateKey {
     }
 
     /// The shared secret with another's key.
-    fn agree(&self, other: &PublicKey) -> Box<[u8; KEY_LEN]> {
+    pub(crate) fn agree(&self, other: &PublicKey) -> Box<[u8; KEY_LEN]> {
         Box::new(x25519(*self.0, other.0))
     }
 }
@@ -158,14 +158,8 @@ impl Recipient {
 }
 
 impl Context {
-    /// KeySchedule (RFC 9180, 5.1), with the base mode's empty pre-shared key.
     fn new(shared_secret: &[u8], info: &[u8]) -> Context {
-        let psk_id_hash = labeled_extract(b"", SUITE, b"psk_id_hash", b"");
-        let info_hash = labeled_extract(b"", SUITE, b"info_hash", info);
-        let context: [&[u8]; 3] = [MODE_BASE, psk_id_hash.as_ref(), info_hash.as_ref()];
-        let secret = labeled_extract(shared_secret, SUITE, b"secret", b"");
-        let key = labeled_expand::<32>(secret.as_ref(), SUITE, b"key", &context);
-        let base_nonce = *labeled_expand::<NONCE_LEN>(secret.as_ref(), SUITE, b"base_nonce", &context);
+        let (key, base_nonce) = key_schedule(shared_secret, info);
         let key = UnboundKey::new(&AES_256_GCM, &*key).expect("the length is AES-256's");
         Context { key: LessSafeKey::new(key), base_nonce, sequence: 0 }
     }
@@ -181,8 +175,19 @@ impl Context {
     }
 }
 
+/// KeySchedule (RFC 9180, 5.1), with the base mode's empty pre-shared key.
+pub(crate) fn key_schedule(shared_secret: &[u8], info: &[u8]) -> (Box<[u8; 32]>, [u8; NONCE_LEN]) {
+    let psk_id_hash = labeled_extract(b"", SUITE, b"psk_id_hash", b"");
+    let info_hash = labeled_extract(b"", SUITE, b"info_hash", info);
+    let context: [&[u8]; 3] = [MODE_BASE, psk_id_hash.as_ref(), info_hash.as_ref()];
+    let secret = labeled_extract(shared_secret, SUITE, b"secret", b"");
+    let key = labeled_expand::<32>(secret.as_ref(), SUITE, b"key", &context);
+    let base_nonce = *labeled_expand::<NONCE_LEN>(secret.as_ref(), SUITE, b"base_nonce", &context);
+    (key, base_nonce)
+}
+
 /// ExtractAndExpand of the KEM (RFC 9180, 4.1).
-fn shared_secret(agreed: &[u8; KEY_LEN], enc: &PublicKey, recipient: &PublicKey) -> Box<[u8; 32]> {
+pub(crate) fn shared_secret(agreed: &[u8; KEY_LEN], enc: &PublicKey, recipient: &PublicKey) -> Box<[u8; 32]> {
     let eae_prk = labeled_extract(b"", KEM_SUITE, b"eae_prk", agreed);
     labeled_expand(eae_prk.as_ref(), KEM_SUITE, b"shared_secret", &[&enc.0, &recipient.0])
 }

@@ -46,3 +46,5 @@ pub mod sealed_bundle;
 pub mod service;
 pub mod signature;
 pub mod time;
+#[cfg(test)]
+mod vectors;

@@ -22,9 +22,9 @@ pub const TIMESTAMP: &str = "Teemark-Timestamp";
 pub const SIGNATURE: &str = "Teemark-Signature";
 
 /// HPKE's info.
-const PURPOSE: &[u8] = b"teemark answer v1";
+pub const PURPOSE: &[u8] = b"teemark answer v1";
 /// Bytes of the file in a chunk.
-const CHUNK: usize = 64 << 10;
+pub const CHUNK: usize = 64 << 10;
 /// What the signature is about: a file as it is, or a sealed one.
 const INTENT_FILE: u8 = 0;
 const INTENT_SEALED_FILE: u8 = 1;
@@ -98,7 +98,8 @@ pub fn open(sealed: &mut [u8], about: About<'_>, key: &PrivateKey) -> Result<Vec
 }
 
 impl About<'_> {
-    fn associated(self, last: bool) -> Vec<u8> {
+    /// A chunk's associated data.
+    pub fn associated(self, last: bool) -> Vec<u8> {
         let length = u16::try_from(self.file_id.len()).unwrap_or(u16::MAX).to_be_bytes();
         [&[u8::from(last)][..], &length, self.file_id.as_bytes(), self.user_id.as_bytes()].concat()
     }

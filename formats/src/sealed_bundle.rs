@@ -34,9 +34,9 @@ pub struct Destination {
 pub struct SealedBundle {
     pub boot_nonce: BootNonce,
     pub counter: u64,
-    enc: PublicKey,
-    ciphertext: Vec<u8>,
-    signature: Vec<u8>,
+    pub enc: PublicKey,
+    pub ciphertext: Vec<u8>,
+    pub signature: Vec<u8>,
 }
 
 /// Seals a bundle: the operator's side. `ephemeral` is a fresh random key.
