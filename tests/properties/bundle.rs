@@ -8,6 +8,7 @@ use formats::time::Utc;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::{Map, Value, json};
 use teemarkd::mtls::Identity;
 use teemarkd::secrets::bundle::Bundle;
@@ -30,12 +31,21 @@ static DER: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| {
     lines.map(|line| STANDARD.decode(CERTS.shell(&format!("{line} | base64 -w 0"))).unwrap())
 });
 
+/// IV, ciphertext, tag: by ring alone.
+fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut sealed = plain.to_vec();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut sealed).unwrap();
+    [&iv[..], &sealed].concat()
+}
+
 /// What every secret value in these tests holds, so that one that is told can be found.
 const SECRET: &str = "S3cretS3cret";
 
 /// What a bundle's refusal says, in all its forms.
 fn refusal(bytes: &[u8]) -> Option<String> {
-    static ALLOWED: LazyLock<AllowList> = LazyLock::new(|| allow_list("endpoints:\n- localhost:8080\n").unwrap());
+    static ALLOWED: LazyLock<AllowList> =
+        LazyLock::new(|| AllowList::parse("list", b"endpoints:\n- localhost:8080\n").unwrap());
     let refusal = Bundle::parse(bytes, &ALLOWED, &[], Utc::now()).err()?;
     Some(format!("{refusal} {refusal:?} {}", refusal.to_json()))
 }
