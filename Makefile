@@ -1,6 +1,6 @@
 # Every command of the project. `make demo`, `make test` and the image's need no step before them.
 .POSIX:
-.PHONY: help build demo run image size run-vm run-enclave test vm-test check footprint clean
+.PHONY: help build demo run image size run-vm run-enclave test vm-test check footprint vectors clean
 
 help:
 	@echo 'make demo        the main job on real input, step by step, with pictures in out/demo'
@@ -20,6 +20,7 @@ help:
 	@echo 'make vm-test     the part of it that boots the image'
 	@echo 'make check       formatting, lints, licences, advisories, shell scripts, units'
 	@echo 'make footprint   the static daemon: bytes, memory and start, against their limits'
+	@echo 'make vectors     formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
 build:
@@ -80,6 +81,9 @@ check:
 footprint:
 	host/install-tools.sh
 	tests/footprint.sh
+
+vectors:
+	TEEMARK_WRITE_VECTORS=1 cargo test -p teemark-formats the_vectors_are_what_the_formats_write
 
 clean:
 	rm -rf target out

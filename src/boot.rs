@@ -1,10 +1,16 @@
 //! The start, told once from top to bottom.
 
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use formats::address::Address;
+use formats::allow_list::AllowList;
+use formats::items::ITEMS;
+use formats::time::Utc;
 use log::{error, info, warn};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,16 +20,14 @@ use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
 use crate::metrics::METRICS;
-use crate::net::addr::{Address, Listener};
-use crate::net::endpoints::AllowList;
 use crate::net::event_loop::{Acceptor, EventLoop, Handle};
+use crate::net::socket::Listener;
 use crate::net::{forward, ingress, link};
-use crate::secrets::bundle::{ITEMS, bundle_of_environment};
+use crate::secrets::bundle::bundle_of_environment;
 use crate::secrets::listener::Handshakes;
 use crate::secrets::sealed::Seal;
 use crate::secrets::store::Store;
 use crate::settings::{self, Handshake, Settings};
-use crate::time::Utc;
 
 /// Why the daemon did not start: what failed, and what the system said.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     keep_memory_private()?;
     name_unknown_settings();
 
-    let allowed = Arc::new(AllowList::load(&settings.endpoints).map_err(cannot("allow list"))?);
+    let allowed = Arc::new(allow_list(&settings.endpoints)?);
     info!("allow list: {} endpoints from {}", allowed.iter().count(), settings.endpoints.display());
     prepare_network(settings, &allowed)?;
 
@@ -83,6 +87,13 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     std::mem::forget(store.close());
     info!("stopped");
     Ok(())
+}
+
+/// Reads where the enclave may connect to.
+fn allow_list(file: &Path) -> Result<AllowList, BootError> {
+    let name = file.display().to_string();
+    let text = fs::read(file).map_err(cannot(format_args!("allow list: {name} cannot be read")))?;
+    AllowList::parse(&name, &text).map_err(cannot("allow list"))
 }
 
 /// Takes SIGTERM and SIGINT out of the normal course, in every thread, so that [`run`] can wait for them.
@@ -209,7 +220,7 @@ fn take_what_is_there(store: &Store) {
 }
 
 fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
-    let listener = address.listen().map_err(cannot(format_args!("{name} listener, {address}")))?;
+    let listener = Listener::open(address).map_err(cannot(format_args!("{name} listener, {address}")))?;
     info!("{name}: listening on {}", listener.address().map_err(cannot(name))?);
     Ok(listener)
 }

@@ -3,34 +3,30 @@
 //!
 //! Blocking code throughout: a thread for each request in flight, and one event loop for the connections that wait. To
 //! read it, follow a request: [`net::event_loop`] accepts a connection, [`net::ingress`] waits for a request's head and
-//! hands the connection to a thread, [`api`] answers: [`files`] opens the file, [`watermark`] has it marked, over
+//! hands the connection to a thread, [`api`] answers: [`formats::files`] opens the file, [`watermark`] has it marked, over
 //! connections that [`net::egress`] makes under the identity of [`mtls`]. [`secrets`] brings the keys and certificates.
-//! [`grants`] decides who may have which file. [`reply`] seals and signs the answer with the keys of [`attest`]. What
+//! [`formats::grants`] decides who may have which file. [`formats::reply`] seals and signs the answer with the keys of [`attest`]. What
 //! happens before the first request stands in [`boot`].
 //!
-//! A module uses only those below it:
+//! What goes over the wire is the crate [`formats`], which the programs outside the enclave use too; here is only what runs
+//! inside. A module uses only those below it:
 //!
 //! ```text
 //! main       arguments, log
 //! boot       the start, told once from top to bottom
 //! api        one pipeline for files (admitted, received, marked, given), the routes, the one error table
 //! watermark  the client of the service
-//! secrets    the handshake: sealed (opening what an operator sealed), bundle (parse and check), listener (port 7777),
-//!            store (what is in force now)
-//! grants     the signed tokens that say who may have which file
-//! reply      answers sealed to the user's key, and signed
+//! secrets    the handshake: sealed (which sealed bundles are taken), bundle (checked against the image), listener (port
+//!            7777), store (what is in force now)
+//! grants     which grants have been used
 //! attest     the enclave's own keys, and the Nitro Secure Module's word for them
-//! files      opening an encrypted file: formats, keys
 //! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent
 //! settings   every setting, its default and its limit
 //! net        the way in: event_loop (who waits), ingress (who is served), request, answer, http, workers; the way out:
-//!            egress, tls, tls_error, certificate, cryptography, endpoints (the allow list); addr, wait (streams with a
-//!            deadline), pace, outbox; forward; link (loopback, /etc/hosts)
-//! hpke       sealing to a public key            digest   SHA-256
-//! json       text taken from where it lies      base64   in lines or not, padded or not
-//! memory     admission                          metrics  what is counted
-//! time       moments as people read them        threads  starting one
-//! logging    the log's way out
+//!            egress, tls, tls_error, certificate, cryptography; socket, wait (streams with a deadline), pace, outbox;
+//!            forward; link (loopback, /etc/hosts)
+//! memory     admission        metrics  what is counted
+//! threads    starting one     logging  the log's way out
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.
@@ -38,21 +34,14 @@
 
 pub mod api;
 pub mod attest;
-pub mod base64;
 pub mod boot;
-pub mod digest;
-pub mod files;
 pub mod grants;
-pub mod hpke;
-mod json;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod mtls;
 pub mod net;
-pub mod reply;
 pub mod secrets;
 pub mod settings;
 mod threads;
-pub mod time;
 pub mod watermark;

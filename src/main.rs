@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use env_logger::Target;
+use formats::items::CERTIFICATES;
+use formats::time::Utc;
 use log::{LevelFilter, error, info};
 use teemarkd::boot;
 use teemarkd::logging::Queue;
-use teemarkd::secrets::bundle::{CERTIFICATES, bundle_of_environment};
+use teemarkd::secrets::bundle::bundle_of_environment;
 use teemarkd::secrets::store::Store;
 use teemarkd::settings::Settings;
-use teemarkd::time::Utc;
 use zeroizing_alloc::ZeroAlloc;
 
 /// Wipes every block of memory before it is freed: keys and plaintext, and every copy that a library made of them.

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::time::Utc;
+use formats::time::Utc;
 
 /// The counters of this process.
 pub static METRICS: Metrics = Metrics::new();

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::address::Address;
+use formats::certificates::Fingerprint;
+use formats::signature::VerifyingKey;
 
-use crate::net::addr::Address;
 use crate::net::egress::Route;
 
 /// How the daemon is to run.
@@ -55,7 +57,7 @@ pub struct Settings {
     /// The name, beside the identity key, that a grant may be for.
     pub fleet: Option<String>,
     /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
-    pub pinned: Vec<[u8; 32]>,
+    pub pinned: Vec<Fingerprint>,
     /// Whether /metrics is on the public listener too. It tells exact sizes and outcomes of other users' requests.
     pub public_metrics: bool,
 }
@@ -76,7 +78,7 @@ pub enum Handshake {
     Plain,
     /// What one of these operators, named by their Ed25519 public keys, sealed to this enclave. Where there are none,
     /// the handshake is closed.
-    Sealed(Vec<[u8; 32]>),
+    Sealed(Vec<VerifyingKey>),
 }
 
 /// A setting that cannot be used: which, and what it should be.
@@ -129,14 +131,7 @@ impl Settings {
             other => Err(SettingError { name, reason: format!("{other:?} is neither {yes} nor {no}") }),
         };
         let switch = |name| either(name, "off", ["on", "off"]);
-        let digests = |name, what, parse: fn(&str) -> Option<[u8; 32]>| {
-            let value = text(name, "")?;
-            let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
-            let parse =
-                |item| parse(item).ok_or_else(|| SettingError { name, reason: format!("{item:?} is no {what}") });
-            items.map(parse).collect::<Result<Vec<_>, _>>()
-        };
-        let operators = digests("TEEMARK_OPERATOR_KEYS", "Ed25519 public key in base64", key)?;
+        let operators = list("TEEMARK_OPERATOR_KEYS", &text("TEEMARK_OPERATOR_KEYS", "")?, OPERATOR_KEY, operator_key)?;
         let fleet = text("TEEMARK_FLEET", "")?;
         let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
         Ok(Settings {
@@ -169,7 +164,7 @@ impl Settings {
             },
             grants: either("TEEMARK_GRANTS", "required", ["required", "off"])?,
             fleet: (!fleet.is_empty()).then_some(fleet),
-            pinned: digests("TEEMARK_PIN_CA", "SHA-256 fingerprint in hex", fingerprint)?,
+            pinned: list("TEEMARK_PIN_CA", &text("TEEMARK_PIN_CA", "")?, FINGERPRINT, Fingerprint::from_hex)?,
             public_metrics: switch("TEEMARK_PUBLIC_METRICS")?,
         })
     }
@@ -236,14 +231,19 @@ fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
         .map_err(|_| SettingError { name, reason: format!("{text:?} is no time from 1s to 3600s") })
 }
 
-/// A public key of 32 bytes in base64.
-fn key(text: &str) -> Option<[u8; 32]> {
-    STANDARD.decode(text).ok()?.try_into().ok()
+const OPERATOR_KEY: &str = "Ed25519 public key in base64";
+const FINGERPRINT: &str = "SHA-256 fingerprint in hex";
+
+/// Items between commas.
+fn list<T>(name: &'static str, value: &str, what: &str, parse: fn(&str) -> Option<T>) -> Result<Vec<T>, SettingError> {
+    let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items
+        .map(|item| parse(item).ok_or_else(|| SettingError { name, reason: format!("{item:?} is no {what}") }))
+        .collect()
 }
 
-/// A SHA-256 fingerprint, with or without the colons that openssl puts between the bytes.
-fn fingerprint(text: &str) -> Option<[u8; 32]> {
-    hex::decode(text.replace(':', "")).ok()?.try_into().ok()
+fn operator_key(text: &str) -> Option<VerifyingKey> {
+    STANDARD.decode(text).ok().and_then(|bytes| VerifyingKey::from_slice(&bytes))
 }
 
 /// The default of TEEMARK_MEMORY, in bytes, where so many are available at the start. The daemon stays under five
@@ -262,6 +262,8 @@ fn available_memory() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use formats::digest::Sha256;
+
     use super::*;
     use std::cell::RefCell;
     use std::collections::BTreeSet;
@@ -296,8 +298,8 @@ mod tests {
         let key = STANDARD.encode([7; 32]);
         let (keys, pins) = (format!("{key}, {key}"), format!("{},{}", "ab:".repeat(31) + "ab", "cd".repeat(32)));
         let s = read(&[("TEEMARK_OPERATOR_KEYS", &keys), ("TEEMARK_PIN_CA", &pins)]).unwrap();
-        assert_eq!(s.handshake, Handshake::Sealed(vec![[7; 32]; 2]));
-        assert_eq!(s.pinned, [[0xab; 32], [0xcd; 32]]);
+        assert_eq!(s.handshake, Handshake::Sealed(vec![VerifyingKey::from_bytes([7; 32]); 2]));
+        assert_eq!(s.pinned, [[0xab; 32], [0xcd; 32]].map(|bytes| Fingerprint(Sha256::from_bytes(bytes))));
         assert_eq!(read(&[("TEEMARK_HANDSHAKE", "plain")]).unwrap().handshake, Handshake::Plain);
     }
 

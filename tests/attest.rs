@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::digest::sha256;
+use formats::hpke::PrivateKey;
+use formats::reply::{self, About, Statement};
+use formats::time::now_ms;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 use support::*;
-use teemarkd::digest::sha256;
-use teemarkd::hpke::PrivateKey;
-use teemarkd::reply::{self, About, Statement};
-use teemarkd::time::now_ms;
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 

@@ -14,10 +14,11 @@ use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::attestation::BootNonce;
+use formats::hpke::{PrivateKey, PublicKey};
+use formats::sealed_bundle::{Destination, seal};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
-use teemarkd::hpke::PrivateKey;
-use teemarkd::secrets::sealed::{Destination, seal};
 
 use needles::{Needles, integers_of_rsa_key};
 use support::*;
@@ -206,7 +207,8 @@ fn of_what_came_sealed_or_went_out_sealed_nothing_is_left_in_memory() {
     let mut bundle = certs.bundle(service.port);
     bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
     let ephemeral = PrivateKey::new(Box::new([6; 32]));
-    let sealed = seal(bundle.to_string().as_bytes(), &destination(&daemon), 1, &operator, &ephemeral).unwrap().text;
+    let sealed =
+        seal(bundle.to_string().as_bytes(), &destination(&daemon), 1, &operator, &ephemeral).unwrap().to_json();
     assert_eq!(daemon.handshake(sealed.as_bytes())["ok"], true);
 
     let text = distinctive(100_000);
@@ -241,5 +243,6 @@ fn destination(daemon: &Daemon) -> Destination {
     let told: serde_json::Value = serde_json::from_slice(&document[start..=end]).unwrap();
     let sealing_key = STANDARD.decode(told["sealing_key"].as_str().unwrap()).unwrap();
     let boot_nonce = hex::decode(told["boot_nonce"].as_str().unwrap()).unwrap();
-    Destination { sealing_key: sealing_key.try_into().unwrap(), boot_nonce: boot_nonce.try_into().unwrap() }
+    let sealing_key = PublicKey::from_bytes(sealing_key.try_into().unwrap()).unwrap();
+    Destination { sealing_key, boot_nonce: BootNonce::from_bytes(boot_nonce.try_into().unwrap()) }
 }

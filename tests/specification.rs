@@ -20,7 +20,17 @@ fn every_test_that_the_specification_names_exists() {
     let page = |name| fs::read_to_string(root.join(name)).unwrap();
     let specification = page("SPECIFICATION.md") + &page("docs/THREAT-MODEL.md");
     let mut text = String::new();
-    for folder in ["src", "tests", "init/src", "image/tests", "host/cli/src", "host/cli/tests", "host/vm/tests"] {
+    for folder in [
+        "src",
+        "formats/src",
+        "formats/tests",
+        "tests",
+        "init/src",
+        "image/tests",
+        "host/cli/src",
+        "host/cli/tests",
+        "host/vm/tests",
+    ] {
         sources(&root.join(folder), &mut text);
     }
     let names = specification.split('`').skip(1).step_by(2);

@@ -13,8 +13,9 @@ use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::file_keys::DeliveredKey;
+use formats::files::{FileKey, FileKeys, OpenError};
 use serde_json::{Value, json};
-use teemarkd::files::{FileKey, FileKeys, OpenError};
 
 use support::*;
 
@@ -84,7 +85,8 @@ fn what_tink_seals_under_aes256_gcm_opens_by_its_prefix() {
         assert_eq!(file[..5], [&[1], &id.to_be_bytes()[..]].concat());
         // Beside another key, so that only the prefix can tell which it is.
         let keys = [(id.to_string(), key), ("other".to_owned(), [7; 32])];
-        let keys: FileKeys = keys.into_iter().map(|(id, key)| (id, FileKey::new(&key, false))).collect();
+        let keys: FileKeys =
+            keys.into_iter().map(|(id, key)| (id, FileKey::from(&DeliveredKey::new(Box::new(key), false)))).collect();
         assert!(keys.open(file.clone(), "file", None) == Ok(plain.clone()));
         assert!(keys.open(file.clone(), "file", Some(&id.to_string())) == Ok(plain));
         assert_eq!(keys.open(file, "file", Some("other")), Err(OpenError::Failed));
@@ -96,7 +98,8 @@ fn what_tink_seals_under_aes256_gcm_raw_opens() {
     let Some(tink) = tink("what_tink_seals_under_aes256_gcm_raw_opens") else { return };
     for plain in plaintexts() {
         let (id, key, file) = tink.seal("AES256_GCM_RAW", &plain, b"");
-        let keys: FileKeys = [(id.to_string(), FileKey::new(&key, false))].into_iter().collect();
+        let keys: FileKeys =
+            [(id.to_string(), FileKey::from(&DeliveredKey::new(Box::new(key), false)))].into_iter().collect();
         assert!(keys.open(file.clone(), "file", None) == Ok(plain.clone()));
         assert!(keys.open(file, "file", Some(&id.to_string())) == Ok(plain));
     }
@@ -107,7 +110,8 @@ fn what_tink_binds_to_a_file_id_opens_for_that_id_only() {
     let Some(tink) = tink("what_tink_binds_to_a_file_id_opens_for_that_id_only") else { return };
     for template in ["AES256_GCM", "AES256_GCM_RAW"] {
         let (id, key, file) = tink.seal(template, b"a text", b"file-1");
-        let keys: FileKeys = [(id.to_string(), FileKey::new(&key, true))].into_iter().collect();
+        let keys: FileKeys =
+            [(id.to_string(), FileKey::from(&DeliveredKey::new(Box::new(key), true)))].into_iter().collect();
         assert_eq!(keys.open(file.clone(), "file-1", None), Ok(b"a text".to_vec()));
         assert_eq!(keys.open(file, "file-2", None), Err(OpenError::Failed));
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use teemarkd::time::Utc;
+use formats::certificates;
+use formats::time::Utc;
 
 use crate::eif::{EifError, Image, Metadata, assemble};
 use crate::inputs::{Files, InputError, Inputs};
@@ -12,7 +13,7 @@ use crate::output::{self, Output, OutputError};
 use crate::parts::Parts;
 use crate::ramdisk::{Entry, Node, RamdiskError, newc};
 use crate::record::{Part, Record};
-use crate::{certificates, contents, xz};
+use crate::{contents, xz};
 
 /// The most bytes of a command line: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
 /// virtual machine appends (a virtio_mmio.device= for each device).
@@ -144,8 +145,9 @@ fn record(inputs: &Inputs, metadata: &Metadata<'_>, parts: &Parts, image: &Image
     let environment = if settings.secrets.is_empty() { Part::of } else { Part::secret };
     known.insert("environment", environment(&settings.environment));
     if let Some(certificates) = &inputs.certificates {
-        for ((name, mode), contents) in certificates::FILES.iter().zip(&certificates.contents) {
-            known.insert(name, if *mode == 0o600 { Part::secret(contents) } else { Part::of(contents) });
+        for (part, file) in certificates.files.iter() {
+            let secret = part == certificates::Part::Key;
+            known.insert(part.file(), if secret { Part::secret(file) } else { Part::of(file) });
         }
     }
     if let Some(debug) = &inputs.debug {

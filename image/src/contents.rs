@@ -1,6 +1,7 @@
 //! What stands where in the enclave.
 
-use crate::certificates;
+use formats::certificates::Part;
+
 use crate::inputs::Inputs;
 use crate::ramdisk::Entry;
 
@@ -78,10 +79,10 @@ pub fn second(inputs: &Inputs) -> Vec<Entry> {
     ];
     entries.extend(["/opt", "/opt/enclave", CERTS].map(|path| Entry::directory(path, 0o755)));
     if let Some(certificates) = &inputs.certificates {
-        let files = certificates::FILES.iter().zip(&certificates.contents);
-        entries.extend(
-            files.map(|((name, mode), contents)| Entry::file(&format!("{CERTS}/{name}"), *mode, contents.clone())),
-        );
+        let entry = |(part, file): (Part, &Vec<u8>)| {
+            Entry::file(&format!("{CERTS}/{}", part.file()), part.mode(), file.clone())
+        };
+        entries.extend(certificates.files.iter().map(entry));
     }
     if let Some(debug) = &inputs.debug {
         entries.push(Entry::file(LAUNCHER, 0o755, debug.launcher.clone()));

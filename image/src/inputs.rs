@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use teemarkd::net::endpoints::AllowListError;
-use teemarkd::time::Utc;
+use formats::allow_list::AllowListError;
+use formats::time::Utc;
 
 use crate::certificates::Certificates;
 use crate::settings::Settings;

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::allow_list::AllowList;
+use formats::certificates::Fingerprint;
+use formats::items::{CERTIFICATES, FILE_KEYS, ITEMS};
+use formats::signature::VerifyingKey;
+use formats::time::Utc;
 use init::environment::{self, Environment};
 use teemarkd::net::egress::Route;
-use teemarkd::net::endpoints::AllowList;
-use teemarkd::secrets::bundle::{Bundle, CERTIFICATES, FILE_KEYS, ITEMS, bundle_of_environment};
+use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
 use teemarkd::settings::{self, Handshake};
-use teemarkd::time::Utc;
 
 use crate::contents;
 use crate::inputs::{Files, InputError, read};
@@ -28,8 +31,8 @@ pub struct Settings {
     pub environment: Vec<u8>,
     /// Variables of it that hold a secret.
     pub secrets: Vec<&'static str>,
-    /// SHA-256 of the CAs that the service may be certified by; where empty, any.
-    pub pinned: Vec<[u8; 32]>,
+    /// The CAs that the service may be certified by; where empty, any.
+    pub pinned: Vec<Fingerprint>,
     /// What works, and is not likely to be meant.
     pub doubts: Vec<String>,
 }
@@ -43,7 +46,7 @@ impl Settings {
     pub fn read(files: &Files, now: Utc) -> Result<Settings, InputError> {
         let (endpoints, file, baked) = (&*files.endpoints, &*files.environment, files.certs.is_some());
         let list = read(endpoints)?;
-        let allowed = AllowList::load(endpoints).map_err(InputError::AllowList)?;
+        let allowed = AllowList::parse(&endpoints.display().to_string(), &list).map_err(InputError::AllowList)?;
         let mut text = read(file)?;
         put_operators(&files.operators, &mut text)?;
         let mut doubts = Vec::new();
@@ -96,7 +99,7 @@ fn put_operators(operators: &[PathBuf], text: &mut Vec<u8>) -> Result<(), InputE
     let mut keys = Vec::new();
     for file in operators {
         let key = String::from_utf8(read(file)?).unwrap_or_default();
-        let good = STANDARD.decode(key.trim()).is_ok_and(|bytes| bytes.len() == 32);
+        let good = STANDARD.decode(key.trim()).is_ok_and(|bytes| VerifyingKey::from_slice(&bytes).is_some());
         if !good {
             return Err(InputError::refused(file, "is no public half of an operator's key: base64 of 32 bytes"));
         }

@@ -1,5 +1,6 @@
 //! What operators may ask.
 
+use formats::time::Utc;
 use serde_json::json;
 
 use super::context::Api;
@@ -9,7 +10,6 @@ use super::request::{Target, allow, body};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
-use crate::time::Utc;
 
 pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     match *target.path() {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use formats::allow_list::AllowList;
+
 use super::health::Health;
 use super::limits::Limits;
 use super::permit::Grants;
 use crate::attest::Attestation;
 use crate::memory::Budget;
 use crate::net::egress::Route;
-use crate::net::endpoints::AllowList;
 use crate::secrets::store::Store;
 use crate::settings::{Settings, WatermarkApi};
 

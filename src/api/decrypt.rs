@@ -6,18 +6,20 @@
 
 use std::time::Instant;
 
+use formats::digest::Sha256;
+use formats::hpke::PrivateKey;
+use formats::reply::{self, About, Statement};
+use formats::time::now_ms;
+
 use super::context::Api;
 use super::error::ApiError;
 use super::forms::{Asked, Form};
 use super::permit::{Covered, Permit};
-use crate::hpke::PrivateKey;
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
-use crate::reply::{self, About, Statement};
 use crate::secrets::store::Ready;
-use crate::time::now_ms;
 use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
 /// Answers a request for a file, and settles its grant by what came of it.
@@ -48,7 +50,7 @@ struct Received<'a> {
     asked: Covered,
     file: Vec<u8>,
     /// SHA-256 of the encrypted file.
-    content_sha256: [u8; 32],
+    content_sha256: Sha256,
     /// What is in force now that the file is there.
     secrets: Ready,
     memory: Reservation,
@@ -60,7 +62,7 @@ struct Marked<'a> {
     asked: Covered,
     data: Vec<u8>,
     watermarked: bool,
-    content_sha256: [u8; 32],
+    content_sha256: Sha256,
     memory: Reservation,
 }
 
@@ -89,7 +91,7 @@ impl<'a> Admitted<'a> {
     fn receive(mut self, form: &Form<'_>, request: &mut Request<'_>) -> Result<Received<'a>, ApiError> {
         let Admitted { api, permit, .. } = self;
         let (asked, file) = form.read(&api.limits, request, &mut self.memory, |asked| permit.covers(asked))?;
-        let content_sha256 = crate::digest::sha256(&file);
+        let content_sha256 = formats::digest::sha256(&file);
         let secrets = permit.is_good_still(api, request, content_sha256)?;
         Ok(Received { api, asked, file, content_sha256, secrets, memory: self.memory })
     }
@@ -140,7 +142,7 @@ impl Marked<'_> {
         };
         let (sealed, timestamp_ms) = (reply_key.is_some(), now_ms());
         let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
-        let signature = crate::base64::encode(api.attestation.sign(&statement.to_bcs(&data)));
+        let signature = formats::base64::encode(api.attestation.sign(&statement.to_bcs(&data)));
         Ok(Given { asked, data, sealed, watermarked, timestamp_ms, signature, memory })
     }
 }

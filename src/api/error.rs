@@ -1,12 +1,12 @@
 //! The error table: every answer that is not a success.
 
+use formats::files::OpenError;
+use formats::grants::GrantError;
 use log::error;
 use serde_json::json;
 
 use super::limits::TooLarge;
 use crate::attest::DocumentError;
-use crate::files::OpenError;
-use crate::grants::GrantError;
 use crate::memory::NoMemory;
 use crate::net::answer::Answer;
 use crate::net::http::{HttpError, MAX_FIELDS, MAX_HEAD};

@@ -1,5 +1,10 @@
 //! The two forms in which a file is asked for and given: raw bytes, or JSON.
 
+use formats::base64;
+use formats::grants;
+use formats::hpke::PublicKey;
+use formats::json::{self, Text};
+use formats::reply;
 use serde::{Deserialize, Serialize};
 
 use super::decrypt::Given;
@@ -7,14 +12,9 @@ use super::error::ApiError;
 use super::limits::{FIXED_COST, Limits, cost, json_cost};
 use super::permit::Covered;
 use super::request::{Target, body, decode, header, id};
-use crate::base64;
-use crate::grants;
-use crate::hpke::PublicKey;
-use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
-use crate::reply;
 
 /// How a file is asked for, and so how it is given.
 pub enum Form<'t> {
@@ -99,7 +99,7 @@ struct JsonRequest<'a> {
 struct JsonAnswer<'a> {
     file_id: &'a str,
     user_id: &'a str,
-    /// The marked file; or, sealed to the reply key, the answer of [`crate::reply`].
+    /// The marked file; or, sealed to the reply key, the answer of [`formats::reply`].
     #[serde(skip_serializing_if = "Option::is_none")]
     decrypted_data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

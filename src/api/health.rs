@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use formats::allow_list::Endpoint;
 use log::error;
 use serde_json::{Map, Value, json};
 
 use super::context::Api;
 use crate::net::answer::Answer;
-use crate::net::endpoints::Endpoint;
 use crate::threads;
 use crate::watermark::check_watermark_health;
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use formats::files;
+use formats::items::MAX_BUNDLE;
 use serde_json::{Value, json};
 
-use crate::files;
-use crate::secrets::bundle::MAX_BUNDLE;
 use crate::settings::Settings;
 
 /// Room in a JSON request beside the file, in bytes.

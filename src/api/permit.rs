@@ -1,19 +1,23 @@
 //! What a request may have.
 
+use formats::digest::Sha256;
+use formats::grants::{Grant, GrantError};
+use formats::hpke::PublicKey;
+use formats::signature::VerifyingKey;
+use formats::time::Utc;
+
 use super::context::Api;
 use super::error::ApiError;
 use super::forms::Asked;
 use super::limits::TooLarge;
 use super::request::header;
-use crate::grants::{Grant, GrantError, Use, UsedGrants};
-use crate::hpke::PublicKey;
+use crate::grants::{Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
 use crate::net::request::Request;
 use crate::secrets::store::Ready;
 use crate::settings::Settings;
-use crate::time::Utc;
 
 /// Whether grants are asked for, whom they may be for, and which have been used.
 pub struct Grants {
@@ -24,7 +28,7 @@ pub struct Grants {
 
 impl Grants {
     /// A grant may be for this enclave, by the hex of its identity key, or for its fleet.
-    pub fn new(settings: &Settings, identity: [u8; 32]) -> Grants {
+    pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
         Grants { required: settings.grants, audiences, used: UsedGrants::default() }
     }
@@ -91,7 +95,7 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn is_good_still(&self, api: &Api, request: &Request<'_>, content: [u8; 32]) -> Result<Ready, ApiError> {
+    pub fn is_good_still(&self, api: &Api, request: &Request<'_>, content: Sha256) -> Result<Ready, ApiError> {
         let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
         if let Permit::Granted(taken, _) = self {
             grant(api, request, &secrets)?;

@@ -2,6 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::attestation::MAX_NONCE;
+use formats::time::Utc;
 use serde_json::json;
 
 use super::admin::metrics;
@@ -11,10 +13,9 @@ use super::error::{ApiError, Routed};
 use super::forms::Form;
 use super::health::health_check;
 use super::request::{Target, allow};
-use crate::attest::{DocumentError, MAX_NONCE};
+use crate::attest::DocumentError;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
-use crate::time::Utc;
 
 pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");

@@ -1,6 +1,6 @@
 //! As much DER (X.690) as the two certificates of a test root take (RFC 5280, 4.1).
 
-use crate::time::Utc;
+use formats::time::Utc;
 
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;

@@ -14,19 +14,16 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use formats::attestation::{BootNonce, BundleId, UserData};
+use formats::digest::Sha256;
+use formats::hpke;
+use formats::signature::VerifyingKey;
 use log::warn;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use serde_json::json;
-
-use crate::hpke;
 
 pub use nsm::DevNsm;
 pub use test_nsm::TestNsm;
 
-/// Longest nonce of a document that is asked for, in bytes. The module itself takes 512.
-pub const MAX_NONCE: usize = 64;
 /// A document takes the module some milliseconds, and it does nothing else meanwhile: so many at once, and one more
 /// each so often.
 const BURST: u32 = 10;
@@ -103,21 +100,13 @@ pub enum DocumentError {
     Nsm(NsmError),
 }
 
-/// What tells a sealed bundle from every other. The default is that of none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BundleId {
-    pub counter: u64,
-    /// SHA-256 of its ciphertext, which is another each time that something is sealed.
-    pub sha256: [u8; 32],
-}
-
 /// The enclave's keys, and the module that vouches for them.
 pub struct Attestation {
     nsm: Box<dyn Nsm>,
     identity: Ed25519KeyPair,
     sealing: hpke::PrivateKey,
-    boot_nonce: [u8; 32],
-    allow_list: [u8; 32],
+    boot_nonce: BootNonce,
+    allow_list: Sha256,
     /// The last sealed bundle in force.
     in_force: Mutex<BundleId>,
     /// When the next document is due, if they came evenly.
@@ -129,7 +118,7 @@ impl Attestation {
     ///
     /// # Errors
     /// The module gives no random numbers.
-    pub fn new(nsm: Box<dyn Nsm>, allow_list: [u8; 32]) -> Result<Attestation, NsmError> {
+    pub fn new(nsm: Box<dyn Nsm>, allow_list: Sha256) -> Result<Attestation, NsmError> {
         let random = || {
             let mut bytes = Box::new([0; 32]);
             nsm.random(&mut *bytes).map(|()| bytes)
@@ -137,24 +126,14 @@ impl Attestation {
         let identity =
             Ed25519KeyPair::from_seed_unchecked(&*random()?).map_err(|_| NsmError("no identity key".into()))?;
         let sealing = hpke::PrivateKey::new(random()?);
-        let boot_nonce = *random()?;
+        let boot_nonce = BootNonce::from_bytes(*random()?);
         let (in_force, next) = (Mutex::default(), Mutex::new(Instant::now()));
         Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next })
     }
 
-    /// What a document says of this enclave beside its identity key. By the bundle's id an operator knows whether it has
-    /// arrived: the handshake's answer goes through the parent, which can make one up.
-    fn user_data(&self) -> String {
-        let BundleId { counter, sha256 } = self.in_force();
-        let user_data = json!({
-            "version": 1,
-            "sealing_key": STANDARD.encode(self.sealing.public()),
-            "allow_list_sha256": hex::encode(self.allow_list),
-            "boot_nonce": hex::encode(self.boot_nonce),
-            "counter": counter,
-            "bundle_sha256": hex::encode(sha256),
-        });
-        user_data.to_string()
+    /// What a document says of this enclave beside its identity key.
+    fn user_data(&self) -> UserData {
+        UserData::new(self.sealing.public(), self.allow_list, self.boot_nonce, self.in_force())
     }
 
     /// The last sealed bundle in force.
@@ -167,13 +146,13 @@ impl Attestation {
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
     }
 
-    /// A document with both keys, and a nonce of at most [`MAX_NONCE`] bytes so that its asker knows it to be fresh.
+    /// A document with both keys, and a nonce of at most [`formats::attestation::MAX_NONCE`] bytes so that its asker knows it to be fresh.
     ///
     /// # Errors
     /// See [`DocumentError`].
     pub fn document(&self, nonce: Option<&[u8]>) -> Result<Vec<u8>, DocumentError> {
         self.take_turn(Instant::now())?;
-        let user_data = self.user_data();
+        let user_data = self.user_data().to_json();
         let claims = Claims {
             public_key: Some(self.identity.public_key().as_ref()),
             user_data: Some(user_data.as_bytes()),
@@ -201,8 +180,8 @@ impl Attestation {
     }
 
     /// The public half of the identity key.
-    pub fn identity(&self) -> [u8; 32] {
-        self.identity.public_key().as_ref().try_into().expect("an Ed25519 key has 32 bytes")
+    pub fn identity(&self) -> VerifyingKey {
+        VerifyingKey::from_slice(self.identity.public_key().as_ref()).expect("an Ed25519 key has 32 bytes")
     }
 
     /// The key that opens what is sealed to this enclave.
@@ -211,8 +190,8 @@ impl Attestation {
     }
 
     /// What tells this boot from every other.
-    pub fn boot_nonce(&self) -> &[u8; 32] {
-        &self.boot_nonce
+    pub fn boot_nonce(&self) -> BootNonce {
+        self.boot_nonce
     }
 
     /// The root of documents that prove nothing; none where the module is real.
@@ -243,7 +222,7 @@ mod tests {
     use super::*;
 
     fn attestation() -> Attestation {
-        Attestation::new(Box::new(TestNsm::default()), [1; 32]).unwrap()
+        Attestation::new(Box::new(TestNsm::default()), Sha256::default()).unwrap()
     }
 
     #[test]
@@ -256,11 +235,10 @@ mod tests {
 
     #[test]
     fn what_the_identity_key_signs_verifies_under_it() {
-        use ring::signature::{ED25519, UnparsedPublicKey};
         let attestation = attestation();
-        let key = UnparsedPublicKey::new(&ED25519, attestation.identity());
-        key.verify(b"message", &attestation.sign(b"message")).unwrap();
-        key.verify(b"another", &attestation.sign(b"message")).unwrap_err();
+        let key = attestation.identity();
+        assert!(key.verifies(b"message", &attestation.sign(b"message")));
+        assert!(!key.verifies(b"another", &attestation.sign(b"message")));
     }
 
     #[test]

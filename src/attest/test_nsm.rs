@@ -8,6 +8,8 @@
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use formats::digest::sha256;
+use formats::time::{Utc, now_ms};
 use log::warn;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{
@@ -16,8 +18,6 @@ use ring::signature::{
 
 use super::cbor::{encode, optional_claims};
 use super::{Claims, Nsm, NsmError, der};
-use crate::digest::sha256;
-use crate::time::{Utc, now_ms};
 
 /// The PCRs that a real document names, and their length: SHA-384's.
 const PCRS: u8 = 16;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use formats::certificates::Part;
+use formats::time::Utc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -13,10 +15,9 @@ use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
-use super::{CA_CERT, IdentityError, check_validity, refuse};
+use super::{IdentityError, check_validity, refuse};
 use crate::net::certificate::Certificate;
 use crate::net::cryptography::SIGNATURES;
-use crate::time::Utc;
 
 /// Most certificates of which something is said.
 const TOLD: usize = 16;
@@ -47,13 +48,13 @@ impl Authorities {
         for (i, (der, anchor)) in given.iter().zip(anchors).enumerate() {
             let n = i + 1;
             let Some(certificate) = Certificate::parse(der) else {
-                return refuse(CA_CERT, format!("certificate {n} is not a certificate"));
+                return refuse(Part::Authority, format!("certificate {n} is not a certificate"));
             };
             if certificate.may_sign {
                 roots.roots.push(anchor.clone());
             }
             match look(n, &certificate)
-                .and_then(|warning| check_validity(CA_CERT, i, der, now).map(|_| warning).map_err(|e| e.reason))
+                .and_then(|warning| check_validity(Part::Authority, i, der, now).map(|_| warning).map_err(|e| e.reason))
             {
                 Ok(warning) => {
                     useful = true;
@@ -63,7 +64,7 @@ impl Authorities {
             }
         }
         if !useful {
-            return refuse(CA_CERT, warnings.swap_remove(0));
+            return refuse(Part::Authority, warnings.swap_remove(0));
         }
         if let more @ 1.. = warnings.len().saturating_sub(TOLD) {
             warnings.truncate(TOLD);

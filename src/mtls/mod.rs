@@ -11,6 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use formats::allow_list::AllowList;
+use formats::certificates::{Fingerprint, Part, Parts};
+use formats::digest::sha256;
+use formats::time::Utc;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -19,21 +23,10 @@ use ureq::Agent;
 use webpki::{EndEntityCert, KeyUsage};
 
 use self::authorities::Authorities;
-use crate::digest::sha256;
 use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
 use crate::net::cryptography::{self, SIGNATURES};
 use crate::net::egress::{Egress, NoLookup, Route};
-use crate::net::endpoints::AllowList;
 use crate::net::tls::MAX_ANSWER_HEAD;
-use crate::time::Utc;
-
-/// The parts of an identity, as the handshake names them.
-pub const PARTS: [&str; 3] = ["client_cert", "client_key", "ca_cert"];
-const CLIENT_CERT: usize = 0;
-const CLIENT_KEY: usize = 1;
-const CA_CERT: usize = 2;
-/// The same parts as files, with their modes.
-const FILES: [(&str, u32); 3] = [("client.crt", 0o644), ("client.key", 0o600), ("ecs-ca.crt", 0o644)];
 
 /// Idle connections kept for the next request.
 const POOLED: usize = 32;
@@ -44,27 +37,26 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// be certified by.
 pub struct Identity {
     config: Arc<ClientConfig>,
-    pem: [String; 3],
+    pem: Parts<String>,
     /// When the last certificate of the client's chain becomes valid.
     pub begins: Utc,
     /// When the first certificate of the client's chain expires.
     pub ends: Utc,
     /// What the operator may not have meant, and no call has to fail for.
     pub warnings: Vec<String>,
-    /// SHA-256 of each root, in DER.
-    roots: Vec<[u8; 32]>,
+    /// Each root's.
+    roots: Vec<Fingerprint>,
 }
 
 /// Which part is refused, and why; never a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct IdentityError {
-    /// One of [`PARTS`].
-    pub part: &'static str,
+    pub part: Part,
     pub reason: String,
 }
 
-fn refuse<T>(part: usize, reason: impl Into<String>) -> Result<T, IdentityError> {
-    Err(IdentityError { part: PARTS[part], reason: reason.into() })
+fn refuse<T>(part: Part, reason: impl Into<String>) -> Result<T, IdentityError> {
+    Err(IdentityError { part, reason: reason.into() })
 }
 
 impl Identity {
@@ -72,12 +64,12 @@ impl Identity {
     ///
     /// # Errors
     /// The first part that will not do.
-    pub fn check(parts: [&[u8]; 3], now: Utc) -> Result<Identity, IdentityError> {
-        let chain = pem::certificates(CLIENT_CERT, parts[CLIENT_CERT])?;
-        let key = pem::private_key(parts[CLIENT_KEY])?;
-        let given = pem::certificates(CA_CERT, parts[CA_CERT])?;
-        let fingerprints = given.iter().map(|authority| sha256(authority)).collect();
-        let pem = [pem::of_certificates(&chain), pem::of_key(&key), pem::of_certificates(&given)];
+    pub fn check(parts: &Parts<&[u8]>, now: Utc) -> Result<Identity, IdentityError> {
+        let chain = pem::certificates(Part::Certificate, parts.get(Part::Certificate))?;
+        let key = pem::private_key(parts.get(Part::Key))?;
+        let given = pem::certificates(Part::Authority, parts.get(Part::Authority))?;
+        let fingerprints = given.iter().map(|authority| Fingerprint(sha256(authority))).collect();
+        let pem = Parts([pem::of_certificates(&chain), pem::of_key(&key), pem::of_certificates(&given)]);
         let provider = Arc::new(cryptography::provider());
         let anchors = anchors(&given)?;
 
@@ -85,7 +77,7 @@ impl Identity {
         let certified = certify(chain.clone(), key, &provider)?;
         let (mut begins, mut ends) = (Utc(0), Utc(u64::MAX));
         for (i, certificate) in chain.iter().enumerate() {
-            let (from, until) = check_validity(CLIENT_CERT, i, certificate, now)?;
+            let (from, until) = check_validity(Part::Certificate, i, certificate, now)?;
             (begins, ends) = (begins.max(from), ends.min(until));
         }
         let (authorities, mut warnings) = Authorities::check(given, &anchors, now)?;
@@ -95,7 +87,7 @@ impl Identity {
 
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .or_else(|e| refuse(CLIENT_KEY, e.to_string()))?
+            .or_else(|e| refuse(Part::Key, e.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(authorities))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
@@ -108,10 +100,10 @@ impl Identity {
     ///
     /// # Errors
     /// The first root that is not.
-    pub fn within(self, pinned: &[[u8; 32]]) -> Result<Identity, IdentityError> {
+    pub fn within(self, pinned: &[Fingerprint]) -> Result<Identity, IdentityError> {
         match self.roots.iter().position(|root| !pinned.contains(root)) {
             Some(i) if !pinned.is_empty() => {
-                refuse(CA_CERT, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
+                refuse(Part::Authority, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
             }
             _ => Ok(self),
         }
@@ -122,15 +114,15 @@ impl Identity {
     /// # Errors
     /// A file that cannot be read, or is refused by [`Identity::check`].
     pub fn load(folder: &Path, now: Utc) -> Result<Option<Identity>, IdentityError> {
-        let mut read = [const { Vec::new() }; 3];
-        if FILES.iter().all(|(name, _)| !folder.join(name).exists()) {
+        if Part::ALL.iter().all(|part| !folder.join(part.file()).exists()) {
             return Ok(None);
         }
-        for (i, (name, _)) in FILES.iter().enumerate() {
-            let path = folder.join(name);
-            read[i] = fs::read(&path).or_else(|e| refuse(i, format!("{} cannot be read: {e}", path.display())))?;
+        let mut files = [const { Vec::new() }; 3];
+        for (part, file) in Part::ALL.into_iter().zip(&mut files) {
+            let path = folder.join(part.file());
+            *file = fs::read(&path).or_else(|e| refuse(part, format!("{} cannot be read: {e}", path.display())))?;
         }
-        Identity::check([&read[0], &read[1], &read[2]], now).map(Some)
+        Identity::check(&Parts(files.each_ref().map(Vec::as_slice)), now).map(Some)
     }
 
     /// Writes the three files into `folder`, as PEM. All are complete before the first takes its name.
@@ -140,13 +132,14 @@ impl Identity {
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let new = |name| folder.join(format!(".{name}.new"));
-        for ((name, mode), pem) in FILES.iter().zip(&self.pem) {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(*mode).open(new(name))?;
-            file.set_permissions(Permissions::from_mode(*mode))?;
+        for (part, pem) in self.pem.iter() {
+            let (path, mode) = (new(part.file()), part.mode());
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+            file.set_permissions(Permissions::from_mode(mode))?;
             file.write_all(pem.as_bytes())?;
             file.sync_all()?;
         }
-        FILES.iter().try_for_each(|(name, _)| fs::rename(new(name), folder.join(name)))
+        Part::ALL.iter().try_for_each(|part| fs::rename(new(part.file()), folder.join(part.file())))
     }
 
     /// The way to the watermark service under this identity. `limit` bounds a whole call, and an idle connection is kept
@@ -188,7 +181,7 @@ pub struct MutualTls {
 fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, IdentityError> {
     let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
         Ok(anchor) => Ok(anchor.to_owned()),
-        Err(_) => refuse(CA_CERT, format!("certificate {} is not a certificate", i + 1)),
+        Err(_) => refuse(Part::Authority, format!("certificate {} is not a certificate", i + 1)),
     };
     given.iter().enumerate().map(anchor).collect()
 }
@@ -198,7 +191,7 @@ fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>
 fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
     let parsed = chain.iter().enumerate().map(|(i, der)| {
         Certificate::parse(der)
-            .map_or_else(|| refuse(CLIENT_CERT, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
+            .map_or_else(|| refuse(Part::Certificate, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
     });
     let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
     for (i, pair) in parsed.windows(2).enumerate() {
@@ -206,7 +199,7 @@ fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
         if !signed.unwrap_or(pair[0].issuer == pair[1].subject) {
             let (this, next) = (i + 1, i + 2);
             return refuse(
-                CLIENT_CERT,
+                Part::Certificate,
                 format!(
                     "certificate {this} is not issued by certificate {next}: the client's own certificate comes first, \
                      then each one's issuer"
@@ -234,14 +227,14 @@ fn certify(
             match point.and_then(|point| elliptic_key(secret, point)) {
                 Some(whole) => (PrivateSec1KeyDer::from(whole).into(), OTHER_KEY),
                 None if point.is_none() && certificate.is_some_and(|c| c.has_elliptic_key()) => (key, UNSUPPORTED),
-                None => return refuse(CLIENT_KEY, OTHER_KEY),
+                None => return refuse(Part::Key, OTHER_KEY),
             }
         }
     };
     CertifiedKey::from_der(chain, key, provider).or_else(|e| match e {
-        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(CLIENT_KEY, OTHER_KEY),
-        Error::InvalidCertificate(_) => refuse(CLIENT_CERT, format!("certificate 1 {NO_CERTIFICATE}")),
-        _ => refuse(CLIENT_KEY, failure),
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(Part::Key, OTHER_KEY),
+        Error::InvalidCertificate(_) => refuse(Part::Certificate, format!("certificate 1 {NO_CERTIFICATE}")),
+        _ => refuse(Part::Key, failure),
     })
 }
 
@@ -251,7 +244,7 @@ fn certify(
 /// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
 /// asked about the beginning and the end of time.
 fn check_validity(
-    part: usize,
+    part: Part,
     i: usize,
     certificate: &CertificateDer<'_>,
     now: Utc,
@@ -299,11 +292,11 @@ const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without 
 fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, IdentityError> {
     match verify(&chain[0], &chain[1..], anchors, Duration::from_secs(now.0)) {
         Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
-            refuse(CLIENT_CERT, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")
+            refuse(Part::Certificate, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")
         }
         // webpki does not look at the usage of such a one: it has no business at the end of a chain.
         Err(webpki::Error::CaUsedAsEndEntity) => {
-            refuse(CLIENT_CERT, "is a CA's certificate: use one that was issued to a client")
+            refuse(Part::Certificate, "is a CA's certificate: use one that was issued to a client")
         }
         Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => Ok(false),
         _ => Ok(true),

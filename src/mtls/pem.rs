@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
+use formats::base64;
+use formats::certificates::Part;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls_pemfile::Item;
 
-use super::{CLIENT_KEY, IdentityError, refuse};
-use crate::base64;
+use super::{IdentityError, refuse};
 
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
@@ -35,7 +36,7 @@ const OTHERS: [&str; 10] = [
 ///
 /// # Errors
 /// It holds none or something else, or not all of it can be read.
-pub fn certificates(part: usize, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let bytes = decode(part, given)?;
     if !is_pem(&bytes) {
         return Ok(vec![CertificateDer::from(bytes)]);
@@ -52,23 +53,23 @@ pub fn certificates(part: usize, given: &[u8]) -> Result<Vec<CertificateDer<'sta
 /// # Errors
 /// It holds none, several or something else, or cannot be read.
 pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let bytes = decode(CLIENT_KEY, given)?;
+    let bytes = decode(Part::Key, given)?;
     if !is_pem(&bytes) {
         return PrivateKeyDer::try_from(bytes)
-            .or_else(|_| refuse(CLIENT_KEY, "is not a private key in PKCS#8, PKCS#1 or SEC1"));
+            .or_else(|_| refuse(Part::Key, "is not a private key in PKCS#8, PKCS#1 or SEC1"));
     }
-    let mut keys = blocks(CLIENT_KEY, &bytes)?;
+    let mut keys = blocks(Part::Key, &bytes)?;
     match (keys.pop(), keys.len()) {
         (Some(Item::Pkcs1Key(key)), 0) => Ok(key.into()),
         (Some(Item::Pkcs8Key(key)), 0) => Ok(key.into()),
         (Some(Item::Sec1Key(key)), 0) => Ok(key.into()),
-        (_, 0) => refuse(CLIENT_KEY, "is PEM without a private key"),
-        (_, n) => refuse(CLIENT_KEY, format!("holds {} private keys, not one", n + 1)),
+        (_, 0) => refuse(Part::Key, "is PEM without a private key"),
+        (_, n) => refuse(Part::Key, format!("holds {} private keys, not one", n + 1)),
     }
 }
 
 /// The bytes that a part stands for: PEM or DER as it is, or what base64 of either decodes to.
-fn decode(part: usize, given: &[u8]) -> Result<Vec<u8>, IdentityError> {
+fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, IdentityError> {
     const SEQUENCE: u8 = 0x30; // every certificate and key in DER begins so (X.690, 8.9)
     let text = std::str::from_utf8(given);
     if is_pem(given) || given.first() == Some(&SEQUENCE) && text.is_err() {
@@ -87,9 +88,9 @@ fn is_pem(bytes: &[u8]) -> bool {
 
 /// Reads every block that begins, wherever in a line it does: where files without a last line end were put together,
 /// an end and a beginning share a line. Text between blocks is left alone, but not one with half of a block in it.
-fn blocks(part: usize, bytes: &[u8]) -> Result<Vec<Item>, IdentityError> {
+fn blocks(part: Part, bytes: &[u8]) -> Result<Vec<Item>, IdentityError> {
     let (wanted, place) = match part {
-        CLIENT_KEY => (&PRIVATE_KEYS[..], "a private key belongs"),
+        Part::Key => (&PRIVATE_KEYS[..], "a private key belongs"),
         _ => (&[CERTIFICATE][..], "certificates belong"),
     };
     let damaged = || refuse(part, "is PEM that is cut off or damaged");
@@ -107,10 +108,10 @@ fn blocks(part: usize, bytes: &[u8]) -> Result<Vec<Item>, IdentityError> {
             return damaged();
         }
         // PKCS#8 says so in its label, the others in a header (RFC 1421, 4.6.1.1).
-        if part == CLIENT_KEY && (label == LOCKED || body.contains("ENCRYPTED")) {
+        if part == Part::Key && (label == LOCKED || body.contains("ENCRYPTED")) {
             return refuse(part, "is protected by a passphrase: give it without one (openssl pkey -in client.key)");
         }
-        if part == CLIENT_KEY && label == CURVE {
+        if part == Part::Key && label == CURVE {
             continue;
         }
         if !wanted.contains(&label) {
@@ -166,22 +167,22 @@ mod tests {
     #[test]
     fn as_many_blocks_as_begin_are_read_whole_or_the_part_is_refused() {
         let text = armour(CERTIFICATE, &[1; 100]) + &armour(CERTIFICATE, &[2; 49]);
-        let whole = certificates(2, text.as_bytes()).unwrap();
+        let whole = certificates(Part::Authority, text.as_bytes()).unwrap();
         assert_eq!(whole.iter().map(|der| der.len()).collect::<Vec<_>>(), [100, 49]);
         let mut read = 0;
         for at in 0..text.len() {
             let mut changed = text.clone();
             changed.remove(at);
-            if let Ok(list) = certificates(2, changed.as_bytes()) {
+            if let Ok(list) = certificates(Part::Authority, changed.as_bytes()) {
                 assert_eq!(list, whole, "without the character {at}: {changed}");
                 read += 1;
             }
         }
         assert_eq!(read, text.matches('\n').count(), "only a line end can be missed");
         for cut in 1..text.len() {
-            match certificates(2, &text.as_bytes()[..cut]) {
+            match certificates(Part::Authority, &text.as_bytes()[..cut]) {
                 Ok(list) => assert_eq!(list.len(), text[..cut].matches(BEGIN).count(), "cut at {cut}"),
-                Err(e) => assert_eq!(e.part, "ca_cert"),
+                Err(e) => assert_eq!(e.part, Part::Authority),
             }
         }
     }
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn a_label_that_may_be_a_secret_is_not_shown() {
         for (label, told) in [("PKCS7", "a PEM block PKCS7"), ("S3cret", "a PEM block of an unknown kind")] {
-            let refusal = certificates(0, armour(label, &[1; 9]).as_bytes()).unwrap_err();
+            let refusal = certificates(Part::Certificate, armour(label, &[1; 9]).as_bytes()).unwrap_err();
             assert_eq!(refusal.reason, format!("holds {told}, where certificates belong"));
         }
     }

@@ -5,12 +5,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use formats::address::Address;
+use formats::allow_list::{AllowList, Endpoint};
 use rustls::ClientConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::addr::{Address, Stream};
-use super::endpoints::{AllowList, Endpoint};
+use super::socket::Stream;
 use super::tls::{TlsTransport, deadline, with_timeout};
 
 /// How an allowed endpoint is reached.
@@ -47,7 +48,7 @@ impl Route {
             }
             Route::Direct => Address::Tcp { host: endpoint.host().to_owned(), port: endpoint.port() },
         };
-        address.dial(limit)
+        Stream::dial(&address, limit)
     }
 }
 

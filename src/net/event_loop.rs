@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::addr::{Listener, Stream};
+use super::socket::{Listener, Stream};
 use crate::metrics::METRICS;
 use crate::threads;
 

@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::address::Address;
+use formats::allow_list::AllowList;
 use log::{debug, info};
 use nix::poll::PollFlags;
 
-use super::addr::{Address, Stream};
 use super::egress::Route;
-use super::endpoints::AllowList;
 use super::event_loop::{Acceptor, EventLoop, Session, Turn};
 use super::outbox::Outbox;
+use super::socket::{Listener, Stream};
 use crate::threads;
 
 /// Time to reach the endpoint.
@@ -28,7 +29,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 pub fn add(event_loop: &mut EventLoop, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
     for endpoint in allowed.iter() {
         let address = Address::Tcp { host: endpoint.loopback().to_string(), port: endpoint.port() };
-        let listener = address.listen().map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
+        let listener = Listener::open(&address).map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
         info!("forward: {address} leads to {endpoint}");
         let (inlet, acceptor, endpoint) = (event_loop.inlet(), event_loop.next_acceptor(), endpoint.clone());
         // Each tunnel holds a reference, while it is dialled too; and this closure another.

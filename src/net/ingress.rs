@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use log::debug;
 use nix::poll::PollFlags;
 
-use super::addr::{Listener, Stream};
 use super::answer::Answer;
 use super::event_loop::{Acceptor, EventLoop, InFlight, Inlet, Session, Turn};
 use super::http::{HttpError, MAX_HEAD, RequestHead, request_head};
 use super::outbox::Outbox;
 use super::pace::Pace;
 use super::request::{Connection, Request};
+use super::socket::{Listener, Stream};
 use super::wait;
 use super::workers::Workers;
 use crate::metrics::METRICS;

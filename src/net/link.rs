@@ -6,9 +6,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use formats::allow_list::AllowList;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
-
-use super::endpoints::AllowList;
 
 /// rtnetlink(7): a message that changes a link, its flags, and the type of an answer.
 const RTM_NEWLINK: u16 = 16;
@@ -81,9 +80,8 @@ mod tests {
     fn the_hosts_file_names_localhost_and_every_allowed_host_in_order() {
         let folder = std::env::temp_dir().join(format!("teemark-hosts-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let list = folder.join("allowed.yaml");
-        fs::write(&list, "endpoints:\n- a.example:8080\n- b.example\n").unwrap();
-        write_hosts(&folder.join("etc/hosts"), &AllowList::load(&list).unwrap()).unwrap();
+        let list = AllowList::parse("list", b"endpoints:\n- a.example:8080\n- b.example\n").unwrap();
+        write_hosts(&folder.join("etc/hosts"), &list).unwrap();
         let text = fs::read_to_string(folder.join("etc/hosts")).unwrap();
         assert_eq!(text, "127.0.0.1 localhost\n127.0.0.64 a.example\n127.0.0.65 b.example\n");
         fs::remove_dir_all(folder).unwrap();

@@ -1,11 +1,9 @@
 //! How bytes get in and out of the enclave.
 
-pub mod addr;
 pub mod answer;
 pub mod certificate;
 pub mod cryptography;
 pub mod egress;
-pub mod endpoints;
 pub mod event_loop;
 pub mod forward;
 pub mod http;
@@ -14,6 +12,7 @@ pub mod link;
 pub mod outbox;
 pub mod pace;
 pub mod request;
+pub mod socket;
 pub mod tls;
 pub mod tls_error;
 pub mod wait;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::addr::Stream;
 use super::http::{Body, HttpError, RequestHead};
 use super::pace::Pace;
+use super::socket::Stream;
 use super::wait;
 
 /// Most bytes that are read at once of a chunked body.

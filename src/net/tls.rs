@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
+use formats::allow_list::Endpoint;
 use log::info;
 use nix::poll::PollFlags;
 use rustls::pki_types::ServerName;
@@ -17,8 +18,7 @@ use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
-use super::addr::Stream;
-use super::endpoints::Endpoint;
+use super::socket::Stream;
 use super::wait::{Timed, ready_for_client as wait};
 use crate::metrics::METRICS;
 

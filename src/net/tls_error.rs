@@ -1,10 +1,10 @@
 //! Why TLS with the watermark service failed, in words for whom it wakes at night. docs/TROUBLE.md has a line for each.
 
+use formats::time::Utc;
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error, OtherError};
 
 use super::certificate;
-use crate::time::Utc;
 
 /// Most names of a certificate that are shown.
 const NAMES: usize = 4;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::addr::Stream;
+use super::socket::Stream;
 
 /// Waits until `stream` is ready for one of `flags`, or has ended or failed, which a read or write then tells.
 ///

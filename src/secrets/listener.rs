@@ -5,12 +5,13 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::items::MAX_BUNDLE;
+use formats::refusal::{Refusal, WHOLE};
 use log::{debug, warn};
 
-use super::bundle::{MAX_BUNDLE, Refusal, WHOLE};
 use super::store::Store;
 use crate::metrics::METRICS;
-use crate::net::addr::Stream;
+use crate::net::socket::Stream;
 use crate::net::wait::Timed;
 use crate::threads;
 

@@ -4,22 +4,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use formats::allow_list::AllowList;
+use formats::certificates::Fingerprint;
+use formats::files::FileKeys;
+use formats::items::{CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS, MAX_BUNDLE};
+use formats::jwks::GrantKeys;
+use formats::refusal::{Refusal, WHOLE, refuse};
+use formats::time::Utc;
 use log::{info, warn};
 use serde_json::{Value, json};
 
-use super::bundle::{
-    Bundle, CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS, MAX_BUNDLE, Refusal, Service, WHOLE, refuse,
-};
+use super::bundle::{Bundle, Service};
 use super::sealed::Seal;
 use super::validity::{Remark, Validity};
-use crate::files::FileKeys;
-use crate::grants::GrantKeys;
 use crate::metrics::METRICS;
 use crate::mtls::{Identity, MutualTls};
 use crate::net::egress::Route;
-use crate::net::endpoints::AllowList;
 use crate::settings::Settings;
-use crate::time::Utc;
 
 /// The secrets of one moment. A request takes them once and finishes on them, whatever is rotated meanwhile.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +84,7 @@ pub struct Store {
     /// Opens what the handshake brings; none where that is plain.
     seal: Option<Seal>,
     certs: PathBuf,
-    pinned: Vec<[u8; 32]>,
+    pinned: Vec<Fingerprint>,
     allowed: Arc<AllowList>,
     route: Route,
     timeout: Duration,
@@ -194,7 +195,7 @@ impl Store {
     pub fn accept_files(&self) -> Result<bool, Refusal> {
         let found = Identity::load(&self.certs, Utc::now())
             .and_then(|found| found.map(|identity| identity.within(&self.pinned)).transpose())
-            .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part), reason: e.reason })?;
+            .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part.name()), reason: e.reason })?;
         let Some(identity) = found else { return Ok(false) };
         self.replace(Bundle { identity: Some(identity), ..Bundle::default() });
         Ok(true)

@@ -1,6 +1,6 @@
 //! The time for which the client certificate is valid, and the warnings that come before its end.
 
-use crate::time::Utc;
+use formats::time::Utc;
 
 /// A certificate that expires within so many days is warned of, once for each.
 const WARNED_OF: [u64; 3] = [1, 7, 30];

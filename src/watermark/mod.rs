@@ -8,11 +8,12 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::json;
+use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
 use log::{info, warn};
 use ureq::http::Response;
 use ureq::{Agent, Body, Error};
 
-use crate::json;
 use crate::memory::{NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
@@ -22,10 +23,6 @@ use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
 use wire::WireRequest;
 
-/// What an answer may hold: so many times the request, and so many bytes more. Services that write JSON in ASCII only, as
-/// Python does by default, make six bytes of two (`\u0434`), and twelve of four.
-pub const ANSWER_TIMES: usize = 3;
-pub const ANSWER_SLACK: usize = 1 << 20;
 /// Largest answer that is read of a health check, or beside a status that is not a success, in bytes.
 const SHORT_ANSWER: u64 = 64 << 10;
 /// For how long a user is asked to wait where the service is busy, in seconds: without a word of its own, and at most.

@@ -2,12 +2,12 @@
 
 use ::base64::display::Base64Display;
 use ::base64::engine::general_purpose::STANDARD;
+use formats::base64::{self, decode};
+use formats::json::{self, Text};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::kind::Kind;
 use super::{Unmarked, WatermarkError, WatermarkRequest, failed};
-use crate::base64::{self, decode};
-use crate::json::{self, Text};
 use crate::memory::Reservation;
 use crate::settings::WatermarkApi;
 
@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn what_cannot_be_the_marked_file_is_refused() {
         let png = b"\x89PNG\r\n\x1a\n";
-        let base64_of_300 = crate::base64::encode([0xff; 300]) + "[marked for u]";
-        let base64 = |bytes: &[u8]| json!({"status": "success", "watermarked_data": crate::base64::encode(bytes), "encoding": "base64"});
+        let base64_of_300 = formats::base64::encode([0xff; 300]) + "[marked for u]";
+        let base64 = |bytes: &[u8]| json!({"status": "success", "watermarked_data": formats::base64::encode(bytes), "encoding": "base64"});
         for (sent, file, came, words) in [
             (Sent::Text, &b"text"[..], &b""[..], "an empty file"),
             (Sent::Base64, b"\xff", b"", "an empty file"),

@@ -10,10 +10,10 @@ mod requests;
 
 use std::sync::LazyLock;
 
+use formats::time::Utc;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use support::*;
-use teemarkd::time::Utc;
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 

@@ -2,14 +2,16 @@
 
 use std::sync::LazyLock;
 
+use formats::allow_list::AllowList;
+use formats::certificates::Parts;
+use formats::time::Utc;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::{Map, Value, json};
 use teemarkd::mtls::Identity;
-use teemarkd::net::endpoints::AllowList;
 use teemarkd::secrets::bundle::Bundle;
-use teemarkd::time::Utc;
 
 use super::*;
 
@@ -29,12 +31,21 @@ static DER: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| {
     lines.map(|line| STANDARD.decode(CERTS.shell(&format!("{line} | base64 -w 0"))).unwrap())
 });
 
+/// IV, ciphertext, tag: by ring alone.
+fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut sealed = plain.to_vec();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut sealed).unwrap();
+    [&iv[..], &sealed].concat()
+}
+
 /// What every secret value in these tests holds, so that one that is told can be found.
 const SECRET: &str = "S3cretS3cret";
 
 /// What a bundle's refusal says, in all its forms.
 fn refusal(bytes: &[u8]) -> Option<String> {
-    static ALLOWED: LazyLock<AllowList> = LazyLock::new(|| allow_list("endpoints:\n- localhost:8080\n").unwrap());
+    static ALLOWED: LazyLock<AllowList> =
+        LazyLock::new(|| AllowList::parse("list", b"endpoints:\n- localhost:8080\n").unwrap());
     let refusal = Bundle::parse(bytes, &ALLOWED, &[], Utc::now()).err()?;
     Some(format!("{refusal} {refusal:?} {}", refusal.to_json()))
 }
@@ -195,7 +206,7 @@ proptest! {
             parts[part].truncate(length);
         }
         let base64 = parts.each_ref().map(|der| STANDARD.encode(der));
-        let check = |parts: [&[u8]; 3]| Identity::check(parts, Utc::now()).map(|identity| identity.ends);
+        let check = |parts: [&[u8]; 3]| Identity::check(&Parts(parts), Utc::now()).map(|identity| identity.ends);
         let (plain, coded) = (check(parts.each_ref().map(Vec::as_slice)), check(base64.each_ref().map(|t| t.as_bytes())));
         // DER that happens to be text or nothing is taken for base64: only then may the two differ.
         if parts[part].first() == Some(&0x30) && std::str::from_utf8(&parts[part]).is_err() {

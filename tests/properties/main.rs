@@ -1,5 +1,4 @@
-//! Properties that hold for every input: the bundle, sealed or not, grants, the allow list, encrypted files, HTTP's
-//! framing.
+//! Properties that hold for every input: the bundle, HTTP's framing. Those of the formats alone are in formats/tests.
 //!
 //! The inputs are the same in each run. PROPTEST_CASES=100000 tries more, PROPTEST_RNG_SEED=7 tries others.
 
@@ -7,16 +6,11 @@
 mod support;
 
 mod bundle;
-mod endpoints;
-mod files;
 mod framing;
-mod trust;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use proptest::test_runner::{Config, RngSeed};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use teemarkd::net::endpoints::{AllowList, AllowListError};
 
 use support::*;
 
@@ -27,19 +21,4 @@ fn config() -> Config {
         config.rng_seed = RngSeed::Fixed(1);
     }
     config
-}
-
-/// The list that a file with this text gives.
-fn allow_list(text: &str) -> Result<AllowList, AllowListError> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    AllowList::load(file.path())
-}
-
-/// IV, ciphertext, tag.
-fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
-    let mut sealed = plain.to_vec();
-    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut sealed).unwrap();
-    [&iv[..], &sealed].concat()
 }

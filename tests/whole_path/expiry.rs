@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
+use formats::time::Utc;
 use serde_json::Value;
-use teemarkd::time::Utc;
 
 use crate::support::openssl::{FOR_CLIENT, P_256};
 use crate::support::*;

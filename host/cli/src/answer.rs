@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::signature::{ED25519, UnparsedPublicKey};
-use teemarkd::hpke::PrivateKey;
-use teemarkd::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATERMARKED};
+use formats::digest::Sha256;
+use formats::hpke::PrivateKey;
+use formats::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATERMARKED};
+use formats::signature::VerifyingKey;
 use ureq::http::HeaderMap;
 
 /// How far the time of a signature may lie in the past, or, where clocks differ, in the future.
@@ -16,14 +17,14 @@ pub const WINDOW: Duration = Duration::from_secs(300);
 
 /// The enclave whose answers are taken: its identity key, which its attestation document named.
 #[derive(Clone, Copy, Debug)]
-pub struct Signer(pub [u8; 32]);
+pub struct Signer(pub VerifyingKey);
 
 /// What was asked for, which the answer has to be about.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     pub about: About<'a>,
     /// SHA-256 of the encrypted file that was sent.
-    pub content_sha256: [u8; 32],
+    pub content_sha256: Sha256,
     pub sealed: bool,
 }
 
@@ -94,9 +95,9 @@ impl Signer {
         let watermarked = field(headers, WATERMARKED)?.parse().map_err(|_| NotSigned::Field(WATERMARKED))?;
         let signature = STANDARD.decode(field(headers, SIGNATURE)?).map_err(|_| NotSigned::Field(SIGNATURE))?;
         let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
-        UnparsedPublicKey::new(&ED25519, self.0)
-            .verify(&statement.to_bcs(given), &signature)
-            .map_err(|_| NotSigned::Signature)?;
+        if !self.0.verifies(&statement.to_bcs(given), &signature) {
+            return Err(NotSigned::Signature);
+        }
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let signed = Duration::from_millis(timestamp_ms);
         match (now.saturating_sub(signed), signed.saturating_sub(now)) {
@@ -121,8 +122,11 @@ mod tests {
     use super::*;
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
-    const ASKED: Asked<'static> =
-        Asked { about: About { file_id: "f", user_id: "u" }, content_sha256: [9; 32], sealed: true };
+    const ASKED: Asked<'static> = Asked {
+        about: About { file_id: "f", user_id: "u" },
+        content_sha256: Sha256::from_bytes([9; 32]),
+        sealed: true,
+    };
     const SIGNED_MS: u64 = 1_764_000_000_123;
 
     fn key(byte: u8) -> Ed25519KeyPair {
@@ -130,7 +134,7 @@ mod tests {
     }
 
     fn check_at(headers: &HeaderMap, given: &[u8], asked: Asked<'_>, now_ms: u64) -> Result<(), NotSigned> {
-        let signer = Signer(key(1).public_key().as_ref().try_into().unwrap());
+        let signer = Signer(VerifyingKey::from_slice(key(1).public_key().as_ref()).unwrap());
         signer.check(headers, given, asked, UNIX_EPOCH + Duration::from_millis(now_ms))
     }
 
@@ -156,7 +160,7 @@ mod tests {
         for asked in [
             Asked { about: About { file_id: "g", ..ASKED.about }, ..ASKED },
             Asked { about: About { user_id: "v", ..ASKED.about }, ..ASKED },
-            Asked { content_sha256: [8; 32], ..ASKED },
+            Asked { content_sha256: Sha256::from_bytes([8; 32]), ..ASKED },
             Asked { sealed: false, ..ASKED },
         ] {
             assert_eq!(check(&signed(), b"bytes", asked), Err(NotSigned::Signature), "{asked:?}");

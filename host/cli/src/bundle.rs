@@ -5,15 +5,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Serialize;
+use formats::base64;
+use formats::bundle::Outgoing;
+use formats::certificates::{self, Part, Parts};
+use formats::items::CERTIFICATES;
+use formats::items::MAX_BUNDLE;
+use formats::jwks;
+use formats::sealed_bundle::SEALED;
+use formats::service::ServiceUrl;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use teemarkd::base64;
-use teemarkd::secrets::bundle::MAX_BUNDLE;
-use teemarkd::secrets::jwks;
-use teemarkd::secrets::sealed::SEALED;
-use ureq::http::Uri;
 
 use crate::certificate::{self, Authority, Content};
 use crate::keys::KeyFile;
@@ -36,7 +38,7 @@ pub struct Items {
     ca: Option<PathBuf>,
     /// The watermark service, https://HOST:PORT
     #[arg(long, value_name = "URL", value_parser = endpoint)]
-    endpoint: Option<String>,
+    endpoint: Option<ServiceUrl>,
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
@@ -52,53 +54,8 @@ impl Items {
     }
 }
 
-/// The daemon's rules for the endpoint, except for its allow list.
-fn endpoint(text: &str) -> Result<String, String> {
-    const FORM: &str = "write https://HOST:PORT";
-    let url: Uri = text.parse().map_err(|_| format!("it is not a URL; {FORM}"))?;
-    let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
-        return Err(format!("it is not an https URL, and the service is reached by TLS only; {FORM}"));
-    };
-    if authority.as_str().contains('@') {
-        return Err(format!("it has a user name; {FORM}"));
-    }
-    if url.query().is_some() || text.contains('#') {
-        return Err(format!("it has a query or a fragment; {FORM}"));
-    }
-    Ok(text.to_owned())
-}
-
-/// The bundle as the daemon takes it; an item left out stays as it is there.
-#[derive(Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-struct Bundle {
-    /// JSON of [`Certificates`], as text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtls_client_cert_json: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ecs_watermark_endpoint: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file_keys: Option<KeyFile>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grant_keys: Option<Box<RawValue>>,
-}
-
-impl Bundle {
-    fn is_empty(&self) -> bool {
-        let Bundle { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
-        mtls_client_cert_json.is_none()
-            && ecs_watermark_endpoint.is_none()
-            && file_keys.is_none()
-            && grant_keys.is_none()
-    }
-}
-
-/// Base64 of each file's bytes.
-#[derive(Serialize)]
-struct Certificates {
-    client_cert: String,
-    client_key: String,
-    ca_cert: String,
+fn endpoint(text: &str) -> Result<ServiceUrl, String> {
+    ServiceUrl::parse(text).map_err(|reason| format!("it {reason}; write https://HOST:PORT"))
 }
 
 /// Reads a finished bundle.
@@ -116,13 +73,13 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 pub fn warn_of_certificates(bundle: &[u8]) {
     let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
     // An object, or a text that holds one.
-    let item = match &bundle["MTLS_CLIENT_CERT_JSON"] {
+    let item = match &bundle[CERTIFICATES] {
         Value::String(text) => &serde_json::from_str(text).unwrap_or_default(),
         other => other,
     };
-    for (member, authority) in [("client_cert", Authority::No), ("ca_cert", Authority::Yes)] {
-        if let Some(bytes) = item[member].as_str().and_then(base64::decode) {
-            certificate::warn(&bytes, authority, &format!("MTLS_CLIENT_CERT_JSON.{member}"));
+    for (part, authority) in [(Part::Certificate, Authority::No), (Part::Authority, Authority::Yes)] {
+        if let Some(bytes) = item[part.name()].as_str().and_then(base64::decode) {
+            certificate::warn(&bytes, authority, &format!("{CERTIFICATES}.{}", part.name()));
         }
     }
 }
@@ -142,27 +99,24 @@ fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
     let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
         .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
         .with_context(in_file)?;
-    jwks::parse(&set).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
+    jwks::parse(&set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
     Ok(set)
 }
 
 /// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
 pub fn build(items: &Items) -> Result<Vec<u8>> {
     let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
-        (Some(cert), Some(key), Some(ca)) => {
-            let read = Certificates {
-                client_cert: base64::encode(certificate::read_valid(cert, "--client-cert", Authority::No)?),
-                client_key: base64::encode(certificate::read(key, "--client-key", Content::PrivateKey)?),
-                ca_cert: base64::encode(certificate::read_valid(ca, "--ca", Authority::Yes)?),
-            };
-            Some(read)
-        }
+        (Some(cert), Some(key), Some(ca)) => Some(Parts([
+            certificate::read_valid(cert, "--client-cert", Authority::No)?,
+            certificate::read(key, "--client-key", Content::PrivateKey)?,
+            certificate::read_valid(ca, "--ca", Authority::Yes)?,
+        ])),
         _ => None,
     };
-    let bundle = Bundle {
-        mtls_client_cert_json: certificates.map(|c| serde_json::to_string(&c)).transpose()?,
-        ecs_watermark_endpoint: items.endpoint.clone(),
-        file_keys: items.keys.as_deref().map(KeyFile::read).transpose()?,
+    let bundle = Outgoing {
+        mtls_client_cert_json: certificates.as_ref().map(certificates::write),
+        ecs_watermark_endpoint: items.endpoint.as_ref().map(|url| url.as_str().to_owned()),
+        file_keys: items.keys.as_deref().map(KeyFile::read).transpose()?.map(KeyFile::into_keys),
         grant_keys: items.grant_keys.as_deref().map(grant_keys).transpose()?,
     };
     if bundle.is_empty() {
@@ -171,9 +125,7 @@ pub fn build(items: &Items) -> Result<Vec<u8>> {
              or --keys, or --grant-keys, or a finished one with --bundle"
         );
     }
-    let mut bytes = serde_json::to_vec_pretty(&bundle)?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    Ok(bundle.to_json())
 }
 
 #[cfg(test)]
@@ -183,7 +135,7 @@ mod tests {
     #[test]
     fn an_endpoint_is_an_https_url_with_a_host_and_nothing_secret() {
         for good in ["https://watermark.internal.staging.zing.you:8080", "https://localhost", "https://[::1]:8/x/"] {
-            assert_eq!(endpoint(good).as_deref(), Ok(good));
+            assert_eq!(endpoint(good).as_ref().map(ServiceUrl::as_str), Ok(good));
         }
         for bad in ["", "watermark:8080", "http://h:1", "https://", "https://u@h:1", "https://h:1/?q", "https://h#f"] {
             assert!(endpoint(bad).unwrap_err().contains("https://HOST:PORT"), "{bad}");

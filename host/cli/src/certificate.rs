@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use teemarkd::time::Utc;
+use formats::time::Utc;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::terminal::say;

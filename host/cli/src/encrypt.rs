@@ -5,22 +5,19 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use formats::file_keys::DeliveredKey;
+use formats::files::{FileKey, NONCE_LEN, PREFIX_LEN, TAG_LEN, head, tink_prefix};
 use serde_json::{Value, json};
 
 use crate::batch::{self, Files, Job, REMEDY};
 use crate::failure::Done;
-use crate::keys::{FileKey, KeyFile, fill_random};
+use crate::keys::{KeyFile, fill_random};
 use crate::output::{self, Output, Readers};
 use crate::progress::{Counts, Progress};
 use crate::terminal::say;
 
 /// The daemon's default of TEEMARK_MAX_FILE, in bytes of plaintext.
 const DAEMON_DEFAULT_LIMIT: usize = 64 << 20;
-
-/// Tink's prefix of a ciphertext: this byte, then the key id as u32, big endian
-/// (<https://developers.google.com/tink/wire-format>).
-const TINK_VERSION: u8 = 1;
 
 /// Encrypt files with AES-256-GCM, each under a new random IV.
 #[derive(clap::Args)]
@@ -49,14 +46,20 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let keys = KeyFile::read(&arguments.keys)?;
     let (id, key) = keys.find(arguments.key_id.as_deref())?;
-    let prefix = if arguments.tink { tink_prefix(id)?.to_vec() } else { Vec::new() };
+    let prefix = arguments.tink.then(|| prefix(id)).transpose()?;
     let jobs = arguments.files.jobs(json, |input| Ok(default_output(input)))?;
-    batch::run(&jobs, |job, progress| arguments.encrypt(job, (id, key), &prefix, progress))
+    batch::run(&jobs, |job, progress| arguments.encrypt(job, (id, key), prefix, progress))
 }
 
 impl Arguments {
-    fn encrypt(&self, job: &Job, (id, key): (&str, &FileKey), prefix: &[u8], progress: &Progress) -> Result<Value> {
-        let aad = associated_data(id, key, job.file_id.as_deref())?;
+    fn encrypt(
+        &self,
+        job: &Job,
+        (id, key): (&str, &DeliveredKey),
+        prefix: Option<Prefix>,
+        progress: &Progress,
+    ) -> Result<Value> {
+        let file_id = bound_to(id, key, job.file_id.as_deref())?;
         let path = &job.output;
         // Opened before the work, so that a name that is taken is told at once.
         let mut out = Output::open(path, self.files.existing(), Readers::Umask, REMEDY)?;
@@ -72,13 +75,13 @@ impl Arguments {
                 ));
             });
         }
-        let iv = seal(key, aad, &mut data, progress)?;
+        let head = head(prefix, seal(key, file_id, &mut data, progress)?);
 
-        let length = prefix.len() + iv.len() + data.len();
+        let length = head.len() + data.len();
         let bar = progress.step(Some(length as u64), "writing", Counts::No);
         let mut sink = bar.wrap_write(&mut out);
         // In pieces, since one write of everything would take the bar from nothing to the end.
-        for piece in [prefix, &iv].into_iter().chain(data.chunks(1 << 20)) {
+        for piece in [&head[..]].into_iter().chain(data.chunks(1 << 20)) {
             sink.write_all(piece).with_context(|| format!("cannot write {}", path.display()))?;
         }
         drop(sink);
@@ -87,23 +90,23 @@ impl Arguments {
             "input": job.input.to_string_lossy(),
             "output": path.to_string_lossy(),
             "key_id": id,
-            "file_id": key.bound_to_file_id.then_some(aad),
+            "file_id": key.binds_file_id.then_some(file_id),
             "bytes": length,
         }))
     }
 }
 
-fn tink_prefix(id: &str) -> Result<[u8; 5]> {
-    let number = id.parse::<u32>().ok().filter(|number| number.to_string() == id);
-    let Some(number) = number else {
-        bail!("--tink writes the key id as a number, and {id:?} is not one (0 to 4294967295, without leading zeros)");
-    };
-    let [a, b, c, d] = number.to_be_bytes();
-    Ok([TINK_VERSION, a, b, c, d])
+type Prefix = [u8; PREFIX_LEN];
+
+fn prefix(id: &str) -> Result<Prefix> {
+    tink_prefix(id).with_context(|| {
+        format!("--tink writes the key id as a number, and {id:?} is not one (0 to 4294967295, without leading zeros)")
+    })
 }
 
-fn associated_data<'a>(id: &str, key: &FileKey, file_id: Option<&'a str>) -> Result<&'a str> {
-    match (key.bound_to_file_id, file_id) {
+/// The file id that the file is bound to, where the key asks for one.
+fn bound_to<'a>(id: &str, key: &DeliveredKey, file_id: Option<&'a str>) -> Result<&'a str> {
+    match (key.binds_file_id, file_id) {
         (false, _) => Ok(""),
         (true, Some(file_id)) => Ok(file_id),
         (true, None) => {
@@ -125,35 +128,24 @@ fn default_output(input: &Path) -> PathBuf {
 fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
     let (source, length) = output::open_input(path)?;
     let bar = progress.step(length, "reading", Counts::Yes);
-    let mut data = Vec::with_capacity(length.unwrap_or(0) as usize + AES_256_GCM.tag_len());
+    let mut data = Vec::with_capacity(length.unwrap_or(0) as usize + TAG_LEN);
     bar.wrap_read(source).read_to_end(&mut data).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(data)
 }
 
 /// Encrypts in place, appends the tag, and returns the IV.
-fn seal(key: &FileKey, aad: &str, data: &mut Vec<u8>, progress: &Progress) -> Result<[u8; NONCE_LEN]> {
+fn seal(key: &DeliveredKey, file_id: &str, data: &mut Vec<u8>, progress: &Progress) -> Result<[u8; NONCE_LEN]> {
     let bar = progress.step(Some(data.len() as u64), "sealing", Counts::No);
     bar.tick();
     let mut iv = [0; NONCE_LEN];
     fill_random(&mut iv)?;
-    let sealed = UnboundKey::new(&AES_256_GCM, &key.bytes).and_then(|key| {
-        LessSafeKey::new(key).seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), data)
-    });
-    sealed.ok().context("the file is too long for AES-GCM in one piece (64 GiB)")?;
+    FileKey::from(key).seal(data, file_id, iv)?;
     Ok(iv)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tinks_prefix_is_one_byte_of_version_and_the_key_id_big_endian() {
-        assert_eq!(tink_prefix("16909060").unwrap(), [1, 1, 2, 3, 4]);
-        for bad in ["", "007", "+7", "-1", "4294967296", "contracts"] {
-            assert!(tink_prefix(bad).unwrap_err().to_string().contains("as a number"), "{bad}");
-        }
-    }
 
     #[test]
     fn the_output_stands_beside_the_input_and_standard_input_goes_to_standard_output() {

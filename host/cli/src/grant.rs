@@ -3,20 +3,17 @@
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
-use serde::{Deserialize, Serialize};
+use formats::digest::{Sha256, sha256};
+use formats::grants::{self, MAX_LIFE, MAX_TOKEN, NewGrant};
+use formats::hpke::PublicKey;
+use formats::time::Utc;
 use serde_json::json;
-use teemarkd::digest::sha256;
-use teemarkd::grants::{MAX_LIFE, MAX_TOKEN};
 
 use crate::failure::Done;
-use crate::issuer::Issuer;
-use crate::keys::fill_random;
+use crate::keys::{NO_RANDOM, fill_random};
 use crate::output;
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::say;
@@ -41,7 +38,7 @@ pub struct Arguments {
     audience: String,
     /// The user's public key, to which the answer must be sealed, as teemark keygen --for reply prints it
     #[arg(long, value_name = "BASE64", value_parser = reply_key, allow_hyphen_values = true)]
-    reply_key: Option<String>,
+    reply_key: Option<PublicKey>,
     /// The encrypted file that the grant is for: it serves for no other that is sent under the file's id
     #[arg(long, value_name = "FILE")]
     content: Option<PathBuf>,
@@ -50,28 +47,8 @@ pub struct Arguments {
     valid: u64,
 }
 
-/// A reply key in the one form that is written.
-fn reply_key(text: &str) -> Result<String, String> {
-    let key = teemarkd::grants::reply_key(text);
-    key.map(|key| STANDARD.encode(key)).ok_or_else(|| "it is not base64 of an X25519 key, 32 bytes".to_owned())
-}
-
-/// What a grant says (RFC 7519, 4.1, and three claims of teemarkd's own).
-#[derive(Serialize)]
-struct Claims<'a> {
-    sub: &'a str,
-    file_id: &'a str,
-    aud: &'a str,
-    iat: u64,
-    nbf: u64,
-    exp: u64,
-    /// Tells this grant from every other: 128 random bits.
-    jti: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reply_key: Option<&'a str>,
-    /// SHA-256 of the encrypted file, in hexadecimal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_sha256: Option<String>,
+fn reply_key(text: &str) -> Result<PublicKey, String> {
+    grants::reply_key(text).ok_or_else(|| "it is not base64 of an X25519 key, 32 bytes".to_owned())
 }
 
 /// Signs the grant and prints it.
@@ -80,37 +57,35 @@ struct Claims<'a> {
 /// The key cannot be read, or is not one that signs grants; the encrypted file cannot be read.
 pub fn run(arguments: &Arguments) -> Result<Done> {
     let in_file = || format!("--key {}", arguments.key.display());
-    let issuer = PrivateKey::read(&arguments.key, Use::Grants).and_then(Issuer::new).with_context(in_file)?;
+    let issuer = PrivateKey::read(&arguments.key, Use::Grants).and_then(PrivateKey::issuer).with_context(in_file)?;
     let content = arguments.content.as_deref().map(hash).transpose()?;
     if arguments.reply_key.is_none() {
         say("warning: without --reply-key whoever holds the token chooses who can read the answer");
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
     let mut jti = [0; 16];
     fill_random(&mut jti)?;
-    let claims = Claims {
-        sub: &arguments.user_id,
+    let grant = NewGrant {
+        user_id: &arguments.user_id,
         file_id: &arguments.file_id,
-        aud: &arguments.audience,
-        iat: now,
-        nbf: now,
-        exp: now + arguments.valid,
-        jti: URL_SAFE_NO_PAD.encode(jti),
-        reply_key: arguments.reply_key.as_deref(),
+        audience: &arguments.audience,
+        from: Utc::now(),
+        valid: arguments.valid,
+        jti,
+        reply_key: arguments.reply_key,
         content_sha256: content,
     };
-    let token = issuer.token(&claims)?;
+    let claims = grant.claims();
+    let token = issuer.sign(&claims).map_err(|_| anyhow!(NO_RANDOM))?;
     let told = json!({"grant": token, "claims": claims});
     Ok(Done::new(format!("{token}\n"), told))
 }
 
-/// SHA-256 of a file, in hexadecimal.
-fn hash(path: &Path) -> Result<String> {
+fn hash(path: &Path) -> Result<Sha256> {
     let in_file = || format!("--content {}", path.display());
     let (mut source, _) = output::open_input(path).with_context(in_file)?;
     let mut file = Vec::new();
     source.read_to_end(&mut file).with_context(in_file)?;
-    Ok(hex::encode(sha256(&file)))
+    Ok(sha256(&file))
 }
 
 /// A token as its user holds it: it is passed on, and not checked.
@@ -120,11 +95,6 @@ impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
     }
-}
-
-#[derive(Deserialize)]
-struct NamedKey {
-    reply_key: Option<String>,
 }
 
 impl Token {
@@ -141,13 +111,10 @@ impl Token {
     }
 
     fn parse(text: &[u8]) -> Result<Token> {
-        let text = text.trim_ascii();
-        let parts: Vec<_> = text.split(|&byte| byte == b'.').collect();
-        let is_part = |part: &&[u8]| !part.is_empty() && URL_SAFE_NO_PAD.decode(part).is_ok();
-        if text.len() > MAX_TOKEN || parts.len() != 3 || !parts.iter().all(is_part) {
-            bail!("it does not hold a token of at most 4 KiB, and nothing else, as teemark grant prints it");
+        match str::from_utf8(text.trim_ascii()) {
+            Ok(text) if grants::is_token(text) => Ok(Token(text.to_owned())),
+            _ => bail!("it does not hold a token of at most 4 KiB, and nothing else, as teemark grant prints it"),
         }
-        Ok(Token(String::from_utf8_lossy(text).into_owned()))
     }
 
     /// The value of the header field Authorization (RFC 6750, 2.1).
@@ -157,14 +124,15 @@ impl Token {
 
     /// Whether it wants the answer sealed to a key that it names.
     pub fn names_reply_key(&self) -> bool {
-        let claims = self.0.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
-        let claims = claims.and_then(|claims| serde_json::from_slice::<NamedKey>(&claims).ok());
-        claims.is_some_and(|claims| claims.reply_key.is_some())
+        grants::names_reply_key(&self.0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
     use super::*;
 
     fn token(claims: &str) -> String {

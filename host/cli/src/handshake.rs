@@ -6,15 +6,15 @@
 //! refused the second time because it is in force since the first.
 
 use std::borrow::Cow;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use formats::address::Address;
 use serde::Deserialize;
-use teemarkd::net::addr::{Address, Stream};
 
+use crate::connect::{Stream, connect};
 use crate::failure;
 use crate::terminal::{printable, say};
 
@@ -96,10 +96,10 @@ pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, w
 }
 
 fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, Failure> {
-    let mut stream = address.dial(PATIENCE).map_err(|e| sort(address, e))?;
-    let sent = send_all(&mut stream, bundle);
+    let mut stream = connect(address, PATIENCE).map_err(|e| sort(address, e))?;
+    let sent = send_all(&mut *stream, bundle);
     // A daemon that refuses early may close before it has read everything: its answer counts, not the failed write.
-    let answer = match (receive(&mut stream), sent) {
+    let answer = match (receive(&mut *stream), sent) {
         (Ok(answer), Ok(())) => answer,
         (Ok(answer), Err(_)) if !answer.is_empty() => answer,
         (_, Err(e)) | (Err(e), _) => return Err(sort(address, e)),
@@ -110,14 +110,14 @@ fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, Failure> {
     Ok(answer)
 }
 
-fn send_all(stream: &mut Stream, bundle: &[u8]) -> io::Result<()> {
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn send_all(stream: &mut dyn Stream, bundle: &[u8]) -> io::Result<()> {
+    stream.set_write_timeout(PATIENCE)?;
     stream.write_all(bundle)?;
-    stream.shutdown(Shutdown::Write)
+    stream.end_writing()
 }
 
 /// Reads until the end of file, for [`PATIENCE`] in all. A connection that breaks after a whole line does no harm.
-fn receive(stream: &mut Stream) -> io::Result<Vec<u8>> {
+fn receive(stream: &mut dyn Stream) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + PATIENCE;
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
@@ -125,7 +125,7 @@ fn receive(stream: &mut Stream) -> io::Result<Vec<u8>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let read = match left {
             Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-            left => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut chunk)),
+            left => stream.set_read_timeout(left).and_then(|()| stream.read(&mut chunk)),
         };
         match read {
             Ok(0) => return Ok(answer),

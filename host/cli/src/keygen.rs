@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
+use formats::file_keys::MAX_KEY_ID;
 use ring::signature::KeyPair;
 use serde_json::{Value, json};
 
 use crate::failure::{Done, Failure};
-use crate::issuer::Issuer;
-use crate::keys::{FileKey, KeyFile, LONGEST_ID, fill_random};
+use crate::keys::{KeyFile, fill_random, fresh_file_key};
 use crate::output::{self, Existing, Output, Readers};
 use crate::private_key::{self, PrivateKey};
 use crate::terminal::say;
@@ -62,8 +62,8 @@ enum Use {
 }
 
 fn key_id(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > LONGEST_ID || text.chars().any(char::is_control) {
-        return Err(format!("a key id is text of 1 to {LONGEST_ID} bytes without control characters"));
+    if text.is_empty() || text.len() > MAX_KEY_ID || text.chars().any(char::is_control) {
+        return Err(format!("a key id is text of 1 to {MAX_KEY_ID} bytes without control characters"));
     }
     Ok(text.to_owned())
 }
@@ -150,7 +150,7 @@ fn publish(purpose: private_key::Use, public: &str, out: Option<PublicOutput<'_>
 fn public_half(purpose: private_key::Use, key: PrivateKey) -> Result<String> {
     match purpose {
         private_key::Use::Operator => Ok(STANDARD.encode(key.operators()?.public_key())),
-        private_key::Use::Grants => Issuer::new(key)?.jwk_set(),
+        private_key::Use::Grants => Ok(key.issuer()?.public().to_jwk_set()),
         private_key::Use::Reply => Ok(STANDARD.encode(key.reply()?.public())),
     }
 }
@@ -177,7 +177,7 @@ fn file_key(arguments: &Arguments) -> Result<Done> {
         Some(id) => id.clone(),
         None => random_id()?.to_string(),
     };
-    keys.add(id.clone(), FileKey::random(arguments.aad)?)?;
+    keys.add(id.clone(), fresh_file_key(arguments.aad)?)?;
 
     let mut text = serde_json::to_vec_pretty(&keys)?;
     text.push(b'\n');

@@ -1,85 +1,37 @@
-//! The key file: FILE_KEYS of the bundle, a JSON object of key id -> base64 of 32 bytes, or
-//! -> `{"key": base64, "aad": "file_id"}` where the file id is the associated data of every file under that key.
+//! The key file: FILE_KEYS of the bundle ([`formats::file_keys`]), each id once.
 //!
 //! No message here repeats a value of the file: only ids and positions.
 
-use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use formats::file_keys::{DeliveredKey, DeliveredKeys, KEY_LEN};
+use formats::hpke;
+use formats::items::FILE_KEYS;
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Value, json};
-use teemarkd::{base64, hpke};
+use serde::Serialize;
 
 use crate::output;
-
-/// A key's length in bytes: AES-256.
-pub const KEY_LENGTH: usize = 32;
-
-/// The one kind of associated data there is.
-const BY_FILE_ID: &str = "file_id";
-
-/// Longest key id that the daemon takes, in bytes.
-pub const LONGEST_ID: usize = 128;
 
 /// Most bytes of a key file; the daemon takes a bundle of 1 MiB.
 const LARGEST: u64 = 1 << 20;
 
-/// A checked AES-256 key.
-#[derive(Clone, PartialEq, Eq)]
-pub struct FileKey {
-    pub bytes: [u8; KEY_LENGTH],
-    /// The file id is the associated data.
-    pub bound_to_file_id: bool,
-}
-
 /// The keys of one key file by id, in the file's order; ids are unique.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyFile(Vec<(String, FileKey)>);
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KeyFile(DeliveredKeys);
 
-impl fmt::Debug for FileKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FileKey(…)")
-    }
+/// A new file key from the system's random number generator.
+///
+/// # Errors
+/// The system has no random numbers to give.
+pub fn fresh_file_key(binds_file_id: bool) -> Result<DeliveredKey> {
+    let mut bytes = Box::new([0; KEY_LEN]);
+    fill_random(&mut *bytes)?;
+    Ok(DeliveredKey::new(bytes, binds_file_id))
 }
 
-impl FileKey {
-    /// A new key from the system's random number generator.
-    ///
-    /// # Errors
-    /// The system has no random numbers to give.
-    pub fn random(bound_to_file_id: bool) -> Result<FileKey> {
-        let mut bytes = [0; KEY_LENGTH];
-        fill_random(&mut bytes)?;
-        Ok(FileKey { bytes, bound_to_file_id })
-    }
-
-    fn from_json(value: &Value) -> std::result::Result<FileKey, &'static str> {
-        const FORM: &str = "is neither base64 text nor {\"key\": base64 text, \"aad\": \"file_id\"}";
-        let (text, bound_to_file_id) = match value {
-            Value::String(text) => (text, false),
-            Value::Object(fields) => match (fields.get("key"), fields.get("aad"), fields.len()) {
-                (Some(Value::String(text)), Some(Value::String(aad)), 2) if aad == BY_FILE_ID => (text, true),
-                (Some(Value::String(text)), None, 1) => (text, false),
-                _ => return Err(FORM),
-            },
-            _ => return Err(FORM),
-        };
-        let bytes = base64::decode(text).ok_or("is not base64")?;
-        let bytes = bytes.try_into().map_err(|_| "is not 32 bytes long, as an AES-256 key is")?;
-        Ok(FileKey { bytes, bound_to_file_id })
-    }
-
-    fn to_json(&self) -> Value {
-        let text = base64::encode(self.bytes);
-        if self.bound_to_file_id { json!({"key": text, "aad": BY_FILE_ID}) } else { json!(text) }
-    }
-}
-
-const NO_RANDOM: &str = "the system gives no random numbers";
+pub const NO_RANDOM: &str = "the system gives no random numbers";
 
 /// Fills `bytes` from the system's random number generator.
 ///
@@ -114,47 +66,51 @@ impl KeyFile {
     }
 
     fn parse(text: &[u8]) -> Result<KeyFile> {
-        // Serde's own message may repeat a value.
-        let Raw(raw) = serde_json::from_slice(output::without_mark(text))
-            .map_err(|e| anyhow!("line {}, column {}: not a JSON object of keys by id", e.line(), e.column()))?;
-        let mut keys = KeyFile::default();
-        for (id, value) in raw {
-            if id.is_empty() || id.len() > LONGEST_ID {
-                bail!("{id:?} is no key id of 1 to {LONGEST_ID} bytes");
+        let mut ignored = Vec::new();
+        let keys = DeliveredKeys::read(text, &mut ignored).map_err(|refusal| match refusal.field.as_str() {
+            FILE_KEYS => anyhow!("it {}", refusal.reason),
+            field => {
+                anyhow!("the key {} {}", field.trim_start_matches(FILE_KEYS).trim_start_matches('.'), refusal.reason)
             }
-            let key = FileKey::from_json(&value).map_err(|why| anyhow!("the key with id {id:?} {why}"))?;
-            keys.add(id, key)?;
+        })?;
+        // The daemon passes over what means nothing to it; in a key file that is an oversight.
+        if let Some(name) = ignored.first() {
+            bail!("{name} means nothing there");
         }
-        if keys.0.is_empty() {
-            bail!("it holds no key; add one with teemark keygen --add --output");
-        }
-        Ok(keys)
+        let mut file = KeyFile::default();
+        keys.0.into_iter().try_for_each(|(id, key)| file.add(id, key))?;
+        Ok(file)
     }
 
     /// Adds a key.
     ///
     /// # Errors
     /// The id is there already.
-    pub fn add(&mut self, id: String, key: FileKey) -> Result<()> {
-        if self.0.iter().any(|(known, _)| *known == id) {
+    pub fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
+        if self.0.0.iter().any(|(known, _)| *known == id) {
             bail!("there are two keys with id {id:?}; ids must differ");
         }
-        self.0.push((id, key));
+        self.0.0.push((id, key));
         Ok(())
+    }
+
+    /// The keys as a bundle delivers them.
+    pub fn into_keys(self) -> DeliveredKeys {
+        self.0
     }
 
     /// How many keys there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.0.len()
     }
 
     /// The key with this id, or the only one where no id is given.
     ///
     /// # Errors
     /// There is none, or there are several to choose from; the message names the ids.
-    pub fn find(&self, id: Option<&str>) -> Result<(&str, &FileKey)> {
-        let known = || self.0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ");
-        let found = match (id, self.0.as_slice()) {
+    pub fn find(&self, id: Option<&str>) -> Result<(&str, &DeliveredKey)> {
+        let known = || self.0.0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ");
+        let found = match (id, self.0.0.as_slice()) {
             (None, [only]) => Some(only),
             (None, _) => bail!("the key file holds several keys; choose one with --key-id: {}", known()),
             (Some(id), all) => all.iter().find(|(known, _)| known == id),
@@ -164,56 +120,11 @@ impl KeyFile {
     }
 }
 
-impl Serialize for KeyFile {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (id, key) in &self.0 {
-            map.serialize_entry(id, &key.to_json())?;
-        }
-        map.end()
-    }
-}
-
-/// The members of a JSON object as they stand: a map type would drop all but the last of one id.
-struct Raw(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Raw, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Raw;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Raw, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Raw(members))
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-
-    #[test]
-    fn both_forms_are_read_and_written_back_in_order() {
-        let text = format!(r#"{{"b":"{KEY}","a":{{"aad":"file_id","key":"{KEY}"}}}}"#);
-        let keys = KeyFile::parse(text.as_bytes()).unwrap();
-        assert_eq!(keys.len(), 2);
-        assert_eq!(keys.find(Some("b")).unwrap().1.bytes[31], 31);
-        assert!(keys.find(Some("a")).unwrap().1.bound_to_file_id);
-        assert_eq!(serde_json::to_string(&keys).unwrap(), text);
-    }
 
     #[test]
     fn base64_is_read_as_the_daemon_reads_it() {
@@ -252,11 +163,5 @@ mod tests {
         assert!(one.find(Some("8")).unwrap_err().to_string().contains("it has: 7"));
         let two = KeyFile::parse(format!(r#"{{"7":"{KEY}","8":"{KEY}"}}"#).as_bytes()).unwrap();
         assert!(two.find(None).unwrap_err().to_string().contains("7, 8"));
-    }
-
-    #[test]
-    fn debug_output_does_not_show_the_key() {
-        let key = FileKey::random(true).unwrap();
-        assert_eq!(format!("{key:?}"), "FileKey(…)");
     }
 }

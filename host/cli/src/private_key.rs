@@ -6,10 +6,11 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use formats::grants::Issuer;
+use formats::hpke;
 use pem::{EncodeConfig, LineEnding, Pem};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
-use teemarkd::hpke;
 
 use crate::keys::fill_random;
 use crate::output;
@@ -151,6 +152,20 @@ impl PrivateKey {
         match self {
             PrivateKey::Ed25519(key) => Ok(key),
             other => bail!("it is {other}, and an operator's is an Ed25519 key: teemark keygen --for operator"),
+        }
+    }
+
+    /// The key where it is one that grants are signed with.
+    ///
+    /// # Errors
+    /// It is of another kind.
+    pub fn issuer(self) -> Result<Issuer> {
+        match self {
+            PrivateKey::Ed25519(key) => Ok(Issuer::from(key)),
+            PrivateKey::P256(key) => Ok(Issuer::from(key)),
+            other => {
+                bail!("it is {other}, and grants are signed with an Ed25519 or P-256 key: teemark keygen --for grants")
+            }
         }
     }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use formats::attestation::BundleId;
+use formats::sealed_bundle::{self, Destination};
+use formats::time::now_ms;
 use ring::signature::Ed25519KeyPair;
-use teemarkd::attest::BundleId;
-use teemarkd::secrets::sealed::{self, Destination};
-use teemarkd::time::now_ms;
 
 use crate::attest::Attested;
 use crate::failure::Failure;
@@ -99,13 +99,13 @@ impl Seal {
     /// Seals a bundle as of now: of two sealed one after the other, the enclave takes the second after the first.
     ///
     /// # Errors
-    /// The enclave's key is none that anything can be sealed to; the system has no random numbers to give.
+    /// The enclave has the highest counter there is; the system has no random numbers to give.
     pub fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
         let counter = self.next_counter()?;
-        let sealed = sealed::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
-        let sealed = sealed.context("nothing can be sealed to the enclave's sealing key")?;
-        self.sealed.borrow_mut().push(sealed.id);
-        Ok(sealed.text.into_bytes())
+        let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
+        let sealed = sealed.context("the bundle cannot be sealed")?;
+        self.sealed.borrow_mut().push(sealed.id());
+        Ok(sealed.to_json().into_bytes())
     }
 
     /// The last that was sealed.
@@ -131,14 +131,18 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
-    use teemarkd::hpke;
+    use formats::attestation::BootNonce;
+    use formats::digest::Sha256;
+    use formats::hpke;
+    use formats::signature::VerifyingKey;
 
     use super::*;
 
-    fn attested(boot_nonce: [u8; 32], in_force: BundleId) -> Attested {
+    fn attested(boot: u8, in_force: BundleId) -> Attested {
         let sealing_key = hpke::PrivateKey::new(Box::new([1; 32])).public();
         let (pcrs, compared, module_id) = Default::default();
-        let (identity, allow_list_sha256, timestamp_ms) = ([0; 32], [0; 32], 0);
+        let (identity, boot_nonce) = (VerifyingKey::from_bytes([0; 32]), BootNonce::from_bytes([boot; 32]));
+        let (allow_list_sha256, timestamp_ms) = (Sha256::default(), 0);
         Attested {
             identity,
             sealing_key,
@@ -155,19 +159,19 @@ mod tests {
     #[test]
     fn the_bundle_is_confirmed_by_its_counter_and_hash_in_the_same_boot_and_by_nothing_else() {
         let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
-        let seal = Seal::new(&attested([3; 32], BundleId::default()), operator, Some(7)).unwrap();
+        let seal = Seal::new(&attested(3, BundleId::default()), operator, Some(7)).unwrap();
         seal.seal(b"{}").unwrap();
         seal.seal(b"{}").unwrap();
         let [first, last] = seal.sealed.borrow().clone().try_into().unwrap();
         assert!(first != last, "each is sealed anew");
         for sealed in [first, last] {
-            assert_eq!(seal.confirm(&attested([3; 32], sealed)), Ok(7));
-            assert_eq!(seal.confirm(&attested([4; 32], sealed)), Err(Unconfirmed::Boot));
+            assert_eq!(seal.confirm(&attested(3, sealed)), Ok(7));
+            assert_eq!(seal.confirm(&attested(4, sealed)), Err(Unconfirmed::Boot));
         }
-        let other = BundleId { sha256: [1; 32], ..last };
-        assert_eq!(seal.confirm(&attested([3; 32], other)), Err(Unconfirmed::Other { counter: 7 }));
+        let other = BundleId { sha256: Sha256::from_bytes([1; 32]), ..last };
+        assert_eq!(seal.confirm(&attested(3, other)), Err(Unconfirmed::Other { counter: 7 }));
         for told in [0, 6, 8] {
-            let why = seal.confirm(&attested([3; 32], BundleId { counter: told, ..last })).unwrap_err();
+            let why = seal.confirm(&attested(3, BundleId { counter: told, ..last })).unwrap_err();
             assert_eq!(why, Unconfirmed::Counter { told, sealed: 7 });
             assert_eq!(why.to_string().contains("a later one has replaced it"), told > 7, "{why}");
         }
@@ -176,9 +180,8 @@ mod tests {
     #[test]
     fn the_counter_is_above_that_in_force_and_the_one_before_whatever_the_clock_says() {
         let operator = || Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
-        let seal = |counter, given| {
-            Seal::new(&attested([3; 32], BundleId { counter, ..BundleId::default() }), operator(), given)
-        };
+        let seal =
+            |counter, given| Seal::new(&attested(3, BundleId { counter, ..BundleId::default() }), operator(), given);
         let ahead = now_ms() + 86_400_000;
         let sealed = seal(ahead, None).unwrap();
         for counter in [ahead + 1, ahead + 2] {

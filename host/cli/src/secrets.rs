@@ -7,9 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use formats::address::Address;
+use formats::attestation::BundleId;
 use serde_json::{Value, json};
-use teemarkd::attest::BundleId;
-use teemarkd::net::addr::Address;
 
 use crate::attest::{Attested, Purpose, Trust};
 use crate::bundle::{self, Items, LARGEST};

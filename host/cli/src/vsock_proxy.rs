@@ -5,12 +5,13 @@
 //! image, read by the enclave's own parser, so the two sides cannot come to differ.
 
 use std::fmt::Write;
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use formats::allow_list::{AllowList, Endpoint};
 use serde_json::{Value, json};
-use teemarkd::net::endpoints::{AllowList, Endpoint};
 
 use crate::failure::Done;
 
@@ -54,7 +55,8 @@ enum Format {
 /// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
 pub fn run(arguments: &Arguments) -> Result<Done> {
     let file = arguments.endpoints.display();
-    let allowed = AllowList::load(&arguments.endpoints)?;
+    let text = fs::read(&arguments.endpoints).with_context(|| format!("{file}: cannot be read"))?;
+    let allowed = AllowList::parse(&file.to_string(), &text)?;
     let mut text = String::from(arguments.format.head());
     let mut endpoints: Vec<Value> = Vec::new();
     for endpoint in allowed.iter() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use teemarkd::time::Utc;
+use formats::time::Utc;
 
 use crate::process::Process;
 

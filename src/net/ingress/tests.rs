@@ -9,7 +9,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::super::addr::Address;
+use formats::address::Address;
 use super::super::event_loop::Handle;
 use super::super::request::Came;
 use super::*;
@@ -74,7 +74,7 @@ impl Scene {
         let service = Arc::new(Echo { begun: sender, allowed: Mutex::new(receiver) });
         let mut event_loop = EventLoop::new().unwrap();
         let options = Options { limit, max_body: 1 << 20, queued: Arc::default(), stopping: Arc::default() };
-        let ingress = add(&mut event_loop, listening.listen().unwrap(), service, options).unwrap();
+        let ingress = add(&mut event_loop, Listener::open(&listening).unwrap(), service, options).unwrap();
         Scene { ingress, begun, allow, event_loop, listening, _folder: folder }
     }
 

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
+use formats::digest::{Sha256, sha256};
+use formats::time::Utc;
 use ring::signature::{ECDSA_P384_SHA384_FIXED, VerificationAlgorithm};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
 };
-use teemarkd::digest::sha256;
-use teemarkd::time::Utc;
 use webpki::ring::ECDSA_P384_SHA384;
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -24,16 +24,16 @@ use crate::certificate::{self, Content};
 
 /// The root certificate that is trusted, by the SHA-256 of its DER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Root([u8; 32]);
+pub struct Root(Sha256);
 
 impl Root {
     /// The AWS Nitro Enclaves root G1, of the commercial partitions, valid until 2049. The fingerprint stands in
     /// "Verifying the root of trust" (<https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html>); the
     /// certificate is in <https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip> and in every document.
-    pub const AWS: Root = Root([
+    pub const AWS: Root = Root(Sha256::from_bytes([
         0x64, 0x1a, 0x03, 0x21, 0xa3, 0xe2, 0x44, 0xef, 0xe4, 0x56, 0x46, 0x31, 0x95, 0xd6, 0x06, 0x31, //
         0x7e, 0xd7, 0xcd, 0xcc, 0x3c, 0x17, 0x56, 0xe0, 0x98, 0x93, 0xf3, 0xc6, 0x8f, 0x79, 0xbb, 0x5b,
-    ]);
+    ]));
 
     /// The root with this DER.
     pub fn of(der: &[u8]) -> Root {

@@ -4,18 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use teemarkd::attest::BundleId;
+use formats::attestation::{BootNonce, BundleId, UserData, UserDataError, VERSION};
+use formats::digest::Sha256;
+use formats::hpke::PublicKey;
+use formats::signature::VerifyingKey;
 
 use super::chain::{ChainError, Root, Signer};
 use super::document::{Document, DocumentError, Signature};
 use super::pcrs::{self, Pcrs, PcrsError};
 use crate::failure::Failure;
-
-/// The version of the user data that this program reads.
-const VERSION: u64 = 1;
 
 /// What a document is held against.
 #[derive(Clone, Debug)]
@@ -32,13 +29,13 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attested {
     /// The Ed25519 key by which this run of the enclave is known.
-    pub identity: [u8; 32],
+    pub identity: VerifyingKey,
     /// The X25519 key to seal for it with.
-    pub sealing_key: [u8; 32],
+    pub sealing_key: PublicKey,
     /// SHA-256 of the allow list that is in force there.
-    pub allow_list_sha256: [u8; 32],
+    pub allow_list_sha256: Sha256,
     /// Random at each boot.
-    pub boot_nonce: [u8; 32],
+    pub boot_nonce: BootNonce,
     /// The last sealed bundle in force since then; zeros before the first.
     pub in_force: BundleId,
     /// Every register of the document by number.
@@ -113,19 +110,13 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// What teemarkd puts into user_data.
-#[derive(Deserialize)]
-struct UserData {
-    sealing_key: String,
-    allow_list_sha256: String,
-    boot_nonce: String,
-    counter: u64,
-    bundle_sha256: String,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: u64,
+impl From<UserDataError> for Refusal {
+    fn from(why: UserDataError) -> Refusal {
+        match why {
+            UserDataError::Version(version) => Refusal::Version(version),
+            UserDataError::Malformed => Refusal::UserData,
+        }
+    }
 }
 
 /// Checks a document of teemarkd, asked for with `nonce`, as of `now`.
@@ -135,20 +126,14 @@ struct Version {
 pub fn verify(document: &[u8], nonce: &[u8], policy: &Policy, now: SystemTime) -> Result<Attested, Refusal> {
     let document = genuine(document, Some(nonce), policy, now)?;
     let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(Refusal::Pcrs)?;
-    let identity = document.public_key.as_deref().and_then(|key| key.try_into().ok()).ok_or(Refusal::Identity)?;
-    let user_data = document.user_data.as_deref().ok_or(Refusal::UserData)?;
-    let Version { version } = serde_json::from_slice(user_data).map_err(|_| Refusal::UserData)?;
-    if version != VERSION {
-        return Err(Refusal::Version(version));
-    }
-    let told: UserData = serde_json::from_slice(user_data).map_err(|_| Refusal::UserData)?;
-    let sealing_key = STANDARD.decode(&told.sealing_key).ok().and_then(|key| key.try_into().ok());
+    let identity = document.public_key.as_deref().and_then(VerifyingKey::from_slice).ok_or(Refusal::Identity)?;
+    let told = UserData::parse(document.user_data.as_deref().ok_or(Refusal::UserData)?)?;
     Ok(Attested {
         identity,
-        sealing_key: sealing_key.ok_or(Refusal::UserData)?,
-        allow_list_sha256: from_hex(&told.allow_list_sha256)?,
-        boot_nonce: from_hex(&told.boot_nonce)?,
-        in_force: BundleId { counter: told.counter, sha256: from_hex(&told.bundle_sha256)? },
+        sealing_key: told.sealing_key,
+        allow_list_sha256: told.allow_list_sha256,
+        boot_nonce: told.boot_nonce,
+        in_force: told.in_force(),
         pcrs: document.pcrs,
         compared,
         module_id: document.module_id,
@@ -175,10 +160,4 @@ pub(super) fn genuine(
         return Err(Refusal::Nonce);
     }
     Ok(document)
-}
-
-fn from_hex(text: &str) -> Result<[u8; 32], Refusal> {
-    let mut bytes = [0; 32];
-    hex::decode_to_slice(text, &mut bytes).map_err(|_| Refusal::UserData)?;
-    Ok(bytes)
 }

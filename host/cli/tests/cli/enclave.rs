@@ -1,19 +1,24 @@
-//! An enclave as it looks from outside, by teemarkd's own library: its attestation, and answers that it seals and
-//! signs. A script says what it answers to each request.
+//! An enclave as it looks from outside: its attestation, bundles that it opens, and answers that it seals and signs. A
+//! script says what it answers to each request. tests/trust has the daemon itself do the same.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::attestation::{BootNonce, BundleId, UserData};
+use formats::digest::{Sha256, sha256};
+use formats::hpke::{PrivateKey, PublicKey};
+use formats::refusal::Refusal;
+use formats::reply::{self, About, Statement};
+use formats::sealed_bundle::SealedBundle;
+use formats::signature::VerifyingKey;
+use formats::time::now_ms;
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
-use teemarkd::attest::{Attestation, DocumentError, TestNsm};
-use teemarkd::digest::sha256;
-use teemarkd::hpke::PrivateKey;
-use teemarkd::reply::{self, About, Statement};
-use teemarkd::time::now_ms;
 
 use super::*;
 
@@ -98,11 +103,20 @@ fn serve(stream: &mut TcpStream, reply: Reply) -> Request {
     request
 }
 
-/// The options that trust an [`Enclave`]: it has no Nitro Secure Module, so its PCRs are zeros.
+/// The options that trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
 pub const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
 
 #[derive(Clone)]
-pub struct Enclave(pub Arc<Attestation>);
+pub struct Enclave(Arc<Inside>);
+
+/// What an enclave has inside.
+struct Inside {
+    nsm: nsm::Nsm,
+    identity: Ed25519KeyPair,
+    sealing: PrivateKey,
+    boot_nonce: BootNonce,
+    in_force: Mutex<BundleId>,
+}
 
 /// An answer before it is sent, for a test to alter.
 pub struct Signed {
@@ -115,42 +129,73 @@ pub struct Signed {
 
 impl Enclave {
     pub fn new() -> Enclave {
-        Enclave(Arc::new(Attestation::new(Box::new(TestNsm::default()), [0; 32]).unwrap()))
+        let random = || {
+            let mut bytes = [0; 32];
+            SystemRandom::new().fill(&mut bytes).unwrap();
+            bytes
+        };
+        Enclave(Arc::new(Inside {
+            nsm: nsm::Nsm::new(),
+            identity: Ed25519KeyPair::from_seed_unchecked(&random()).unwrap(),
+            sealing: PrivateKey::random().unwrap(),
+            boot_nonce: BootNonce::from_bytes(random()),
+            in_force: Mutex::default(),
+        }))
     }
 
     /// A folder with the files that [`TRUST`] names.
     pub fn place(&self) -> Place {
         let place = Place::new();
         place.write("image.pcrs", nsm::pcrs_file());
-        place.write("root.der", self.0.test_root().unwrap().unwrap());
+        place.write("root.der", &self.0.nsm.cabundle[0]);
         place
     }
 
     /// Answers a request for a document.
     pub fn attests(&self) -> Reply {
-        let attestation = self.0.clone();
+        let enclave = self.clone();
         Reply::Made(Box::new(move |request| {
-            let nonce = request.nonce();
-            let document = loop {
-                match attestation.document(Some(&nonce)) {
-                    Err(DocumentError::TooMany(wait)) => thread::sleep(wait),
-                    document => break document.unwrap(),
-                }
-            };
+            let document = enclave.document(&request.nonce());
             answer("200 OK", "", &json!({"attestation": hex::encode(document)}).to_string()).into_bytes()
         }))
+    }
+
+    fn document(&self, nonce: &[u8]) -> Vec<u8> {
+        let Inside { nsm, identity, sealing, boot_nonce, in_force } = &*self.0;
+        let user_data = UserData::new(sealing.public(), Sha256::default(), *boot_nonce, *in_force.lock().unwrap());
+        let mut payload = nsm.payload(nonce);
+        let zeros = (0..16).map(|index| (index.into(), nsm::bytes(&[0; 48]))).collect();
+        nsm::set(&mut payload, "pcrs", ciborium::Value::Map(zeros));
+        nsm::set(&mut payload, "timestamp", now_ms().into());
+        nsm::set(&mut payload, "public_key", nsm::bytes(identity.public_key().as_ref()));
+        nsm::set(&mut payload, "user_data", nsm::bytes(user_data.to_json().as_bytes()));
+        nsm.sign(payload)
+    }
+
+    /// This bundle is in force from now on.
+    pub fn put_in_force(&self, bundle: BundleId) {
+        *self.0.in_force.lock().unwrap() = bundle;
+    }
+
+    /// Opens a bundle that this operator sealed for this boot.
+    pub fn opens(&self, sealed: &[u8], operator: VerifyingKey) -> Result<(Vec<u8>, BundleId), Refusal> {
+        let sealed = SealedBundle::parse(sealed)?;
+        sealed.check_signature(&[operator])?;
+        assert_eq!(sealed.boot_nonce, self.0.boot_nonce);
+        let id = sealed.id();
+        Ok((sealed.open(&self.0.sealing)?, id))
     }
 
     /// Answers a request with a file, sealed where that is asked for and signed now, as `alter` leaves it.
     pub fn gives(&self, file: &[u8], about: About<'static>, alter: impl FnOnce(&mut Signed) + Send + 'static) -> Reply {
         let (enclave, file) = (self.clone(), file.to_vec());
         Reply::Made(Box::new(move |request| {
-            let reply_key = request.field("Teemark-Reply-Key").map(|key| STANDARD.decode(key).unwrap());
+            let reply_key = request.field("Teemark-Reply-Key").map(|key| PublicKey::from_base64(key).unwrap());
             let body = match &reply_key {
                 None => file,
                 Some(key) => {
                     let ephemeral = PrivateKey::new(Box::new([7; 32]));
-                    reply::seal(&file, about, key.as_slice().try_into().unwrap(), &ephemeral).unwrap()
+                    reply::seal(&file, about, key, &ephemeral).unwrap()
                 }
             };
             let statement = Statement {
@@ -167,7 +212,7 @@ impl Enclave {
     }
 
     pub fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
-        let signature = STANDARD.encode(self.0.sign(&statement.to_bcs(&body)));
+        let signature = STANDARD.encode(self.0.identity.sign(&statement.to_bcs(&body)));
         let Statement { watermarked, sealed, timestamp_ms, .. } = statement;
         Signed { watermarked, sealed, timestamp: timestamp_ms.to_string(), signature, body }
     }

@@ -119,7 +119,7 @@ fn an_operator_is_told_what_is_missing() {
     told(&["encrypt", "file", "--keys", "keys.json", "--key-id", "3"], "it has: 1, 2");
     told(&["encrypt", "file", "--keys", "none.json"], "teemark keygen");
     told(&["encrypt", "none", "--keys", "keys.json", "--key-id", "1"], "cannot read none");
-    told(&["encrypt", "file", "--keys", "file"], "not a JSON object");
+    told(&["encrypt", "file", "--keys", "file"], "it is not JSON");
     assert_eq!(place.names(), ["file", "keys.json"]);
 }
 

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::attestation::BundleId;
+use formats::digest::Sha256;
+use formats::signature::VerifyingKey;
+use formats::time::now_ms;
 use serde_json::Value;
-use teemarkd::attest::BundleId;
-use teemarkd::secrets::sealed::Seal;
-use teemarkd::time::now_ms;
 
 use super::enclave::{Enclave, Reply, TRUST, answer, daemon};
 use super::secrets::{ACCEPTED, Meet, REFUSED, listener};
@@ -19,7 +20,7 @@ const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
 struct Scene {
     place: Place,
     enclave: Enclave,
-    operator: [u8; 32],
+    operator: VerifyingKey,
 }
 
 impl Scene {
@@ -27,7 +28,8 @@ impl Scene {
         let enclave = Enclave::new();
         let place = enclave.place();
         let made = succeeds(place.teemark(&["keygen", "--for", "operator", "--output", "operator.key"]));
-        let operator = STANDARD.decode(stdout(&made).trim_end()).unwrap().try_into().unwrap();
+        let operator = STANDARD.decode(stdout(&made).trim_end()).unwrap();
+        let operator = VerifyingKey::from_slice(&operator).unwrap();
         Scene { place, enclave, operator }
     }
 
@@ -46,21 +48,14 @@ impl Scene {
 
     /// The same, but this is the answer that arrives.
     fn takes_and_answers(&self, text: &'static str) -> Meet {
-        let (attestation, operators) = (self.enclave.0.clone(), vec![self.operator]);
-        Meet::Take(
-            Box::new(move |bundle| {
-                let seal = Seal::new(attestation, operators);
-                seal.took_effect(&seal.open(bundle).unwrap_or_else(|e| panic!("{e}")));
-            }),
-            text,
-        )
+        let (enclave, operator) = (self.enclave.clone(), self.operator);
+        Meet::Take(Box::new(move |bundle| enclave.put_in_force(enclave.opens(bundle, operator).unwrap().1)), text)
     }
 
     /// The bundle in what went out, and its counter.
     fn opens(&self, sealed: &[u8]) -> (Vec<u8>, u64) {
-        let opened =
-            Seal::new(self.enclave.0.clone(), vec![self.operator]).open(sealed).unwrap_or_else(|e| panic!("{e}"));
-        (opened.bundle, counter(sealed))
+        let (bundle, id) = self.enclave.opens(sealed, self.operator).unwrap();
+        (bundle, id.counter)
     }
 }
 
@@ -82,9 +77,7 @@ fn a_sealed_bundle_opens_in_the_attested_enclave_and_names_its_operator() {
     assert_eq!(bundle, plain);
     assert!((before..=now_ms()).contains(&counter), "{counter}");
 
-    let another = Seal::new(Enclave::new().0, vec![scene.operator]).open(&sealed).err().unwrap();
-    assert!(another.field.contains("boot_nonce"), "{another}");
-    let another = Seal::new(scene.enclave.0.clone(), vec![[1; 32]]).open(&sealed).err().unwrap();
+    let another = scene.enclave.opens(&sealed, VerifyingKey::from_bytes([1; 32])).unwrap_err();
     assert!(another.field.contains("signature"), "{another}");
 }
 
@@ -137,7 +130,7 @@ fn an_answer_that_somebody_on_the_way_made_up_is_found_out() {
         )
     };
     for counter in [0, 6] {
-        scene.enclave.0.put_in_force(BundleId { counter, ..BundleId::default() });
+        scene.enclave.put_in_force(BundleId { counter, ..BundleId::default() });
         let output = sends(&scene.enclave);
         assert!(fails(1, &output).contains(&words(counter)), "{}", stderr(&output));
         assert!(!stdout(&output).contains("confirmed"));
@@ -147,9 +140,9 @@ fn an_answer_that_somebody_on_the_way_made_up_is_found_out() {
 #[test]
 fn another_bundle_of_the_same_counter_is_not_taken_for_it() {
     let scene = Scene::new();
-    let attestation = scene.enclave.0.clone();
+    let enclave = scene.enclave.clone();
     // What the enclave gets in its place.
-    let another = move |_: &[u8]| attestation.put_in_force(BundleId { counter: 7, sha256: [1; 32] });
+    let another = move |_: &[u8]| enclave.put_in_force(BundleId { counter: 7, sha256: Sha256::from_bytes([1; 32]) });
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Take(Box::new(another), ACCEPTED)]);
     let output =
         scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()]);
@@ -256,7 +249,7 @@ fn the_counter_is_above_the_attested_one_though_this_machines_clock_is_behind() 
     let scene = Scene::new();
     // Of an operator whose clock is a day ahead of this one.
     let ahead = now_ms() + 86_400_000;
-    scene.enclave.0.put_in_force(BundleId { counter: ahead, ..BundleId::default() });
+    scene.enclave.put_in_force(BundleId { counter: ahead, ..BundleId::default() });
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::HangUp, scene.takes()]);
     let output = succeeds(scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--send", &address.to_string()]));
     // The first attempt had the first counter above it.

@@ -1,12 +1,14 @@
 use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use formats::address::Address;
 use serde_json::{Value, json};
-use teemarkd::net::addr::Address;
 
 use super::port::free_port;
 use super::*;
@@ -134,14 +136,36 @@ pub enum Meet {
 
 type Take = Box<dyn FnOnce(&[u8]) + Send>;
 
+/// A connected socket.
+trait Sender: Read + Write {}
+impl Sender for TcpStream {}
+impl Sender for UnixStream {}
+
+type Accept = Box<dyn Fn() -> Box<dyn Sender> + Send>;
+
+/// Listens on TCP or a Unix socket; gives where.
+fn bind(address: &str) -> (Address, Accept) {
+    match address.parse().unwrap() {
+        Address::Unix(path) => {
+            let listener = UnixListener::bind(&path).unwrap();
+            (Address::Unix(path), Box::new(move || Box::new(listener.accept().unwrap().0)))
+        }
+        Address::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), port)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            (Address::Tcp { host, port }, Box::new(move || Box::new(listener.accept().unwrap().0)))
+        }
+        Address::Vsock { .. } => panic!("no vsock here"),
+    }
+}
+
 /// Listens and meets senders in turn; gives the bundles it got.
 pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
-    let listener = address.parse::<Address>().unwrap().listen().unwrap();
-    let address = listener.address().unwrap();
+    let (address, accept) = bind(address);
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for meet in meets {
-            let mut stream = listener.accept().unwrap();
+            let mut stream = accept();
             let mut bundle = Vec::new();
             stream.read_to_end(&mut bundle).unwrap();
             let line = match meet {
@@ -283,9 +307,9 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
     let place = Place::new();
     place.write("bundle", vec![b'x'; 1 << 20]);
     let address = format!("unix:{}", place.path("socket").display());
-    let listener = address.parse::<Address>().unwrap().listen().unwrap();
+    let accept = bind(&address).1;
     // More than the socket's buffer is never read, so that the sender's write fails.
-    let enclave = thread::spawn(move || listener.accept().unwrap().write_all(REFUSED.as_bytes()).unwrap());
+    let enclave = thread::spawn(move || accept().write_all(REFUSED.as_bytes()).unwrap());
     let error =
         fails(1, &place.teemark(&["secrets", "--bundle", "bundle", "--plain", "--send", &address, "--wait", "0"]));
     assert!(error.contains("another certificate"), "{error}");

@@ -60,7 +60,7 @@ fn each_file_is_asked_for_with_its_own_grant_and_the_enclave_attested_once() {
         let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"file_id":"{id}"}}"#));
         place.write(&format!("grants/{id}.grant"), format!("e30.{claims}.c2ln\n"));
     }
-    let gives = |file_id| enclave.gives(b"marked", teemarkd::reply::About { file_id, user_id: "alice" }, |_| {});
+    let gives = |file_id| enclave.gives(b"marked", formats::reply::About { file_id, user_id: "alice" }, |_| {});
     let replies = vec![enclave.attests(), gives("a"), gives("b"), gives("c")];
     let (output, requests) =
         three(&place, replies, &[&["--grants", "grants", "--verify", "--seal"][..], &TRUST].concat());

@@ -2,10 +2,10 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use teemarkd::digest::sha256;
-use teemarkd::hpke::PrivateKey;
-use teemarkd::reply::{self, About, Statement};
-use teemarkd::time::now_ms;
+use formats::digest::sha256;
+use formats::hpke::PrivateKey;
+use formats::reply::{self, About, Statement};
+use formats::time::now_ms;
 
 use super::enclave::{Enclave, Reply, Request, Signed, TRUST, answer, daemon};
 use super::nsm::Nsm;

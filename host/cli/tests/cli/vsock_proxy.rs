@@ -1,4 +1,4 @@
-use teemarkd::net::endpoints::AllowList;
+use formats::allow_list::AllowList;
 use yaml_rust2::YamlLoader;
 
 use super::*;
@@ -44,7 +44,7 @@ fn the_shipped_list_gives_the_parents_files() {
 fn vsock_proxy_reads_every_host_and_port_as_the_enclave_does_and_in_its_order() {
     let place = Place::new();
     place.write("list", HOSTS);
-    let enclave: Vec<_> = AllowList::load(&place.path("list"))
+    let enclave: Vec<_> = AllowList::parse("list", HOSTS.as_bytes())
         .unwrap()
         .iter()
         .map(|endpoint| (endpoint.host().to_owned(), i64::from(endpoint.port())))

@@ -3,29 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Grant, GrantError};
-use crate::digest::sha256;
+use formats::grants::{Grant, GrantError, Id};
+use formats::time::Utc;
+
 use crate::memory::Owner;
-use crate::time::Utc;
 
 /// How many grants are remembered at once: 6 MiB at most. One user may have half of them.
 const MOST: usize = 1 << 16;
 const MOST_OF_ONE: usize = MOST / 2;
 /// How often a grant may be tried in vain where that is its user's doing.
 const TRIES: u8 = 3;
-
-/// Tells grants apart: half of the SHA-256 of the key's id and the jti, which is its issuer's affair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Id([u8; 16]);
-
-impl Id {
-    pub fn of(kid: &str, jti: &str) -> Id {
-        let hash = sha256(&[&(kid.len() as u64).to_be_bytes(), kid.as_bytes(), jti.as_bytes()].concat());
-        let mut id = [0; 16];
-        id.copy_from_slice(&hash[..16]);
-        Id(id)
-    }
-}
 
 /// The grants that are in use or used, or were tried in vain.
 #[derive(Default)]
@@ -199,10 +186,5 @@ mod tests {
         }
         used.take(&grant(1, 9), Utc(0)).unwrap().strike();
         assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
-    }
-
-    #[test]
-    fn the_same_jti_of_two_issuers_is_two_grants() {
-        assert_ne!(Id::of("a", "bc"), Id::of("ab", "c"));
     }
 }

@@ -1,11 +1,13 @@
 //! Encrypted files: what was sealed opens, and nothing else does.
 
+use formats::file_keys::DeliveredKey;
+use formats::files::{FileKey, FileKeys, OpenError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use teemarkd::files::{FileKey, FileKeys, OpenError};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use super::*;
+use super::config;
 
 /// How a file is sealed. `id` is the key's id, the one in Tink's prefix.
 #[derive(Clone, Debug)]
@@ -36,7 +38,7 @@ impl Sealed {
 
     /// The key, alone.
     fn keys(&self) -> FileKeys {
-        [(self.name(), FileKey::new(&self.key, self.bound))].into_iter().collect()
+        [(self.name(), FileKey::from(&DeliveredKey::new(Box::new(self.key), self.bound)))].into_iter().collect()
     }
 
     fn file(&self, plain: &[u8]) -> Vec<u8> {
@@ -44,6 +46,14 @@ impl Sealed {
         let prefix = [&[1][..], &self.id.to_be_bytes()].concat();
         if self.tink { [prefix, body].concat() } else { body }
     }
+}
+
+/// IV, ciphertext, tag: by ring alone.
+fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut sealed = plain.to_vec();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut sealed).unwrap();
+    [&iv[..], &sealed].concat()
 }
 
 /// What may happen to a file on its way.

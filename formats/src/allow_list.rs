@@ -5,9 +5,9 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::num::NonZeroUsize;
 
-use crate::digest::sha256;
+use crate::digest::{Sha256, sha256};
 
 /// The port of an entry that names none.
 const HTTPS_PORT: u16 = 443;
@@ -19,7 +19,7 @@ const MOST_ENTRIES: usize = 255 - FIRST_LOOPBACK;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowList {
     endpoints: Vec<Endpoint>,
-    sha256: [u8; 32],
+    sha256: Sha256,
 }
 
 /// A place on the allow list. That one exists is the proof that it may be dialled.
@@ -30,19 +30,19 @@ pub struct Endpoint {
     port: u16,
 }
 
-/// The list cannot be used: file, line (counted from 1; 0 for the file as a whole) and reason.
+/// The list cannot be used: what its file is called, the line (counted from 1; none for the file as a whole) and the reason.
 #[derive(Debug)]
 pub struct AllowListError {
-    file: String,
-    line: usize,
-    reason: String,
+    pub file: String,
+    pub line: Option<NonZeroUsize>,
+    pub reason: String,
 }
 
 impl fmt::Display for AllowListError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            0 => write!(f, "{}: {}", self.file, self.reason),
-            line => write!(f, "{}:{line}: {}", self.file, self.reason),
+            None => write!(f, "{}: {}", self.file, self.reason),
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.reason),
         }
     }
 }
@@ -77,22 +77,20 @@ impl Endpoint {
 }
 
 impl AllowList {
-    /// Reads the list from a file.
+    /// Reads the list as `file` has it.
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is wrong.
-    pub fn load(file: &Path) -> Result<AllowList, AllowListError> {
-        let name = file.display().to_string();
-        let text = std::fs::read_to_string(file).map_err(|e| AllowListError {
-            file: name.clone(),
-            line: 0,
-            reason: format!("cannot be read: {e}"),
-        })?;
-        AllowList::parse(&text).map_err(|(line, reason)| AllowListError { file: name, line, reason })
+    /// It is not UTF-8, or a line of it is wrong.
+    pub fn parse(file: &str, text: &[u8]) -> Result<AllowList, AllowListError> {
+        let text = str::from_utf8(text).map_err(|e| (0, format!("is not UTF-8 at byte {}", e.valid_up_to() + 1)));
+        text.and_then(AllowList::read).map_err(|(line, reason)| {
+            let line = NonZeroUsize::new(line);
+            AllowListError { file: file.to_owned(), line, reason }
+        })
     }
 
     /// Reads the one shape of YAML that the list has: `endpoints:`, then an item a line; comments and blank lines.
-    fn parse(text: &str) -> Result<AllowList, (usize, String)> {
+    fn read(text: &str) -> Result<AllowList, (usize, String)> {
         let mut list: Option<Vec<Endpoint>> = None;
         for (at, line) in text.lines().enumerate().map(|(i, l)| (i + 1, l)) {
             let line = strip_comment(line).trim();
@@ -129,7 +127,7 @@ impl AllowList {
     }
 
     /// SHA-256 of the file that the list was read from, as sha256sum(1) gives it.
-    pub fn sha256(&self) -> [u8; 32] {
+    pub fn sha256(&self) -> Sha256 {
         self.sha256
     }
 }
@@ -173,14 +171,14 @@ mod tests {
 
     #[test]
     fn the_shipped_list_names_the_watermark_service() {
-        let list = AllowList::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/allowed_endpoints.yaml"))).unwrap();
+        let list = AllowList::read(include_str!("../../allowed_endpoints.yaml")).unwrap();
         let endpoint = list.find("watermark.internal.staging.zing.you", 8080).unwrap();
         assert_eq!((endpoint.index(), endpoint.loopback()), (0, Ipv4Addr::new(127, 0, 0, 64)));
     }
 
     #[test]
     fn order_default_port_quotes_and_comments_are_understood() {
-        let list = AllowList::parse("---\n# hosts\nendpoints:\n  - A.example # one\n\n- \"b.example:8443\"\n").unwrap();
+        let list = AllowList::read("---\n# hosts\nendpoints:\n  - A.example # one\n\n- \"b.example:8443\"\n").unwrap();
         assert_eq!(list.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:443", "b.example:8443"]);
         assert!(list.find("A.EXAMPLE", 443).is_some());
         assert!(list.find("a.example", 8443).is_none());
@@ -204,9 +202,9 @@ mod tests {
             ("endpoints:\n- a..b", 2),
             ("endpoints:\nendpoints:", 2),
         ] {
-            assert_eq!(AllowList::parse(text).unwrap_err().0, line, "{text:?}");
+            assert_eq!(AllowList::read(text).unwrap_err().0, line, "{text:?}");
         }
         let many = format!("endpoints:\n{}", (0..192).map(|i| format!("- h{i}\n")).collect::<String>());
-        assert_eq!(AllowList::parse(&many).unwrap_err().0, 193);
+        assert_eq!(AllowList::read(&many).unwrap_err().0, 193);
     }
 }

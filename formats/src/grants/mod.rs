@@ -5,29 +5,27 @@
 //! token decides how it is checked (RFC 8725, 3.1).
 
 mod date;
-mod keys;
 #[cfg(test)]
 mod tests;
-mod used;
 
 use std::fmt;
 
 use ::base64::Engine;
 use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
+use ring::error::Unspecified;
+use ring::rand::SystemRandom;
+use ring::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::date::NumericDate;
 use crate::base64;
-use crate::digest::sha256;
-use crate::hpke::{self, PublicKey};
+use crate::digest::{Sha256, sha256};
+use crate::hpke::PublicKey;
 use crate::json::{self, Text, string};
-use crate::memory::Owner;
+use crate::jwks::{GrantKey, GrantKeys, Kind};
 use crate::time::Utc;
-
-pub use keys::{ALGORITHMS, GrantKey, GrantKeys, Kind};
-pub use used::{Use, UsedGrants};
 
 /// Longest token, in bytes.
 pub const MAX_TOKEN: usize = 4096;
@@ -39,15 +37,147 @@ const LEEWAY: u64 = 10;
 /// A token that was checked: its signature, audience and times.
 #[derive(Debug)]
 pub struct Grant {
-    user_id: String,
-    file_id: String,
+    pub user_id: String,
+    pub file_id: String,
     /// SHA-256 of the encrypted file. Without one, any file that opens under this id will do.
-    content_sha256: Option<[u8; 32]>,
+    pub content_sha256: Option<Sha256>,
     /// The key that the answer has to be sealed to. Without one, whoever holds the token chooses.
-    reply_key: Option<PublicKey>,
-    id: used::Id,
-    /// When it is forgotten, in seconds since 1970.
-    ends: u64,
+    pub reply_key: Option<PublicKey>,
+    pub id: Id,
+    /// When it has ended for any clock, in seconds since 1970.
+    pub ends: u64,
+}
+
+/// What a new grant says (RFC 7519, 4.1, and three claims of teemark's own).
+#[derive(Clone, Debug, Serialize)]
+pub struct NewClaims<'a> {
+    sub: &'a str,
+    file_id: &'a str,
+    aud: &'a str,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    jti: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_sha256: Option<Sha256>,
+}
+
+/// A grant to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewGrant<'a> {
+    pub user_id: &'a str,
+    pub file_id: &'a str,
+    /// Where it is good: a fleet's name, or one enclave's identity key in hex.
+    pub audience: &'a str,
+    pub from: Utc,
+    /// For how many seconds, at most [`MAX_LIFE`].
+    pub valid: u64,
+    /// Random bits, which tell it from every other.
+    pub jti: [u8; 16],
+    pub reply_key: Option<PublicKey>,
+    pub content_sha256: Option<Sha256>,
+}
+
+impl<'a> NewGrant<'a> {
+    pub fn claims(&self) -> NewClaims<'a> {
+        let Utc(now) = self.from;
+        NewClaims {
+            sub: self.user_id,
+            file_id: self.file_id,
+            aud: self.audience,
+            iat: now,
+            nbf: now,
+            exp: now.saturating_add(self.valid),
+            jti: URL_SAFE_NO_PAD.encode(self.jti),
+            reply_key: self.reply_key.map(base64::encode),
+            content_sha256: self.content_sha256,
+        }
+    }
+}
+
+/// A key that signs grants. What kind it is decides the algorithm.
+pub struct Issuer {
+    key: SigningKey,
+    public: GrantKey,
+}
+
+enum SigningKey {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+#[derive(Serialize)]
+struct NewHeader<'a> {
+    alg: &'a str,
+    kid: &'a str,
+    typ: &'a str,
+}
+
+impl From<Ed25519KeyPair> for Issuer {
+    fn from(key: Ed25519KeyPair) -> Issuer {
+        let public = GrantKey::new(Kind::Ed25519, key.public_key().as_ref().to_vec());
+        Issuer { key: SigningKey::Ed25519(key), public }
+    }
+}
+
+impl From<EcdsaKeyPair> for Issuer {
+    /// Takes a P-256 key for ES256 with signatures of fixed length.
+    fn from(key: EcdsaKeyPair) -> Issuer {
+        let public = GrantKey::new(Kind::P256, key.public_key().as_ref().to_vec());
+        Issuer { key: SigningKey::P256(key), public }
+    }
+}
+
+impl Issuer {
+    /// The public half, which goes into GRANT_KEYS.
+    pub fn public(&self) -> &GrantKey {
+        &self.public
+    }
+
+    /// A token of these claims (JWS compact serialization, RFC 7515, 7.1).
+    ///
+    /// # Errors
+    /// The system has no random numbers to give, which ES256 needs.
+    pub fn sign(&self, claims: &NewClaims<'_>) -> Result<String, Unspecified> {
+        let header = NewHeader { alg: self.public.kind.alg(), kid: &self.public.kid, typ: "JWT" };
+        let signed = part(&header) + "." + &part(claims);
+        let signature = match &self.key {
+            SigningKey::Ed25519(key) => key.sign(signed.as_bytes()),
+            SigningKey::P256(key) => key.sign(&SystemRandom::new(), signed.as_bytes())?,
+        };
+        Ok(signed + "." + &URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+fn part(value: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(value).expect("texts and numbers are JSON"))
+}
+
+/// Whether this has the form of a token: three parts in base64url, of at most [`MAX_TOKEN`] bytes in all.
+pub fn is_token(text: &str) -> bool {
+    let is_part = |part: &str| !part.is_empty() && URL_SAFE_NO_PAD.decode(part).is_ok();
+    text.len() <= MAX_TOKEN && text.split('.').count() == 3 && text.split('.').all(is_part)
+}
+
+/// Whether a token, which is not checked, wants the answer sealed to a key that it names.
+pub fn names_reply_key(token: &str) -> bool {
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    claims.is_some_and(|claims| json::object::<Claims>(&claims).is_ok_and(|claims| claims.reply_key.is_some()))
+}
+
+/// Tells grants apart: half of the SHA-256 of the key's id and the jti, which is its issuer's affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Id([u8; 16]);
+
+impl Id {
+    pub fn of(kid: &str, jti: &str) -> Id {
+        let hash = sha256(&[&(kid.len() as u64).to_be_bytes(), kid.as_bytes(), jti.as_bytes()].concat());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.as_bytes()[..16]);
+        Id(id)
+    }
 }
 
 /// Why a request has no right to its file.
@@ -87,7 +217,7 @@ impl fmt::Display for GrantError {
     }
 }
 
-/// A JWS header. serde refuses a member that stands twice, here and in the claims.
+/// A JWS header (RFC 7515, 4.1). serde refuses a member that stands twice, here and in the claims.
 #[derive(Deserialize)]
 struct Header<'a> {
     #[serde(borrow)]
@@ -182,9 +312,9 @@ impl Claims<'_> {
         let no_key = GrantError::Invalid("its reply_key is not base64 of 32 bytes");
         let reply_key = self.reply_key.map(|key| reply_key(&key).ok_or(no_key)).transpose()?;
         let no_hash = GrantError::Invalid("its content_sha256 is not hex of 32 bytes");
-        let content_sha256 = self.content_sha256.map(|text| hash(&text).ok_or(no_hash)).transpose()?;
+        let content_sha256 = self.content_sha256.map(|text| Sha256::from_hex(&text).ok_or(no_hash)).transpose()?;
         let (user_id, file_id) = (user_id.0.into_owned(), file_id.0.into_owned());
-        Ok(Grant { user_id, file_id, content_sha256, reply_key, id: used::Id::of(kid, &jti), ends: exp + LEEWAY })
+        Ok(Grant { user_id, file_id, content_sha256, reply_key, id: Id::of(kid, &jti), ends: exp + LEEWAY })
     }
 }
 
@@ -197,22 +327,17 @@ fn is_for(aud: &RawValue, audiences: &[String]) -> bool {
     }
 }
 
-fn hash(text: &str) -> Option<[u8; 32]> {
-    hex::decode(text).ok()?.try_into().ok()
-}
-
 /// A reply key as it is written: base64 of an X25519 public key, in the standard or the URL alphabet. `None` also for one
 /// that nothing can be sealed to.
 pub fn reply_key(text: &str) -> Option<PublicKey> {
-    let key = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())?.try_into().ok()?;
-    hpke::is_usable(&key).then_some(key)
+    let bytes = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())?;
+    PublicKey::from_bytes(bytes.try_into().ok()?)
 }
 
 impl Grant {
     /// Whose it is: the beginning of its user id's SHA-256.
-    pub fn owner(&self) -> Owner {
-        let hash = sha256(self.user_id.as_bytes());
-        hash[..8].iter().fold(0, |owner, byte| owner << 8 | Owner::from(*byte))
+    pub fn owner(&self) -> u64 {
+        sha256(self.user_id.as_bytes()).as_bytes()[..8].iter().fold(0, |owner, byte| owner << 8 | u64::from(*byte))
     }
 
     /// Whether it is for this file id and this user.
@@ -233,7 +358,7 @@ impl Grant {
     ///
     /// # Errors
     /// It is not.
-    pub fn covers_content(&self, content_sha256: [u8; 32]) -> Result<(), GrantError> {
+    pub fn covers_content(&self, content_sha256: Sha256) -> Result<(), GrantError> {
         match self.content_sha256 {
             Some(hash) if hash != content_sha256 => Err(GrantError::OtherContent),
             _ => Ok(()),

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use formats::allow_list::{AllowList, AllowListError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::*;
+use super::config;
+
+fn parse(text: &str) -> Result<AllowList, AllowListError> {
+    AllowList::parse("list", text.as_bytes())
+}
 
 proptest! {
     #![proptest_config(config())]
@@ -15,7 +20,7 @@ proptest! {
     fn no_text_makes_the_allow_list_panic_and_an_error_names_file_and_line(
         text in prop_oneof![any::<String>(), "(endpoints:|- |[a-c.:0-9 #\"'-]|\n){0,40}"],
     ) {
-        if let Err(e) = allow_list(&text) {
+        if let Err(e) = parse(&text) {
             let message = e.to_string();
             let place = message.split(": ").next().unwrap();
             // file:line, or the file alone where no line is to blame
@@ -46,7 +51,7 @@ proptest! {
             text += &format!("  - {quote}{host}{port}{quote}{comment}\n{blank}");
             expected.push(place);
         }
-        let list = allow_list(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let list = parse(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;
         let found: Vec<_> = list.iter().map(|e| (e.host().to_owned(), e.port())).collect();
         prop_assert_eq!(&found, &expected);
         for (i, (host, port)) in expected.iter().enumerate() {
@@ -56,7 +61,7 @@ proptest! {
         prop_assert_eq!(list.find(&other.0, other.1).is_some(), known.contains(&other));
         // The same list with an entry twice is none.
         if let Some((host, port)) = expected.first() {
-            let error = allow_list(&format!("{text}- {host}:{port}")).unwrap_err().to_string();
+            let error = parse(&format!("{text}- {host}:{port}")).unwrap_err().to_string();
             let last = text.lines().count() + 1;
             prop_assert!(error.contains(&format!(":{last}: ")) && error.contains("twice"), "{}", error);
         }

@@ -1,35 +1,79 @@
-//! Opening an encrypted file.
+//! An encrypted file.
 //!
 //! AES-256-GCM in one piece (NIST SP 800-38D): `IV (12 bytes) || ciphertext || tag (16 bytes)`, which is what Zing's
 //! clients send and what Tink calls RAW; or the same behind Tink's prefix, `0x01 || key id (4 bytes, big endian)`.
+//! The associated data is the file id for a key that says so, else nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-/// Bytes of a key.
-pub const KEY_LEN: usize = 32;
+use crate::file_keys::DeliveredKey;
+
+pub use ring::aead::NONCE_LEN;
+
 /// What the longest format adds to a plaintext, in bytes: Tink's prefix, the IV and the tag.
 pub const OVERHEAD: usize = PREFIX_LEN + NONCE_LEN + TAG_LEN;
 
-const TAG_LEN: usize = 16;
+/// Bytes of the tag at a file's end.
+pub const TAG_LEN: usize = 16;
 /// Length and first byte of Tink's output prefix (tink-crypto, "Wire format").
-const PREFIX_LEN: usize = 5;
+pub const PREFIX_LEN: usize = 5;
 const PREFIX_VERSION: u8 = 1;
 
-/// One key of FILE_KEYS.
+/// One key of FILE_KEYS, expanded for use: its bytes are not kept.
 pub struct FileKey {
     key: LessSafeKey,
     binds_file_id: bool,
 }
 
-impl FileKey {
-    /// A key of 32 bytes. With `binds_file_id`, the file id is the associated data of every file under this key.
-    pub fn new(key: &[u8; KEY_LEN], binds_file_id: bool) -> FileKey {
-        let key = UnboundKey::new(&AES_256_GCM, key).expect("the length is AES-256's");
-        FileKey { key: LessSafeKey::new(key), binds_file_id }
+impl From<&DeliveredKey> for FileKey {
+    fn from(DeliveredKey { bytes, binds_file_id }: &DeliveredKey) -> FileKey {
+        let key = UnboundKey::new(&AES_256_GCM, bytes.expose()).expect("the length is AES-256's");
+        FileKey { key: LessSafeKey::new(key), binds_file_id: *binds_file_id }
     }
+}
+
+impl FileKey {
+    /// Encrypts a file in its place, and puts the tag behind it; what stands before it is [`head`]. `iv` is random, and
+    /// serves once.
+    ///
+    /// # Errors
+    /// The file is longer than AES-GCM takes in one piece, 64 GiB.
+    pub fn seal(&self, file: &mut Vec<u8>, file_id: &str, iv: [u8; NONCE_LEN]) -> Result<(), TooLong> {
+        let nonce = Nonce::assume_unique_for_key(iv);
+        self.key.seal_in_place_append_tag(nonce, self.associated(file_id), file).map_err(|_| TooLong)
+    }
+
+    fn associated<'f>(&self, file_id: &'f str) -> Aad<&'f [u8]> {
+        Aad::from(if self.binds_file_id { file_id.as_bytes() } else { b"" })
+    }
+}
+
+/// The file is longer than AES-GCM takes in one piece, 64 GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the file is too long for AES-GCM in one piece (64 GiB)")
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+/// Tink's prefix for files under the key of this id; `None` where the id is not a number that fits into it, as Tink
+/// writes one: in decimal, without leading zeros.
+pub fn tink_prefix(key_id: &str) -> Option<[u8; PREFIX_LEN]> {
+    let number = key_id.parse::<u32>().ok().filter(|number| number.to_string() == key_id)?;
+    let [a, b, c, d] = number.to_be_bytes();
+    Some([PREFIX_VERSION, a, b, c, d])
+}
+
+/// What stands before an encrypted file: the prefix, if it has one, and the IV.
+pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
+    [prefix.as_ref().map_or(&[][..], |prefix| prefix), &iv].concat()
 }
 
 /// The keys in force, by key id.
@@ -86,7 +130,7 @@ impl FileKeys {
             return Err(OpenError::Failed);
         }
         let nonce = Nonce::try_assume_unique_for_key(&file[prefix..sealed]).map_err(|_| OpenError::Failed)?;
-        let aad = Aad::from(if key.binds_file_id { file_id.as_bytes() } else { b"" });
+        let aad = key.associated(file_id);
         let plain = key.key.open_within(nonce, aad, &mut file, sealed..).map_err(|_| OpenError::Failed)?.len();
         file.truncate(plain);
         Ok(file)
@@ -107,24 +151,36 @@ mod tests {
 
     const PLAIN: &[u8] = b"a file";
 
-    fn sealed(key: &[u8; KEY_LEN], iv: [u8; NONCE_LEN], aad: &[u8], prefix: &[u8]) -> Vec<u8> {
+    fn key(byte: u8, binds_file_id: bool) -> FileKey {
+        FileKey::from(&DeliveredKey::new(Box::new([byte; 32]), binds_file_id))
+    }
+
+    /// A file under the key of this byte, bound to its file id where that is not empty.
+    fn sealed(byte: u8, iv: [u8; NONCE_LEN], file_id: &str, prefix: Option<&str>) -> Vec<u8> {
         let mut body = PLAIN.to_vec();
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut body).unwrap();
-        [prefix, &iv, &body].concat()
+        key(byte, !file_id.is_empty()).seal(&mut body, file_id, iv).unwrap();
+        [head(prefix.map(|id| tink_prefix(id).unwrap()), iv), body].concat()
     }
 
     fn keys(entries: &[(&str, u8, bool)]) -> FileKeys {
-        entries.iter().map(|&(id, byte, aad)| (id.to_owned(), FileKey::new(&[byte; KEY_LEN], aad))).collect()
+        entries.iter().map(|&(id, byte, aad)| (id.to_owned(), key(byte, aad))).collect()
+    }
+
+    #[test]
+    fn tinks_prefix_is_one_byte_of_version_and_the_key_id_big_endian() {
+        assert_eq!(tink_prefix("16909060"), Some([1, 1, 2, 3, 4]));
+        for bad in ["", "007", "+7", "-1", "4294967296", "contracts"] {
+            assert_eq!(tink_prefix(bad), None, "{bad}");
+        }
     }
 
     #[test]
     fn a_file_opens_in_both_formats() {
         let keys = keys(&[("7", 7, false), ("other", 8, false)]);
-        let raw = sealed(&[7; 32], [9; 12], b"", b"");
+        let raw = sealed(7, [9; 12], "", None);
         assert_eq!(keys.open(raw.clone(), "f", Some("7")).unwrap(), PLAIN);
         assert_eq!(keys.open(raw, "f", None).unwrap_err(), OpenError::KeyIdNeeded);
-        let tink = sealed(&[7; 32], [9; 12], b"", &[1, 0, 0, 0, 7]);
+        let tink = sealed(7, [9; 12], "", Some("7"));
         assert_eq!(keys.open(tink.clone(), "f", Some("7")).unwrap(), PLAIN);
         assert_eq!(keys.open(tink.clone(), "f", None).unwrap(), PLAIN);
         assert_eq!(keys.open(tink, "f", Some("other")).unwrap_err(), OpenError::Failed);
@@ -133,14 +189,14 @@ mod tests {
     #[test]
     fn an_iv_that_begins_like_the_prefix_of_an_unknown_key_is_an_iv() {
         let iv = [1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
-        let file = sealed(&[7; 32], iv, b"", b"");
+        let file = sealed(7, iv, "", None);
         assert_eq!(keys(&[("7", 7, false)]).open(file, "f", None).unwrap(), PLAIN);
     }
 
     #[test]
     fn a_key_bound_to_the_file_id_opens_that_file_only() {
         let keys = keys(&[("k", 7, true)]);
-        let file = sealed(&[7; 32], [9; 12], b"file-1", b"");
+        let file = sealed(7, [9; 12], "file-1", None);
         assert_eq!(keys.open(file.clone(), "file-1", None).unwrap(), PLAIN);
         assert_eq!(keys.open(file, "file-2", None).unwrap_err(), OpenError::Failed);
     }
@@ -148,9 +204,9 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused_alike() {
         let keys = keys(&[("7", 7, false)]);
-        for prefix in [&b""[..], &[1, 0, 0, 0, 7]] {
-            let file = sealed(&[7; 32], [9; 12], b"", prefix);
-            for bit in prefix.len() * 8..file.len() * 8 {
+        for (prefix, length) in [(None, 0), (Some("7"), PREFIX_LEN)] {
+            let file = sealed(7, [9; 12], "", prefix);
+            for bit in length * 8..file.len() * 8 {
                 let mut bad = file.clone();
                 bad[bit / 8] ^= 1 << (bit % 8);
                 assert_eq!(keys.open(bad, "f", None).unwrap_err(), OpenError::Failed);
@@ -169,9 +225,8 @@ mod tests {
 
     #[test]
     fn the_empty_file_opens() {
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).unwrap());
         let mut tag = Vec::new();
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key([0; 12]), Aad::empty(), &mut tag).unwrap();
+        key(7, false).seal(&mut tag, "f", [0; 12]).unwrap();
         let file = [&[0; 12][..], &tag].concat();
         assert_eq!(keys(&[("7", 7, false)]).open(file, "f", None).unwrap(), b"");
     }

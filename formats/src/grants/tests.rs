@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::digest::sha256;
+use crate::jwks::{GrantKey, Kind};
 
 const NOW: u64 = 1_764_000_000;
 
@@ -288,7 +289,7 @@ fn claims_that_are_not_utf_8_or_not_an_object_are_refused() {
 #[test]
 fn a_token_may_name_the_encrypted_file_itself() {
     let issuer = Issuer::new();
-    let hash = hex::encode(sha256(b"a file"));
+    let hash = sha256(b"a file").to_string();
     let grant = issuer.check(&issuer.token(&with("content_sha256", json!(hash)))).unwrap();
     assert_eq!(grant.covers_content(sha256(b"a file")), Ok(()));
     assert_eq!(grant.covers_content(sha256(b"another")), Err(GrantError::OtherContent));
@@ -331,13 +332,46 @@ fn the_signatures_of_rfc_8032_verify_and_are_what_the_identity_key_would_make() 
 #[test]
 fn a_token_may_name_the_key_that_the_answer_is_sealed_to() {
     let issuer = Issuer::new();
-    let key = [9; 32];
+    let [key, other] = [[9; 32], [8; 32]].map(|bytes| PublicKey::from_bytes(bytes).unwrap());
     for text in [STANDARD.encode(key), URL_SAFE_NO_PAD.encode(key)] {
         let grant = issuer.check(&issuer.token(&with("reply_key", json!(text)))).unwrap();
         assert_eq!(grant.seals_to(None), Ok(Some(key)));
         assert_eq!(grant.seals_to(Some(key)), Ok(Some(key)));
-        assert_eq!(grant.seals_to(Some([8; 32])), Err(GrantError::OtherKey));
+        assert_eq!(grant.seals_to(Some(other)), Err(GrantError::OtherKey));
     }
     let open = issuer.check(&issuer.token(&claims())).unwrap();
     assert_eq!((open.seals_to(None), open.seals_to(Some(key))), (Ok(None), Ok(Some(key))));
+}
+
+#[test]
+fn the_same_jti_of_two_issuers_is_two_grants() {
+    assert_ne!(Id::of("a", "bc"), Id::of("ab", "c"));
+}
+
+#[test]
+fn what_an_issuer_signs_is_checked_with_the_keys_that_it_publishes() {
+    let random = SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let p256 = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random).unwrap();
+    let ed25519 = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    for issuer in [super::Issuer::from(ed25519), super::Issuer::from(p256)] {
+        let reply_key = PublicKey::from_bytes([9; 32]);
+        let grant = NewGrant {
+            user_id: "alice",
+            file_id: "f",
+            audience: "fleet",
+            from: Utc(NOW),
+            valid: 300,
+            jti: [5; 16],
+            reply_key,
+            content_sha256: Some(sha256(b"a file")),
+        };
+        let token = issuer.sign(&grant.claims()).unwrap();
+        assert!(is_token(&token) && names_reply_key(&token));
+        let set = RawValue::from_string(issuer.public().to_jwk_set()).unwrap();
+        let keys = crate::jwks::parse(&set, &mut Vec::new()).unwrap();
+        let grant = keys.check(&token, &["fleet".into()], Utc(NOW)).unwrap();
+        assert_eq!((grant.covers("f", "alice"), grant.covers_content(sha256(b"a file"))), (Ok(()), Ok(())));
+        assert_eq!((grant.reply_key, grant.ends), (reply_key, NOW + 300 + LEEWAY));
+    }
 }

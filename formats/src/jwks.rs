@@ -1,13 +1,19 @@
-//! GRANT_KEYS: a JWK set (RFC 7517) of Ed25519 (RFC 8037) and P-256 (RFC 7518, 6.2) public keys.
+//! JWK sets: GRANT_KEYS, the keys that may sign grants (RFC 7517), Ed25519 (RFC 8037) and P-256 (RFC 7518, 6.2). What a key
+//! is decides its algorithm, and nothing else does.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::fmt;
+
+use ::base64::Engine;
+use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::bundle::{GRANT_KEYS, Refusal, refuse};
-use super::object::{Keep, Object, object_text};
-use crate::grants::{ALGORITHMS, GrantKey, GrantKeys, Kind};
+use crate::digest::sha256;
+use crate::items::GRANT_KEYS;
 use crate::json::{Text, string};
+use crate::object::{Keep, Object, object_text};
+use crate::refusal::{Refusal, refuse};
 
 /// Most keys of a set, and the longest kid in bytes.
 const MAX_KEYS: usize = 64;
@@ -18,12 +24,126 @@ const PRIVATE: [&str; 8] = ["d", "k", "p", "q", "dp", "dq", "qi", "priv"];
 /// What is read of a key beside them. Other members are passed over (RFC 7517, 4).
 const PUBLIC: [&str; 8] = ["kty", "crv", "x", "y", "kid", "alg", "use", "key_ops"];
 
-/// Reads a JWK set, and names what is ignored in it. Keys that are not for signatures known here are (RFC 7517, 5), with
-/// the member that says so.
+/// The names of both kinds' algorithms. RFC 9864 has a new one for Ed25519.
+pub const ALGORITHMS: [&str; 3] = ["EdDSA", "Ed25519", "ES256"];
+
+/// The keys in force, each with a kid of its own.
+#[derive(Clone, Default)]
+pub struct GrantKeys(pub Vec<GrantKey>);
+
+/// One public key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantKey {
+    /// By this a token names it.
+    pub kid: String,
+    pub kind: Kind,
+    /// Ed25519: its 32 bytes (RFC 8032, 5.1.5); P-256: the uncompressed point (SEC 1, 2.3.3).
+    pub public: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ed25519,
+    P256,
+}
+
+impl fmt::Debug for GrantKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GrantKeys({} keys)", self.0.len())
+    }
+}
+
+impl Kind {
+    /// The algorithm's name, as it is written.
+    pub fn alg(self) -> &'static str {
+        match self {
+            Kind::Ed25519 => "EdDSA",
+            Kind::P256 => "ES256",
+        }
+    }
+}
+
+impl GrantKeys {
+    pub fn find(&self, kid: &str) -> Option<&GrantKey> {
+        self.0.iter().find(|key| key.kid == kid)
+    }
+}
+
+impl GrantKey {
+    /// The key by its thumbprint (RFC 7638), in base64url.
+    pub fn new(kind: Kind, public: Vec<u8>) -> GrantKey {
+        let members = serde_json::to_vec(&Public::new(kind, &public)).expect("texts are JSON");
+        GrantKey { kid: URL_SAFE_NO_PAD.encode(sha256(&members)), kind, public }
+    }
+
+    /// A JWK set of this key, on one line.
+    pub fn to_jwk_set(&self) -> String {
+        let public = Public::new(self.kind, &self.public);
+        let jwk = Jwk { public, kid: &self.kid, alg: self.kind.alg(), usage: "sig" };
+        serde_json::to_string(&JwkSet { keys: [jwk] }).expect("texts are JSON")
+    }
+
+    /// Whether this is the name of the key's algorithm.
+    pub fn is_for(&self, alg: &str) -> bool {
+        match self.kind {
+            Kind::Ed25519 => ALGORITHMS[..2].contains(&alg),
+            Kind::P256 => ALGORITHMS[2..].contains(&alg),
+        }
+    }
+
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        let verified = match self.kind {
+            Kind::Ed25519 => UnparsedPublicKey::new(&ED25519, &self.public).verify(message, signature),
+            Kind::P256 => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.public).verify(message, signature),
+        };
+        verified.is_ok()
+    }
+}
+
+/// The public half, in the members and the order of them that RFC 7638 (3.2; RFC 8037, 2) hashes.
+#[derive(Serialize)]
+struct Public {
+    crv: &'static str,
+    kty: &'static str,
+    x: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    y: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JwkSet<'a> {
+    keys: [Jwk<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Jwk<'a> {
+    #[serde(flatten)]
+    public: Public,
+    kid: &'a str,
+    alg: &'a str,
+    #[serde(rename = "use")]
+    usage: &'a str,
+}
+
+impl Public {
+    fn new(kind: Kind, public: &[u8]) -> Public {
+        let number = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        match kind {
+            Kind::Ed25519 => Public { crv: "Ed25519", kty: "OKP", x: number(public), y: None },
+            Kind::P256 => {
+                let (x, y) = public[1..].split_at(32);
+                Public { crv: "P-256", kty: "EC", x: number(x), y: Some(number(y)) }
+            }
+        }
+    }
+}
+
+/// Reads a JWK set. What means nothing in it goes to `ignored`: keys that are not for signatures known here as well (RFC
+/// 7517, 5), with the member that says so.
 ///
 /// # Errors
 /// The first thing that is wrong with it. A private key is, of whatever kind.
-pub fn parse(value: &RawValue) -> Result<(GrantKeys, Vec<String>), Refusal> {
+pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
     let text = object_text(GRANT_KEYS, value)?;
     let set = Object::parse(GRANT_KEYS, text.as_bytes(), Keep::Named(&["keys"]))?;
     let list = set.get("keys").and_then(|keys| serde_json::from_str::<Vec<&RawValue>>(keys.get()).ok());
@@ -54,7 +174,8 @@ pub fn parse(value: &RawValue) -> Result<(GrantKeys, Vec<String>), Refusal> {
         return refuse(GRANT_KEYS, format!("has no key for EdDSA (Ed25519) or ES256 (P-256): {}", others.join(", ")));
     }
     let others = others.iter().map(|other| format!("{GRANT_KEYS}.{other}"));
-    Ok((GrantKeys(keys), set.ignored_in(GRANT_KEYS).chain(others).collect()))
+    ignored.extend(set.ignored_in(GRANT_KEYS).chain(others));
+    Ok(GrantKeys(keys))
 }
 
 /// What kind of key it is; an error is the member by which it is not one that signs grants.
@@ -116,7 +237,31 @@ mod tests {
         "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 
     fn keys(text: &str) -> Result<(GrantKeys, Vec<String>), Refusal> {
-        parse(&RawValue::from_string(text.into()).unwrap())
+        let mut ignored = Vec::new();
+        parse(&RawValue::from_string(text.into()).unwrap(), &mut ignored).map(|keys| (keys, ignored))
+    }
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_8037() {
+        // RFC 8037, A.2 and A.3.
+        let public = URL_SAFE_NO_PAD.decode("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").unwrap();
+        let key = GrantKey::new(Kind::Ed25519, public);
+        assert_eq!(key.kid, "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+    }
+
+    #[test]
+    fn a_set_is_read_as_it_was_written() {
+        let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+        let p256 = [
+            &[4][..],
+            &decode("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU"),
+            &decode("x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"),
+        ]
+        .concat();
+        for key in [GrantKey::new(Kind::Ed25519, vec![7; 32]), GrantKey::new(Kind::P256, p256)] {
+            let (read, ignored) = keys(&key.to_jwk_set()).unwrap();
+            assert_eq!((read.0.as_slice(), ignored.len()), (&[key][..], 0));
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ use ring::hmac::{self, HMAC_SHA256, Tag};
 use ring::rand::{SecureRandom, SystemRandom};
 use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
+use crate::base64;
+
 /// Bytes of a private key, of a public one, and of what a sender gives along: Npk, Nsk and Nenc (RFC 9180, 7.1).
 pub const KEY_LEN: usize = 32;
 /// Bytes that sealing adds to each message (RFC 9180, 7.3).
@@ -25,8 +27,9 @@ const SUITE: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
 const VERSION: &[u8] = b"HPKE-v1";
 const MODE_BASE: &[u8] = &[0];
 
-/// A public key of the KEM.
-pub type PublicKey = [u8; KEY_LEN];
+/// A public key of the KEM that something can be sealed to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PublicKey([u8; KEY_LEN]);
 
 /// A private key of the KEM. Any 32 bytes are one (RFC 7748, 5).
 pub struct PrivateKey(Box<[u8; KEY_LEN]>);
@@ -48,14 +51,12 @@ impl PrivateKey {
     }
 
     pub fn public(&self) -> PublicKey {
-        x25519(*self.0, X25519_BASEPOINT_BYTES)
+        PublicKey(x25519(*self.0, X25519_BASEPOINT_BYTES))
     }
 
-    /// The shared secret with another's key; `None` where that is one of the few keys that give the same with
-    /// everybody (RFC 9180, 7.1.4).
-    fn agree(&self, other: &PublicKey) -> Option<Box<[u8; KEY_LEN]>> {
-        let shared = Box::new(x25519(*self.0, *other));
-        (*shared != [0; KEY_LEN]).then_some(shared)
+    /// The shared secret with another's key.
+    pub(crate) fn agree(&self, other: &PublicKey) -> Box<[u8; KEY_LEN]> {
+        Box::new(x25519(*self.0, other.0))
     }
 }
 
@@ -65,14 +66,33 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// Whether anything can be sealed to this key. Of the few points of small order, which are none, every private key makes
-/// the same: a fixed one tells.
-pub fn is_usable(key: &PublicKey) -> bool {
-    x25519([8; KEY_LEN], *key) != [0; KEY_LEN]
+impl PublicKey {
+    /// The key of these bytes; `None` for the few points of small order, with which every private key agrees on the same
+    /// secret, zero (RFC 9180, 7.1.4). As every private key does, a fixed one tells.
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Option<PublicKey> {
+        (x25519([8; KEY_LEN], bytes) != [0; KEY_LEN]).then_some(PublicKey(bytes))
+    }
+
+    /// Reads base64 of a key.
+    pub fn from_base64(text: &str) -> Option<PublicKey> {
+        base64::decode(text)?.try_into().ok().and_then(PublicKey::from_bytes)
+    }
 }
 
-/// What was not sealed to this key, or was altered, or came in another order, or with other associated data; a key
-/// that no key agreement works with; more messages than there are numbers. Which one is not told.
+impl AsRef<[u8]> for PublicKey {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({})", base64::encode(self.0))
+    }
+}
+
+/// What was not sealed to this key, or was altered, or came in another order, or with other associated data; more
+/// messages than there are numbers. Which one is not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HpkeError;
 
@@ -100,24 +120,16 @@ pub struct Recipient(Context);
 /// Begins a sequence of messages to `recipient` (RFC 9180, 5.1.1). `info` tells what they are for, and both sides have
 /// to say the same; `ephemeral` is a fresh random key for this sequence only. Also gives what the recipient needs
 /// beside the messages.
-///
-/// # Errors
-/// `recipient` is no usable key.
-pub fn sender(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> Result<(PublicKey, Sender), HpkeError> {
+pub fn sender(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> (PublicKey, Sender) {
     let enc = ephemeral.public();
-    let shared = ephemeral.agree(recipient).ok_or(HpkeError)?;
-    let context = Context::new(&*shared_secret(&shared, &enc, recipient), info);
-    Ok((enc, Sender(context)))
+    let secret = shared_secret(&ephemeral.agree(recipient), &enc, recipient);
+    (enc, Sender(Context::new(&*secret, info)))
 }
 
 /// Begins to open a sequence of messages, with what the sender gave along (RFC 9180, 5.1.1).
-///
-/// # Errors
-/// `enc` is no usable key.
-pub fn recipient(enc: &PublicKey, info: &[u8], key: &PrivateKey) -> Result<Recipient, HpkeError> {
-    let shared = key.agree(enc).ok_or(HpkeError)?;
-    let context = Context::new(&*shared_secret(&shared, enc, &key.public()), info);
-    Ok(Recipient(context))
+pub fn recipient(enc: &PublicKey, info: &[u8], key: &PrivateKey) -> Recipient {
+    let secret = shared_secret(&key.agree(enc), enc, &key.public());
+    Recipient(Context::new(&*secret, info))
 }
 
 impl Sender {
@@ -146,14 +158,8 @@ impl Recipient {
 }
 
 impl Context {
-    /// KeySchedule (RFC 9180, 5.1), with the base mode's empty pre-shared key.
     fn new(shared_secret: &[u8], info: &[u8]) -> Context {
-        let psk_id_hash = labeled_extract(b"", SUITE, b"psk_id_hash", b"");
-        let info_hash = labeled_extract(b"", SUITE, b"info_hash", info);
-        let context: [&[u8]; 3] = [MODE_BASE, psk_id_hash.as_ref(), info_hash.as_ref()];
-        let secret = labeled_extract(shared_secret, SUITE, b"secret", b"");
-        let key = labeled_expand::<32>(secret.as_ref(), SUITE, b"key", &context);
-        let base_nonce = *labeled_expand::<NONCE_LEN>(secret.as_ref(), SUITE, b"base_nonce", &context);
+        let (key, base_nonce) = key_schedule(shared_secret, info);
         let key = UnboundKey::new(&AES_256_GCM, &*key).expect("the length is AES-256's");
         Context { key: LessSafeKey::new(key), base_nonce, sequence: 0 }
     }
@@ -169,10 +175,21 @@ impl Context {
     }
 }
 
+/// KeySchedule (RFC 9180, 5.1), with the base mode's empty pre-shared key.
+pub(crate) fn key_schedule(shared_secret: &[u8], info: &[u8]) -> (Box<[u8; 32]>, [u8; NONCE_LEN]) {
+    let psk_id_hash = labeled_extract(b"", SUITE, b"psk_id_hash", b"");
+    let info_hash = labeled_extract(b"", SUITE, b"info_hash", info);
+    let context: [&[u8]; 3] = [MODE_BASE, psk_id_hash.as_ref(), info_hash.as_ref()];
+    let secret = labeled_extract(shared_secret, SUITE, b"secret", b"");
+    let key = labeled_expand::<32>(secret.as_ref(), SUITE, b"key", &context);
+    let base_nonce = *labeled_expand::<NONCE_LEN>(secret.as_ref(), SUITE, b"base_nonce", &context);
+    (key, base_nonce)
+}
+
 /// ExtractAndExpand of the KEM (RFC 9180, 4.1).
-fn shared_secret(agreed: &[u8; KEY_LEN], enc: &PublicKey, recipient: &PublicKey) -> Box<[u8; 32]> {
+pub(crate) fn shared_secret(agreed: &[u8; KEY_LEN], enc: &PublicKey, recipient: &PublicKey) -> Box<[u8; 32]> {
     let eae_prk = labeled_extract(b"", KEM_SUITE, b"eae_prk", agreed);
-    labeled_expand(eae_prk.as_ref(), KEM_SUITE, b"shared_secret", &[enc, recipient])
+    labeled_expand(eae_prk.as_ref(), KEM_SUITE, b"shared_secret", &[&enc.0, &recipient.0])
 }
 
 /// LabeledExtract (RFC 9180, 4): HKDF-Extract is HMAC under the salt (RFC 5869, 2.2).
@@ -199,7 +216,7 @@ mod tests {
     use serde_json::Value;
 
     fn vector() -> Value {
-        serde_json::from_str(include_str!("../tests/vectors/hpke.json")).unwrap()
+        serde_json::from_str(include_str!("../tests/rfc9180.json")).unwrap()
     }
 
     fn hex(value: &Value) -> Vec<u8> {
@@ -214,13 +231,13 @@ mod tests {
     fn rfc_9180s_own_vectors_hold() {
         let v = vector();
         let (skr, ske) = (key(&v["skRm"]), key(&v["skEm"]));
-        assert_eq!(skr.public().to_vec(), hex(&v["pkRm"]));
-        let agreed = ske.agree(&skr.public()).unwrap();
+        assert_eq!(skr.public().as_ref(), hex(&v["pkRm"]));
+        let agreed = ske.agree(&skr.public());
         assert_eq!(shared_secret(&agreed, &ske.public(), &skr.public()).to_vec(), hex(&v["shared_secret"]));
 
-        let (enc, mut sender) = sender(&skr.public(), &hex(&v["info"]), &ske).unwrap();
-        assert_eq!((enc.to_vec(), sender.0.base_nonce.to_vec()), (hex(&v["enc"]), hex(&v["base_nonce"])));
-        let mut recipient = recipient(&enc, &hex(&v["info"]), &skr).unwrap();
+        let (enc, mut sender) = sender(&skr.public(), &hex(&v["info"]), &ske);
+        assert_eq!((enc.as_ref().to_vec(), sender.0.base_nonce.to_vec()), (hex(&v["enc"]), hex(&v["base_nonce"])));
+        let mut recipient = recipient(&enc, &hex(&v["info"]), &skr);
         let mut next = 0;
         for e in v["encryptions"].as_array().unwrap() {
             // The vectors leave out messages between those that they print.
@@ -240,13 +257,13 @@ mod tests {
     fn what_is_altered_reordered_or_meant_for_another_use_does_not_open() {
         let (skr, ske) = (PrivateKey::new(Box::new([7; 32])), PrivateKey::new(Box::new([9; 32])));
         let sealed = |n: usize| {
-            let (_, mut sender) = sender(&skr.public(), b"info", &ske).unwrap();
+            let (_, mut sender) = sender(&skr.public(), b"info", &ske);
             let mut messages = vec![b"message".to_vec(); n];
             messages.iter_mut().for_each(|m| sender.seal(b"aad", m, 0).unwrap());
             messages
         };
         let open = |info: &[u8], key: &PrivateKey, aad: &[u8], message: &mut [u8]| {
-            recipient(&ske.public(), info, key).unwrap().open(aad, message).map(|m| m.to_vec())
+            recipient(&ske.public(), info, key).open(aad, message).map(|m| m.to_vec())
         };
         assert_eq!(open(b"info", &skr, b"aad", &mut sealed(1)[0]).unwrap(), b"message");
         assert_eq!(open(b"other", &skr, b"aad", &mut sealed(1)[0]), Err(HpkeError));
@@ -265,11 +282,12 @@ mod tests {
     fn a_key_that_gives_everybody_the_same_secret_is_refused() {
         // Points of small order (RFC 7748, 6.1 and 7).
         let one = [&[1][..], &[0; 31]].concat().try_into().unwrap();
+        let key = PrivateKey::new(Box::new([9; 32]));
         for bad in [[0; 32], one] {
-            let key = PrivateKey::new(Box::new([9; 32]));
-            assert_eq!(sender(&bad, b"", &key).err(), Some(HpkeError));
-            assert_eq!(recipient(&bad, b"", &key).err(), Some(HpkeError));
-            assert!(!is_usable(&bad) && is_usable(&key.public()));
+            assert_eq!(*key.agree(&PublicKey(bad)), [0; 32], "what it is refused for");
+            assert_eq!(PublicKey::from_bytes(bad), None);
+            assert_eq!(PublicKey::from_base64(&base64::encode(bad)), None);
         }
+        assert_eq!(PublicKey::from_bytes(key.public().0), Some(key.public()));
     }
 }

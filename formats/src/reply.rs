@@ -11,8 +11,8 @@
 //! signature says nothing about a file to who cannot open it. The second is that of the encrypted file in the request:
 //! no answer can be taken for that of another one. The intent is 0, and 1 where the answer is sealed.
 
-use crate::digest::sha256;
-use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, Recipient, TAG_LEN};
+use crate::digest::{Sha256, sha256};
+use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, TAG_LEN};
 
 /// Header fields of the raw route: the key that a request wants its answer sealed to, and what an answer tells.
 pub const REPLY_KEY: &str = "Teemark-Reply-Key";
@@ -22,9 +22,9 @@ pub const TIMESTAMP: &str = "Teemark-Timestamp";
 pub const SIGNATURE: &str = "Teemark-Signature";
 
 /// HPKE's info.
-const PURPOSE: &[u8] = b"teemark answer v1";
+pub const PURPOSE: &[u8] = b"teemark answer v1";
 /// Bytes of the file in a chunk.
-const CHUNK: usize = 64 << 10;
+pub const CHUNK: usize = 64 << 10;
 /// What the signature is about: a file as it is, or a sealed one.
 const INTENT_FILE: u8 = 0;
 const INTENT_SEALED_FILE: u8 = 1;
@@ -41,7 +41,7 @@ pub struct About<'a> {
 pub struct Statement<'a> {
     pub about: About<'a>,
     /// SHA-256 of the encrypted file that the request had.
-    pub content_sha256: [u8; 32],
+    pub content_sha256: Sha256,
     pub watermarked: bool,
     pub sealed: bool,
     pub timestamp_ms: u64,
@@ -55,16 +55,16 @@ pub fn sealed_len(n: usize) -> usize {
 /// Seals a file to `reply_key`. `ephemeral` is a fresh random key.
 ///
 /// # Errors
-/// The reply key is no usable one.
+/// Never for a file that fits into memory.
 pub fn seal(
     file: &[u8],
     about: About<'_>,
     reply_key: &PublicKey,
     ephemeral: &PrivateKey,
 ) -> Result<Vec<u8>, HpkeError> {
-    let (enc, mut sender) = hpke::sender(reply_key, PURPOSE, ephemeral)?;
+    let (enc, mut sender) = hpke::sender(reply_key, PURPOSE, ephemeral);
     let mut sealed = Vec::with_capacity(sealed_len(file.len()));
-    sealed.extend_from_slice(&enc);
+    sealed.extend_from_slice(enc.as_ref());
     let mut rest = file;
     loop {
         let (chunk, after) = rest.split_at(rest.len().min(CHUNK));
@@ -84,7 +84,8 @@ pub fn seal(
 /// It was not sealed to this key for this file and user, or not all of it is there as it was.
 pub fn open(sealed: &mut [u8], about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>, HpkeError> {
     let (enc, mut rest) = sealed.split_first_chunk_mut::<KEY_LEN>().ok_or(HpkeError)?;
-    let mut recipient: Recipient = hpke::recipient(enc, PURPOSE, key)?;
+    let enc = PublicKey::from_bytes(*enc).ok_or(HpkeError)?;
+    let mut recipient = hpke::recipient(&enc, PURPOSE, key);
     let mut file = Vec::with_capacity(rest.len());
     loop {
         let (chunk, after) = rest.split_at_mut(rest.len().min(CHUNK + TAG_LEN));
@@ -97,7 +98,8 @@ pub fn open(sealed: &mut [u8], about: About<'_>, key: &PrivateKey) -> Result<Vec
 }
 
 impl About<'_> {
-    fn associated(self, last: bool) -> Vec<u8> {
+    /// A chunk's associated data.
+    pub fn associated(self, last: bool) -> Vec<u8> {
         let length = u16::try_from(self.file_id.len()).unwrap_or(u16::MAX).to_be_bytes();
         [&[u8::from(last)][..], &length, self.file_id.as_bytes(), self.user_id.as_bytes()].concat()
     }
@@ -109,7 +111,7 @@ impl Statement<'_> {
         let About { file_id, user_id } = self.about;
         let mut bcs = vec![if self.sealed { INTENT_SEALED_FILE } else { INTENT_FILE }];
         bcs.extend_from_slice(&self.timestamp_ms.to_le_bytes());
-        for part in [&sha256(given)[..], &self.content_sha256, file_id.as_bytes(), user_id.as_bytes()] {
+        for part in [sha256(given).as_ref(), self.content_sha256.as_ref(), file_id.as_bytes(), user_id.as_bytes()] {
             uleb128(part.len(), &mut bcs);
             bcs.extend_from_slice(part);
         }
@@ -193,7 +195,7 @@ mod tests {
         let file_id = &"f".repeat(200);
         for (sealed, watermarked) in [(false, true), (true, true), (true, false)] {
             let data = Given {
-                sha256: sha256(b"bytes").to_vec(),
+                sha256: sha256(b"bytes").as_ref().to_vec(),
                 content_sha256: vec![9; 32],
                 file_id,
                 user_id: "alice",
@@ -202,7 +204,8 @@ mod tests {
             let message = IntentMessage { intent: sealed.into(), timestamp_ms: 1_764_000_000_123, data };
             let about = About { file_id, user_id: "alice" };
             let timestamp_ms = message.timestamp_ms;
-            let statement = Statement { about, content_sha256: [9; 32], watermarked, sealed, timestamp_ms };
+            let statement =
+                Statement { about, content_sha256: Sha256::from_bytes([9; 32]), watermarked, sealed, timestamp_ms };
             assert_eq!(statement.to_bcs(b"bytes"), bcs::to_bytes(&message).unwrap());
         }
     }

@@ -9,8 +9,8 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::bundle::{Refusal, refuse};
 use crate::json::{self, Text, string};
+use crate::refusal::{Refusal, refuse};
 
 /// How many unknown names are remembered, and the longest that is shown, in bytes: a key of 32 bytes in base64, set
 /// in the wrong place, is longer.

@@ -1,0 +1,183 @@
+//! What teemark puts into an attestation document beside what the Nitro Secure Module says itself.
+//!
+//! The document's `public_key` is the identity key, 32 bytes, Ed25519; its `user_data` is [`UserData`] as JSON.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::base64;
+use crate::digest::Sha256;
+use crate::hpke::PublicKey;
+
+/// Longest nonce of a document that is asked for, in bytes. The module itself takes 512.
+pub const MAX_NONCE: usize = 64;
+
+/// The version of the user data that is written here, and the only one that is read.
+pub const VERSION: u64 = 1;
+
+/// What tells a boot from every other: random, in hex.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct BootNonce([u8; 32]);
+
+/// What tells a sealed bundle from every other. The default is that of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BundleId {
+    pub counter: u64,
+    /// SHA-256 of its ciphertext, which is another each time that something is sealed.
+    pub sha256: Sha256,
+}
+
+/// What a document says of its enclave beside the identity key. By the bundle's id an operator knows whether it has
+/// arrived: the handshake's answer goes through the parent, which can make one up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserData {
+    version: u64,
+    /// The key that secrets are sealed to, in base64.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    pub sealing_key: PublicKey,
+    /// SHA-256 of the file that says where the enclave may connect to.
+    pub allow_list_sha256: Sha256,
+    pub boot_nonce: BootNonce,
+    /// Of the last sealed bundle in force; 0 before the first.
+    counter: u64,
+    /// Of its ciphertext; zeros before the first.
+    bundle_sha256: Sha256,
+}
+
+/// Why user data cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserDataError {
+    /// It has this version, which a later teemark reads.
+    Version(u64),
+    /// It is not what teemark puts there.
+    Malformed,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u64,
+}
+
+impl UserData {
+    pub fn new(
+        sealing_key: PublicKey,
+        allow_list_sha256: Sha256,
+        boot_nonce: BootNonce,
+        in_force: BundleId,
+    ) -> UserData {
+        let BundleId { counter, sha256: bundle_sha256 } = in_force;
+        UserData { version: VERSION, sealing_key, allow_list_sha256, boot_nonce, counter, bundle_sha256 }
+    }
+
+    /// The last sealed bundle in force.
+    pub fn in_force(&self) -> BundleId {
+        BundleId { counter: self.counter, sha256: self.bundle_sha256 }
+    }
+
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON")
+    }
+
+    /// Reads the user data of a document.
+    ///
+    /// # Errors
+    /// See [`UserDataError`].
+    pub fn parse(json: &[u8]) -> Result<UserData, UserDataError> {
+        let Version { version } = serde_json::from_slice(json).map_err(|_| UserDataError::Malformed)?;
+        if version != VERSION {
+            return Err(UserDataError::Version(version));
+        }
+        serde_json::from_slice(json).map_err(|_| UserDataError::Malformed)
+    }
+}
+
+fn to_base64<S: Serializer>(key: &PublicKey, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&base64::encode(key))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PublicKey, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    PublicKey::from_base64(&text).ok_or_else(|| de::Error::custom("not base64 of an X25519 key"))
+}
+
+impl BootNonce {
+    pub const fn from_bytes(bytes: [u8; 32]) -> BootNonce {
+        BootNonce(bytes)
+    }
+}
+
+impl AsRef<[u8]> for BootNonce {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for BootNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for BootNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BootNonce({self})")
+    }
+}
+
+impl Serialize for BootNonce {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BootNonce {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BootNonce, D::Error> {
+        let bytes = hex::decode(String::deserialize(deserializer)?).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(BootNonce).ok_or_else(|| de::Error::custom("not hex of 32 bytes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::digest::sha256;
+    use crate::hpke::PrivateKey;
+
+    fn user_data() -> UserData {
+        let key = PrivateKey::new(Box::new([1; 32])).public();
+        let in_force = BundleId { counter: 7, sha256: sha256(b"a bundle") };
+        UserData::new(key, sha256(b"a list"), BootNonce::from_bytes([3; 32]), in_force)
+    }
+
+    #[test]
+    fn user_data_is_read_as_it_was_written() {
+        assert_eq!(UserData::parse(user_data().to_json().as_bytes()), Ok(user_data()));
+        assert_eq!(user_data().in_force().counter, 7);
+    }
+
+    #[test]
+    fn user_data_of_another_version_is_told_from_what_is_none() {
+        let with = |name: &str, value: Value| {
+            let mut json: Value = serde_json::from_str(&user_data().to_json()).unwrap();
+            json[name] = value;
+            UserData::parse(json.to_string().as_bytes())
+        };
+        assert_eq!(with("more", json!(1)), Ok(user_data()));
+        assert_eq!(with("version", json!(2)), Err(UserDataError::Version(2)));
+        for (name, value) in [
+            ("version", json!("1")),
+            ("sealing_key", json!("AAAA")),
+            ("sealing_key", json!(base64::encode([0; 32]))),
+            ("allow_list_sha256", json!("00")),
+            ("boot_nonce", json!("zz".repeat(32))),
+            ("counter", json!(-1)),
+            ("bundle_sha256", json!(null)),
+        ] {
+            assert_eq!(with(name, value), Err(UserDataError::Malformed), "{name}");
+        }
+        assert_eq!(UserData::parse(b"{}"), Err(UserDataError::Malformed));
+    }
+}

@@ -1,0 +1,162 @@
+//! FILE_KEYS: the keys of encrypted files as they are delivered, and as a key file holds them.
+//!
+//! A JSON object of key ids. Each key is base64 of 32 bytes, or `{"key": base64, "aad": "file_id"}` where the file id is
+//! the associated data of every file under that key.
+
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
+
+use crate::base64;
+use crate::items::FILE_KEYS;
+use crate::json::string;
+use crate::object::{Keep, Object, object_text, shown};
+use crate::refusal::{Refusal, refuse};
+
+/// Bytes of a key: AES-256.
+pub const KEY_LEN: usize = 32;
+/// Most keys in FILE_KEYS, and the longest key id in bytes.
+const MAX_KEYS: usize = 1024;
+pub const MAX_KEY_ID: usize = 128;
+/// The one kind of associated data there is.
+const BY_FILE_ID: &str = "file_id";
+
+/// The bytes of a key, on the heap, where they are wiped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyBytes(Box<[u8; KEY_LEN]>);
+
+impl KeyBytes {
+    /// The key of these bytes, which have to be random.
+    pub fn new(bytes: Box<[u8; KEY_LEN]>) -> KeyBytes {
+        KeyBytes(bytes)
+    }
+
+    pub fn expose(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyBytes(…)")
+    }
+}
+
+/// A key as it is delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveredKey {
+    pub bytes: KeyBytes,
+    /// The file id is the associated data of every file under this key.
+    pub binds_file_id: bool,
+}
+
+impl DeliveredKey {
+    /// The key of these bytes, which have to be random.
+    pub fn new(bytes: Box<[u8; KEY_LEN]>, binds_file_id: bool) -> DeliveredKey {
+        DeliveredKey { bytes: KeyBytes(bytes), binds_file_id }
+    }
+}
+
+/// Keys by id, in the order in which they stand. One that stands twice is there twice, and the last one counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeliveredKeys(pub Vec<(String, DeliveredKey)>);
+
+impl DeliveredKeys {
+    /// Reads the item; what means nothing in it goes to `ignored`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
+        DeliveredKeys::read(object_text(FILE_KEYS, value)?.as_bytes(), ignored)
+    }
+
+    /// Reads the object itself, as a key file holds it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn read(text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
+        let object = Object::parse(FILE_KEYS, text, Keep::Most(MAX_KEYS))?;
+        ignored.extend(object.ignored_in(FILE_KEYS));
+        match object.members().next() {
+            None => refuse(FILE_KEYS, "holds no key"),
+            Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), key(id, value, ignored)?))).collect(),
+        }
+    }
+}
+
+impl FromIterator<(String, DeliveredKey)> for DeliveredKeys {
+    fn from_iter<T: IntoIterator<Item = (String, DeliveredKey)>>(keys: T) -> Self {
+        DeliveredKeys(keys.into_iter().collect())
+    }
+}
+
+fn key(id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKey, Refusal> {
+    let field = format!("{FILE_KEYS}.{}", shown(id));
+    if id.is_empty() || id.len() > MAX_KEY_ID {
+        return refuse(field, format!("is not a key id of 1 to {MAX_KEY_ID} bytes"));
+    }
+    let object = match value.get().starts_with('{') {
+        true => Some(Object::parse(&field, value.get().as_bytes(), Keep::Named(&["key", "aad"]))?),
+        false => None,
+    };
+    let (text, aad) = match &object {
+        Some(object) => (object.get("key").and_then(string), object.get_even_null("aad")),
+        None => (string(value), None),
+    };
+    let binds_file_id = match aad.map(string) {
+        None => false,
+        Some(Some(aad)) if aad == BY_FILE_ID => true,
+        Some(_) => return refuse(field, "has an aad other than \"file_id\""),
+    };
+    let Some(text) = text else { return refuse(field, "is neither base64 nor an object with a string named key") };
+    let Some(bytes) = base64::decode(&text) else { return refuse(field, "is not base64") };
+    let length = bytes.len();
+    let Ok(bytes) = bytes.into_boxed_slice().try_into() else {
+        return refuse(field, format!("is {length} bytes long, not {KEY_LEN}"));
+    };
+    ignored.extend(object.iter().flat_map(|object| object.ignored_in(&field)));
+    Ok(DeliveredKey { bytes: KeyBytes(bytes), binds_file_id })
+}
+
+impl Serialize for DeliveredKeys {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (id, key) in &self.0 {
+            map.serialize_entry(id, key)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for DeliveredKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = base64::encode(self.bytes.expose());
+        if !self.binds_file_id {
+            return serializer.serialize_str(&text);
+        }
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("aad", BY_FILE_ID)?;
+        map.serialize_entry("key", &text)?;
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    #[test]
+    fn both_forms_are_read_and_written_back_in_order() {
+        let text = format!(r#"{{"b":"{KEY}","a":{{"aad":"file_id","key":"{KEY}"}}}}"#);
+        let mut ignored = Vec::new();
+        let keys = DeliveredKeys::read(text.as_bytes(), &mut ignored).unwrap();
+        let [(b, bare), (a, bound)] = &keys.0[..] else { panic!("{keys:?}") };
+        assert_eq!((b.as_str(), bare.binds_file_id, a.as_str(), bound.binds_file_id), ("b", false, "a", true));
+        assert_eq!(bare.bytes.expose()[31], 31);
+        assert_eq!((serde_json::to_string(&keys).unwrap(), ignored.len()), (text, 0));
+        assert!(!format!("{keys:?}").contains("31"), "{keys:?}");
+    }
+}

@@ -1,0 +1,50 @@
+//! What teemark puts on the wire, into files and into tokens: both directions of each format in one module. docs/FORMATS.md
+//! describes the same for those who write other clients, and vectors/ has examples of each with every intermediate value.
+//!
+//! This crate opens no socket and no file and starts no thread; what it is given is untrusted, and every parser here is
+//! bounded. The daemon in the enclave and the programs outside both use it, and neither needs the other's code.
+//!
+//! ```text
+//! grants         who may have which file: tokens, signed and checked
+//! bundle         what an operator delivers: certificates, service, file_keys, jwks
+//! sealed_bundle  the same, sealed to an enclave and signed by an operator
+//! attestation    user_data of an attestation document
+//! reply          answers sealed to the user's key, and the statement that is signed
+//! files          an encrypted file, raw or behind Tink's prefix
+//! certificates   MTLS_CLIENT_CERT_JSON, and its three parts as files
+//! service        ECS_WATERMARK_ENDPOINT
+//! file_keys      FILE_KEYS
+//! jwks           GRANT_KEYS
+//! items          the names of a bundle's items
+//! object         the members of a JSON object           refusal    why a bundle is not taken
+//! allow_list     where the enclave may connect to       address    vsock:PORT, tcp:HOST:PORT, unix:PATH
+//! hpke           sealing to a public key                signature  Ed25519
+//! json           text taken from where it lies          base64     in lines or not, padded or not
+//! digest         SHA-256                                time       moments as people read them
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod allow_list;
+pub mod attestation;
+pub mod base64;
+pub mod bundle;
+pub mod certificates;
+pub mod digest;
+pub mod file_keys;
+pub mod files;
+pub mod grants;
+pub mod hpke;
+pub mod items;
+pub mod json;
+pub mod jwks;
+pub mod object;
+pub mod refusal;
+pub mod reply;
+pub mod sealed_bundle;
+pub mod service;
+pub mod signature;
+pub mod time;
+#[cfg(test)]
+mod vectors;

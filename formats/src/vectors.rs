@@ -1,0 +1,433 @@
+//! vectors/*.json: an example of each format with every intermediate value, for clients in other languages to be held
+//! against. All keys in it are fixed, so each run writes the same bytes.
+//!
+//! `make vectors` writes the files; the tests below compare, and use them as another implementation would.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use ::base64::Engine;
+use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::attestation::{BootNonce, BundleId, UserData};
+use crate::base64::{decode, encode};
+use crate::bundle::{Outgoing, Received};
+use crate::certificates::{self, Parts};
+use crate::digest::{Sha256, sha256};
+use crate::file_keys::{DeliveredKey, DeliveredKeys};
+use crate::files::{FileKey, FileKeys, head, tink_prefix};
+use crate::grants::{Issuer, NewGrant};
+use crate::hpke::{self, PrivateKey, PublicKey};
+use crate::jwks;
+use crate::reply::{self, About, CHUNK, Statement};
+use crate::sealed_bundle::{self, Destination, SealedBundle};
+use crate::service::ServiceUrl;
+use crate::signature::VerifyingKey;
+use crate::time::Utc;
+
+const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
+const FLEET: &str = "staging";
+const PLAIN: &[u8] = b"The quick brown fox jumps over the lazy dog.";
+const MARKED: &[u8] = b"The quick brown fox jumps over the lazy dog. [marked for alice]";
+const COUNTER: u64 = 1_764_000_000_000;
+const NOW: u64 = 1_764_000_000;
+const IV: [u8; 12] = [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28, 0x29, 0x2a, 0x2b];
+/// The id of the file key, as Tink's prefix can hold it.
+const KEY_ID: &str = "7";
+
+/// 32 bytes that count up from this one.
+fn bytes(first: u8) -> [u8; 32] {
+    std::array::from_fn(|i| first + u8::try_from(i).unwrap())
+}
+
+fn ed25519(first: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&bytes(first)).unwrap()
+}
+
+fn x25519(first: u8) -> PrivateKey {
+    PrivateKey::new(Box::new(bytes(first)))
+}
+
+// Whose key begins with which byte.
+const OPERATOR: u8 = 0x10;
+const IDENTITY: u8 = 0x30;
+const ISSUER: u8 = 0x50;
+const SEALING: u8 = 0x70;
+const REPLY: u8 = 0x90;
+const FILE_KEY: u8 = 0xb0;
+const BUNDLE_EPHEMERAL: u8 = 0xc0;
+const ANSWER_EPHEMERAL: u8 = 0xd0;
+const BOOT_NONCE: u8 = 0xe0;
+
+fn file_key(binds_file_id: bool) -> DeliveredKey {
+    DeliveredKey::new(Box::new(bytes(FILE_KEY)), binds_file_id)
+}
+
+fn public(pair: &Ed25519KeyPair) -> VerifyingKey {
+    VerifyingKey::from_slice(pair.public_key().as_ref()).unwrap()
+}
+
+fn keys() -> Value {
+    let pair = |first| {
+        let key = public(&ed25519(first));
+        json!({"private": hex::encode(bytes(first)), "public": key.to_string(), "public_base64": encode(key)})
+    };
+    let kem = |first| {
+        let key = x25519(first).public();
+        json!({"private": hex::encode(bytes(first)), "public": hex::encode(key), "public_base64": encode(key)})
+    };
+    let issuer = Issuer::from(ed25519(ISSUER));
+    let mut grants = pair(ISSUER);
+    grants["kid"] = json!(issuer.public().kid);
+    grants["jwk_set"] = json!(issuer.public().to_jwk_set());
+    json!({
+        "operator (Ed25519)": pair(OPERATOR),
+        "identity (Ed25519)": pair(IDENTITY),
+        "grants (Ed25519)": grants,
+        "sealing (X25519)": kem(SEALING),
+        "reply (X25519)": kem(REPLY),
+        "file (AES-256)": {"id": KEY_ID, "key": hex::encode(bytes(FILE_KEY))},
+    })
+}
+
+fn attestation() -> Value {
+    let in_force = BundleId { counter: COUNTER, sha256: sha256(b"the last bundle's ciphertext") };
+    let list = b"endpoints:\n  - watermark.internal.staging.zing.you:8080\n";
+    let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
+    let user_data = UserData::new(x25519(SEALING).public(), sha256(list), boot_nonce, in_force);
+    json!({
+        "allow_list": String::from_utf8_lossy(list),
+        "bundle_ciphertext": hex::encode("the last bundle's ciphertext"),
+        "counter": COUNTER,
+        "nonce": hex::encode(b"sixteen bytes: a"),
+        "public_key": public(&ed25519(IDENTITY)).to_string(),
+        "user_data": user_data.to_json(),
+    })
+}
+
+fn bundle() -> Vec<u8> {
+    let files = Parts([&b"-- a certificate --"[..], b"-- its key --", b"-- an authority --"].map(<[u8]>::to_vec));
+    let grant_keys = RawValue::from_string(Issuer::from(ed25519(ISSUER)).public().to_jwk_set()).unwrap();
+    let outgoing = Outgoing {
+        mtls_client_cert_json: Some(certificates::write(&files)),
+        ecs_watermark_endpoint: Some("https://watermark.internal.staging.zing.you:8080".into()),
+        file_keys: Some(DeliveredKeys(vec![(KEY_ID.into(), file_key(false)), ("bound".into(), file_key(true))])),
+        grant_keys: Some(grant_keys),
+    };
+    outgoing.to_json()
+}
+
+/// What HPKE computes on the way (RFC 9180, 5.1).
+fn kem(recipient: &PublicKey, info: &[u8], ephemeral: u8) -> Value {
+    let key = x25519(ephemeral);
+    let agreed = key.agree(recipient);
+    let shared_secret = hpke::shared_secret(&agreed, &key.public(), recipient);
+    let (aead_key, base_nonce) = hpke::key_schedule(&*shared_secret, info);
+    json!({
+        "ephemeral_private": hex::encode(bytes(ephemeral)),
+        "enc": hex::encode(key.public()),
+        "info": String::from_utf8_lossy(info),
+        "dh": hex::encode(&*agreed),
+        "shared_secret": hex::encode(&*shared_secret),
+        "key": hex::encode(&*aead_key),
+        "base_nonce": hex::encode(base_nonce),
+    })
+}
+
+fn sealed_bundle() -> Value {
+    let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
+    let to = Destination { sealing_key: x25519(SEALING).public(), boot_nonce };
+    let sealed = sealed_bundle::seal(&bundle(), &to, COUNTER, &ed25519(OPERATOR), &x25519(BUNDLE_EPHEMERAL)).unwrap();
+    json!({
+        "bundle": String::from_utf8(bundle()).unwrap(),
+        "boot_nonce": boot_nonce,
+        "counter": COUNTER,
+        "hpke": kem(&to.sealing_key, sealed_bundle::PURPOSE, BUNDLE_EPHEMERAL),
+        "associated_data": hex::encode(sealed_bundle::associated(&boot_nonce, COUNTER)),
+        "ciphertext": hex::encode(&sealed.ciphertext),
+        "bundle_sha256": sealed.id().sha256,
+        "signed": hex::encode(sealed.to_be_signed()),
+        "signature": hex::encode(&sealed.signature),
+        "sealed_bundle": sealed.to_json(),
+    })
+}
+
+fn files() -> Value {
+    let make = |binds_file_id: bool, key_id: Option<&str>| {
+        let mut body = PLAIN.to_vec();
+        FileKey::from(&file_key(binds_file_id)).seal(&mut body, ABOUT.file_id, IV).unwrap();
+        let file = [head(key_id.map(|id| tink_prefix(id).unwrap()), IV), body].concat();
+        json!({
+            "iv": hex::encode(IV),
+            "associated_data": hex::encode(if binds_file_id { ABOUT.file_id } else { "" }),
+            "plaintext": hex::encode(PLAIN),
+            "file": hex::encode(&file),
+            "sha256": sha256(&file),
+        })
+    };
+    json!({
+        "key": hex::encode(bytes(FILE_KEY)),
+        "key_id": KEY_ID,
+        "file_id": ABOUT.file_id,
+        "raw": make(false, None),
+        "tink": make(false, Some(KEY_ID)),
+        "raw, bound to the file id": make(true, None),
+    })
+}
+
+fn raw_file() -> Vec<u8> {
+    hex::decode(files()["raw"]["file"].as_str().unwrap()).unwrap()
+}
+
+fn grant() -> Value {
+    let grant = NewGrant {
+        user_id: ABOUT.user_id,
+        file_id: ABOUT.file_id,
+        audience: FLEET,
+        from: Utc(NOW),
+        valid: 300,
+        jti: [0x40; 16],
+        reply_key: Some(x25519(REPLY).public()),
+        content_sha256: Some(sha256(&raw_file())),
+    };
+    let token = Issuer::from(ed25519(ISSUER)).sign(&grant.claims()).unwrap();
+    let [header, claims, signature] = token.split('.').collect::<Vec<_>>().try_into().unwrap();
+    let text = |part| String::from_utf8(URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
+    json!({
+        "now": NOW,
+        "audience": FLEET,
+        "header": text(header),
+        "claims": text(claims),
+        "signed": format!("{header}.{claims}"),
+        "signature": hex::encode(URL_SAFE_NO_PAD.decode(signature).unwrap()),
+        "token": token,
+    })
+}
+
+fn request() -> Value {
+    let (About { file_id, user_id }, file) = (ABOUT, raw_file());
+    let token = &grant()["token"];
+    let reply_key = encode(x25519(REPLY).public());
+    let authorization = format!("Bearer {}", token.as_str().unwrap());
+    json!({
+        "raw": {
+            "method": "POST",
+            "target": format!("/files/{file_id}/decrypt?user_id={user_id}&key_id={KEY_ID}"),
+            "headers": {"Authorization": authorization, "Teemark-Reply-Key": reply_key},
+            "body": hex::encode(&file),
+        },
+        "json": {
+            "method": "POST",
+            "target": "/decrypt",
+            "headers": {"Authorization": authorization, "Content-Type": "application/json"},
+            "body": json!({
+                "file_id": file_id,
+                "user_id": user_id,
+                "key_id": KEY_ID,
+                "encrypted_content": encode(&file),
+                "reply_key": reply_key,
+            }).to_string(),
+        },
+    })
+}
+
+/// A marked file that takes more than one chunk: bytes that count up to 250, again and again.
+fn large() -> Vec<u8> {
+    (0..=250).cycle().take(CHUNK + 1000).collect()
+}
+
+fn sealed_answer() -> Value {
+    let key = x25519(REPLY).public();
+    let seal = |file: &[u8]| reply::seal(file, ABOUT, &key, &x25519(ANSWER_EPHEMERAL)).unwrap();
+    let (small, large, sealed) = (MARKED, large(), seal(&large()));
+    json!({
+        "file_id": ABOUT.file_id,
+        "user_id": ABOUT.user_id,
+        "hpke": kem(&key, reply::PURPOSE, ANSWER_EPHEMERAL),
+        "associated_data": {"last": hex::encode(ABOUT.associated(true)), "before": hex::encode(ABOUT.associated(false))},
+        "small": {"file": hex::encode(small), "sealed": hex::encode(seal(small))},
+        "empty": {"file": "", "sealed": hex::encode(seal(b""))},
+        "large": {
+            "file": "the bytes 0 to 250 again and again",
+            "length": large.len(),
+            "file_sha256": sha256(&large),
+            "sealed_length": sealed.len(),
+            "sealed_sha256": sha256(&sealed),
+            "first_tag": hex::encode(&sealed[32 + CHUNK..32 + CHUNK + 16]),
+            "last_tag": hex::encode(&sealed[sealed.len() - 16..]),
+        },
+    })
+}
+
+fn statement() -> Value {
+    let content_sha256 = sha256(&raw_file());
+    let sealed_bytes = hex::decode(sealed_answer()["small"]["sealed"].as_str().unwrap()).unwrap();
+    let make = |given: &[u8], sealed, watermarked| {
+        let timestamp_ms = COUNTER + 123;
+        let statement = Statement { about: ABOUT, content_sha256, watermarked, sealed, timestamp_ms };
+        let bcs = statement.to_bcs(given);
+        let signature = ed25519(IDENTITY).sign(&bcs);
+        json!({
+            "given": hex::encode(given),
+            "sha256": sha256(given),
+            "content_sha256": content_sha256,
+            "file_id": ABOUT.file_id,
+            "user_id": ABOUT.user_id,
+            "watermarked": watermarked,
+            "sealed": sealed,
+            "timestamp_ms": timestamp_ms,
+            "bcs": hex::encode(bcs),
+            "signature": hex::encode(signature),
+            "signature_base64": encode(signature),
+        })
+    };
+    json!({
+        "identity": public(&ed25519(IDENTITY)).to_string(),
+        "sealed": make(&sealed_bytes, true, true),
+        "in the clear": make(MARKED, false, true),
+        "in the clear, not marked": make(PLAIN, false, false),
+    })
+}
+
+/// Each file's name, and what belongs into it.
+fn all() -> [(&'static str, Value); 8] {
+    [
+        ("keys", keys()),
+        ("attestation", attestation()),
+        ("sealed_bundle", sealed_bundle()),
+        ("files", files()),
+        ("grant", grant()),
+        ("request", request()),
+        ("sealed_answer", sealed_answer()),
+        ("statement", statement()),
+    ]
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors").join(name).with_extension("json")
+}
+
+/// A file of vectors, as another implementation reads it.
+fn read(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
+}
+
+fn unhex(value: &Value) -> Vec<u8> {
+    hex::decode(value.as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn the_vectors_are_what_the_formats_write() {
+    for (name, value) in all() {
+        let text = serde_json::to_string_pretty(&value).unwrap() + "\n";
+        if env::var_os("TEEMARK_WRITE_VECTORS").is_some() {
+            fs::write(path(name), &text).unwrap();
+        }
+        assert!(
+            fs::read_to_string(path(name)).unwrap_or_default() == text,
+            "vectors/{name}.json is of another version"
+        );
+    }
+}
+
+#[test]
+fn the_vectors_keys_belong_together() {
+    for (name, pair) in read("keys").as_object().unwrap() {
+        let Some(private) = pair.get("private").map(|key| <[u8; 32]>::try_from(unhex(key)).unwrap()) else { continue };
+        let computed = match name.ends_with("(X25519)") {
+            true => PrivateKey::new(Box::new(private)).public().as_ref().to_vec(),
+            false => Ed25519KeyPair::from_seed_unchecked(&private).unwrap().public_key().as_ref().to_vec(),
+        };
+        assert_eq!(computed, unhex(&pair["public"]), "{name}");
+        assert_eq!(decode(pair["public_base64"].as_str().unwrap()), Some(computed), "{name}");
+    }
+}
+
+#[test]
+fn the_vectors_user_data_says_what_stands_beside_it() {
+    let v = read("attestation");
+    let told = UserData::parse(v["user_data"].as_str().unwrap().as_bytes()).unwrap();
+    assert_eq!(told.allow_list_sha256, sha256(v["allow_list"].as_str().unwrap().as_bytes()));
+    let sha256 = sha256(&unhex(&v["bundle_ciphertext"]));
+    assert_eq!(told.in_force(), BundleId { counter: v["counter"].as_u64().unwrap(), sha256 });
+    assert_eq!(hex::encode(told.sealing_key), read("keys")["sealing (X25519)"]["public"].as_str().unwrap());
+}
+
+#[test]
+fn the_vectors_sealed_bundle_opens_and_holds_the_items() {
+    let v = read("sealed_bundle");
+    let sealed = SealedBundle::parse(v["sealed_bundle"].as_str().unwrap().as_bytes()).unwrap();
+    let operator = VerifyingKey::from_slice(&unhex(&read("keys")["operator (Ed25519)"]["public"])).unwrap();
+    sealed.check_signature(&[operator]).unwrap();
+    assert_eq!(
+        (hex::encode(sealed.enc), hex::encode(&sealed.ciphertext)),
+        (text(&v["hpke"]["enc"]), text(&v["ciphertext"]))
+    );
+    assert_eq!(json!(sealed.id().sha256), v["bundle_sha256"]);
+    let bundle = sealed.open(&x25519(SEALING)).unwrap();
+    assert_eq!(bundle, v["bundle"].as_str().unwrap().as_bytes());
+    let received = Received::parse(&bundle).unwrap();
+    assert_eq!(received.service.as_ref().map(ServiceUrl::port), Some(8080));
+    assert_eq!(received.file_keys.unwrap().0[1].1, file_key(true));
+    assert!(received.grant_keys.is_some() && received.certificates.is_some() && received.ignored.is_empty());
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_vectors_files_open() {
+    let v = read("files");
+    for (name, bound) in [("raw", false), ("tink", false), ("raw, bound to the file id", true)] {
+        let keys: FileKeys = [(text(&v["key_id"]), FileKey::from(&file_key(bound)))].into_iter().collect();
+        let (file, file_id) = (unhex(&v[name]["file"]), text(&v["file_id"]));
+        assert_eq!(json!(sha256(&file)), v[name]["sha256"], "{name}");
+        assert_eq!(keys.open(file, &file_id, None).unwrap(), unhex(&v[name]["plaintext"]), "{name}");
+    }
+}
+
+#[test]
+fn the_vectors_grant_is_good_for_the_vectors_request() {
+    let (v, request) = (read("grant"), read("request"));
+    let set = RawValue::from_string(text(&read("keys")["grants (Ed25519)"]["jwk_set"])).unwrap();
+    let keys = jwks::parse(&set, &mut Vec::new()).unwrap();
+    let authorization = text(&request["raw"]["headers"]["Authorization"]);
+    let token = authorization.strip_prefix("Bearer ").unwrap();
+    assert_eq!(token, v["token"]);
+    let grant = keys.check(token, &[text(&v["audience"])], Utc(v["now"].as_u64().unwrap())).unwrap();
+    assert_eq!(grant.covers(ABOUT.file_id, ABOUT.user_id), Ok(()));
+    assert_eq!(grant.covers_content(sha256(&unhex(&request["raw"]["body"]))), Ok(()));
+    let asked = PublicKey::from_base64(request["raw"]["headers"]["Teemark-Reply-Key"].as_str().unwrap());
+    assert_eq!(grant.seals_to(asked), Ok(Some(x25519(REPLY).public())));
+    let body: Value = serde_json::from_str(request["json"]["body"].as_str().unwrap()).unwrap();
+    assert_eq!(decode(body["encrypted_content"].as_str().unwrap()), Some(unhex(&request["raw"]["body"])));
+}
+
+#[test]
+fn the_vectors_answers_open_and_their_signatures_verify() {
+    let v = read("sealed_answer");
+    for name in ["small", "empty"] {
+        let file = reply::open(&mut unhex(&v[name]["sealed"]), ABOUT, &x25519(REPLY)).unwrap();
+        assert_eq!(file, unhex(&v[name]["file"]), "{name}");
+    }
+    let statements = read("statement");
+    let identity = VerifyingKey::from_slice(&unhex(&statements["identity"])).unwrap();
+    for name in ["sealed", "in the clear", "in the clear, not marked"] {
+        let s = &statements[name];
+        let (file_id, user_id) = (text(&s["file_id"]), text(&s["user_id"]));
+        let statement = Statement {
+            about: About { file_id: &file_id, user_id: &user_id },
+            content_sha256: Sha256::from_hex(&text(&s["content_sha256"])).unwrap(),
+            watermarked: s["watermarked"].as_bool().unwrap(),
+            sealed: s["sealed"].as_bool().unwrap(),
+            timestamp_ms: s["timestamp_ms"].as_u64().unwrap(),
+        };
+        let bcs = statement.to_bcs(&unhex(&s["given"]));
+        assert_eq!(hex::encode(&bcs), text(&s["bcs"]), "{name}");
+        assert!(identity.verifies(&bcs, &unhex(&s["signature"])), "{name}");
+    }
+}

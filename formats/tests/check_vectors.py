@@ -1,0 +1,121 @@
+"""Holds formats/vectors against Python's cryptography: prints what does not agree, and nothing else."""
+import base64
+import hashlib
+import hmac
+import json
+import pathlib
+import struct
+import sys
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+folder = pathlib.Path(sys.argv[1])
+keys, attestation, bundle, files, grant, request, answer, statement = (
+    json.loads((folder / f"{name}.json").read_text())
+    for name in "keys attestation sealed_bundle files grant request sealed_answer statement".split()
+)
+
+
+def unhex(text):
+    return bytes.fromhex(text)
+
+
+def check(what, ours, theirs):
+    if ours != theirs:
+        print(what, "differs")
+
+
+def verify(what, key, message, signature):
+    try:
+        Ed25519PublicKey.from_public_bytes(unhex(key)).verify(unhex(signature), message)
+    except Exception:
+        print(what, "does not verify")
+
+
+def extract(suite, salt, label, ikm):
+    return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, "sha256")
+
+
+def expand(suite, prk, label, info, length):
+    info = struct.pack(">H", length) + b"HPKE-v1" + suite + label + info
+    return hmac.digest(prk, info + b"\x01", "sha256")[:length]
+
+
+def hpke(told, recipient):
+    """RFC 9180, 4.1 and 5.1, from the recipient's side."""
+    private = X25519PrivateKey.from_private_bytes(unhex(recipient["private"]))
+    enc = unhex(told["enc"])
+    dh = private.exchange(X25519PublicKey.from_public_bytes(enc))
+    kem, suite = b"KEM\x00\x20", b"HPKE\x00\x20\x00\x01\x00\x02"
+    context = enc + unhex(recipient["public"])
+    shared = expand(kem, extract(kem, b"", b"eae_prk", dh), b"shared_secret", context, 32)
+    context = b"\x00" + extract(suite, b"", b"psk_id_hash", b"")
+    context += extract(suite, b"", b"info_hash", told["info"].encode())
+    secret = extract(suite, shared, b"secret", b"")
+    key = expand(suite, secret, b"key", context, 32)
+    nonce = expand(suite, secret, b"base_nonce", context, 12)
+    for name, value in (("dh", dh), ("shared_secret", shared), ("key", key), ("base_nonce", nonce)):
+        check(f"hpke.{name}", value.hex(), told[name])
+    return AESGCM(key), nonce
+
+
+def number(nonce, n):
+    return (int.from_bytes(nonce, "big") ^ n).to_bytes(12, "big")
+
+
+# The sealed bundle.
+aead, nonce = hpke(bundle["hpke"], keys["sealing (X25519)"])
+opened = aead.decrypt(nonce, unhex(bundle["ciphertext"]), unhex(bundle["associated_data"]))
+check("bundle", opened.decode(), bundle["bundle"])
+check("associated_data", bundle["boot_nonce"] + struct.pack(">Q", bundle["counter"]).hex(), bundle["associated_data"])
+signed = b"teemark sealed bundle v1" + unhex(bundle["associated_data"] + bundle["hpke"]["enc"] + bundle["ciphertext"])
+check("signed", signed.hex(), bundle["signed"])
+verify("bundle", keys["operator (Ed25519)"]["public"], signed, bundle["signature"])
+check("bundle_sha256", hashlib.sha256(unhex(bundle["ciphertext"])).hexdigest(), bundle["bundle_sha256"])
+
+# Files.
+for name, prefix in (("raw", 0), ("tink", 5), ("raw, bound to the file id", 0)):
+    it = files[name]
+    file, iv = unhex(it["file"])[prefix:], unhex(it["iv"])
+    check(f"{name}: iv", file[:12], iv)
+    plain = AESGCM(unhex(files["key"])).decrypt(iv, file[12:], unhex(it["associated_data"]))
+    check(f"{name}: plaintext", plain.hex(), it["plaintext"])
+check("prefix", files["tink"]["file"][:10], struct.pack(">BI", 1, int(files["key_id"])).hex())
+
+# The grant.
+part = lambda text: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+header, claims, signature = grant["token"].split(".")
+check("header", part(header).decode(), grant["header"])
+check("claims", part(claims).decode(), grant["claims"])
+verify("grant", keys["grants (Ed25519)"]["public"], f"{header}.{claims}".encode(), part(signature).hex())
+check("content", json.loads(grant["claims"])["content_sha256"], hashlib.sha256(unhex(request["raw"]["body"])).hexdigest())
+
+# Answers.
+aead, nonce = hpke(answer["hpke"], keys["reply (X25519)"])
+file_id, user_id = answer["file_id"].encode(), answer["user_id"].encode()
+associated = lambda last: bytes([last]) + struct.pack(">H", len(file_id)) + file_id + user_id
+check("associated data", associated(1).hex(), answer["associated_data"]["last"])
+for name in ("small", "empty"):
+    sealed = unhex(answer[name]["sealed"])
+    check(f"{name}: file", aead.decrypt(nonce, sealed[32:], associated(1)).hex(), answer[name]["file"])
+large = bytes(i % 251 for i in range(answer["large"]["length"]))
+sealed = unhex(answer["hpke"]["enc"])
+sealed += aead.encrypt(nonce, large[:65536], associated(0)) + aead.encrypt(number(nonce, 1), large[65536:], associated(1))
+check("large", hashlib.sha256(sealed).hexdigest(), answer["large"]["sealed_sha256"])
+
+# What is signed of them, in BCS.
+text = lambda data: bytes([len(data)]) + data
+for name, it in statement.items():
+    if name != "identity":
+        bcs = struct.pack("<BQ", it["sealed"], it["timestamp_ms"])
+        bcs += text(hashlib.sha256(unhex(it["given"])).digest()) + text(unhex(it["content_sha256"]))
+        bcs += text(it["file_id"].encode()) + text(it["user_id"].encode()) + bytes([it["watermarked"]])
+        check(f"{name}: bcs", bcs.hex(), it["bcs"])
+        verify(name, statement["identity"], bcs, it["signature"])
+
+# The document's fields.
+told = json.loads(attestation["user_data"])
+check("sealing key", base64.b64decode(told["sealing_key"]).hex(), keys["sealing (X25519)"]["public"])
+check("allow list", told["allow_list_sha256"], hashlib.sha256(attestation["allow_list"].encode()).hexdigest())
