@@ -73,7 +73,7 @@ check:
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
 	cargo deny --workspace --all-features check bans licenses sources
 	host/audit.sh
-	shellcheck run.sh .ci/run certs/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
+	shellcheck run.sh .ci/run certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
 	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat
 	host/deploy/check.sh
 	PATH="$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/teemark/hadolint/bin" hadolint Containerfile

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The launcher where there is a shell: a development machine, a debug image. An ordinary image starts teemarkd itself.
 #
-# Settings are environment variables (README.md lists them). The three items of the handshake may be set here too,
+# Settings are environment variables (docs/REFERENCE.md lists them). The three items of the handshake may be set here too,
 # the endpoint for instance:
 #     ECS_WATERMARK_ENDPOINT=https://watermark.internal.staging.zing.you:8080 ./run.sh
 # What is not set, teemarkd waits for on port 7777.

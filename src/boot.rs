@@ -114,16 +114,16 @@ fn keep_memory_private() -> Result<(), BootError> {
 fn name_unknown_settings() {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in names.filter(|name| settings::is_unknown(name)) {
-        warn!("{name:?} is not a setting of teemarkd and has no effect; README.md lists the settings");
+        warn!("{name:?} is not a setting of teemarkd and has no effect; docs/REFERENCE.md lists the settings");
     }
 }
 
 /// By how many seconds the clock may differ from the module's before it is worth a warning.
 const MAX_DRIFT: u64 = 60;
 
-/// Descriptors for each connection that a listener may have: one that waits, and one in flight with the one to the
-/// watermark service.
-const DESCRIPTORS: u64 = 3;
+/// Descriptors for each connection that a listener may have: one that waits for its head, one that waits for a thread,
+/// and one in flight with the one to the watermark service.
+const DESCRIPTORS: u64 = 4;
 /// Descriptors for everything else: pooled connections, handshakes, clients that are being turned away.
 const OTHER_DESCRIPTORS: u64 = 320;
 
@@ -252,13 +252,13 @@ fn serve(
         let max_body = api.limits.any_body().bytes as u64;
         let options = ingress::Options { limit, max_body, queued, stopping: stopping.clone() };
         let service = Arc::new(Served { api: api.clone(), side });
-        ingress::add(&mut event_loop, listener, service, options).map_err(cannot())?;
+        ingress::add(&mut event_loop, listener, service, options).map_err(cannot()).map(drop)?;
     }
     let handshakes = Handshakes::new(api.store.clone());
     let open = move |stream| handshakes.serve(stream).map(|()| None);
     event_loop.add(Acceptor { listener: secrets, limit: usize::MAX, open: Box::new(open) }).map_err(cannot())?;
     if settings.forward {
-        forward::add(&mut event_loop, allowed, settings.egress, limit).map_err(cannot())?;
+        forward::add(&mut event_loop, allowed, settings.egress, limit).map_err(self::cannot("TEEMARK_FORWARD"))?;
     }
     let store = api.store.clone();
     event_loop.every(LOOK_INTERVAL, move || store.look_at_certificate(Utc::now()));

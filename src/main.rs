@@ -25,7 +25,7 @@ static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 const USAGE: &str = "\
 teemarkd: decrypts files inside an enclave and has them watermarked
 
-usage: teemarkd                     run the daemon; settings are environment variables, see README.md
+usage: teemarkd                     run the daemon; settings are environment variables, see docs/REFERENCE.md
        teemarkd write-certificates  check MTLS_CLIENT_CERT_JSON and write the files of TEEMARK_CERTS, then end
        teemarkd --version | --help";
 

@@ -181,9 +181,10 @@ impl State {
         if !memory_is_wanted && queued == 0 {
             return false;
         }
+        // Those that wait for memory are not read: they cannot be silent, and end by themselves.
         let receiving = || {
             self.requests.iter().filter_map(|(age, held)| match held.stage {
-                Stage::Receiving(last) => Some((*age, last, held.owner)),
+                Stage::Receiving(last) if !self.waiting.contains_key(age) => Some((*age, last, held.owner)),
                 _ => None,
             })
         };

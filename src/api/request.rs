@@ -131,6 +131,7 @@ pub fn body(
             // While it grows the old buffer is there too.
             let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
             request.pause(memory.cover(cost(0).saturating_add(room + bytes.len()))?);
+            memory.receiving(request.last_content());
             bytes.reserve_exact(room - bytes.len());
         }
         let silent = request.last_content().elapsed();

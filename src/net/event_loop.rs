@@ -209,8 +209,11 @@ impl EventLoop {
             let now = Instant::now();
             // Wakes are taken before sessions get their turn: one that comes while they have it is for the next round.
             let stop = self.take_wakes();
+            // Those that have come have their turn at once: what they wait for may be there, and wake nobody.
+            let arrivals = self.arrivals.try_iter();
+            self.sessions.extend(arrivals);
             self.move_bytes(&sessions, &mut scratch, now);
-            self.take_in(stop, now);
+            self.begin_to_stop(stop, now);
             for acceptor in acceptors {
                 // Some at once, so that a flood of connections does not cost a round each.
                 let _ = (0..ACCEPTED_AT_ONCE).try_for_each(|_| self.accept(acceptor, now).then_some(()));
@@ -269,6 +272,7 @@ impl EventLoop {
     fn move_bytes(&mut self, ready: &[[PollFlags; 2]], scratch: &mut [u8], now: Instant) {
         let mut ready = ready.iter();
         self.sessions.retain_mut(|Arrival { session, .. }| {
+            // Of those that have just come nothing is known.
             let flags = ready.next().copied().unwrap_or([PollFlags::empty(); 2]);
             let mut turn = Turn::GoOn;
             if session.is_queued() || flags.iter().any(|f| !f.is_empty()) {
@@ -293,10 +297,8 @@ impl EventLoop {
         stop
     }
 
-    /// Takes in sessions made elsewhere, or begins to stop.
-    fn take_in(&mut self, stop: bool, now: Instant) {
-        let arrivals = self.arrivals.try_iter();
-        self.sessions.extend(arrivals);
+    /// Once the order to stop has come, nothing new is taken in and each session is told to end.
+    fn begin_to_stop(&mut self, stop: bool, now: Instant) {
         if stop && self.stop_by.is_none() {
             self.stop_by = Some(now + STOP_LIMIT);
             self.acceptors.clear();
@@ -311,9 +313,15 @@ impl EventLoop {
     fn accept(&mut self, index: usize, now: Instant) -> bool {
         let waiting = self.sessions.iter().filter(|arrival| arrival.acceptor == index && !arrival.session.is_queued());
         let full = waiting.count() >= self.acceptors.get(index).map_or(0, |(acceptor, _)| acceptor.limit);
-        if full && !self.give_way(index, now) {
-            self.pause(index, now);
-            return false;
+        if full {
+            // Nobody gives way to nobody.
+            if !self.is_called(index) {
+                return false;
+            }
+            if !self.give_way(index, now) {
+                self.pause(index, now);
+                return false;
+            }
         }
         let Some((Acceptor { listener, open, .. }, _)) = self.acceptors.get(index) else { return false };
         let opened = match listener.accept() {
@@ -325,12 +333,19 @@ impl EventLoop {
                 return false;
             }
         };
-        METRICS.connections.add(1);
         match opened {
             Ok(session) => self.sessions.extend(session.map(|session| Arrival { acceptor: index, session })),
             Err(e) => debug!("a connection could not be opened: {e}"),
         }
         true
+    }
+
+    /// Whether a connection is there to be accepted.
+    fn is_called(&self, index: usize) -> bool {
+        self.acceptors.get(index).is_some_and(|(acceptor, _)| {
+            let mut listener = [PollFd::new(acceptor.listener.as_fd(), PollFlags::POLLIN)];
+            poll(&mut listener, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        })
     }
 
     fn pause(&mut self, index: usize, now: Instant) {

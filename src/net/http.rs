@@ -200,37 +200,37 @@ impl Body {
         matches!(self, Body::Length(0) | Body::Chunked(Chunks { at: ChunkPart::Done, .. }))
     }
 
-    /// Takes what belongs to the body from the start of `input`, gives content to `out`, and says how many bytes of
-    /// `input` were taken.
+    /// Takes what belongs to the body from the start of `input`, gives content to `out`, `room` bytes of it at most, and
+    /// says how many bytes of `input` were taken.
     ///
     /// # Errors
     /// It is not framed as it should be, or too large.
-    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, HttpError> {
+    pub fn take(&mut self, input: &[u8], room: usize, out: &mut Vec<u8>) -> Result<usize, HttpError> {
         match self {
-            Body::Length(left) => Ok(take_some(left, input, out)),
-            Body::Chunked(chunks) => chunks.take(input, out),
+            Body::Length(left) => Ok(take_some(left, input, room, out)),
+            Body::Chunked(chunks) => chunks.take(input, room, out),
         }
     }
 }
 
-fn take_some(left: &mut u64, input: &[u8], out: &mut Vec<u8>) -> usize {
-    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+fn take_some(left: &mut u64, input: &[u8], room: usize, out: &mut Vec<u8>) -> usize {
+    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len()).min(room);
     out.extend_from_slice(&input[..n]);
     *left -= n as u64;
     n
 }
 
 impl Chunks {
-    fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, HttpError> {
-        let mut taken = 0;
-        while let Some(n) = self.step(&input[taken..], out)? {
+    fn take(&mut self, input: &[u8], room: usize, out: &mut Vec<u8>) -> Result<usize, HttpError> {
+        let (mut taken, end) = (0, out.len().saturating_add(room));
+        while let Some(n) = self.step(&input[taken..], end - out.len(), out)? {
             taken += n;
         }
         Ok(taken)
     }
 
     /// Takes the next part, if it is there; says how many bytes it had.
-    fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>, HttpError> {
+    fn step(&mut self, rest: &[u8], room: usize, out: &mut Vec<u8>) -> Result<Option<usize>, HttpError> {
         match &mut self.at {
             ChunkPart::Size => {
                 match line(rest, MAX_CHUNK_LINE).map_err(|()| malformed("a chunk's line is too long"))? {
@@ -244,7 +244,7 @@ impl Chunks {
                 }
             }
             ChunkPart::Data(left) => {
-                let n = take_some(left, rest, out);
+                let n = take_some(left, rest, room, out);
                 if *left == 0 {
                     self.at = ChunkPart::End;
                 }
@@ -294,11 +294,11 @@ impl Chunks {
 /// The line that `input` begins with, without its CR LF; `None` where it has not come.
 ///
 /// # Errors
-/// It is longer than `most` bytes.
+/// It is longer than `most` bytes with its CR LF.
 fn line(input: &[u8], most: usize) -> Result<Option<&[u8]>, ()> {
-    match input.windows(2).take(most).position(|w| w == b"\r\n") {
+    match input[..input.len().min(most)].windows(2).position(|w| w == b"\r\n") {
         Some(end) => Ok(Some(&input[..end])),
-        None if input.len() > most => Err(()),
+        None if input.len() >= most => Err(()),
         None => Ok(None),
     }
 }
@@ -455,13 +455,23 @@ mod tests {
         let wire = b"3;x=y;z;q=\"a \\\" b\"\r\nabc\r\n2\r\nde\r\n0\r\nT: v\r\n\r\nGET /";
         for cut in 0..wire.len() {
             let (mut body, mut out, mut input) = (chunked(), Vec::new(), wire[..cut].to_vec());
-            let taken = body.take(&input, &mut out).unwrap();
+            let taken = body.take(&input, usize::MAX, &mut out).unwrap();
             input.drain(..taken);
             input.extend_from_slice(&wire[cut..]);
-            let taken = body.take(&input, &mut out).unwrap();
+            let taken = body.take(&input, usize::MAX, &mut out).unwrap();
             assert!(body.is_done());
             assert_eq!((&out[..], &input[taken..]), (&b"abcde"[..], &b"GET /"[..]), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn where_there_is_no_more_room_for_content_its_framing_is_still_taken() {
+        let (mut body, mut out) = (chunked(), Vec::new());
+        let wire = b"5\r\nabcde\r\n0\r\n\r\n";
+        let taken = body.take(wire, 3, &mut out).unwrap();
+        assert_eq!((&out[..], &wire[taken..]), (&b"abc"[..], &b"de\r\n0\r\n\r\n"[..]));
+        let taken = taken + body.take(&wire[taken..], 2, &mut out).unwrap();
+        assert_eq!((&out[..], taken, body.is_done()), (&b"abcde"[..], wire.len(), true));
     }
 
     #[test]
@@ -483,16 +493,19 @@ mod tests {
             "0\r\nA b: c\r\n\r\n",
             "0\r\nno field\r\n\r\n",
         ] {
-            let error = chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err();
+            let error = chunked().take(wire.as_bytes(), 99, &mut Vec::new()).unwrap_err();
             assert!(matches!(error, HttpError::Malformed(_)), "{wire:?}: {error:?}");
         }
         for wire in
             ["1".repeat(300), format!("0\r\nA: {}", "x".repeat(5000)), "0\r\n".to_owned() + &"A: b\r\n".repeat(700)]
         {
-            assert!(matches!(chunked().take(wire.as_bytes(), &mut Vec::new()), Err(HttpError::Malformed(_))), "{wire}");
+            assert!(
+                matches!(chunked().take(wire.as_bytes(), 99, &mut Vec::new()), Err(HttpError::Malformed(_))),
+                "{wire}"
+            );
         }
         for wire in ["b\r\n", "ffffffffffffffff\r\n", "10000000000000000\r\n"] {
-            let error = chunked().take(wire.as_bytes(), &mut Vec::new()).unwrap_err();
+            let error = chunked().take(wire.as_bytes(), 99, &mut Vec::new()).unwrap_err();
             assert!(matches!(error, HttpError::TooLarge(10) | HttpError::Malformed(_)), "{wire}");
         }
     }
@@ -501,10 +514,10 @@ mod tests {
     fn extensions_may_not_be_many_times_what_they_are_about() {
         let chunk = format!("1;e={}\r\nx\r\n", "e".repeat(240));
         let mut body = Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body: 1 << 20 });
-        let taken = (0..1000).try_for_each(|_| body.take(chunk.as_bytes(), &mut Vec::new()).map(drop));
+        let taken = (0..1000).try_for_each(|_| body.take(chunk.as_bytes(), 9, &mut Vec::new()).map(drop));
         assert!(matches!(taken, Err(HttpError::Malformed(_))));
         let small = "1\r\nx\r\n".repeat(10_000);
         let mut body = Body::Chunked(Chunks { at: ChunkPart::Size, content: 0, framing: 0, max_body: 1 << 20 });
-        assert!(body.take(small.as_bytes(), &mut Vec::new()).is_ok(), "chunks of one byte are fine");
+        assert!(body.take(small.as_bytes(), 1 << 20, &mut Vec::new()).is_ok(), "chunks of one byte are fine");
     }
 }

@@ -24,6 +24,7 @@ use super::request::{Connection, Request};
 use super::socket::{Listener, Stream};
 use super::wait;
 use super::workers::Workers;
+use crate::metrics::METRICS;
 
 /// Time for the first byte and for a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// Time for a client to take the last answer and close. What it still sends is thrown away: closing with bytes
 /// unread would reset the connection and could destroy the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(5);
-/// A head that takes longer gives way to new connections where there is no room.
+/// A head that takes longer, or to begin, gives way to new connections where there is no room.
 const YOUNG: Duration = Duration::from_secs(1);
 /// For so long a thread stays with a connection that it has answered: who asks again at once costs no change of hands.
 const LOITER: Duration = Duration::from_millis(2);
@@ -58,7 +59,10 @@ pub struct Ingress {
     inlet: Inlet,
     /// The index of its acceptor in the event loop.
     acceptor: usize,
+    limit: usize,
     max_body: u64,
+    /// Connections from which nothing has come yet.
+    unused: AtomicUsize,
     /// Requests whose head is complete and that wait for a thread.
     queued: Arc<AtomicUsize>,
     /// The daemon stops: each answer is its connection's last.
@@ -67,7 +71,8 @@ pub struct Ingress {
 
 /// What an ingress is made with.
 pub struct Options {
-    /// Connections that may wait at once, and requests that may be in flight at once.
+    /// Connections that may wait for a head at once, requests that may wait for a thread at once, and requests that
+    /// may be in flight at once.
     pub limit: usize,
     /// Largest body in bytes.
     pub max_body: u64,
@@ -81,15 +86,30 @@ pub struct Options {
 ///
 /// # Errors
 /// What the system says.
-pub fn add(event_loop: &mut EventLoop, listener: Listener, service: Arc<dyn Service>, with: Options) -> io::Result<()> {
+pub fn add(
+    event_loop: &mut EventLoop,
+    listener: Listener,
+    service: Arc<dyn Service>,
+    with: Options,
+) -> io::Result<Arc<Ingress>> {
     let Options { limit, max_body, queued, stopping } = with;
     let (inlet, acceptor) = (event_loop.inlet(), event_loop.next_acceptor());
-    let workers = Workers::new(limit);
-    let ingress = Arc::new(Ingress { service, workers, inlet, acceptor, max_body, queued, stopping });
+    let (waker, waiting, stops) = (inlet.clone(), queued.clone(), stopping.clone());
+    let workers = Workers::new(limit, move || {
+        if waiting.load(Ordering::Acquire) > 0 || stops.load(Ordering::Acquire) {
+            waker.wake();
+        }
+    });
+    let unused = AtomicUsize::new(0);
+    let ingress = Arc::new(Ingress { service, workers, inlet, acceptor, limit, max_body, unused, queued, stopping });
+    let of_new = ingress.clone();
     let open = move |stream| -> super::event_loop::Opened {
-        Ok(Some(Box::new(Waiting::new(Arc::new(stream), Vec::new(), State::Idle { used: false }, ingress.clone()))))
+        METRICS.connections.add(1);
+        let (stream, state) = (Arc::new(stream), State::Idle { used: false });
+        Ok(Some(Box::new(Waiting::new(stream, Vec::new(), state, of_new.clone()))))
     };
-    event_loop.add(Acceptor { listener, limit, open: Box::new(open) })
+    event_loop.add(Acceptor { listener, limit, open: Box::new(open) })?;
+    Ok(ingress)
 }
 
 /// A connection that waits.
@@ -124,19 +144,39 @@ impl State {
 
 impl Waiting {
     fn new(stream: Arc<Stream>, inbox: Vec<u8>, state: State, ingress: Arc<Ingress>) -> Waiting {
-        Waiting { ingress, stream, inbox, state, since: Instant::now() }
+        let waiting = Waiting { ingress, stream, inbox, state, since: Instant::now() };
+        waiting.count_in();
+        waiting
+    }
+
+    /// Where connections in this state are counted.
+    fn counted(&self) -> Option<&AtomicUsize> {
+        match self.state {
+            State::Idle { used: false } => Some(&self.ingress.unused),
+            State::Queued(_) => Some(&self.ingress.queued),
+            _ => None,
+        }
+    }
+
+    fn count_in(&self) {
+        if let Some(count) = self.counted() {
+            count.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn count_out(&self) {
+        if let Some(count) = self.counted() {
+            count.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Enters a state, and gives the one before.
     fn enter(&mut self, state: State, now: Instant) -> State {
-        let queued = |state: &State| matches!(state, State::Queued(_));
-        match (queued(&self.state), queued(&state)) {
-            (false, true) => drop(self.ingress.queued.fetch_add(1, Ordering::AcqRel)),
-            (true, false) => drop(self.ingress.queued.fetch_sub(1, Ordering::AcqRel)),
-            _ => {}
-        }
+        self.count_out();
         self.since = now;
-        std::mem::replace(&mut self.state, state)
+        let before = std::mem::replace(&mut self.state, state);
+        self.count_in();
+        before
     }
 
     /// The state before the connection leaves the loop.
@@ -146,9 +186,10 @@ impl Waiting {
 
     /// Answers what never became a request, and closes.
     fn refuse(&mut self, error: HttpError, now: Instant) {
+        let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
         let answer = self.ingress.service.refuse(error);
         let mut bytes = answer.head(true);
-        bytes.extend_from_slice(&answer.body);
+        bytes.extend_from_slice(if head_only { &[] } else { &answer.body });
         self.ingress.service.answered(answer.route, answer.status, answer.body.len(), now - self.since);
         self.inbox = Vec::new();
         self.enter(State::closing(bytes), now);
@@ -174,7 +215,12 @@ impl Waiting {
             Ok(Some((head, length))) => {
                 self.inbox.drain(..length);
                 self.enter(State::Queued(head), now);
-                self.dispatch(now)
+                let turn = self.dispatch(now);
+                let waits = matches!(self.state, State::Queued(_));
+                if waits && self.ingress.queued.load(Ordering::Acquire) > self.ingress.limit {
+                    self.refuse(HttpError::Overloaded, now);
+                }
+                turn
             }
             Err(error) => {
                 self.refuse(error, now);
@@ -207,9 +253,10 @@ impl Waiting {
         if outbox.is_empty() && !was_empty {
             self.stream.shutdown(Shutdown::Write)?;
         }
-        while !*ended {
+        // Once a turn: one that sends as fast as this reads does not keep the others from theirs.
+        if !*ended {
             match (&*self.stream).read(scratch) {
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 n => *ended = n? == 0,
             }
         }
@@ -271,12 +318,15 @@ impl Session for Waiting {
     }
 
     fn gives_way(&self, now: Instant) -> Option<(u8, Instant)> {
+        let is_old = now.duration_since(self.since) >= YOUNG;
+        // A client whose first bytes are on their way keeps its place, unless silent ones take most of the places.
+        let are_many = |unused: &AtomicUsize| unused.load(Ordering::Acquire) > self.ingress.limit.div_ceil(2);
         let rank = match self.state {
             State::Closing { .. } => 0,
-            State::Idle { used: false } => 1,
-            State::Head if now.duration_since(self.since) >= YOUNG => 2,
+            State::Idle { used: false } if is_old || are_many(&self.ingress.unused) => 1,
+            State::Head if is_old => 2,
             State::Idle { used: true } => 3,
-            State::Head | State::Unread | State::Queued(_) => return None,
+            State::Idle { used: false } | State::Head | State::Unread | State::Queued(_) => return None,
         };
         Some((rank, self.since))
     }
@@ -288,7 +338,8 @@ impl Session for Waiting {
     fn finish(&mut self) -> Turn {
         match &self.state {
             State::Queued(_) => Turn::GoOn,
-            State::Closing { outbox, .. } if !outbox.is_empty() => Turn::GoOn,
+            // A client that is still sending would lose its answer otherwise.
+            State::Closing { .. } => Turn::GoOn,
             _ => Turn::Over,
         }
     }
@@ -296,9 +347,7 @@ impl Session for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if matches!(self.state, State::Queued(_)) {
-            self.ingress.queued.fetch_sub(1, Ordering::AcqRel);
-        }
+        self.count_out();
     }
 }
 
@@ -312,7 +361,7 @@ impl Ingress {
                 After::Close if connection.stream.shutdown(Shutdown::Write).is_ok() => {
                     return self.give_back(connection.stream, Vec::new(), State::closing(Vec::new()), in_flight);
                 }
-                After::Close | After::Broken => return self.wake_the_queued(in_flight),
+                After::Close | After::Broken => return,
             }
         }
         let Connection { stream, inbox } = connection;
@@ -374,13 +423,6 @@ impl Ingress {
         self.inlet.add(self.acceptor, Box::new(Waiting::new(stream, inbox, state, self.clone())));
         drop(in_flight);
     }
-
-    fn wake_the_queued(&self, in_flight: InFlight) {
-        drop(in_flight);
-        if self.queued.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire) {
-            self.inlet.wake();
-        }
-    }
 }
 
 /// Largest body that goes out in one piece with its head, in bytes.
@@ -392,3 +434,6 @@ enum After {
     Close,
     Broken,
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,8 +139,7 @@ impl Request<'_> {
     /// Takes content from the inbox, or else from the stream; says why the stream gave nothing, if it did not.
     fn take(&mut self, into: &mut Vec<u8>, room: usize) -> Result<Option<ErrorKind>, BodyError> {
         let Connection { stream, inbox } = &mut *self.connection;
-        let there = inbox.len().min(room);
-        let taken = self.head.body.take(&inbox[..there], into)?;
+        let taken = self.head.body.take(inbox, room, into)?;
         if taken > 0 {
             inbox.drain(..taken);
             return Ok(None);
@@ -154,7 +153,7 @@ impl Request<'_> {
                 *left -= (into.len() - before) as u64;
                 read
             }
-            Body::Chunked(_) => (&**stream).take(PIECE.min(room) as u64).read_to_end(inbox),
+            Body::Chunked(_) => (&**stream).take(PIECE as u64).read_to_end(inbox),
         };
         Ok(match read {
             Ok(0) => Some(ErrorKind::UnexpectedEof),

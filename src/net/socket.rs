@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use formats::address::Address;
+use nix::sys::socket::{Backlog, listen};
 use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// The host without the brackets of an IPv6 address.
@@ -144,20 +145,24 @@ impl Listener {
     /// # Errors
     /// What the system says: the port is taken, the host is unknown, the path cannot be written.
     pub fn open(address: &Address) -> io::Result<Listener> {
-        match address {
+        let listener = match address {
             Address::Vsock { cid, port } => {
-                VsockListener::bind_with_cid_port(cid.unwrap_or(VMADDR_CID_ANY), *port).map(Listener::Vsock)
+                Listener::Vsock(VsockListener::bind_with_cid_port(cid.unwrap_or(VMADDR_CID_ANY), *port)?)
             }
-            Address::Tcp { host, port } => TcpListener::bind((bare(host), *port)).map(Listener::Tcp),
+            Address::Tcp { host, port } => Listener::Tcp(TcpListener::bind((bare(host), *port))?),
             Address::Unix(path) => {
                 match UnixStream::connect(path) {
                     Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
                     Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
                     Err(_) => {}
                 }
-                UnixListener::bind(path).map(Listener::Unix)
+                Listener::Unix(UnixListener::bind(path)?)
             }
-        }
+        };
+        // The standard library asks for a backlog of 128. The most that the kernel allows is net.core.somaxconn, 4,096
+        // unless somebody sets it (listen(2)).
+        listen(&listener, Backlog::MAXALLOWABLE)?;
+        Ok(listener)
     }
 
     /// The next connection.

@@ -1,4 +1,4 @@
-//! Why TLS with the watermark service failed, in words for whom it wakes at night. README.md has a line for each.
+//! Why TLS with the watermark service failed, in words for whom it wakes at night. docs/TROUBLE.md has a line for each.
 
 use formats::time::Utc;
 use rustls::pki_types::{ServerName, UnixTime};
@@ -154,9 +154,9 @@ mod tests {
         all
     }
 
-    /// The rows of the table of a README: what stands in backquotes first in each line, in pieces between its gaps.
-    fn rows(readme: &str) -> Vec<Vec<&str>> {
-        let rows = readme.lines().filter_map(|line| line.strip_prefix("| `the service")?.split_once("` |"));
+    /// The rows of the table of a page: what stands in backquotes first in each line, in pieces between its gaps.
+    fn rows(page: &str) -> Vec<Vec<&str>> {
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `the service")?.split_once("` |"));
         let rows: Vec<Vec<&str>> = rows.map(|(words, _)| words.split('…').collect()).collect();
         assert!(rows.len() > 20, "the table is not found");
         rows
@@ -174,11 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn every_tls_failure_has_its_line_in_both_readmes_and_every_line_its_failure() {
-        for (name, readme) in
-            [("README.md", include_str!("../../README.md")), ("README.zh.md", include_str!("../../README.zh.md"))]
-        {
-            let rows = rows(readme);
+    fn every_tls_failure_has_its_line_in_both_pages_on_trouble_and_every_line_its_failure() {
+        let pages = [
+            ("docs/TROUBLE.md", include_str!("../../docs/TROUBLE.md")),
+            ("docs/TROUBLE.zh.md", include_str!("../../docs/TROUBLE.zh.md")),
+        ];
+        for (name, page) in pages {
+            let rows = rows(page);
             let mut met = vec![false; rows.len()];
             for failure in failures() {
                 let told = words(&failure);

@@ -10,8 +10,9 @@ use log::error;
 use crate::metrics::METRICS;
 use crate::threads;
 
-/// How long a thread waits for its next request.
+/// How long a thread waits for its next request, and how many do at most.
 const KEPT: Duration = Duration::from_secs(5);
+const MOST_IDLE: usize = 4;
 
 /// What a thread is to do.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -22,6 +23,8 @@ pub struct Workers(Arc<Shared>);
 
 struct Shared {
     most: usize,
+    /// Called when a place has become free.
+    freed: Box<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
     given: Condvar,
 }
@@ -37,9 +40,11 @@ struct State {
 }
 
 impl Workers {
-    /// As many threads as `most`; none yet.
-    pub fn new(most: usize) -> Workers {
-        Workers(Arc::new(Shared { most, state: Mutex::default(), given: Condvar::new() }))
+    /// As many threads as `most`; none yet. `freed` is called each time that a place has become free: whoever found
+    /// none may try again.
+    pub fn new(most: usize, freed: impl Fn() + Send + Sync + 'static) -> Workers {
+        let (state, given, freed) = (Mutex::default(), Condvar::new(), Box::new(freed));
+        Workers(Arc::new(Shared { most, freed, state, given }))
     }
 
     /// Whether there is a place for one more job; with `beyond`, also in so many places beyond those for all.
@@ -81,14 +86,18 @@ impl Workers {
                 METRICS.panics.add(1);
             }
             self.state().busy -= 1;
+            (self.0.freed)();
         }
     }
 
-    /// The next job; `None` where none comes in [`KEPT`].
+    /// The next job; `None` where none comes in [`KEPT`], or where enough threads wait for one already.
     fn next(&self) -> Option<Job> {
         let mut state = self.state();
         if let Some(job) = state.jobs.pop_front() {
             return Some(job);
+        }
+        if state.idle >= MOST_IDLE {
+            return None;
         }
         state.idle += 1;
         let wait = self.0.given.wait_timeout_while(state, KEPT, |state| state.jobs.is_empty());
@@ -106,7 +115,7 @@ mod tests {
 
     #[test]
     fn as_many_jobs_as_there_may_be_run_at_once_and_a_thread_serves_again() {
-        let workers = Workers::new(3);
+        let workers = Workers::new(3, || {});
         let all = Arc::new(Barrier::new(4));
         for _ in 0..3 {
             assert!(workers.has_place(0));
@@ -126,8 +135,34 @@ mod tests {
     }
 
     #[test]
+    fn of_many_threads_four_wait_for_the_next_job_at_most() {
+        let workers = Workers::new(64, || {});
+        let all = Arc::new(Barrier::new(33));
+        for _ in 0..32 {
+            let all = all.clone();
+            assert!(workers.run(Box::new(move || drop(all.wait()))).is_ok());
+        }
+        // Each thread has a reference, and this test.
+        assert_eq!(Arc::strong_count(&workers.0), 33);
+        all.wait();
+        until(|| Arc::strong_count(&workers.0) <= 1 + MOST_IDLE);
+        assert!(workers.state().busy == 0 && workers.has_place(0));
+    }
+
+    #[test]
+    fn whoever_is_told_of_a_free_place_finds_it() {
+        let (freed, is_freed) = std::sync::mpsc::channel();
+        let workers = Workers::new(1, move || freed.send(()).unwrap());
+        for _ in 0..100 {
+            assert!(workers.run(Box::new(|| {})).is_ok());
+            is_freed.recv().unwrap();
+            assert!(workers.has_place(0));
+        }
+    }
+
+    #[test]
     fn a_panic_costs_no_place() {
-        let workers = Workers::new(1);
+        let workers = Workers::new(1, || {});
         assert!(workers.run(Box::new(|| panic!("as asked"))).is_ok());
         until(|| workers.has_place(0));
         let done = Arc::new(Barrier::new(2));

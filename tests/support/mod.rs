@@ -4,6 +4,7 @@
 //! the openssl command line, connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod markdown;
 pub mod openssl;
 pub mod packages;
 mod port;

@@ -95,3 +95,27 @@ fn an_answer_of_another_enclave_than_the_attested_one_is_not_written() {
     scene.has_nothing(2, &told, "the answer is not signed by the attested enclave: its signature is by another key");
     assert_eq!(seen.recv().unwrap().status, 200);
 }
+
+/// examples/client.sh, by the documents' own commands.
+#[test]
+fn the_client_in_shell_gets_the_marked_file_and_no_answer_that_was_changed_or_is_of_another_enclave() {
+    let scene = Scene::ready();
+    let attested = scene.teemark(&[&["attest", "--endpoint", &scene.endpoint, "--json"][..], &TRUST].concat());
+    let attested: serde_json::Value = serde_json::from_slice(&succeeds(attested).stdout).unwrap();
+    let identity = attested["identity"].as_str().unwrap();
+    let client = |endpoint: &str, identity: &str| {
+        scene.grant("grant.key", &[]);
+        let arguments = [endpoint, identity, "file.enc", "report-7", "alice", "grant", "marked"];
+        let client = repository().join("examples/client.sh");
+        Command::new(client).args(arguments).current_dir(scene.folder.path()).output().unwrap()
+    };
+    succeeds(client(&scene.endpoint, identity));
+    scene.has_the_marked_file();
+    fs::remove_file(scene.path("marked")).unwrap();
+
+    let (meddling, _seen) = parent(&scene, Meddling { answer: flip_last_byte, ..NONE });
+    let another = "11".repeat(32);
+    for (endpoint, identity) in [(&meddling, identity), (&scene.endpoint, &another)] {
+        scene.has_nothing(1, &client(endpoint, identity), "the signature is not this enclave's");
+    }
+}

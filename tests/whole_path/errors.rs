@@ -46,11 +46,18 @@ fn what_the_ingress_refuses_is_answered_with_json_too() {
     let many = "A: b\r\n".repeat(65);
     for (head, status, code) in [
         ("not HTTP\r\n\r\n", 400, "invalid_request"),
-        ("GET /\u{e4} HTTP/1.1\r\n\r\n", 400, "invalid_request"),
-        ("GET http://x/health HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+        ("GET /\u{e4} HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_request"),
+        ("GET ftp://x/health HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_request"),
+        ("GET /health HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400, "invalid_request"),
+        ("GET /health HTTP/1.1\nHost: x\n\n", 400, "invalid_request"),
         ("POST /files/decrypt HTTP/1.1\r\nHost: x\r\n\r\n", 411, "length_required"),
-        ("POST /files/decrypt HTTP/1.1\r\nContent-Length: 9999999999999\r\n\r\n", 413, "file_too_large"),
-        ("POST /files/decrypt HTTP/1.1\r\nContent-Length: 0\r\nExpect: wonders\r\n\r\n", 417, "invalid_request"),
+        ("POST /files/decrypt HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999999\r\n\r\n", 413, "file_too_large"),
+        (
+            "POST /files/decrypt HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nExpect: wonders\r\n\r\n",
+            417,
+            "invalid_request",
+        ),
         (&format!("GET / HTTP/1.1\r\n{many}\r\n"), 431, "invalid_request"),
     ] {
         let answer = request(daemon.public, head, b"");
@@ -60,10 +67,39 @@ fn what_the_ingress_refuses_is_answered_with_json_too() {
             "{answer:?}"
         );
     }
-    let head = "POST /admin/update-secrets HTTP/1.1\r\nContent-Length: 9999999999999\r\n\r\n";
+    let head = "POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999999\r\n\r\n";
     let answer = request(daemon.admin, head, b"");
     assert_error(&answer, 413, "file_too_large");
     assert!(answer.text().contains("the bundle is too large: the limit is 1048576 bytes"), "{answer:?}");
+}
+
+#[test]
+fn what_real_clients_and_proxies_send_is_served() {
+    let (_service, daemon) = pair(&[]);
+    for head in [
+        "GET http://x.example:80/health HTTP/1.1\r\nHost: x.example\r\nConnection: close\r\n\r\n",
+        "GET HTTPS://x.example/health HTTP/1.1\r\nHost: x.example\r\nConnection: close\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: x\r\nX-City: S\u{e3}o Paulo\r\nConnection: close\r\n\r\n",
+        "GET /health HTTP/1.0\r\n\r\n",
+    ] {
+        let answer = request(daemon.public, head, b"");
+        assert_eq!((answer.status, &answer.json()["status"]), (200, &json!("alive")), "{head}");
+        assert_eq!(field(&answer, "Connection"), Some("close"), "{head}");
+    }
+}
+
+#[test]
+fn a_path_has_one_spelling_so_that_a_limit_in_front_of_it_is_not_passed_by() {
+    let (_service, daemon) = pair(&[]);
+    assert_eq!(ask(daemon.public, "GET", "/get_attestation").status, 200);
+    for path in
+        ["//get_attestation", "/%67et_attestation", "/get%5fattestation", "/./get_attestation", "/get_attestation/"]
+    {
+        assert_error(&ask(daemon.public, "GET", path), 404, "not_found");
+    }
+    let file = encrypt(&KEY, b"a text");
+    assert_eq!(daemon.decrypt(&file, "a%2Fb%20c", "u").status, 200, "an id may hold any character");
+    assert_error(&daemon.post("/files/f/%64ecrypt?user_id=u", &file), 404, "not_found");
 }
 
 #[test]

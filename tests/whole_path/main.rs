@@ -6,6 +6,7 @@ mod support;
 
 mod boot;
 mod curl;
+mod day;
 mod errors;
 mod expiry;
 mod files;

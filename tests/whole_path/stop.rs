@@ -70,7 +70,8 @@ fn a_request_that_lasts_beyond_10_seconds_does_not_hold_the_stop_up() {
     let file = encrypt(&KEY, b"a text");
     let under_way = thread::spawn(move || {
         let mut stream = TcpStream::connect(public).unwrap();
-        let head = format!("POST /files/f/decrypt?user_id=u HTTP/1.1\r\nContent-Length: {}\r\n\r\n", file.len());
+        let head =
+            format!("POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", file.len());
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&file)).unwrap();
         read_answer(&mut stream)
     });

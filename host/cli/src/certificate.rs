@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use formats::time::Utc;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use formats::time::Utc;
 
 use crate::terminal::say;
 

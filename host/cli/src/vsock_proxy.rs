@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use formats::allow_list::{AllowList, Endpoint};
 use serde_json::{Value, json};
+use formats::allow_list::{AllowList, Endpoint};
 
 use crate::failure::Done;
 

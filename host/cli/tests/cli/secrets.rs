@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use formats::address::Address;
 use serde_json::{Value, json};
+use formats::address::Address;
 
 use super::port::free_port;
 use super::*;

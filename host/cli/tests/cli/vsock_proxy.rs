@@ -1,5 +1,5 @@
-use formats::allow_list::AllowList;
 use yaml_rust2::YamlLoader;
+use formats::allow_list::AllowList;
 
 use super::*;
 
@@ -128,7 +128,7 @@ fn the_documents_write_the_files_that_the_units_read_and_not_awss_own() {
         assert!(commands.contains(&&*environment), "{commands:?}");
         assert!(commands.iter().all(|command| !command.contains("/etc/nitro_enclaves/")), "{commands:?}");
     }
-    for document in ["README.md", "README.zh.md"] {
+    for document in ["docs/OPERATOR.md", "docs/OPERATOR.zh.md"] {
         let text = text(document);
         assert!(text.contains(&list) && !text.contains("/etc/nitro_enclaves/vsock-proxy.yaml"), "{document}");
     }
