@@ -236,10 +236,15 @@ const FINGERPRINT: &str = "SHA-256 fingerprint in hex";
 
 /// Items between commas.
 fn list<T>(name: &'static str, value: &str, what: &str, parse: fn(&str) -> Option<T>) -> Result<Vec<T>, SettingError> {
-    let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items
-        .map(|item| parse(item).ok_or_else(|| SettingError { name, reason: format!("{item:?} is no {what}") }))
-        .collect()
+    let mut list = Vec::new();
+    for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        list.push(parse(item).ok_or_else(|| not_a(name, item, what))?);
+    }
+    Ok(list)
+}
+
+fn not_a(name: &'static str, item: &str, what: &str) -> SettingError {
+    SettingError { name, reason: format!("{item:?} is no {what}") }
 }
 
 fn operator_key(text: &str) -> Option<VerifyingKey> {

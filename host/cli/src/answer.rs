@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ureq::http::HeaderMap;
 use formats::digest::Sha256;
 use formats::hpke::PrivateKey;
 use formats::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATERMARKED};
 use formats::signature::VerifyingKey;
+use ureq::http::HeaderMap;
 
 /// How far the time of a signature may lie in the past, or, where clocks differ, in the future.
 pub const WINDOW: Duration = Duration::from_secs(300);

@@ -5,9 +5,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::de::IgnoredAny;
-use serde_json::Value;
-use serde_json::value::RawValue;
 use formats::base64;
 use formats::bundle::Outgoing;
 use formats::certificates::{self, Part, Parts};
@@ -16,6 +13,9 @@ use formats::items::MAX_BUNDLE;
 use formats::jwks;
 use formats::sealed_bundle::SEALED;
 use formats::service::ServiceUrl;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::certificate::{self, Authority, Content};
 use crate::keys::KeyFile;

@@ -5,8 +5,8 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use vsock::{VsockAddr, VsockStream};
 use formats::address::Address;
+use vsock::{VsockAddr, VsockStream};
 
 /// A connected socket, of whatever kind.
 pub trait Stream: Read + Write {

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::builder::NonEmptyStringValueParser;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::{Value, json};
-use ureq::http::{Response, header};
-use ureq::{Agent, Body, SendBody};
 use formats::digest::sha256;
 use formats::hpke;
 use formats::reply::{About, REPLY_KEY, sealed_len};
 use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+use ureq::http::{Response, header};
+use ureq::{Agent, Body, SendBody};
 
 use crate::answer::{self, Asked, Signer, WINDOW};
 use crate::attest::{Purpose, Trust};

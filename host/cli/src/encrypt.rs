@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
 use formats::file_keys::DeliveredKey;
 use formats::files::{FileKey, NONCE_LEN, PREFIX_LEN, TAG_LEN, head, tink_prefix};
+use serde_json::{Value, json};
 
 use crate::batch::{self, Files, Job, REMEDY};
 use crate::failure::Done;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
-use serde_json::json;
 use formats::digest::{Sha256, sha256};
 use formats::grants::{self, MAX_LIFE, MAX_TOKEN, NewGrant};
 use formats::hpke::PublicKey;
 use formats::time::Utc;
+use serde_json::json;
 
 use crate::failure::Done;
 use crate::keys::{NO_RANDOM, fill_random};

@@ -11,8 +11,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
 use formats::address::Address;
+use serde::Deserialize;
 
 use crate::connect::{Stream, connect};
 use crate::failure;

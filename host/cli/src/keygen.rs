@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
+use formats::file_keys::MAX_KEY_ID;
 use ring::signature::KeyPair;
 use serde_json::{Value, json};
-use formats::file_keys::MAX_KEY_ID;
 
 use crate::failure::{Done, Failure};
 use crate::keys::{KeyFile, fill_random, fresh_file_key};

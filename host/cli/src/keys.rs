@@ -6,11 +6,11 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use ring::rand::{SecureRandom, SystemRandom};
-use serde::Serialize;
 use formats::file_keys::{DeliveredKey, DeliveredKeys, KEY_LEN};
 use formats::hpke;
 use formats::items::FILE_KEYS;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::Serialize;
 
 use crate::output;
 

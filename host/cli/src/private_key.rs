@@ -6,11 +6,11 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use formats::grants::Issuer;
+use formats::hpke;
 use pem::{EncodeConfig, LineEnding, Pem};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
-use formats::grants::Issuer;
-use formats::hpke;
 
 use crate::keys::fill_random;
 use crate::output;

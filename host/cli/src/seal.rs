@@ -5,10 +5,10 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use ring::signature::Ed25519KeyPair;
 use formats::attestation::BundleId;
 use formats::sealed_bundle::{self, Destination};
 use formats::time::now_ms;
+use ring::signature::Ed25519KeyPair;
 
 use crate::attest::Attested;
 use crate::failure::Failure;

@@ -7,9 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
 use formats::address::Address;
 use formats::attestation::BundleId;
+use serde_json::{Value, json};
 
 use crate::attest::{Attested, Purpose, Trust};
 use crate::bundle::{self, Items, LARGEST};

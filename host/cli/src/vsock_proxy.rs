@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use serde_json::{Value, json};
 use formats::allow_list::{AllowList, Endpoint};
+use serde_json::{Value, json};
 
 use crate::failure::Done;
 

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
+use formats::digest::{Sha256, sha256};
+use formats::time::Utc;
 use ring::signature::{ECDSA_P384_SHA384_FIXED, VerificationAlgorithm};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
@@ -17,8 +19,6 @@ use rustls_pki_types::{
 use webpki::ring::ECDSA_P384_SHA384;
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use formats::digest::{Sha256, sha256};
-use formats::time::Utc;
 
 use crate::certificate::{self, Content};
 

@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
 use formats::time::Utc;
+use serde_json::{Value, json};
 
 pub use trust::{Purpose, Trust};
 pub use verify::Attested;

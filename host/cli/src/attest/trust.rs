@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
 use formats::time::{Utc, now_ms};
+use serde::Deserialize;
 
 use super::chain::{ChainError, Root};
 use super::document::Signature;

@@ -8,9 +8,6 @@ use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{Ed25519KeyPair, KeyPair};
-use serde_json::json;
 use formats::attestation::{BootNonce, BundleId, UserData};
 use formats::digest::{Sha256, sha256};
 use formats::hpke::{PrivateKey, PublicKey};
@@ -19,6 +16,9 @@ use formats::reply::{self, About, Statement};
 use formats::sealed_bundle::SealedBundle;
 use formats::signature::VerifyingKey;
 use formats::time::now_ms;
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::json;
 
 use super::*;
 

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
 use formats::attestation::BundleId;
 use formats::digest::Sha256;
 use formats::signature::VerifyingKey;
 use formats::time::now_ms;
+use serde_json::Value;
 
 use super::enclave::{Enclave, Reply, TRUST, answer, daemon};
 use super::secrets::{ACCEPTED, Meet, REFUSED, listener};

@@ -1,5 +1,5 @@
-use yaml_rust2::YamlLoader;
 use formats::allow_list::AllowList;
+use yaml_rust2::YamlLoader;
 
 use super::*;
 
