@@ -231,15 +231,24 @@ fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
         .map_err(|_| SettingError { name, reason: format!("{text:?} is no time from 1s to 3600s") })
 }
 
-const OPERATOR_KEY: &str = "Ed25519 public key in base64";
-const FINGERPRINT: &str = "SHA-256 fingerprint in hex";
+const OPERATOR_KEY: &str = "an Ed25519 public key in base64";
+const FINGERPRINT: &str = "a SHA-256 fingerprint in hex";
 
 /// Items between commas.
+fn items(value: &str) -> Vec<&str> {
+    value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
+}
+
 fn list<T>(name: &'static str, value: &str, what: &str, parse: fn(&str) -> Option<T>) -> Result<Vec<T>, SettingError> {
-    let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items
-        .map(|item| parse(item).ok_or_else(|| SettingError { name, reason: format!("{item:?} is no {what}") }))
-        .collect()
+    let mut list = Vec::new();
+    for item in items(value) {
+        list.push(parse(item).ok_or_else(|| is_not(name, item, what))?);
+    }
+    Ok(list)
+}
+
+fn is_not(name: &'static str, item: &str, what: &str) -> SettingError {
+    SettingError { name, reason: format!("{item:?} is not {what}") }
 }
 
 fn operator_key(text: &str) -> Option<VerifyingKey> {

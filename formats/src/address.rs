@@ -24,7 +24,7 @@ pub struct AddressError(String);
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no address: write vsock:PORT, vsock:CID:PORT, tcp:HOST:PORT or unix:PATH", self.0)
+        write!(f, "{:?} is not an address: write vsock:PORT, vsock:CID:PORT, tcp:HOST:PORT or unix:PATH", self.0)
     }
 }
 

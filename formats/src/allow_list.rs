@@ -149,7 +149,7 @@ fn entry(item: &str) -> Result<(String, u16), String> {
         None => (item, HTTPS_PORT),
     };
     if !is_host_name(host) {
-        return Err(format!("{host:?} is no host name: write `- host` or `- host:port`"));
+        return Err(format!("{host:?} is not a host name: write `- host` or `- host:port`"));
     }
     Ok((host.to_ascii_lowercase(), port))
 }

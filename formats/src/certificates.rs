@@ -1,5 +1,7 @@
 //! MTLS_CLIENT_CERT_JSON: by what the enclave is known to the watermark service, and the service to it.
 
+use std::fmt;
+
 use serde_json::value::RawValue;
 
 use crate::base64;
@@ -48,6 +50,29 @@ impl Part {
             Part::Key => 0o600,
         }
     }
+}
+
+/// Which part is refused, and why; never a value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PartError {
+    pub part: Part,
+    pub reason: String,
+}
+
+impl fmt::Display for PartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.part.name(), self.reason)
+    }
+}
+
+impl std::error::Error for PartError {}
+
+/// A refused part as an error.
+///
+/// # Errors
+/// Always.
+pub fn refuse<T>(part: Part, reason: impl Into<String>) -> Result<T, PartError> {
+    Err(PartError { part, reason: reason.into() })
 }
 
 /// Something for each part, in the order of [`Part::ALL`].

@@ -4,7 +4,6 @@
 //! clients send and what Tink calls RAW; or the same behind Tink's prefix, `0x01 || key id (4 bytes, big endian)`.
 //! The associated data is the file id for a key that says so, else nothing.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -76,9 +75,9 @@ pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
     [prefix.as_ref().map_or(&[][..], |prefix| prefix), &iv].concat()
 }
 
-/// The keys in force, by key id.
+/// The keys in force, each with an id of its own. There are at most some hundred, so they are looked up in turn.
 #[derive(Default)]
-pub struct FileKeys(BTreeMap<String, FileKey>);
+pub struct FileKeys(Vec<(String, FileKey)>);
 
 /// Why a file was not opened.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,13 +98,24 @@ impl fmt::Debug for FileKeys {
 
 impl FromIterator<(String, FileKey)> for FileKeys {
     fn from_iter<T: IntoIterator<Item = (String, FileKey)>>(keys: T) -> Self {
-        FileKeys(keys.into_iter().collect())
+        let mut own = FileKeys::default();
+        for (id, key) in keys {
+            match own.0.iter_mut().find(|(known, _)| *known == id) {
+                Some((_, earlier)) => *earlier = key,
+                None => own.0.push((id, key)),
+            }
+        }
+        own
     }
 }
 
 impl FileKeys {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    fn find(&self, id: &str) -> Option<&FileKey> {
+        self.0.iter().find(|(known, _)| known == id).map(|(_, key)| key)
     }
 
     /// Opens `file` in place and gives the plaintext.
@@ -117,13 +127,13 @@ impl FileKeys {
     /// See [`OpenError`]; the file's bytes are gone then.
     pub fn open(&self, mut file: Vec<u8>, file_id: &str, key_id: Option<&str>) -> Result<Vec<u8>, OpenError> {
         let prefixed = tink_key_id(&file)
-            .and_then(|id| self.0.get(&id).map(|key| (id, key)))
+            .and_then(|id| self.find(&id).map(|key| (id, key)))
             .filter(|(id, _)| key_id.is_none_or(|asked| asked == id));
         let (key, prefix) = match (prefixed, key_id) {
             (Some((_, key)), _) => (key, PREFIX_LEN),
-            (None, Some(id)) => (self.0.get(id).ok_or(OpenError::UnknownKey)?, 0),
+            (None, Some(id)) => (self.find(id).ok_or(OpenError::UnknownKey)?, 0),
             (None, None) if self.0.len() > 1 => return Err(OpenError::KeyIdNeeded),
-            (None, None) => (self.0.values().next().ok_or(OpenError::UnknownKey)?, 0),
+            (None, None) => (self.0.first().map(|(_, key)| key).ok_or(OpenError::UnknownKey)?, 0),
         };
         let sealed = prefix + NONCE_LEN;
         if file.len() < sealed + TAG_LEN {
@@ -215,6 +225,13 @@ mod tests {
                 assert_eq!(keys.open(file[..len].to_vec(), "f", None).unwrap_err(), OpenError::Failed);
             }
         }
+    }
+
+    #[test]
+    fn of_two_keys_with_one_id_the_last_counts_and_is_the_only_one() {
+        let keys = keys(&[("7", 7, false), ("7", 8, false)]);
+        assert_eq!(keys.open(sealed(8, [9; 12], "", None), "f", None).unwrap(), PLAIN);
+        assert_eq!(keys.open(sealed(7, [9; 12], "", None), "f", Some("7")), Err(OpenError::Failed));
     }
 
     #[test]

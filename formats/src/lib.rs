@@ -12,6 +12,7 @@
 //! reply          answers sealed to the user's key, and the statement that is signed
 //! files          an encrypted file, raw or behind Tink's prefix
 //! certificates   MTLS_CLIENT_CERT_JSON, and its three parts as files
+//! pem            certificates and keys as PEM or DER
 //! service        ECS_WATERMARK_ENDPOINT
 //! file_keys      FILE_KEYS
 //! jwks           GRANT_KEYS
@@ -40,6 +41,7 @@ pub mod items;
 pub mod json;
 pub mod jwks;
 pub mod object;
+pub mod pem;
 pub mod refusal;
 pub mod reply;
 pub mod sealed_bundle;

@@ -69,7 +69,7 @@ impl<'a> Object<'a> {
     /// The text of a member; `field` is the object's own name.
     ///
     /// # Errors
-    /// It is missing, or is no string.
+    /// It is missing, or not a string.
     pub fn text(&self, field: &str, name: &str) -> Result<Cow<'a, str>, Refusal> {
         match self.get(name).map(string) {
             Some(Some(text)) => Ok(text),

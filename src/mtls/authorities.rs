@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use formats::certificates::Part;
+use formats::certificates::{Part, PartError, refuse};
 use formats::time::Utc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
-use super::{IdentityError, check_validity, refuse};
+use super::check_validity;
 use crate::net::certificate::Certificate;
 use crate::net::cryptography::SIGNATURES;
 
@@ -43,7 +43,7 @@ impl Authorities {
         given: Vec<CertificateDer<'static>>,
         anchors: &[TrustAnchor<'static>],
         now: Utc,
-    ) -> Result<(Authorities, Vec<String>), IdentityError> {
+    ) -> Result<(Authorities, Vec<String>), PartError> {
         let (mut roots, mut warnings, mut useful) = (RootCertStore::empty(), Vec::new(), false);
         for (i, (der, anchor)) in given.iter().zip(anchors).enumerate() {
             let n = i + 1;

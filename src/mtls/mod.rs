@@ -1,8 +1,7 @@
 //! Who the enclave is to the watermark service, and whom it takes for that: certificates and a key in any accepted form
-//! ([`pem`]), checked once, and the ureq agent that shows them and verifies the service by [`authorities`].
+//! ([`formats::pem`]), checked once, and the ureq agent that shows them and verifies the service by [`authorities`].
 
 mod authorities;
-mod pem;
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -12,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use formats::allow_list::AllowList;
-use formats::certificates::{Fingerprint, Part, Parts};
+use formats::certificates::{Fingerprint, Part, PartError, Parts, refuse};
 use formats::digest::sha256;
+use formats::pem;
 use formats::time::Utc;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
@@ -48,23 +48,12 @@ pub struct Identity {
     roots: Vec<Fingerprint>,
 }
 
-/// Which part is refused, and why; never a value.
-#[derive(Debug, PartialEq, Eq)]
-pub struct IdentityError {
-    pub part: Part,
-    pub reason: String,
-}
-
-fn refuse<T>(part: Part, reason: impl Into<String>) -> Result<T, IdentityError> {
-    Err(IdentityError { part, reason: reason.into() })
-}
-
 impl Identity {
     /// Checks client_cert, client_key and ca_cert, each PEM, DER, or base64 of either, as of `now`.
     ///
     /// # Errors
     /// The first part that will not do.
-    pub fn check(parts: &Parts<&[u8]>, now: Utc) -> Result<Identity, IdentityError> {
+    pub fn check(parts: &Parts<&[u8]>, now: Utc) -> Result<Identity, PartError> {
         let chain = pem::certificates(Part::Certificate, parts.get(Part::Certificate))?;
         let key = pem::private_key(parts.get(Part::Key))?;
         let given = pem::certificates(Part::Authority, parts.get(Part::Authority))?;
@@ -100,7 +89,7 @@ impl Identity {
     ///
     /// # Errors
     /// The first root that is not.
-    pub fn within(self, pinned: &[Fingerprint]) -> Result<Identity, IdentityError> {
+    pub fn within(self, pinned: &[Fingerprint]) -> Result<Identity, PartError> {
         match self.roots.iter().position(|root| !pinned.contains(root)) {
             Some(i) if !pinned.is_empty() => {
                 refuse(Part::Authority, format!("certificate {} is not pinned in the image (TEEMARK_PIN_CA)", i + 1))
@@ -113,7 +102,7 @@ impl Identity {
     ///
     /// # Errors
     /// A file that cannot be read, or is refused by [`Identity::check`].
-    pub fn load(folder: &Path, now: Utc) -> Result<Option<Identity>, IdentityError> {
+    pub fn load(folder: &Path, now: Utc) -> Result<Option<Identity>, PartError> {
         if Part::ALL.iter().all(|part| !folder.join(part.file()).exists()) {
             return Ok(None);
         }
@@ -178,7 +167,7 @@ pub struct MutualTls {
 }
 
 /// Each of ca_cert as what a chain may lead to.
-fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, IdentityError> {
+fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, PartError> {
     let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
         Ok(anchor) => Ok(anchor.to_owned()),
         Err(_) => refuse(Part::Authority, format!("certificate {} is not a certificate", i + 1)),
@@ -188,7 +177,7 @@ fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>
 
 /// Each certificate has to be issued by the next (RFC 5246, 7.4.2): a chain in another order is one that services read
 /// differently. Names that differ may still mean the same, so where they do the signature decides, if it can be verified.
-fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), PartError> {
     let parsed = chain.iter().enumerate().map(|(i, der)| {
         Certificate::parse(der)
             .map_or_else(|| refuse(Part::Certificate, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
@@ -214,7 +203,7 @@ fn certify(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     provider: &CryptoProvider,
-) -> Result<CertifiedKey, IdentityError> {
+) -> Result<CertifiedKey, PartError> {
     const OTHER_KEY: &str = "does not belong to client_cert";
     const UNSUPPORTED: &str = "is not of a supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
     let (key, failure) = match elliptic_secret(key.secret_der()) {
@@ -243,12 +232,7 @@ fn certify(
 ///
 /// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
 /// asked about the beginning and the end of time.
-fn check_validity(
-    part: Part,
-    i: usize,
-    certificate: &CertificateDer<'_>,
-    now: Utc,
-) -> Result<(Utc, Utc), IdentityError> {
+fn check_validity(part: Part, i: usize, certificate: &CertificateDer<'_>, now: Utc) -> Result<(Utc, Utc), PartError> {
     let n = i + 1;
     match verify(certificate, &[], &[], Duration::from_secs(now.0)) {
         Err(webpki::Error::CertExpired { not_after, .. }) => {
@@ -289,7 +273,7 @@ const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without 
 
 /// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether it leads to ca_cert, as far as
 /// that can be verified here: it is the usual case, but which CA its clients need is the service's affair.
-fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, IdentityError> {
+fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, PartError> {
     match verify(&chain[0], &chain[1..], anchors, Duration::from_secs(now.0)) {
         Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
             refuse(Part::Certificate, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")

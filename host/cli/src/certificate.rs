@@ -1,10 +1,12 @@
-//! What can be told about a certificate or key file before the daemon checks it in full: is it one, in a form that
-//! the daemon takes, and not the other one of the two.
+//! What can be told about a certificate or key file before the daemon checks it in full: it is read as the daemon reads it
+//! ([`formats::pem`]), and the dates of certificates are looked at.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use formats::certificates::Part;
 use formats::time::Utc;
+use formats::{base64, pem};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::terminal::say;
@@ -70,9 +72,8 @@ pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
 
 /// Gives what is to be warned of. A certificate that cannot be read here is the daemon's to refuse.
 fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
-    let blocks = pem::parse_many(bytes).unwrap_or_default();
-    let certificates = blocks.iter().filter(|block| block.tag().ends_with("CERTIFICATE")).map(pem::Pem::contents);
-    let certificates: Vec<&[u8]> = if blocks.is_empty() { vec![bytes] } else { certificates.collect() };
+    let certificates = pem::certificates(Part::Certificate, as_sent(bytes).as_bytes());
+    let certificates = certificates.map_err(|e| anyhow!("it {}", e.reason))?;
     let (mut first, mut last, mut invalid) = (None, None, None);
     for (at, der) in certificates.iter().enumerate() {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Ok(None) };
@@ -110,35 +111,21 @@ fn check(bytes: &[u8], content: Content) -> Result<()> {
     if bytes.is_empty() {
         bail!("the file is empty");
     }
-    if is_der(bytes) {
-        return Ok(());
+    // What goes out is base64 of the file: base64 in the file would be so twice.
+    if !pem::is_pem(bytes) && !is_der(bytes) {
+        bail!("it is neither PEM (-----BEGIN …) nor DER");
     }
-    // The parser passes over a block without its end, and its errors may repeat bytes of the file.
-    let begun = bytes.split(|&b| b == b'\n').filter(|line| line.starts_with(b"-----BEGIN ")).count();
-    let blocks = pem::parse_many(bytes).ok().filter(|blocks| blocks.len() >= begun);
-    let Some(blocks) = blocks else { bail!("a PEM block in it is damaged or cut off") };
-    let any = |end: &str| blocks.iter().any(|block| block.tag().ends_with(end));
-    match content {
-        _ if blocks.is_empty() => bail!("it is neither PEM (-----BEGIN …) nor DER"),
-        Content::Certificates if any("CERTIFICATE") => Ok(()),
-        Content::Certificates if any("PRIVATE KEY") => {
-            bail!("it holds a private key and no certificate; are two files swapped?")
-        }
-        Content::Certificates => bail!("there is no CERTIFICATE block in it"),
-        Content::PrivateKey if any("ENCRYPTED PRIVATE KEY") || encrypted(&blocks) => {
-            bail!("the key has a passphrase, which the daemon cannot ask for; remove it with openssl pkey")
-        }
-        Content::PrivateKey if any("PRIVATE KEY") => Ok(()),
-        Content::PrivateKey if any("CERTIFICATE") => {
-            bail!("it holds a certificate and no private key; are two files swapped?")
-        }
-        Content::PrivateKey => bail!("there is no PRIVATE KEY block in it"),
-    }
+    let sent = as_sent(bytes);
+    let read = match content {
+        Content::Certificates => pem::certificates(Part::Certificate, sent.as_bytes()).map(drop),
+        Content::PrivateKey => pem::private_key(sent.as_bytes()).map(drop),
+    };
+    read.map_err(|e| anyhow!("it {}", e.reason))
 }
 
-/// The older form of encryption: PEM headers (RFC 1421, 4.6.1.1) inside an RSA or EC key's block.
-fn encrypted(blocks: &[pem::Pem]) -> bool {
-    blocks.iter().any(|block| block.headers().get("Proc-Type").is_some_and(|kind| kind.contains("ENCRYPTED")))
+/// A file as the bundle has it.
+fn as_sent(file: &[u8]) -> String {
+    base64::encode(file)
 }
 
 /// Certificates and keys alike are one SEQUENCE (X.690, 8.9) that ends where the file ends.
@@ -168,15 +155,14 @@ mod tests {
     fn pem_and_der_of_the_right_kind_pass() {
         check(CERTIFICATE.as_bytes(), Content::Certificates).unwrap();
         check(KEY.as_bytes(), Content::PrivateKey).unwrap();
-        check(format!("{CERTIFICATE}{KEY}").as_bytes(), Content::PrivateKey).unwrap();
         check(&[0x30, 0x00], Content::Certificates).unwrap();
-        check(&[&[0x30, 0x81, 0x80][..], &[0; 128]].concat(), Content::PrivateKey).unwrap();
+        check(&[&[0x30, 0x81, 0x80][..], &[0; 128]].concat(), Content::Certificates).unwrap();
     }
 
     #[test]
-    fn the_wrong_one_of_the_two_is_called_swapped() {
-        assert!(error(KEY, Content::Certificates).contains("swapped"));
-        assert!(error(CERTIFICATE, Content::PrivateKey).contains("swapped"));
+    fn the_wrong_one_of_the_two_is_named() {
+        assert!(error(KEY, Content::Certificates).contains("EC PRIVATE KEY, where certificates belong"));
+        assert!(error(CERTIFICATE, Content::PrivateKey).contains("CERTIFICATE, where a private key belongs"));
     }
 
     #[test]
@@ -192,8 +178,9 @@ mod tests {
     fn anything_else_is_neither() {
         assert!(error("", Content::PrivateKey).contains("empty"));
         assert!(error("hello", Content::Certificates).contains("neither PEM"));
+        assert!(error("MAA=", Content::Certificates).contains("neither PEM"), "base64 would go out as base64 of it");
         assert!(error("\u{30}\u{1}", Content::Certificates).contains("neither PEM"));
         assert!(error(&CERTIFICATE[..50], Content::Certificates).contains("cut off"));
-        assert!(error(&KEY.replace("EC PRIVATE", "EC"), Content::PrivateKey).contains("no PRIVATE KEY"));
+        assert!(error(&KEY.replace("EC PRIVATE", "PUBLIC"), Content::PrivateKey).contains("PUBLIC KEY, where"));
     }
 }

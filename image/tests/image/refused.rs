@@ -128,7 +128,7 @@ fn a_setting_that_the_daemon_would_refuse_is_refused_with_its_line() {
     let place = Place::new();
     for (text, reason) in [
         ("\nTEEMARK_MAX_FILE=64MB\n", "error: env:2: TEEMARK_MAX_FILE: \"64MB\" is no size"),
-        ("TEEMARK_PUBLIC=3000\n", "error: env:1: TEEMARK_PUBLIC: \"3000\" is no address"),
+        ("TEEMARK_PUBLIC=3000\n", "error: env:1: TEEMARK_PUBLIC: \"3000\" is not an address"),
         (
             "TEEMARK_ENDPOINTS=/list\n",
             "error: env:1: TEEMARK_ENDPOINTS: the image has the list as /allowed_endpoints.yaml",

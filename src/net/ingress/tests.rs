@@ -5,11 +5,11 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
+use formats::address::Address;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use formats::address::Address;
 use super::super::event_loop::Handle;
 use super::super::request::Came;
 use super::*;

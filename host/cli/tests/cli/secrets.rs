@@ -92,10 +92,10 @@ fn what_can_be_told_here_is_told_before_anything_is_sent() {
     };
     let files = |cert, key, ca| ["secrets", "--client-cert", cert, "--client-key", key, "--ca", ca];
     told(&files("none.crt", "client.key", "ca.crt"), "cannot read --client-cert none.crt");
-    told(&files("client.key", "client.crt", "ca.crt"), "two files swapped");
+    told(&files("client.key", "client.crt", "ca.crt"), "where certificates belong");
     told(&files("client.crt", "ca.crt", "ca.crt"), "--client-key ca.crt");
     told(&files("client.crt", "client.key", "empty"), "the file is empty");
-    told(&files("client.csr", "client.key", "ca.crt"), "no CERTIFICATE block");
+    told(&files("client.csr", "client.key", "ca.crt"), "CERTIFICATE REQUEST, where certificates belong");
     told(&["secrets", "--client-cert", "client.crt"], "--client-key");
     told(&["secrets", "--endpoint", "http://watermark:8080"], "https://HOST:PORT");
     told(&["secrets", "--endpoint", ENDPOINT, "--send", "vsock:7777"], "vsock:CID:7777");

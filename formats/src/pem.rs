@@ -2,12 +2,11 @@
 
 use std::borrow::Cow;
 
-use formats::base64;
-use formats::certificates::Part;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls_pemfile::Item;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{IdentityError, refuse};
+use crate::base64;
+use crate::certificates::{Part, PartError, refuse};
 
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
@@ -36,7 +35,7 @@ const OTHERS: [&str; 10] = [
 ///
 /// # Errors
 /// It holds none or something else, or not all of it can be read.
-pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, PartError> {
     let bytes = decode(part, given)?;
     if !is_pem(&bytes) {
         return Ok(vec![CertificateDer::from(bytes)]);
@@ -52,7 +51,7 @@ pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'stat
 ///
 /// # Errors
 /// It holds none, several or something else, or cannot be read.
-pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
+pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, PartError> {
     let bytes = decode(Part::Key, given)?;
     if !is_pem(&bytes) {
         return PrivateKeyDer::try_from(bytes)
@@ -69,7 +68,7 @@ pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError
 }
 
 /// The bytes that a part stands for: PEM or DER as it is, or what base64 of either decodes to.
-fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, IdentityError> {
+fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, PartError> {
     const SEQUENCE: u8 = 0x30; // every certificate and key in DER begins so (X.690, 8.9)
     let text = std::str::from_utf8(given);
     if is_pem(given) || given.first() == Some(&SEQUENCE) && text.is_err() {
@@ -82,13 +81,14 @@ fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, IdentityError> {
     }
 }
 
-fn is_pem(bytes: &[u8]) -> bool {
+/// Whether there is a PEM block in it, or half of one.
+pub fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(BEGIN.len()).any(|w| w == BEGIN.as_bytes())
 }
 
 /// Reads every block that begins, wherever in a line it does: where files without a last line end were put together,
 /// an end and a beginning share a line. Text between blocks is left alone, but not one with half of a block in it.
-fn blocks(part: Part, bytes: &[u8]) -> Result<Vec<Item>, IdentityError> {
+fn blocks(part: Part, bytes: &[u8]) -> Result<Vec<Item>, PartError> {
     let (wanted, place) = match part {
         Part::Key => (&PRIVATE_KEYS[..], "a private key belongs"),
         _ => (&[CERTIFICATE][..], "certificates belong"),
