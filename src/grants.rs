@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn grant(n: usize, ends: u64) -> Grant {
-        grant_of(if n % 2 == 0 { "even" } else { "odd" }, n, ends)
+        grant_of(if n.is_multiple_of(2) { "even" } else { "odd" }, n, ends)
     }
 
     fn grant_of(user: &str, n: usize, ends: u64) -> Grant {

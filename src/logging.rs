@@ -33,6 +33,8 @@ struct State {
     dropped: u64,
     /// A line has been taken and is being written.
     writing: bool,
+    /// Somebody waits for the last line.
+    finishing: bool,
 }
 
 impl Queue {
@@ -50,7 +52,9 @@ impl Queue {
     /// Waits until all lines are written, a second at most.
     pub fn finish(&self) {
         let pending = |state: &mut State| !state.lines.is_empty() || state.writing;
-        drop(self.0.changed.wait_timeout_while(self.state(), AT_THE_END, pending));
+        let mut state = self.state();
+        state.finishing = true;
+        drop(self.0.changed.wait_timeout_while(state, AT_THE_END, pending));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,7 +70,11 @@ impl Queue {
         }
         state.bytes += line.len();
         state.lines.push_back(line.to_vec());
-        self.0.changed.notify_all();
+        // The thread looks by itself for what comes while it writes, and has been told of what came before.
+        if !state.writing && state.lines.len() == 1 {
+            drop(state);
+            self.0.changed.notify_all();
+        }
     }
 
     fn write_to(&self, mut out: impl Write) {
@@ -86,8 +94,11 @@ impl Queue {
             drop(state);
             // There is nobody to tell.
             let _ = out.write_all(&line);
-            self.state().writing = false;
-            self.0.changed.notify_all();
+            let mut state = self.state();
+            state.writing = false;
+            if state.finishing {
+                self.0.changed.notify_all();
+            }
         }
     }
 }

@@ -135,6 +135,15 @@ impl Budget {
     }
 }
 
+impl Shared {
+    /// Has those that wait look again. Where nobody does, that would be a system call for nothing.
+    fn tell(&self, state: &State) {
+        if !state.waiting.is_empty() {
+            self.changed.notify_all();
+        }
+    }
+}
+
 impl State {
     /// Whether a request may take so many bytes more now.
     fn may_take(&self, age: Age, more: usize, shared: &Shared, now: Instant) -> bool {
@@ -235,7 +244,7 @@ impl Reservation {
             result = Ok(start.elapsed());
         }
         if state.waiting.remove(&self.age).is_some() {
-            shared.changed.notify_all();
+            shared.tell(&state);
         }
         if result.is_ok() {
             state.held += more;
@@ -253,7 +262,7 @@ impl Reservation {
             let mut state = self.budget.state();
             state.held -= less;
             state.requests.entry(self.age).and_modify(|held| held.bytes -= less);
-            self.budget.0.changed.notify_all();
+            self.budget.0.tell(&state);
         }
     }
 
@@ -305,7 +314,7 @@ impl Drop for Reservation {
         state.held -= self.bytes;
         state.requests.remove(&self.age);
         state.waiting.remove(&self.age);
-        self.budget.0.changed.notify_all();
+        self.budget.0.tell(&state);
     }
 }
 
@@ -362,7 +371,7 @@ mod tests {
     /// A younger request, of this owner if of one, that holds so much.
     fn request(budget: &Budget, owner: Option<Owner>, bytes: usize) -> Reservation {
         let mut request = budget.open();
-        owner.map(|owner| request.belongs_to(owner).unwrap());
+        owner.into_iter().for_each(|owner| request.belongs_to(owner).unwrap());
         request.cover(bytes).unwrap();
         request
     }

@@ -216,7 +216,7 @@ impl EventLoop {
             self.begin_to_stop(stop, now);
             for acceptor in acceptors {
                 // Some at once, so that a flood of connections does not cost a round each.
-                let _ = (0..ACCEPTED_AT_ONCE).try_for_each(|_| self.accept(acceptor, now).then_some(()));
+                let _ = (0..ACCEPTED_AT_ONCE).try_for_each(|n| self.accept(acceptor, n == 0, now).then_some(()));
             }
             self.run_periodics(now);
             let in_flight = self.inlet.in_flight.load(Ordering::Acquire);
@@ -309,13 +309,14 @@ impl EventLoop {
         }
     }
 
-    /// Accepts a connection, if there is one and a place for it; says whether it did.
-    fn accept(&mut self, index: usize, now: Instant) -> bool {
+    /// Accepts a connection, if there is one and a place for it; says whether it did. Only for the first of a round
+    /// another gives way: what those that were accepted before it have sent is read first.
+    fn accept(&mut self, index: usize, is_first: bool, now: Instant) -> bool {
         let waiting = self.sessions.iter().filter(|arrival| arrival.acceptor == index && !arrival.session.is_queued());
         let full = waiting.count() >= self.acceptors.get(index).map_or(0, |(acceptor, _)| acceptor.limit);
         if full {
             // Nobody gives way to nobody.
-            if !self.is_called(index) {
+            if !is_first || !self.is_called(index) {
                 return false;
             }
             if !self.give_way(index, now) {

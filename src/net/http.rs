@@ -283,7 +283,7 @@ impl Chunks {
             .content
             .checked_add(size)
             .filter(|content| *content <= self.max_body)
-            .ok_or_else(|| HttpError::TooLarge(self.max_body))?;
+            .ok_or(HttpError::TooLarge(self.max_body))?;
         match self.framing <= FRAMING + self.content.saturating_mul(FRAMING_A_BYTE) {
             true => Ok(()),
             false => Err(malformed("the chunks' extensions are too long for what is in them")),

@@ -120,7 +120,7 @@ mod tests {
         for _ in 0..3 {
             assert!(workers.has_place(0));
             let all = all.clone();
-            assert!(workers.run(Box::new(move || drop(all.wait()))).is_ok());
+            assert!(workers.run(Box::new(move || _ = all.wait())).is_ok());
         }
         assert!(!workers.has_place(0) && workers.has_place(1));
         all.wait();
@@ -128,7 +128,7 @@ mod tests {
             until(|| workers.has_place(0));
             let done = Arc::new(Barrier::new(2));
             let of_job = done.clone();
-            assert!(workers.run(Box::new(move || drop(of_job.wait()))).is_ok());
+            assert!(workers.run(Box::new(move || _ = of_job.wait())).is_ok());
             done.wait();
         }
         assert!(workers.state().idle <= 3);
@@ -140,7 +140,7 @@ mod tests {
         let all = Arc::new(Barrier::new(33));
         for _ in 0..32 {
             let all = all.clone();
-            assert!(workers.run(Box::new(move || drop(all.wait()))).is_ok());
+            assert!(workers.run(Box::new(move || _ = all.wait())).is_ok());
         }
         // Each thread has a reference, and this test.
         assert_eq!(Arc::strong_count(&workers.0), 33);
@@ -167,7 +167,7 @@ mod tests {
         until(|| workers.has_place(0));
         let done = Arc::new(Barrier::new(2));
         let of_job = done.clone();
-        assert!(workers.run(Box::new(move || drop(of_job.wait()))).is_ok());
+        assert!(workers.run(Box::new(move || _ = of_job.wait())).is_ok());
         done.wait();
     }
 

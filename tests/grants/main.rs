@@ -11,8 +11,8 @@ mod requests;
 use std::sync::LazyLock;
 
 use formats::time::Utc;
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
+use support::issuer::*;
 use support::*;
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
@@ -65,40 +65,4 @@ fn refusal(answer: &Answer) -> (u16, String) {
 
 fn is(status: u16, code: &str) -> (u16, String) {
     (status, code.to_owned())
-}
-
-/// An issuer of this test's own.
-struct Issuer(Ed25519KeyPair);
-
-impl Issuer {
-    fn new() -> Issuer {
-        Issuer(Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap())
-    }
-
-    fn jwks(&self) -> Value {
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "own", "x": base64url(self.0.public_key().as_ref())}]})
-    }
-
-    fn token(&self, claims: &Value) -> String {
-        let header = json!({"alg": "EdDSA", "kid": "own"}).to_string();
-        let signed = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.to_string().as_bytes()));
-        format!("{signed}.{}", base64url(self.0.sign(signed.as_bytes()).as_ref()))
-    }
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// Claims for alice's file `f`.
-fn claims(jti: &str) -> Value {
-    let now = Utc::now().0;
-    json!({"sub": "alice", "file_id": "f", "aud": "fleet", "jti": jti, "nbf": now - 5, "exp": now + 300})
-}
-
-fn with(jti: &str, name: &str, value: Value) -> Value {
-    let mut claims = claims(jti);
-    claims[name] = value;
-    claims
 }

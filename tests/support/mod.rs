@@ -4,6 +4,7 @@
 //! the openssl command line, connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod issuer;
 pub mod markdown;
 pub mod openssl;
 pub mod packages;
@@ -109,6 +110,11 @@ pub struct Process {
 impl Process {
     pub fn spawn(command: &mut Command, log: PathBuf) -> Process {
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Process::of(child, log)
+    }
+
+    /// One that runs already.
+    pub fn of(child: Child, log: PathBuf) -> Process {
         Process { child, log }
     }
 

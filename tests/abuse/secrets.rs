@@ -1,19 +1,11 @@
-//! Abuse of the secrets listener: nonsense is answered, and nobody keeps a good bundle out for long.
+//! The secrets listener: nonsense is answered, and nobody keeps a good bundle out for long.
 
-mod support;
-
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
-use support::*;
-
-static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
+use super::*;
 
 /// A sender has 10 s for its bundle and 2 s to take the answer; a loaded machine may take some seconds more.
 const BOUND: Duration = Duration::from_secs(12);
-const SLACK: Duration = Duration::from_secs(18);
 
 #[test]
 fn nonsense_is_answered_and_changes_nothing() {

@@ -1,0 +1,113 @@
+//! Clients that do not take their answer as they should, or are gone before it.
+
+use super::*;
+
+#[test]
+fn a_client_that_half_closes_after_its_request_gets_its_whole_answer_however_slowly_it_reads() {
+    let scene = Scene::new(&[], &[]);
+    let large = encrypt(&KEY, &vec![b'x'; 4 * MIB]);
+    scene.beside(|| {
+        let mut stream = connect(scene.public());
+        stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut left = read_head(&mut stream);
+        assert!(left > 4 * MIB, "{left}");
+        let mut buffer = vec![0; 256 << 10];
+        while left > 0 {
+            // The daemon is the faster of the two, so its last bytes wait for this client.
+            thread::sleep(Duration::from_millis(5));
+            let n = stream.read(&mut buffer).unwrap();
+            assert!(n > 0, "the answer broke off {left} bytes before its end");
+            left -= n;
+        }
+    });
+    scene.ends_as_it_began();
+}
+
+/// Reads a success answer's head and gives the length of its body.
+fn read_head(stream: &mut TcpStream) -> usize {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a head");
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn clients_that_never_read_their_large_answer_hold_up_nobody() {
+    let scene = Scene::new(&[], &[]);
+    // More than the system takes for a connection whose client does not read (tcp(7), tcp_wmem).
+    let large = encrypt(&KEY, &vec![b'x'; 16 * MIB]);
+    let left = || scene.daemon.metric("teemark_memory_left_bytes");
+    let all = left();
+    scene.beside(|| {
+        let mut waited = false;
+        let unread: Vec<TcpStream> = (0..4)
+            .map(|_| {
+                let mut stream = connect(scene.public());
+                stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
+                wait_for_answer(&stream);
+                waited |= left() + 16.0 * MIB as f64 <= all;
+                stream
+            })
+            .collect();
+        assert!(waited, "no answer waited for its client");
+        drop(unread);
+    });
+    scene.ends_as_it_began();
+}
+
+#[test]
+fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_of_threads() {
+    let scene = Scene::new(&[], &["slow=0.2"]);
+    let most = scene.beside(|| {
+        let mut most = 0;
+        for _ in 0..200 {
+            let mut stream = connect(scene.public());
+            stream
+                .write_all(raw_head(scene.file.len()).as_bytes())
+                .and_then(|()| stream.write_all(&scene.file))
+                .unwrap();
+            drop(stream);
+            most = most.max(threads(&scene.daemon));
+        }
+        most
+    });
+    println!("{most} threads at most, {} before", scene.threads);
+    assert!(most <= scene.threads + 256 + 16, "{most} threads");
+    scene.ends_as_it_began();
+}
+
+/// Has the connection reset when it is dropped.
+fn reset(stream: TcpStream) {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+}
+
+#[test]
+fn a_client_that_is_gone_ends_its_call_of_the_service_and_one_that_half_closes_gets_its_answer() {
+    let service = Service::start(&CERTS, &["--fault", "slow=600", "--fault", "first=4"]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let file = encrypt(&KEY, b"a file like any other\n");
+    let send = || {
+        let mut stream = connect(daemon.public);
+        stream.write_all(&[raw_head(file.len()).as_bytes(), &file].concat()).unwrap();
+        stream
+    };
+    let held = || daemon.metric("teemark_memory_left_bytes");
+    let all = held();
+    let gone: Vec<TcpStream> = (0..4).map(|_| send()).collect();
+    wait_for("the calls", || (service.count("TLS handshake: client") >= 4).then_some(()));
+    let mut half_closed = send();
+    half_closed.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_answer(&mut half_closed).expect("an answer").status, 200);
+    assert!(held() < all, "the calls go on");
+    gone.into_iter().for_each(reset);
+    // Long before the service answers, or the daemon gives it up.
+    wait_for("the calls to end", || (held() == all).then_some(()));
+    assert_eq!(daemon.metric("teemark_panics_total"), 0.0);
+}

@@ -1,0 +1,160 @@
+//! Abuse: whatever some clients do, the others keep getting their answers, and nothing stays behind.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod answers;
+mod costs;
+mod requests;
+mod secrets;
+mod shares;
+mod waiting;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::*;
+
+static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
+
+const MIB: usize = 1 << 20;
+/// Longest time that an ordinary request may take beside any abuse: as long as no abuser's time is over. Where many
+/// connect at once, TCP itself may take three seconds of it (tcp(7), tcp_syn_retries).
+const PATIENCE: Duration = Duration::from_secs(8);
+/// The daemon's limit for a request's head, and for a pause in a body; a loaded machine may take some seconds more.
+const LIMIT: Duration = Duration::from_secs(10);
+const SLACK: Duration = Duration::from_secs(20);
+
+/// A daemon with its service, and what it held before any abuse.
+struct Scene {
+    daemon: Daemon,
+    service: Service,
+    file: Vec<u8>,
+    threads: u64,
+    descriptors: Option<usize>,
+}
+
+impl Scene {
+    fn new(env: &[(&str, &str)], faults: &[&str]) -> Scene {
+        let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
+        let service = Service::start(&CERTS, &arguments);
+        let setup = env.iter().fold(Setup::new(service.port), |setup, (name, value)| setup.env(name, value));
+        let daemon = Daemon::ready_with(setup, service.port, &CERTS);
+        let file = encrypt(&KEY, b"a file like any other\n");
+        assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);
+        let (threads, descriptors) = (threads(&daemon), descriptors(&daemon));
+        Scene { daemon, service, file, threads, descriptors }
+    }
+
+    fn public(&self) -> SocketAddr {
+        self.daemon.public
+    }
+
+    /// Runs `abuse` while an ordinary client sends file after file and looks at the clock.
+    fn beside<T>(&self, abuse: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let (mut served, mut longest) = (0, Duration::ZERO);
+                while !over.load(Ordering::Acquire) || served < 3 {
+                    let start = Instant::now();
+                    let answer = self.daemon.decrypt(&self.file, "f", "u");
+                    assert_eq!(answer.status, 200, "an ordinary request: {answer:?}");
+                    longest = longest.max(start.elapsed());
+                    served += 1;
+                    thread::sleep(Duration::from_millis(10));
+                }
+                (served, longest)
+            });
+            let machine = scope.spawn(|| standstill(&over));
+            let _stop = Stop(&over);
+            let result = abuse();
+            over.store(true, Ordering::Release);
+            let (served, longest) = client.join().expect("the ordinary client is served");
+            let stood = machine.join().unwrap();
+            println!(
+                "{served} ordinary requests, the longest took {longest:.0?}; the machine stood still for {stood:.0?}"
+            );
+            assert!(
+                longest < PATIENCE + stood,
+                "an ordinary request took {longest:?}, of which the machine took {stood:?}"
+            );
+            result
+        })
+    }
+
+    /// The daemon is what it was: no thread, no descriptor and no memory is held, and it works.
+    fn ends_as_it_began(&self) {
+        wait_for("the threads to end", || (threads(&self.daemon) <= self.threads + 2).then_some(()));
+        if let Some(before) = self.descriptors {
+            // 32 connections to the service are kept for the next requests (src/mtls, POOLED).
+            wait_for("the descriptors to be closed", || {
+                (descriptors(&self.daemon).unwrap() <= before + 32 + 2).then_some(())
+            });
+        }
+        assert_eq!(self.daemon.metric("teemark_panics_total"), 0.0);
+        assert_eq!(self.daemon.decrypt(&self.file, "f", "u").status, 200);
+    }
+}
+
+/// How long this machine let a thread wait that did nothing but sleep.
+fn standstill(over: &AtomicBool) -> Duration {
+    const USUAL: Duration = Duration::from_millis(100);
+    let mut stood = Duration::ZERO;
+    while !over.load(Ordering::Acquire) {
+        let start = Instant::now();
+        thread::sleep(USUAL / 10);
+        stood += start.elapsed().saturating_sub(USUAL);
+    }
+    stood
+}
+
+/// Ends the ordinary client also where the abuse panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn threads(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.child.id())).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().parse().unwrap()
+}
+
+/// Open descriptors. The daemon's folder is root's alone, since nobody may look into its memory.
+fn descriptors(daemon: &Daemon) -> Option<usize> {
+    match fs::read_dir(format!("/proc/{}/fd", daemon.process.child.id())) {
+        Ok(entries) => Some(entries.count()),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            println!("SKIPPED: only root can count the daemon's descriptors");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(SOON * 2)).unwrap();
+    stream
+}
+
+/// Waits until the daemon has closed this connection, and gives what it said before.
+fn until_closed(stream: &mut TcpStream) -> String {
+    let mut said = Vec::new();
+    match stream.read_to_end(&mut said) {
+        Err(e) if e.kind() != ErrorKind::ConnectionReset => panic!("the connection is still open: {e}"),
+        _ => String::from_utf8_lossy(&said).into_owned(),
+    }
+}
+
+fn raw_head(length: usize) -> String {
+    format!("POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
+}
