@@ -314,7 +314,7 @@ impl Outside<'_> {
     }
 
     fn seal_as_stranger(&self) -> Result<Vec<u8>> {
-        self.seal_with(9, self.workshop.grant_key()?)
+        self.seal_with(9, &self.workshop.stranger()?)
     }
 
     fn seal_with(&self, counter: u64, operator: &Path) -> Result<Vec<u8>> {

@@ -145,20 +145,26 @@ impl Workshop {
 
     /// The operator's private key; the public half is beside it.
     pub fn operator(&self) -> Result<&Path> {
-        made(&self.operator, || self.key_pair("operator", "operator.pub")).map(PathBuf::as_path)
+        made(&self.operator, || self.key_pair("operator.key", "operator", "operator.pub")).map(PathBuf::as_path)
+    }
+
+    /// The private key of somebody who is not an operator of the image.
+    pub fn stranger(&self) -> Result<PathBuf> {
+        self.key_pair("stranger.key", "operator", "stranger.pub")
     }
 
     /// The key that signs grants; its JWK set is beside it, as grants.json.
     pub fn grant_key(&self) -> Result<&Path> {
-        made(&self.grant_key, || self.key_pair("grants", "grants.json")).map(PathBuf::as_path)
+        made(&self.grant_key, || self.key_pair("grants.key", "grants", "grants.json")).map(PathBuf::as_path)
     }
 
     /// A private key for this purpose, and its public half, as `teemark keygen` makes them.
-    fn key_pair(&self, purpose: &str, public: &str) -> Result<PathBuf> {
-        let file = self.path(&format!("{purpose}.key"));
-        let half = run(Command::new(program("teemark")?).args(["keygen", "--for", purpose, "--output"]).arg(&file))?;
-        fs::write(self.path(public), half)?;
-        Ok(file)
+    fn key_pair(&self, private: &str, purpose: &str, public: &str) -> Result<PathBuf> {
+        let (private, public) = (self.path(private), self.path(public));
+        let mut keygen = Command::new(program("teemark")?);
+        keygen.args(["keygen", "--for", purpose, "--output"]).arg(&private).arg("--public-output").arg(&public);
+        run(&mut keygen)?;
+        Ok(private)
     }
 
     fn build(&self, name: &str, arguments: &[PathBuf]) -> Result<Image> {

@@ -167,8 +167,14 @@ fn prepare(folder: &Path, certs: &Path) -> Result<()> {
     }
     let (grants, jwks) = (folder.join("grants.key"), folder.join("grants.json"));
     if !jwks.exists() {
-        let made = run(Command::new(program("teemark")?).args(["keygen", "--for", "grants", "--output"]).arg(&grants))?;
-        fs::write(jwks, made)?;
+        let mut keygen = Command::new(program("teemark")?);
+        keygen.args(["keygen", "--for", "grants"]);
+        keygen
+            .arg(if grants.exists() { "--public" } else { "--output" })
+            .arg(&grants)
+            .arg("--public-output")
+            .arg(&jwks);
+        run(&mut keygen)?;
     }
     run(Command::new(program("watermark-service")?).arg("sample").arg(&picture))?;
     run(Command::new(program("teemark")?).args(["encrypt", "--force", "--keys"]).arg(&keys).arg(&picture)).map(drop)
