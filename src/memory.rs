@@ -478,6 +478,18 @@ mod tests {
     }
 
     #[test]
+    fn one_that_waits_for_memory_is_not_read_and_so_neither_silent_nor_in_anothers_way() {
+        let budget = impatient(100, 9);
+        let now = Instant::now() + Duration::from_secs(60);
+        let mut requests = [10, 11].map(|bytes| request(&budget, None, bytes));
+        for (request, silent) in requests.iter_mut().zip([5, 3]) {
+            request.receiving(now - Duration::from_secs(silent));
+        }
+        waits(&requests[0], now);
+        assert!(requests[1].gives_way(now), "it is the longest silent of those that are read");
+    }
+
+    #[test]
     fn one_owner_holds_half_of_the_memory_while_another_waits_and_alone_all() {
         let budget = impatient(100, 9);
         let now = Instant::now();

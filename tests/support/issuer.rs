@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
-use teemarkd::time::Utc;
+use formats::time::Utc;
 
 /// An issuer of grants, with a key of its own.
 pub struct Issuer(Ed25519KeyPair);
