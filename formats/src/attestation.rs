@@ -32,17 +32,17 @@ pub struct BundleId {
 /// arrived: the handshake's answer goes through the parent, which can make one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserData {
-    version: u64,
-    /// The key that secrets are sealed to, in base64.
-    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
-    pub sealing_key: PublicKey,
     /// SHA-256 of the file that says where the enclave may connect to.
     pub allow_list_sha256: Sha256,
     pub boot_nonce: BootNonce,
-    /// Of the last sealed bundle in force; 0 before the first.
-    counter: u64,
-    /// Of its ciphertext; zeros before the first.
+    /// Of the ciphertext of the last sealed bundle in force; zeros before the first.
     bundle_sha256: Sha256,
+    /// That bundle's; 0 before the first.
+    counter: u64,
+    /// The key that secrets are sealed to, in base64.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    pub sealing_key: PublicKey,
+    version: u64,
 }
 
 /// Why user data cannot be read.
@@ -67,7 +67,7 @@ impl UserData {
         in_force: BundleId,
     ) -> UserData {
         let BundleId { counter, sha256: bundle_sha256 } = in_force;
-        UserData { version: VERSION, sealing_key, allow_list_sha256, boot_nonce, counter, bundle_sha256 }
+        UserData { allow_list_sha256, boot_nonce, bundle_sha256, counter, sealing_key, version: VERSION }
     }
 
     /// The last sealed bundle in force.

@@ -130,9 +130,9 @@ fn kem(recipient: &PublicKey, info: &[u8], ephemeral: u8) -> Value {
         "ephemeral_private": hex::encode(bytes(ephemeral)),
         "enc": hex::encode(key.public()),
         "info": String::from_utf8_lossy(info),
-        "dh": hex::encode(&*agreed),
-        "shared_secret": hex::encode(&*shared_secret),
-        "key": hex::encode(&*aead_key),
+        "dh": hex::encode(*agreed),
+        "shared_secret": hex::encode(*shared_secret),
+        "key": hex::encode(*aead_key),
         "base_nonce": hex::encode(base_nonce),
     })
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use teemarkd::mtls::Identity;
 use formats::certificates::{Fingerprint, Part, Parts};
 use formats::time::Utc;
+use teemarkd::mtls::Identity;
 
 use crate::inputs::{InputError, read};
 

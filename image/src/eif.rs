@@ -14,10 +14,10 @@ use std::path::PathBuf;
 
 use aws_nitro_enclaves_image_format::defs::{EifBuildInfo, EifIdentityInfo};
 use aws_nitro_enclaves_image_format::utils::EifBuilder;
+use formats::time::Utc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha384};
-use formats::time::Utc;
 
 use crate::parts::{Parts, PartsError};
 use crate::signer::Signer;

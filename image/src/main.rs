@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use formats::time::Utc;
 use teemark_image::build::{Request, build};
 use teemark_image::describe::describe;
 use teemark_image::inputs::Files;
 use teemark_image::parts::Parts;
 use teemark_image::record::Record;
 use zeroizing_alloc::ZeroAlloc;
-use formats::time::Utc;
 
 /// Wipes memory as it is freed: a private key may be among what is built in.
 #[global_allocator]

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use init::environment::{self, Environment};
-use teemarkd::net::egress::Route;
-use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
-use teemarkd::settings::{self, Handshake};
 use formats::allow_list::AllowList;
 use formats::certificates::Fingerprint;
 use formats::items::{CERTIFICATES, FILE_KEYS, ITEMS};
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
+use init::environment::{self, Environment};
+use teemarkd::net::egress::Route;
+use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
+use teemarkd::settings::{self, Handshake};
 
 use crate::contents;
 use crate::inputs::{Files, InputError, read};

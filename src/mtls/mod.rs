@@ -1,5 +1,5 @@
 //! Who the enclave is to the watermark service, and whom it takes for that: certificates and a key in any accepted form
-//! ([`formats::pem`]), checked once, and the ureq agent that shows them and verifies the service by [`authorities`].
+//! ([`formats::pem`]), checked once, and the ureq agent that shows them and verifies the service by `authorities`.
 
 mod authorities;
 
