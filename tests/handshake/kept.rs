@@ -95,7 +95,7 @@ fn the_three_items_of_the_environment_count_at_the_start() {
     assert_eq!(daemon.get("/ready").status, 200);
     assert_eq!(decrypts(&daemon), 200);
     let folder = daemon.folder.path().join("certs");
-    assert!(daemon.process.has_logged(&format!("mTLS client certificates written to {}/", folder.display())));
+    assert!(daemon.process.has_logged(format!("mTLS client certificates written to {}/", folder.display())));
     assert_eq!(fs::read_to_string(folder.join("client.crt")).unwrap(), certs.read("client.crt"));
 }
 
