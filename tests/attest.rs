@@ -97,7 +97,7 @@ fn the_plain_handshake_is_called_what_it_is() {
 #[test]
 fn where_the_handshake_is_sealed_a_plain_bundle_changes_nothing_by_either_way() {
     let daemon = Setup::new(1).env("TEEMARK_HANDSHAKE", "sealed").start();
-    assert!(daemon.process.log().contains("the handshake is closed: TEEMARK_OPERATOR_KEYS names nobody"));
+    assert!(daemon.process.has_logged("the handshake is closed: TEEMARK_OPERATOR_KEYS names nobody"));
     let bundle = CERTS.full_bundle(1).to_string();
     let answer = daemon.handshake(bundle.as_bytes());
     assert!(answer["ok"] == false && answer["field"] == "bundle", "{answer}");

@@ -138,5 +138,5 @@ fn after_a_moment_without_descriptors_requests_are_answered_again() {
     }
     assert!(failed > 0, "the limit was never in the way");
     wait_for("requests to be answered again", || (daemon.get("/health").status == 200).then_some(()));
-    assert!(daemon.process.log().contains("cannot accept a connection"), "it was not the daemon that had none");
+    assert!(daemon.process.has_logged("cannot accept a connection"), "it was not the daemon that had none");
 }

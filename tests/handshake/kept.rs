@@ -29,7 +29,7 @@ fn after_a_restart_the_certificates_still_count_and_ready_names_the_rest() {
     assert_eq!(first.process.child.wait().unwrap().code(), Some(0));
 
     let second = with_folder(service.port, kept.path()).start();
-    assert!(second.process.log().contains("certificates found in the image or from an earlier handshake"));
+    assert!(second.process.has_logged("certificates found in the image or from an earlier handshake"));
     let ready = second.get("/ready");
     assert_eq!((ready.status, ready.json()["missing"].clone()), (503, json!(["ECS_WATERMARK_ENDPOINT", "FILE_KEYS"])));
     let answer = second.handshake(rest(service.port).to_string().as_bytes());
@@ -76,7 +76,7 @@ fn unusable_files_are_reported_and_the_handshake_can_still_deliver() {
         }
         let daemon = with_folder(service.port, folder.path()).start();
         let line = format!("certificates not used: {}: {reason}", folder.path().display());
-        assert!(daemon.process.log().contains(&line), "{line}\n{}", daemon.process.log());
+        assert!(daemon.process.has_logged(&line), "{line}\n{}", daemon.process.log());
         assert_eq!(daemon.get("/ready").json()["missing"][0], "MTLS_CLIENT_CERT_JSON");
         accepted(&daemon, &bundle(service.port, client(certs, "client")));
         assert_eq!(decrypts(&daemon), 200);
@@ -95,7 +95,7 @@ fn the_three_items_of_the_environment_count_at_the_start() {
     assert_eq!(daemon.get("/ready").status, 200);
     assert_eq!(decrypts(&daemon), 200);
     let folder = daemon.folder.path().join("certs");
-    assert!(daemon.process.log().contains(&format!("mTLS client certificates written to {}/", folder.display())));
+    assert!(daemon.process.has_logged(format!("mTLS client certificates written to {}/", folder.display())));
     assert_eq!(fs::read_to_string(folder.join("client.crt")).unwrap(), certs.read("client.crt"));
 }
 

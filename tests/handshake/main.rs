@@ -55,7 +55,7 @@ fn accepted_with(daemon: &Daemon, bundle: &Value, warnings: &[&str]) {
     let updated = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"];
     assert_eq!(answer, json!({"ok": true, "updated": updated, "ignored": [], "warnings": warnings, "missing": []}));
     for warning in warnings {
-        assert!(daemon.process.log().contains(warning), "{warning}");
+        assert!(daemon.process.has_logged(warning), "{warning}");
     }
 }
 

@@ -122,6 +122,18 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
+    /// Whether this stands in its log, or does soon: an answer does not wait for the lines that are about it.
+    pub fn has_logged(&self, text: impl AsRef<str>) -> bool {
+        let start = Instant::now();
+        while !self.log().contains(text.as_ref()) {
+            if start.elapsed() > SOON {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
     /// Sends a signal by its name, as kill(1) does.
     pub fn signal(&self, name: &str) {
         run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));

@@ -41,6 +41,7 @@ fn with_an_expired_client_certificate_the_daemon_is_not_ready_and_says_why() {
     assert_eq!((&status["ready"], &status["client_certificate"]), (&json!(false), &told["client_certificate"]));
     // The log warned when it came; and a rotation mends it.
     let warning = "the client certificate expires within a day, at 2";
+    assert!(daemon.process.has_logged(warning));
     assert_eq!(daemon.process.log().matches(warning).count(), 1, "{}", daemon.process.log());
     let next = bundle_for(&certs, service.port, 100 * 86_400);
     assert_eq!(daemon.handshake(next.to_string().as_bytes())["ok"], true);
@@ -53,12 +54,17 @@ fn with_an_expired_client_certificate_the_daemon_is_not_ready_and_says_why() {
 fn each_certificate_that_expires_soon_is_warned_of_when_it_comes() {
     let certs = Certs::with_root();
     let daemon = Setup::new(1).start();
+    let mut told = 0;
     for (days, warning) in
         [(25, Some("expires within 30 days, at ")), (100, None), (20, Some("expires within 30 days, at "))]
     {
         let before = daemon.process.log().matches("WARN").count();
         let bundle = bundle_for(&certs, 1, days * 86_400).to_string();
         assert_eq!(daemon.handshake(bundle.as_bytes())["ok"], true);
+        if let Some(warning) = warning {
+            wait_for("the warning", || (daemon.process.log().matches(warning).count() > told).then_some(()));
+            told += 1;
+        }
         let log = daemon.process.log();
         let new: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).skip(before).collect();
         let expected = usize::from(warning.is_some());
