@@ -127,7 +127,7 @@ impl fmt::Debug for BootNonce {
 
 impl Serialize for BootNonce {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(&hex::encode(self.0))
     }
 }
 
