@@ -2,9 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use formats::time::Utc;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
-use formats::time::Utc;
 
 /// An issuer of grants, with a key of its own.
 pub struct Issuer(Ed25519KeyPair);
