@@ -206,17 +206,19 @@ impl Waiting {
         if matches!(self.state, State::Idle { .. }) {
             self.enter(State::Head, now);
         }
-        Ok(self.look_for_head(now))
+        Ok(self.look_for_head(true, now))
     }
 
-    fn look_for_head(&mut self, now: Instant) -> Turn {
+    /// Looks whether a head is complete. A connection that comes back from a request, not a new one, may wait for a thread
+    /// however many others do.
+    fn look_for_head(&mut self, is_new: bool, now: Instant) -> Turn {
         match request_head(&self.inbox, self.ingress.max_body) {
             Ok(None) => Turn::GoOn,
             Ok(Some((head, length))) => {
                 self.inbox.drain(..length);
                 self.enter(State::Queued(head), now);
                 let turn = self.dispatch(now);
-                let waits = matches!(self.state, State::Queued(_));
+                let waits = is_new && matches!(self.state, State::Queued(_));
                 if waits && self.ingress.queued.load(Ordering::Acquire) > self.ingress.limit {
                     self.refuse(HttpError::Overloaded, now);
                 }
@@ -268,7 +270,7 @@ impl Waiting {
             State::Idle { .. } | State::Head => self.read_head(scratch, now)?,
             State::Unread => {
                 self.enter(State::Head, now);
-                self.look_for_head(now)
+                self.look_for_head(false, now)
             }
             State::Queued(_) if ready.is_empty() => self.dispatch(now),
             // The client has gone before its request had a thread.

@@ -108,7 +108,7 @@ fn the_certificates_are_written_with_their_modes_and_the_log_says_where() {
 
     accepted(&daemon, &bundle(service.port, client(&certs, "first")));
     assert_written(&folder, &certs, "first");
-    assert_eq!(written(), 1);
+    wait_for("the line", || (written() == 1).then_some(()));
 
     // Modes that somebody changed do not last.
     for (name, mode) in [("client.crt", 0o600), ("client.key", 0o644), ("ecs-ca.crt", 0o666)] {
@@ -116,7 +116,7 @@ fn the_certificates_are_written_with_their_modes_and_the_log_says_where() {
     }
     accepted(&daemon, &bundle(service.port, client(&certs, "second")));
     assert_written(&folder, &certs, "second");
-    assert_eq!(written(), 2);
+    wait_for("the second line", || (written() == 2).then_some(()));
 }
 
 #[test]
