@@ -18,7 +18,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// The text is none of the three forms.
+/// The text has none of the three forms of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError(String);
 

@@ -20,7 +20,7 @@ pub const VERSION: u64 = 1;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct BootNonce([u8; 32]);
 
-/// What tells a sealed bundle from every other. The default is that of none.
+/// What identifies a sealed bundle. The default stands for no bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BundleId {
     pub counter: u64,

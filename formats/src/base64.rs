@@ -19,8 +19,8 @@ pub fn encode(bytes: impl AsRef<[u8]>) -> String {
     BASE64.encode(bytes)
 }
 
-/// What this text stands for. Spaces, tabs and line ends may be anywhere in it. `None` for everything else that is not
-/// base64, also for trailing bits that are not zero (RFC 4648, 3.5).
+/// What this text stands for. Spaces, tabs and line ends may be anywhere in it. `None` if anything else in it is
+/// not base64, or if its trailing bits are not zero (RFC 4648, 3.5).
 ///
 /// Beside the result it takes no memory that grows with the text.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
