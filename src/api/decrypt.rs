@@ -13,8 +13,8 @@ use formats::time::now_ms;
 
 use super::context::Api;
 use super::error::ApiError;
-use super::forms::{Asked, Form};
-use super::permit::{Covered, Permit};
+use super::forms::{Form, Given};
+use super::permit::{Asked, Covered, Permit};
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
@@ -27,7 +27,7 @@ use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 /// # Errors
 /// Why there is no file.
 pub fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
-    let permit = Permit::take(api, request)?;
+    let permit = Permit::take(&api.grants, &api.store, request)?;
     let outcome = Admitted::admit(api, &permit)
         .and_then(|admitted| admitted.receive(form, request))
         .and_then(Received::mark)
@@ -66,19 +66,6 @@ struct Marked<'a> {
     memory: Reservation,
 }
 
-/// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
-pub struct Given {
-    pub asked: Covered,
-    pub data: Vec<u8>,
-    pub sealed: bool,
-    pub watermarked: bool,
-    pub timestamp_ms: u64,
-    /// Base64 of 64 bytes.
-    pub signature: String,
-    /// What the answer holds, until it is sent.
-    pub memory: Reservation,
-}
-
 impl<'a> Admitted<'a> {
     fn admit(api: &'a Api, permit: &'a Permit<'a>) -> Result<Admitted<'a>, ApiError> {
         let mut memory = api.memory.open();
@@ -92,7 +79,7 @@ impl<'a> Admitted<'a> {
         let Admitted { api, permit, .. } = self;
         let (asked, file) = form.read(&api.limits, request, &mut self.memory, |asked| permit.covers(asked))?;
         let content_sha256 = formats::digest::sha256(&file);
-        let secrets = permit.is_good_still(api, request, content_sha256)?;
+        let secrets = permit.is_good_still(&api.grants, &api.store, request, content_sha256)?;
         Ok(Received { api, asked, file, content_sha256, secrets, memory: self.memory })
     }
 }

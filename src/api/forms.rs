@@ -7,10 +7,9 @@ use formats::json::{self, Text};
 use formats::reply;
 use serde::{Deserialize, Serialize};
 
-use super::decrypt::Given;
 use super::error::ApiError;
 use super::limits::{FIXED_COST, Limits, cost, json_cost};
-use super::permit::Covered;
+use super::permit::{Asked, Covered};
 use super::request::{Target, body, decode, header, id};
 use crate::memory::Reservation;
 use crate::net::answer::Answer;
@@ -24,14 +23,17 @@ pub enum Form<'t> {
     Raw { file_id: &'t str, target: &'t Target<'t> },
 }
 
-/// What a request asks, beside its file.
-#[derive(Debug)]
-pub struct Asked {
-    pub file_id: String,
-    pub user_id: String,
-    pub key_id: Option<String>,
-    /// The key that the answer is to be sealed to, if any.
-    pub reply_key: Option<PublicKey>,
+/// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
+pub struct Given {
+    pub asked: Covered,
+    pub data: Vec<u8>,
+    pub sealed: bool,
+    pub watermarked: bool,
+    pub timestamp_ms: u64,
+    /// Base64 of 64 bytes.
+    pub signature: String,
+    /// What the answer holds, until it is sent.
+    pub memory: Reservation,
 }
 
 impl Form<'_> {

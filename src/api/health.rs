@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use formats::allow_list::Endpoint;
+use formats::allow_list::{AllowList, Endpoint};
 use log::error;
 use serde_json::{Map, Value, json};
 
-use super::context::Api;
 use crate::net::answer::Answer;
+use crate::net::egress::Route;
+use crate::secrets::store::Store;
 use crate::threads;
 use crate::watermark::check_watermark_health;
 
@@ -50,8 +51,8 @@ struct Checked {
 type Question = Box<dyn FnOnce() -> Result<bool, String> + Send>;
 
 /// Tries every endpoint and asks the watermark service, unless that was done a moment ago.
-pub fn health_check(api: &Api) -> Answer {
-    let checked = api.health.latest(LIMIT, || check(api));
+pub fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
+    let checked = health.latest(LIMIT, || check(&health.asking, allowed, route, store));
     Answer::json(checked.status, &checked.result)
 }
 
@@ -118,23 +119,23 @@ impl Checked {
     }
 }
 
-fn check(api: &Api) -> Checked {
+fn check(asking: &[Arc<AtomicBool>], allowed: &AllowList, route: Route, store: &Arc<Store>) -> Checked {
     let reach = |endpoint: &Endpoint| -> Question {
-        let (route, endpoint) = (api.route, endpoint.clone());
+        let endpoint = endpoint.clone();
         Box::new(move || Ok(route.dial(&endpoint, QUESTION_LIMIT).is_ok()))
     };
-    let service: Question = match api.store.now().ready() {
+    let service: Question = match store.now().ready() {
         Ok(ready) => {
-            let store = api.store.clone();
+            let store = store.clone();
             Box::new(move || check_watermark_health(&ready, &store, QUESTION_LIMIT).map_err(|e| e.to_string()))
         }
         Err(missing) => Box::new(move || Err(format!("not asked; missing: {}", missing.join(", ")))),
     };
-    let questions = api.allowed.iter().map(reach).chain([service]).collect();
-    let mut answers = ask(&api.health.asking, questions, LIMIT);
+    let questions = allowed.iter().map(reach).chain([service]).collect();
+    let mut answers = ask(asking, questions, LIMIT);
     let service = answers.pop().unwrap_or(Ok(false));
     let mut endpoints = Map::new();
-    for (endpoint, answer) in api.allowed.iter().zip(answers) {
+    for (endpoint, answer) in allowed.iter().zip(answers) {
         endpoints.insert(endpoint.to_string(), (answer == Ok(true)).into());
     }
     Checked::new(endpoints, service)

@@ -6,9 +6,7 @@ use formats::hpke::PublicKey;
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
 
-use super::context::Api;
 use super::error::ApiError;
-use super::forms::Asked;
 use super::limits::TooLarge;
 use super::request::header;
 use crate::grants::{Use, UsedGrants};
@@ -16,7 +14,7 @@ use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
 use crate::net::request::Request;
-use crate::secrets::store::Ready;
+use crate::secrets::store::{Ready, Store};
 use crate::settings::Settings;
 
 /// Whether grants are asked for, whom they may be for, and which have been used.
@@ -32,6 +30,18 @@ impl Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
         Grants { required: settings.grants, audiences, used: UsedGrants::default() }
     }
+
+    /// The request's grant, which is valid at this moment.
+    fn check(&self, request: &Request<'_>, secrets: &Ready) -> Result<Grant, ApiError> {
+        let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
+        let grant = match given {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
+                secrets.grants.check(token.trim(), &self.audiences, Utc::now())
+            }
+            _ => Err(GrantError::Missing),
+        };
+        grant.map_err(refused)
+    }
 }
 
 /// The right to one answer.
@@ -40,6 +50,16 @@ pub enum Permit<'a> {
     Open,
     /// By a grant, which is in use.
     Granted(Grant, Use<'a>),
+}
+
+/// What a request asks for, apart from the file that it sends.
+#[derive(Debug)]
+pub struct Asked {
+    pub file_id: String,
+    pub user_id: String,
+    pub key_id: Option<String>,
+    /// The key that the answer is to be sealed to, if any.
+    pub reply_key: Option<PublicKey>,
 }
 
 /// What a request asks and may have: one file for one user, in an answer that is sealed to this key or to none.
@@ -65,13 +85,13 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is missing, not valid, or used already; or the secrets are not there yet.
-    pub fn take(api: &'a Api, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
-        let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-        if !api.grants.required {
+    pub fn take(grants: &'a Grants, store: &Store, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
+        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
+        if !grants.required {
             return Ok(Permit::Open);
         }
-        let grant = grant(api, request, &secrets)?;
-        let taken = api.grants.used.take(&grant, Utc::now()).map_err(refused)?;
+        let grant = grants.check(request, &secrets)?;
+        let taken = grants.used.take(&grant, Utc::now()).map_err(refused)?;
         Ok(Permit::Granted(grant, taken))
     }
 
@@ -95,10 +115,16 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn is_good_still(&self, api: &Api, request: &Request<'_>, content: Sha256) -> Result<Ready, ApiError> {
-        let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
+    pub fn is_good_still(
+        &self,
+        grants: &Grants,
+        store: &Store,
+        request: &Request<'_>,
+        content: Sha256,
+    ) -> Result<Ready, ApiError> {
+        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
         if let Permit::Granted(taken, _) = self {
-            grant(api, request, &secrets)?;
+            grants.check(request, &secrets)?;
             taken.covers_content(content).map_err(refused)?;
         }
         Ok(secrets)
@@ -126,18 +152,6 @@ impl<'a> Permit<'a> {
             Err(_) => {}
         }
     }
-}
-
-/// The request's grant, which is valid at this moment.
-fn grant(api: &Api, request: &Request<'_>, secrets: &Ready) -> Result<Grant, ApiError> {
-    let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
-    let grant = match given {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
-            secrets.grants.check(token.trim(), &api.grants.audiences, Utc::now())
-        }
-        _ => Err(GrantError::Missing),
-    };
-    grant.map_err(refused)
 }
 
 fn refused(e: GrantError) -> ApiError {

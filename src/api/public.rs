@@ -24,7 +24,9 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
-        ["health_check"] => ("health_check", get(request).map(|()| health_check(api))),
+        ["health_check"] => {
+            ("health_check", get(request).map(|()| health_check(&api.health, &api.allowed, api.route, &api.store)))
+        }
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
