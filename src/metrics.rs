@@ -57,7 +57,7 @@ impl Signed {
 /// Upper bounds of the histograms' buckets, in milliseconds.
 const BUCKETS: [u64; 12] = [1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
 
-/// How long something took: a count a bucket, and the sum in microseconds.
+/// A histogram of durations: a count per bucket, and the sum in microseconds.
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS.len() + 1],
     sum: AtomicU64,
@@ -102,11 +102,11 @@ pub struct Metrics {
     pub tls_handshakes: Counter,
     pub panics: Counter,
     pub log_lines_dropped: Counter,
-    /// Requests without a good grant.
+    /// Requests for a file without a valid grant.
     pub grants_refused: Counter,
-    /// By how many seconds this machine's clock was ahead of the Nitro Secure Module's at the start.
+    /// Seconds by which this machine's clock was ahead of the Nitro Secure Module's at the start.
     pub clock_drift: Signed,
-    /// When the client certificate ends, in seconds since 1970; 0 while there is none.
+    /// When the client certificate expires, in seconds since 1970; 0 if there is none.
     pub certificate_ends: Gauge,
 }
 
@@ -133,12 +133,12 @@ impl Metrics {
         }
     }
 
-    /// Counts one answer. A route is one of the daemon's own names, never a piece of what a client sent.
+    /// Counts one answer. `route` is one of the daemon's own names, never something that a client sent.
     pub fn answered(&self, route: &'static str, code: u16) {
         *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry((route, code)).or_default() += 1;
     }
 
-    /// All of it as text. `memory_left` is what admission has left, in bytes.
+    /// All metrics as text. `memory_left` is what admission has left, in bytes.
     pub fn print(&self, memory_left: usize) -> String {
         let mut out = String::with_capacity(6 << 10);
         describe("teemark_requests_total", "counter", "Answers by route and status code.", &mut out);
@@ -150,12 +150,12 @@ impl Metrics {
             ("file_bytes_out_total", "Bytes of marked files given out.", &self.file_bytes_out),
             ("watermark_retries_total", "Calls repeated after a stale pooled connection.", &self.watermark_retries),
             ("connections_total", "Connections accepted.", &self.connections),
-            ("connections_refused_total", "Connections turned away or cut.", &self.connections_refused),
+            ("connections_refused_total", "Connections refused or cut.", &self.connections_refused),
             ("handshakes_accepted_total", "Bundles that took effect.", &self.handshakes_accepted),
             ("handshakes_refused_total", "Bundles that changed nothing.", &self.handshakes_refused),
             ("tls_handshakes_total", "TLS handshakes completed with the watermark service.", &self.tls_handshakes),
-            ("grants_refused_total", "Requests for a file without a good grant.", &self.grants_refused),
-            ("log_lines_dropped_total", "Log lines that found no room.", &self.log_lines_dropped),
+            ("grants_refused_total", "Requests for a file without a valid grant.", &self.grants_refused),
+            ("log_lines_dropped_total", "Log lines dropped because the queue was full.", &self.log_lines_dropped),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
         ];
         for (name, help, counter) in counters {
@@ -176,7 +176,7 @@ impl Metrics {
     }
 }
 
-/// Microseconds as seconds. Whole numbers do it: what prints any float weighs 20 KB.
+/// Microseconds as seconds, by integers only: code that prints floats weighs 20 KB.
 fn seconds(us: u64) -> String {
     let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

@@ -1,4 +1,4 @@
-//! What a bundle consists of, by name. docs/FORMATS.md says what each item is.
+//! The names of a bundle's items. docs/FORMATS.md describes each item.
 
 /// The items of a bundle.
 pub const CERTIFICATES: &str = "MTLS_CLIENT_CERT_JSON";

@@ -1,4 +1,4 @@
-//! What operators may ask.
+//! Routes of the admin listener, for operators.
 
 use formats::time::Utc;
 use serde_json::json;
@@ -23,7 +23,7 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
     }
 }
 
-/// What is counted, as Prometheus reads it.
+/// The metrics in Prometheus' text format.
 pub fn metrics(api: &Api) -> Answer {
     Answer::text(&METRICS.print(api.memory.left()))
 }

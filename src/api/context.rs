@@ -1,4 +1,4 @@
-//! What every request may use.
+//! What all requests share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::net::egress::Route;
 use crate::secrets::store::Store;
 use crate::settings::{Settings, WatermarkApi};
 
-/// What every request may use.
+/// What all requests share.
 pub struct Api {
     pub store: Arc<Store>,
     pub attestation: Arc<Attestation>,
@@ -24,16 +24,16 @@ pub struct Api {
     pub memory: Budget,
     pub limits: Limits,
     pub allow_unwatermarked: bool,
-    /// The form of a call of the watermark service.
+    /// How the watermark service is called.
     pub watermark_api: WatermarkApi,
-    /// Whether /metrics is on the public listener too.
+    /// Whether the public listener serves /metrics too.
     pub public_metrics: bool,
     pub started: Instant,
     pub health: Health,
 }
 
 impl Api {
-    /// By the settings, with what the start has made.
+    /// Combines the settings with what the start has made.
     pub fn new(
         store: Arc<Store>,
         allowed: Arc<AllowList>,

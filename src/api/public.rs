@@ -1,4 +1,4 @@
-//! What users may ask.
+//! Routes of the public listener, for users.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -48,7 +48,7 @@ fn ready(api: &Api) -> Answer {
     Answer::json(if ready { 200 } else { 503 }, &answer)
 }
 
-/// The attestation document, as Nautilus serves it: hex. Where a test root signs it, with that root.
+/// The attestation document in hex, as Nautilus serves it; if a test root signs it, with that root.
 fn get_attestation(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let nonce = target.query("nonce")?.map(hex::decode).transpose();
     let nonce = nonce.ok().filter(|nonce| nonce.as_ref().is_none_or(|n| (1..=MAX_NONCE).contains(&n.len())));

@@ -125,8 +125,8 @@ fn a_ca_that_is_of_no_use_is_named_beside_one_that_is() {
     let roots = ["p521.crt", "ca.crt", "odd.crt", "server.crt"].map(|name| certs.read(name)).concat();
     let warnings = [
         "ca_cert: certificate 1 has a key whose signatures cannot be verified here: ECDSA P-521 with SHA-256",
-        "ca_cert: certificate 3 may not sign others (basicConstraints, keyUsage), nor is it one that a server could show",
-        "ca_cert: certificate 4 is not a CA's: a service has to show this very certificate",
+        "ca_cert: certificate 3 may not sign others (basicConstraints, keyUsage), and a server could not present it either",
+        "ca_cert: certificate 4 is not a CA certificate: the service must present this very certificate",
     ];
     let parts = parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
     accepted_with(&daemon, &bundle(service.port, parts), &warnings);
@@ -137,7 +137,7 @@ fn a_ca_that_is_of_no_use_is_named_beside_one_that_is() {
     let parts = self::parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
     let answer = daemon.handshake(json!({"MTLS_CLIENT_CERT_JSON": parts}).to_string().as_bytes());
     let told: Vec<_> = answer["warnings"].as_array().unwrap().iter().map(|told| told.as_str().unwrap()).collect();
-    assert_eq!((told.len(), told[16]), (17, "ca_cert: there is something to say of 3 more certificates"));
+    assert_eq!((told.len(), told[16]), (17, "ca_cert: there are warnings about 3 more certificates"));
 }
 
 #[test]

@@ -11,12 +11,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::super::event_loop::Handle;
-use super::super::request::Came;
+use super::super::request::Progress;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers with the request's target; `/held` once the test allows it.
+/// Answers with the request's target; `/held` only once the test allows it.
 struct Echo {
     begun: Sender<()>,
     allowed: Mutex<Receiver<()>>,
@@ -29,7 +29,7 @@ impl Service for Echo {
             let _ = self.allowed.lock().unwrap().recv();
         }
         let mut body = Vec::new();
-        while let Ok(Came::Content | Came::Nothing) = request.read(&mut body, 64, SECOND) {}
+        while let Ok(Progress::Content | Progress::Nothing) = request.read(&mut body, 64, SECOND) {}
         Answer::text(&request.head.target)
     }
 
@@ -46,7 +46,7 @@ impl Service for Echo {
     fn answered(&self, _: &'static str, _: u16, _: usize, _: Duration) {}
 }
 
-/// An ingress of so many places, in an event loop that the test may start.
+/// An ingress with this many places, in an event loop that the test may start.
 struct Scene {
     ingress: Arc<Ingress>,
     begun: Receiver<()>,
@@ -83,7 +83,7 @@ impl Scene {
         Running { ingress, begun, allow, handle: event_loop.start().unwrap(), listening, _folder }
     }
 
-    /// A connection in this state since a moment, and its client.
+    /// A connection that has been in this state since a moment, and its client.
     fn waiting(&self, state: State, since: Instant) -> (Waiting, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -112,7 +112,7 @@ impl Running {
     }
 }
 
-/// A request with a body, which has no place beyond those for all.
+/// A request with a body, which cannot use the extra places.
 fn post(target: &str) -> String {
     format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
 }
@@ -121,7 +121,7 @@ fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
-/// The next answer's status and body; `None` where the connection ends first.
+/// The next answer's status and body; `None` if the connection ends first.
 fn answer(stream: &mut UnixStream) -> Option<(u16, String)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -297,7 +297,7 @@ fn a_head_may_come_a_byte_at_a_time_before_and_after_another_request() {
     scene.handle.stop();
 }
 
-/// Counts how often the loop asks what it waits for.
+/// Counts how often the loop asks it what it waits for.
 struct Rounds(Arc<AtomicUsize>);
 
 impl Session for Rounds {
@@ -330,7 +330,7 @@ fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
     held.iter().for_each(|_| scene.begun.recv().unwrap());
     let queued: Vec<UnixStream> = (0..4).map(|_| scene.send(post("/queued"))).collect();
     until("them to wait", || scene.queued() == 4);
-    // One that has ended its sending side is still to be answered.
+    // A client that has ended only its sending side must still be answered.
     queued[0].shutdown(Shutdown::Write).unwrap();
     let mut used = scene.send(get("/used"));
     assert_eq!(answer(&mut used), echo("/used"));
@@ -338,7 +338,7 @@ fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
     assert_eq!(answer(&mut lingering).unwrap().0, 400);
     let _others = (scene.connect(), scene.send("G"));
     let rounds = Arc::new(AtomicUsize::new(0));
-    scene.ingress.inlet.add(scene.ingress.acceptor, Box::new(Rounds(rounds.clone())));
+    scene.ingress.waker.add(scene.ingress.acceptor, Box::new(Rounds(rounds.clone())));
     until("the count to begin", || rounds.load(Ordering::Acquire) > 0);
     thread::sleep(Duration::from_millis(20)); // what has just been sent arrives
     let before = rounds.load(Ordering::Acquire);
