@@ -200,7 +200,7 @@ fn unsealer(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Uns
         Handshake::Sealed(operators) => {
             match operators.len() {
                 0 => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS is empty, so nobody may send secrets"),
-                n => info!("the handshake accepts bundles that one of {n} operators sealed to this enclave"),
+                n => info!("the handshake takes what {n} operators seal to this enclave"),
             }
             Some(Unsealer::new(attestation.clone(), operators.clone()))
         }

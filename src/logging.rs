@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_nobody_reads_holds_up_nobody_and_says_afterwards_what_was_lost() {
+    fn a_log_that_nobody_reads_blocks_nobody_and_says_afterwards_what_was_lost() {
         let ((written, lines), (reader, read)) = (channel(), channel());
         let mut queue = Queue::start(Pipe { written, read }).unwrap();
         let line = [b'x'; 1024];

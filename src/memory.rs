@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_memory_that_an_older_one_waits_for() {
+    fn no_request_takes_memory_that_an_older_one_waits_for() {
         let budget = impatient(100, 9);
         let (older, mut younger) = (budget.open(), request(&budget, None, 10));
         assert!(younger.cover(20).is_ok());
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_waits_for_memory_is_not_read_and_so_neither_silent_nor_in_anothers_way() {
+    fn a_request_that_waits_for_memory_is_not_read_and_so_neither_silent_nor_in_the_way() {
         let budget = impatient(100, 9);
         let now = Instant::now() + Duration::from_secs(60);
         let mut requests = [10, 11].map(|bytes| request(&budget, None, bytes));

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_the_handshake_is_sealed_and_closed_and_grants_are_required() {
+    fn by_default_the_handshake_is_sealed_and_closed_and_grants_are_required() {
         let s = read(&[]).unwrap();
         assert_eq!((s.handshake, s.grants, s.fleet, s.pinned), (Handshake::Sealed(vec![]), true, None, vec![]));
     }
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn invalid_values_are_named() {
         for (name, value) in [
             ("TEEMARK_PUBLIC", "3000"),
             ("TEEMARK_MAX_FILE", "64MB"),

@@ -124,7 +124,7 @@ fn all_memory_comes_back(daemon: &Daemon) {
 }
 
 #[test]
-fn of_64_files_of_8_mib_at_once_some_are_turned_away_none_is_lost_and_memory_stays_bounded() {
+fn when_64_files_of_8_mib_come_at_once_some_are_refused_none_is_lost_and_memory_stays_bounded() {
     let (_service, daemon) = start(&["huge=8388608", "slow=1"]);
     let file = encrypt(&KEY, &vec![b'x'; FILE]);
     let json = json_body(&file);

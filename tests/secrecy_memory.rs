@@ -98,7 +98,7 @@ fn distinctive(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn of_a_file_that_was_decrypted_nothing_is_left_in_memory() {
+fn a_decrypted_file_leaves_nothing_in_memory() {
     let certs = Certs::make();
     // The answer has nothing of the file in it, so whatever is found is the plaintext.
     let service = Service::start(&certs, &["--fault", "huge=100", "--fault", "slow=1"]);
@@ -163,7 +163,7 @@ fn keys_in_force(certs: &Certs, file_key: &[u8; 32]) -> (Needles, Needles) {
 }
 
 #[test]
-fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_only_what_is_computed_with() {
+fn replaced_keys_leave_nothing_in_memory_and_keys_in_force_only_what_is_computed_with() {
     let certs = Certs::make();
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
@@ -193,7 +193,7 @@ fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_on
 }
 
 #[test]
-fn of_what_came_sealed_or_went_out_sealed_nothing_is_left_in_memory() {
+fn sealed_bundles_and_answers_leave_nothing_in_memory() {
     let certs = Certs::make();
     let service = Service::start(&certs, &[]);
     let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();

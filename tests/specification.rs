@@ -1,4 +1,4 @@
-//! SPECIFICATION.md and docs/THREAT-MODEL.md name tests; they have to be there.
+//! SPECIFICATION.md and docs/THREAT-MODEL.md name tests, which must exist.
 
 use std::fs;
 use std::path::Path;

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn user_data_of_another_version_is_told_from_what_is_none() {
+    fn user_data_of_another_version_is_told_from_malformed_user_data() {
         let with = |name: &str, value: Value| {
             let mut json: Value = serde_json::from_str(&user_data().to_json()).unwrap();
             json[name] = value;

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_with_one_id_the_last_counts_and_is_the_only_one() {
+    fn when_two_keys_have_one_id_only_the_last_counts() {
         let keys = keys(&[("7", 7, false), ("7", 8, false)]);
         assert_eq!(keys.open(sealed(8, [9; 12], "", None), "f", None).unwrap(), PLAIN);
         assert_eq!(keys.open(sealed(7, [9; 12], "", None), "f", Some("7")), Err(OpenError::Failed));

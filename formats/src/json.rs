@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_or_not_utf_8_is_refused_without_a_word_of_it() {
+    fn what_is_not_an_object_or_not_utf_8_is_refused_without_quoting_it() {
         for (bytes, message) in [
             (&b"[\"secret\",null]"[..], "is not a JSON object"),
             (b"\"secret\"", "is not a JSON object"),

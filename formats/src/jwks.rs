@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_set_of_public_keys_is_refused_with_its_place_and_reason() {
+    fn what_is_not_a_set_of_public_keys_is_refused_with_its_place_and_reason() {
         let with = |from: &str, to: &str| format!(r#"{{"keys":[{}]}}"#, ED25519.replace(from, to));
         for (text, field, reason) in [
             ("[]".to_owned(), "GRANT_KEYS", "neither an object nor a string"),

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_without_a_word_of_it() {
+    fn what_is_not_an_object_is_refused_without_quoting_it() {
         for text in [
             "\"secret\"",
             "[\"secret\"]",

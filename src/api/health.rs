@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_has_not_answered_and_is_not_asked_again_until_it_ends() {
+    fn a_probe_that_hangs_is_not_started_again_until_it_ends() {
         let (release, released) = channel::<()>();
         let (running, asked) = (running::<1>(), Arc::new(AtomicUsize::new(0)));
         let probe = |wait: Box<dyn FnOnce() + Send>| -> Vec<Probe> {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn no_question_waits_for_another() {
+    fn no_probe_waits_for_another() {
         let (answered, other_answered) = channel::<()>();
         let waits: Probe = Box::new(move || Ok(other_answered.recv().is_ok()));
         let other: Probe = Box::new(move || Ok(answered.send(()).is_ok()));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_panics_has_not_answered_and_can_be_asked_again() {
+    fn a_probe_that_panics_has_no_result_and_can_be_started_again() {
         let running = running::<1>();
         assert!(run_probes(&running, vec![Box::new(|| panic!("as asked"))], LONG)[0].is_err());
         while running[0].load(Ordering::Acquire) {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_that_comes_during_the_first_check_waits_for_it_but_not_for_ever() {
+    fn a_caller_that_comes_during_the_first_check_waits_for_it_but_not_forever() {
         let health = Health::new(0);
         let (begun, has_begun) = channel();
         let (release, released) = channel::<()>();

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_admission_may_give_leaves_the_enclave_room_for_all_else() {
+    fn admission_leaves_the_enclave_room_for_everything_else() {
         // The daemon's peak is five quarters of TEEMARK_MEMORY (SPECIFICATION.md).
         let (memory, available) = (shipped().memory, memory_of_an_enclave() - NOT_AVAILABLE);
         assert!(memory / 4 * 5 <= available / 4 * 3, "{memory} of {available} bytes");

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_threads_four_wait_for_the_next_job_at_most() {
+    fn at_most_four_threads_wait_for_the_next_job() {
         let workers = Workers::new(64, || {});
         let all = Arc::new(Barrier::new(33));
         for _ in 0..32 {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_told_of_a_free_place_finds_it() {
+    fn a_caller_that_is_told_of_a_free_place_finds_it() {
         let (freed, is_freed) = std::sync::mpsc::channel();
         let workers = Workers::new(1, move || freed.send(()).unwrap());
         for _ in 0..100 {

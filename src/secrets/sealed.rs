@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_takes_effect_once_and_an_older_one_not_after_a_newer() {
+    fn a_bundle_takes_effect_once_and_never_after_a_newer_one() {
         let scene = scene();
         let (old, new) = (scene.sealed(7), scene.sealed(8));
         let opened = scene.unsealer.open(new.as_bytes()).unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_for_another_boot_or_of_a_stranger_is_refused() {
+    fn a_bundle_for_another_boot_or_from_a_stranger_is_refused() {
         let (this, other) = (scene(), scene());
         assert_eq!(this.refused(&other.sealed(1)).field, "sealed_bundle.boot_nonce");
         let stranger = Scene { operator: Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap(), ..scene() };

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_a_doubt_no_kind_is_told() {
+    fn in_doubt_no_kind_is_reported() {
         let too_late_pdf = [&[b' '; 1020][..], b"%PDF-"].concat();
         for file in [
             &b""[..],

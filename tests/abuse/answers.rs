@@ -1,4 +1,4 @@
-//! Clients that do not take their answer as they should, or are gone before it.
+//! Clients that do not take their answer as they should, or are gone before it comes.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn a_client_that_half_closes_after_its_request_gets_its_whole_answer_however_slo
     scene.ends_as_it_began();
 }
 
-/// Reads a success answer's head and gives the length of its body.
+/// Reads a success answer's head and returns the length of its body.
 fn read_head(stream: &mut TcpStream) -> usize {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -40,7 +40,7 @@ fn read_head(stream: &mut TcpStream) -> usize {
 #[test]
 fn clients_that_never_read_their_large_answer_hold_up_nobody() {
     let scene = Scene::new(&[], &[]);
-    // More than the system takes for a connection whose client does not read (tcp(7), tcp_wmem).
+    // More than the system buffers for a connection whose client does not read (tcp(7), tcp_wmem).
     let large = encrypt(&KEY, &vec![b'x'; 16 * MIB]);
     let left = || scene.daemon.metric("teemark_memory_left_bytes");
     let all = left();
@@ -82,7 +82,7 @@ fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_
     scene.ends_as_it_began();
 }
 
-/// Has the connection reset when it is dropped.
+/// Makes the connection reset when it is dropped.
 fn reset(stream: TcpStream) {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
@@ -107,7 +107,7 @@ fn a_client_that_is_gone_ends_its_call_of_the_service_and_one_that_half_closes_g
     assert_eq!(read_answer(&mut half_closed).expect("an answer").status, 200);
     assert!(held() < all, "the calls go on");
     gone.into_iter().for_each(reset);
-    // Long before the service answers, or the daemon gives it up.
+    // Long before the service answers or the daemon gives up.
     wait_for("the calls to end", || (held() == all).then_some(()));
     assert_eq!(daemon.metric("teemark_panics_total"), 0.0);
 }

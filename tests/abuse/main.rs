@@ -1,4 +1,4 @@
-//! Abuse: whatever some clients do, the others keep getting their answers, and nothing stays behind.
+//! Abuse: whatever some clients do, the others keep getting their answers, and nothing is left behind.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,7 +23,7 @@ use support::*;
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
 const MIB: usize = 1 << 20;
-/// Longest time that an ordinary request may take beside any abuse: as long as no abuser's time is over. Where many
+/// Longest time that an ordinary request may take during any abuse: shorter than any abuser's time limit. When many
 /// connect at once, TCP itself may take three seconds of it (tcp(7), tcp_syn_retries).
 const PATIENCE: Duration = Duration::from_secs(8);
 /// The daemon's limit for a request's head, and for a pause in a body; a loaded machine may take some seconds more.
@@ -55,7 +55,7 @@ impl Scene {
         self.daemon.public
     }
 
-    /// Runs `abuse` while an ordinary client sends file after file and looks at the clock.
+    /// Runs `abuse` while an ordinary client sends one file after another and measures the time.
     fn beside<T>(&self, abuse: impl FnOnce() -> T) -> T {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -88,7 +88,7 @@ impl Scene {
         })
     }
 
-    /// The daemon is what it was: no thread, no descriptor and no memory is held, and it works.
+    /// The daemon is as it was: no thread, descriptor or memory is held, and it works.
     fn ends_as_it_began(&self) {
         wait_for("the threads to end", || (threads(&self.daemon) <= self.threads + 2).then_some(()));
         if let Some(before) = self.descriptors {
@@ -102,7 +102,7 @@ impl Scene {
     }
 }
 
-/// How long this machine let a thread wait that did nothing but sleep.
+/// How long this machine delayed a thread that did nothing but sleep.
 fn standstill(over: &AtomicBool) -> Duration {
     const USUAL: Duration = Duration::from_millis(100);
     let mut stood = Duration::ZERO;
@@ -114,7 +114,7 @@ fn standstill(over: &AtomicBool) -> Duration {
     stood
 }
 
-/// Ends the ordinary client also where the abuse panics.
+/// Ends the ordinary client even if the abuse panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -128,7 +128,7 @@ fn threads(daemon: &Daemon) -> u64 {
     status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().parse().unwrap()
 }
 
-/// Open descriptors. The daemon's folder is root's alone, since nobody may look into its memory.
+/// Open descriptors. The daemon's folder in /proc belongs to root, since nobody may look into its memory.
 fn descriptors(daemon: &Daemon) -> Option<usize> {
     match fs::read_dir(format!("/proc/{}/fd", daemon.process.child.id())) {
         Ok(entries) => Some(entries.count()),
@@ -146,7 +146,7 @@ fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Waits until the daemon has closed this connection, and gives what it said before.
+/// Waits until the daemon has closed this connection, and returns what it sent before.
 fn until_closed(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {

@@ -38,7 +38,7 @@ fn twenty_stalled_senders_keep_a_good_one_waiting_for_twelve_seconds_at_most() {
     let mut stalled: Vec<UnixStream> = (0..20)
         .map(|_| {
             let mut stream = UnixStream::connect(&daemon.secrets).unwrap();
-            // One that is turned away may find the stream closed.
+            // A sender that is refused may find the stream closed.
             let _ = stream.write_all(b"{\"FILE_KEYS\":");
             stream
         })

@@ -15,7 +15,7 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
     };
     let called = scene.service.count("TLS handshake: client");
     let mut busy: Vec<TcpStream> = (0..4).map(|_| send()).collect();
-    // One pooled connection to the service is there; the other requests open theirs when they are under way.
+    // One pooled connection to the service exists; the other requests open theirs when they are in flight.
     wait_for("four requests under way", || (scene.service.count("TLS handshake: client") >= called + 3).then_some(()));
     let turned_away = scene.daemon.decrypt(&scene.file, "f", "u");
     assert_eq!((turned_away.status, turned_away.code().as_str()), (503, "overloaded"));
@@ -27,7 +27,7 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
     scene.ends_as_it_began();
 }
 
-/// A daemon that asks for grants, its service, and a file.
+/// A daemon that requires grants, its service, and a file.
 pub struct Granted {
     pub daemon: Daemon,
     _service: Service,
@@ -48,7 +48,7 @@ impl Granted {
         Granted { daemon, _service: service, issuer, file: encrypt(&KEY, &vec![b'x'; plain]) }
     }
 
-    /// The head of a user's request for the file `f`, with a body of so many bytes.
+    /// The head of a user's request for the file `f`, with a body of this many bytes.
     pub fn head(&self, user: &str, grant: &str, length: usize) -> String {
         let mut claims = claims(grant);
         claims["sub"] = json!(user);
@@ -59,7 +59,7 @@ impl Granted {
         )
     }
 
-    /// A request that has begun, with so much of its body.
+    /// A request that has begun, with this much of its body.
     pub fn begin(&self, user: &str, grant: &str, length: usize, sent: usize) -> TcpStream {
         let mut stream = connect(self.daemon.public);
         stream.write_all(&[self.head(user, grant, length).as_bytes(), &vec![b'x'; sent]].concat()).unwrap();
@@ -70,7 +70,7 @@ impl Granted {
         request(self.daemon.public, &self.head(user, grant, self.file.len()), &self.file)
     }
 
-    /// Each of these was turned away and told to come again, or was cut for its own slowness.
+    /// Each of these was refused and told to try again, or was cut for its own slowness. Returns how many were refused.
     fn gave_way(&self, streams: &mut [TcpStream], user: &str) -> usize {
         let mut turned_away = 0;
         for (i, stream) in streams.iter_mut().enumerate() {
@@ -87,7 +87,7 @@ impl Granted {
 }
 
 #[test]
-fn one_user_who_announces_all_of_the_memory_and_sends_nothing_turns_nobody_away() {
+fn a_user_who_announces_all_of_the_memory_and_sends_nothing_keeps_nobody_out() {
     let granted = Granted::new(&[("TEEMARK_MEMORY", "64MiB")], &[], 24_000);
     let announced = (64 * MIB - (256 << 10)) / 4;
     let _silent: Vec<TcpStream> =

@@ -13,7 +13,7 @@ use crate::*;
 const MIB: usize = 1 << 20;
 /// TEEMARK_MAX_FILE's default.
 const LARGEST: usize = 64 * MIB;
-/// What of an enclave's memory the daemon finds taken: src/api/limits.rs has the sum.
+/// Memory of an enclave that is in use when the daemon starts: src/api/limits.rs has the sum.
 const NOT_AVAILABLE: usize = 48 * MIB;
 
 /// TEEMARK_MEMORY's default in an enclave of ENCLAVE_MEMORY's default, in bytes.
@@ -31,10 +31,10 @@ fn service_that_gives(answer: serde_json::Value) -> Scripted {
     Scripted::start(move |_, _| Step::Bytes(bytes.to_vec()))
 }
 
-/// A daemon with the memory of a shipped enclave and with this service.
+/// A daemon with the memory of a shipped enclave, and with this service.
 fn daemon_beside(service: &Scripted) -> Daemon {
     let setup = Setup::new(service.port).env("TEEMARK_MEMORY", &memory().to_string());
-    // Whatever else the machine has to do; and glibc gives back what is freed, as the enclave's musl does.
+    // Enough time on a busy machine; and glibc returns freed memory, as the enclave's musl does.
     let setup = setup.env("TEEMARK_TIMEOUT", "600s").env("MALLOC_MMAP_THRESHOLD_", "131072");
     Daemon::ready_with(setup, service.port, &CERTS)
 }

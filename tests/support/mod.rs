@@ -1,7 +1,7 @@
-//! The real programs, started for a test and gone after it: the daemon, the watermark service, openssl, curl.
+//! The real programs, started for a test and ended after it: the daemon, the watermark service, openssl, curl.
 //!
-//! `make test` builds them first. Nothing here stands in for anything: certificates come from certs/make-certs.sh or
-//! the openssl command line, connections are real sockets.
+//! `make test` builds them first. Nothing here is a stand-in: certificates come from certs/make-certs.sh or the openssl
+//! command line, and connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
 pub mod issuer;
@@ -34,7 +34,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The key that tests use, under the id `k`.
 pub const KEY: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
 
-/// A file beside this test's program, built by `cargo build --workspace`.
+/// A program in this test's target folder, built by `cargo build --workspace`.
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_teemarkd")).with_file_name(name);
     assert!(path.exists(), "{} is not built: run `make test`, or `cargo build --workspace` before", path.display());
@@ -45,7 +45,7 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command, which must succeed, and gives its standard output.
+/// Runs a command, which must succeed, and returns its standard output.
 pub fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run (is it installed?): {e}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -58,14 +58,14 @@ pub fn bash(folder: &Path, line: &str) -> String {
     String::from_utf8(run(Command::new("bash").arg("-c").arg(script).current_dir(folder))).unwrap()
 }
 
-/// Waits until `done` gives something.
+/// Waits until `done` returns something.
 pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
             return value;
         }
-        assert!(start.elapsed() < SOON, "waited in vain for {what}");
+        assert!(start.elapsed() < SOON, "still waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -113,7 +113,7 @@ impl Process {
         Process::of(child, log)
     }
 
-    /// One that runs already.
+    /// A process that is already running.
     pub fn of(child: Child, log: PathBuf) -> Process {
         Process { child, log }
     }
@@ -122,7 +122,7 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
-    /// Whether this stands in its log, or does soon: an answer does not wait for the lines that are about it.
+    /// Whether this is in its log now or soon: an answer does not wait for its log lines.
     pub fn has_logged(&self, text: impl AsRef<str>) -> bool {
         let start = Instant::now();
         while !self.log().contains(text.as_ref()) {
@@ -181,7 +181,8 @@ impl Service {
         Service { process, port, _folder: folder }
     }
 
-    /// Lines of its log that hold `text`: `TLS handshake: client` for each TLS handshake, `POST /api/watermark` for each call.
+    /// Lines of its log that contain `text`: `TLS handshake: client` for each TLS handshake, `POST /api/watermark` for
+    /// each call.
     pub fn count(&self, text: &str) -> usize {
         self.process.log().lines().filter(|line| line.contains(text)).count()
     }
@@ -210,7 +211,7 @@ impl Setup {
     pub fn command(&self) -> Command {
         let list = self.folder.path().join("allowed_endpoints.yaml");
         fs::write(&list, &self.allowed).unwrap();
-        // The daemon that goes into the image can be put to the same tests: TEEMARKD=target/x86_64-…/teemarkd
+        // The same tests can be run on the image's daemon: TEEMARKD=target/x86_64-…/teemarkd
         let mut command = Command::new(std::env::var_os("TEEMARKD").unwrap_or(env!("CARGO_BIN_EXE_teemarkd").into()));
         for name in ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"] {
             command.env_remove(name);
@@ -219,11 +220,11 @@ impl Setup {
         command.env("TEEMARK_SECRETS", format!("unix:{}", self.folder.path().join("secrets.sock").display()));
         command.env("TEEMARK_EGRESS", "direct").env("TEEMARK_ENDPOINTS", &list);
         command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
-        // What tests of trust are about, others leave out.
+        // Tests that are not about trust leave it out.
         command.env("TEEMARK_HANDSHAKE", "plain").env("TEEMARK_GRANTS", "off");
-        // glibc keeps the stacks of threads that have ended for the next ones; musl, which is shipped, gives them back.
+        // glibc keeps the stacks of threads that have ended for the next ones; musl, which is shipped, frees them.
         command.env("GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=0");
-        // However busy the machine is, a connection is kept from one call to the next.
+        // However busy the machine is, connections are kept from one call to the next.
         command.env("TEEMARK_WATERMARK_KEEPALIVE", "3600s");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
@@ -245,7 +246,7 @@ impl Setup {
         };
         let (public, admin) = (address("public").parse().unwrap(), address("admin").parse().unwrap());
         let secrets = self.folder.path().join("secrets.sock");
-        // The socket's file is there a moment before it listens.
+        // The socket's file exists a moment before the daemon listens.
         wait_for("the secrets listener", || process.log().contains("secrets: listening on ").then_some(()));
         Daemon { process, public, admin, secrets, folder: self.folder }
     }
@@ -273,11 +274,11 @@ impl Daemon {
         daemon
     }
 
-    /// Sends bytes to the secrets listener, ends the stream, and gives the answer.
+    /// Sends bytes to the secrets listener, ends the stream, and returns the answer.
     pub fn handshake(&self, bytes: &[u8]) -> Value {
         let mut stream = UnixStream::connect(&self.secrets).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        // A refused sender may find the stream closed before its last byte is out.
+        // A refused sender may find the stream closed before its last byte is sent.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(Shutdown::Write);
         let mut answer = String::new();
@@ -306,7 +307,7 @@ impl Daemon {
         request(self.public, &head, body)
     }
 
-    /// The value of a metric's line that begins so.
+    /// The value of the metric whose line begins with this.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get_admin("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -356,7 +357,7 @@ pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     read_answer(&mut stream).expect("an answer")
 }
 
-/// Waits until the answer begins, and leaves it where it is.
+/// Waits until the answer begins, without reading it.
 pub fn wait_for_answer(stream: &TcpStream) {
     loop {
         match stream.peek(&mut [0]) {
@@ -367,7 +368,7 @@ pub fn wait_for_answer(stream: &TcpStream) {
     }
 }
 
-/// Reads one answer with a Content-Length from a stream that may go on; `None` where the stream ends first.
+/// Reads one answer with a Content-Length from a stream that may go on; `None` if the stream ends first.
 pub fn read_answer(stream: &mut impl Read) -> Option<Answer> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -401,7 +402,7 @@ pub fn extract(marked: &[u8]) -> Value {
     serde_json::from_slice(&run(Command::new(program("watermark-service")).arg("extract").arg(file))).unwrap()
 }
 
-/// Says that a test is not run. Not by eprintln!, which a test that passes keeps to itself.
+/// Reports that a test is not run. Not by eprintln!, whose output the harness hides if a test passes.
 pub fn not_run(test: &str, reason: &str) {
     let line = format!("\n*** NOT RUN: {test}: {reason}\n");
     io::stderr().write_all(line.as_bytes()).unwrap();

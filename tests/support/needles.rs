@@ -1,4 +1,4 @@
-//! Searching for secrets, whatever form they have taken.
+//! Searching for secrets in whatever form.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::support::run;
 /// Length of the pieces that are searched for: too long to occur by chance.
 const PIECE: usize = 16;
 
-/// Secrets cut into pieces. Whatever holds 31 bytes of one in a row holds a piece.
+/// Secrets cut into pieces. Any text with 31 consecutive bytes of a secret contains a piece.
 #[derive(Default)]
 pub struct Needles {
     pieces: HashMap<[u8; PIECE], String>,
@@ -30,12 +30,12 @@ impl Needles {
         }
     }
 
-    /// Adds the bytes, and what they look like in base64 at each alignment, in hex, and as a list of numbers.
+    /// Adds the bytes, and their forms in base64 at each alignment, in hex, and as a list of numbers.
     pub fn add_all_forms(&mut self, name: &str, secret: &[u8]) {
         self.add(&format!("{name}, bytes"), secret);
         for shift in 0..3 {
             let text = STANDARD.encode([&[0; 2][..shift], secret].concat());
-            // The letters at both ends depend on the neighbours too.
+            // The letters at both ends depend on the neighbouring bytes too.
             let first = (shift * 8).div_ceil(6);
             let last = (shift + secret.len()) * 8 / 6;
             self.add(&format!("{name}, base64 at {shift}"), &text.as_bytes()[first..last]);

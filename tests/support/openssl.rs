@@ -25,7 +25,7 @@ pub const EXPIRED: (&str, &str) = ("20200101000000Z", "20210101000000Z");
 pub const NOT_YET_VALID: (&str, &str) = ("20480101000000Z", "20491231235959Z");
 
 impl Certs {
-    /// A root as `ca`, which may have intermediates, and the service's certificate by it; no client yet.
+    /// A root as `ca`, which may have intermediates, and the service's certificate from it; no client yet.
     pub fn with_root() -> Certs {
         let certs = Certs(TempDir::new().unwrap());
         certs.issue("ca", P_256, "ca", FOR_AUTHORITY, VALID);
@@ -34,7 +34,7 @@ impl Certs {
         certs
     }
 
-    /// Runs a line of bash among the files.
+    /// Runs a line of bash in the folder of the files.
     pub fn shell(&self, line: &str) -> String {
         bash(self.0.path(), line)
     }
@@ -61,7 +61,7 @@ impl Certs {
         ));
     }
 
-    /// A client certificate NAME.crt by `ca`, with a P-256 key.
+    /// A client certificate NAME.crt from `ca`, with a P-256 key.
     pub fn client(&self, name: &str) {
         self.issue(name, P_256, "ca", FOR_CLIENT, VALID);
     }

@@ -172,8 +172,8 @@ fn value(line: &str) -> (String, f64) {
     (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("{line:?}")))
 }
 
-/// Every sample of a page, by name with labels. Checks the format on the way: each family has its HELP and its TYPE
-/// once, right before its samples, and no sample stands twice.
+/// Every sample of a page, by name with labels. Also checks the format: each family has its HELP and TYPE once,
+/// directly before its samples, and no sample is repeated.
 fn samples(page: &str) -> BTreeMap<String, f64> {
     assert!(page.ends_with('\n'));
     let mut samples = BTreeMap::new();
@@ -194,7 +194,7 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
             let family = families.last().unwrap_or_else(|| panic!("no TYPE before {line:?}"));
             assert!(suffixes.iter().any(|s| format!("{family}{s}") == name), "{line:?} under {family}");
             assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line:?}");
-            assert!(samples.insert(sample, number).is_none(), "{line:?} stands twice");
+            assert!(samples.insert(sample, number).is_none(), "{line:?} is repeated");
         }
     }
     assert_eq!(helps, families);

@@ -171,7 +171,7 @@ fn any_changed_character_makes_a_token_bad() {
 }
 
 #[test]
-fn what_is_no_token_is_refused() {
+fn what_is_not_a_token_is_refused() {
     let issuer = Issuer::new();
     let token = issuer.token(&claims());
     let padded = token.replacen('.', "=.", 1);
@@ -226,7 +226,7 @@ fn a_token_is_for_an_audience_that_it_names() {
 }
 
 #[test]
-fn a_token_lives_from_nbf_to_exp_and_for_a_day_at_most() {
+fn a_token_is_valid_from_nbf_to_exp_and_for_a_day_at_most() {
     let issuer = Issuer::new();
     let check = |name, value: u64| issuer.check(&issuer.token(&with(name, json!(value)))).map(drop);
     assert_eq!(check("exp", NOW - LEEWAY + 1), Ok(()));
@@ -240,7 +240,7 @@ fn a_token_lives_from_nbf_to_exp_and_for_a_day_at_most() {
 }
 
 #[test]
-fn dates_with_a_fraction_or_an_exponent_are_rounded_so_that_no_token_lives_for_longer() {
+fn dates_with_a_fraction_or_an_exponent_are_rounded_so_that_no_token_is_valid_for_longer() {
     let issuer = Issuer::new();
     let check = |name: &str, value: String| {
         let claims =

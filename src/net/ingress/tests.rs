@@ -143,7 +143,7 @@ fn echo(target: &str) -> Option<(u16, String)> {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < 30 * SECOND, "waited in vain for {what}");
+        assert!(start.elapsed() < 30 * SECOND, "still waiting for {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -178,7 +178,7 @@ fn connections_give_way_in_their_order_and_some_never_do() {
 }
 
 #[test]
-fn where_silent_ones_have_most_of_the_places_the_oldest_gives_way_however_young() {
+fn when_silent_clients_hold_most_places_the_oldest_gives_way_however_young() {
     let scene = Scene::new(4);
     let now = Instant::now() + 60 * SECOND;
     let mut silent: Vec<_> =
@@ -208,7 +208,7 @@ fn a_head_has_ten_seconds_from_its_first_byte_however_many_follow() {
 }
 
 #[test]
-fn a_complete_head_waits_five_seconds_for_a_thread_and_past_as_many_as_may_wait_not_at_all() {
+fn a_complete_head_waits_five_seconds_for_a_thread_and_is_refused_at_once_if_too_many_wait() {
     let scene = Scene::new(1);
     let start = Instant::now();
     let come = |text: &str| {
@@ -236,7 +236,7 @@ fn a_complete_head_waits_five_seconds_for_a_thread_and_past_as_many_as_may_wait_
 }
 
 #[test]
-fn one_that_sends_on_after_its_last_answer_is_read_a_buffer_at_a_time() {
+fn a_client_that_keeps_sending_after_its_last_answer_is_read_one_buffer_at_a_time() {
     let scene = Scene::new(1);
     let now = Instant::now();
     let (mut closing, mut client) = scene.waiting(State::closing(Vec::new()), now);
@@ -263,7 +263,7 @@ fn a_request_that_waits_for_a_thread_has_it_as_soon_as_one_is_free() {
 }
 
 #[test]
-fn what_stands_behind_a_request_is_looked_at_though_nothing_else_happens() {
+fn pipelined_bytes_are_read_even_if_nothing_else_happens() {
     let scene = Scene::new(1).start();
     let mut malformed = scene.send(get("/a") + "nonsense\r\n\r\n");
     assert_eq!(answer(&mut malformed), echo("/a"));
@@ -324,7 +324,7 @@ impl Session for Rounds {
 }
 
 #[test]
-fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
+fn the_loop_sleeps_whatever_its_connections_wait_for() {
     let scene = Scene::new(8).start();
     let mut held: Vec<UnixStream> = (0..8).map(|_| scene.send(post("/held"))).collect();
     held.iter().for_each(|_| scene.begun.recv().unwrap());
@@ -355,7 +355,7 @@ fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
 }
 
 #[test]
-fn at_the_stop_whoever_waits_for_a_thread_or_has_one_is_answered_and_whoever_lingers_keeps_its_answer() {
+fn at_the_stop_requests_that_wait_or_run_are_answered_and_lingering_clients_keep_their_answer() {
     let scene = Scene::new(4).start();
     let mut idle = scene.send(get("/idle"));
     assert_eq!(answer(&mut idle), echo("/idle"));
