@@ -11,9 +11,19 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// AF_VSOCK. An address without a CID can only be listened on; it stands for any CID of this machine.
-    Vsock { cid: Option<u32>, port: u32 },
+    Vsock {
+        /// The machine's CID; `None` to listen on any of this machine.
+        cid: Option<u32>,
+        /// The port.
+        port: u32,
+    },
     /// TCP, with a host name or an IP address (IPv6 in brackets).
-    Tcp { host: String, port: u16 },
+    Tcp {
+        /// A host name or an IP address, IPv6 in brackets.
+        host: String,
+        /// The port; to listen, 0 lets the system choose one.
+        port: u16,
+    },
     /// A Unix socket's path.
     Unix(PathBuf),
 }

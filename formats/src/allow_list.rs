@@ -33,8 +33,11 @@ pub struct Endpoint {
 /// Why the list cannot be used: the file's name, the line (from 1; none for the file as a whole) and the reason.
 #[derive(Debug)]
 pub struct AllowListError {
+    /// The file's name, as it was given to [`AllowList::parse`].
     pub file: String,
+    /// The line, counted from 1; `None` if the file as a whole is wrong.
     pub line: Option<NonZeroUsize>,
+    /// What is wrong.
     pub reason: String,
 }
 
@@ -66,13 +69,14 @@ impl Endpoint {
         &self.host
     }
 
+    /// The port, 1 to 65535.
     pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The address that stands for this host inside the enclave.
     pub fn loopback(&self) -> Ipv4Addr {
-        Ipv4Addr::new(127, 0, 0, (FIRST_LOOPBACK + self.index) as u8)
+        Ipv4Addr::new(127, 0, 0, u8::try_from(FIRST_LOOPBACK + self.index).expect("a list has 191 entries at most"))
     }
 }
 
@@ -122,6 +126,7 @@ impl AllowList {
         self.endpoints.iter().find(|e| e.port == port && e.host.eq_ignore_ascii_case(host))
     }
 
+    /// All endpoints, in the file's order.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.iter()
     }

@@ -23,6 +23,7 @@ hex32! {
 /// Identifies a sealed bundle. The default stands for no bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BundleId {
+    /// The operator's counter, which grows with each bundle; 0 stands for none.
     pub counter: u64,
     /// SHA-256 of the ciphertext, which differs each time that something is sealed.
     pub sha256: Sha256,
@@ -34,6 +35,7 @@ pub struct BundleId {
 pub struct UserData {
     /// SHA-256 of the allow list's file.
     pub allow_list_sha256: Sha256,
+    /// Which boot of the enclave this is.
     pub boot_nonce: BootNonce,
     /// SHA-256 of the ciphertext of the last sealed bundle in force; zeros before the first.
     bundle_sha256: Sha256,
@@ -60,6 +62,7 @@ struct Version {
 }
 
 impl UserData {
+    /// The user data of an enclave with this sealing key and boot nonce, whose last sealed bundle is `in_force`.
     pub fn new(
         sealing_key: PublicKey,
         allow_list_sha256: Sha256,
@@ -75,6 +78,7 @@ impl UserData {
         BundleId { counter: self.counter, sha256: self.bundle_sha256 }
     }
 
+    /// The user data as a document holds it.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("texts and numbers are JSON")
     }

@@ -15,6 +15,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Characters that are decoded at a time where white space has to be removed; four stand for three bytes.
 const BLOCK: usize = 4096;
 
+/// Encodes with padding, on one line.
 pub fn encode(bytes: impl AsRef<[u8]>) -> String {
     BASE64.encode(bytes)
 }

@@ -16,9 +16,13 @@ use crate::service::ServiceUrl;
 /// The items as received. Each has its form; none has been checked against anything outside the bundle.
 #[derive(Default)]
 pub struct Received {
+    /// MTLS_CLIENT_CERT_JSON: the text of each part.
     pub certificates: Option<Parts<String>>,
+    /// ECS_WATERMARK_ENDPOINT.
     pub service: Option<ServiceUrl>,
+    /// FILE_KEYS.
     pub file_keys: Option<DeliveredKeys>,
+    /// GRANT_KEYS.
     pub grant_keys: Option<GrantKeys>,
     /// Names that this version does not know; and, with the reason in parentheses, members that are null and grant keys
     /// that do not sign with a known algorithm.
@@ -32,8 +36,10 @@ pub struct Outgoing {
     /// The text that [`certificates::write`] returns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls_client_cert_json: Option<String>,
+    /// The watermark service's URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ecs_watermark_endpoint: Option<String>,
+    /// Keys of encrypted files, by id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_keys: Option<DeliveredKeys>,
     /// A JWK set.
@@ -80,6 +86,7 @@ fn service(value: &RawValue) -> Result<ServiceUrl, Refusal> {
 }
 
 impl Outgoing {
+    /// Whether it has no item.
     pub fn is_empty(&self) -> bool {
         let Outgoing { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
         mtls_client_cert_json.is_none()

@@ -55,7 +55,9 @@ impl Part {
 /// Which part is refused, and why. Never contains a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PartError {
+    /// The part that is refused.
     pub part: Part,
+    /// What is wrong with it.
     pub reason: String,
 }
 
@@ -80,6 +82,7 @@ pub fn refuse<T>(part: Part, reason: impl Into<String>) -> Result<T, PartError> 
 pub struct Parts<T>(pub [T; 3]);
 
 impl<T> Parts<T> {
+    /// The value for one part.
     pub fn get(&self, part: Part) -> &T {
         &self.0[part as usize]
     }

@@ -16,8 +16,9 @@ use crate::refusal::{Refusal, refuse};
 
 /// Bytes of a key: AES-256.
 pub const KEY_LEN: usize = 32;
-/// Most keys in FILE_KEYS, and the longest key id in bytes.
+/// Most keys in FILE_KEYS.
 const MAX_KEYS: usize = 1024;
+/// Longest key id, in bytes.
 pub const MAX_KEY_ID: usize = 128;
 /// The only kind of associated data.
 const BY_FILE_ID: &str = "file_id";
@@ -32,6 +33,7 @@ impl KeyBytes {
         KeyBytes(bytes)
     }
 
+    /// The bytes themselves: copies of them have to stay on the heap.
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
@@ -46,6 +48,7 @@ impl fmt::Debug for KeyBytes {
 /// A key as it is delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveredKey {
+    /// The AES-256 key.
     pub bytes: KeyBytes,
     /// Whether the file id is the associated data of every file under this key.
     pub binds_file_id: bool,

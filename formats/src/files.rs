@@ -110,6 +110,7 @@ impl FromIterator<(String, FileKey)> for FileKeys {
 }
 
 impl FileKeys {
+    /// Whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

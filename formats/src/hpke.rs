@@ -50,6 +50,7 @@ impl PrivateKey {
         Ok(PrivateKey(bytes))
     }
 
+    /// The public half.
     pub fn public(&self) -> PublicKey {
         PublicKey(x25519(*self.0, X25519_BASEPOINT_BYTES))
     }

@@ -15,7 +15,9 @@ pub enum JsonError {
     NotUtf8(usize),
     /// They begin with UTF-16's byte order mark, which PowerShell 5 writes into redirected files.
     Utf16,
+    /// The JSON is not an object.
     NotAnObject,
+    /// It is not JSON, or not of the expected form; only the place is shown.
     Json(serde_json::Error),
 }
 

@@ -36,14 +36,18 @@ pub struct GrantKeys(pub Vec<GrantKey>);
 pub struct GrantKey {
     /// The name by which a token refers to the key.
     pub kid: String,
+    /// The key's type, which decides its algorithm.
     pub kind: Kind,
     /// Ed25519: its 32 bytes (RFC 8032, 5.1.5); P-256: the uncompressed point (SEC 1, 2.3.3).
     pub public: Vec<u8>,
 }
 
+/// A type of keys that sign grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Ed25519 (RFC 8032), for EdDSA.
     Ed25519,
+    /// P-256 with SHA-256, for ES256.
     P256,
 }
 
@@ -64,6 +68,7 @@ impl Kind {
 }
 
 impl GrantKeys {
+    /// The key with this kid.
     pub fn find(&self, kid: &str) -> Option<&GrantKey> {
         self.0.iter().find(|key| key.kid == kid)
     }
@@ -91,6 +96,7 @@ impl GrantKey {
         }
     }
 
+    /// Whether this is a signature of the message by the key's private half.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let verified = match self.kind {
             Kind::Ed25519 => UnparsedPublicKey::new(&ED25519, &self.public).verify(message, signature),

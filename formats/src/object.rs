@@ -27,6 +27,7 @@ pub struct Object<'a> {
 /// Which members to keep.
 #[derive(Clone, Copy)]
 pub enum Keep<'k> {
+    /// Those with these names.
     Named(&'k [&'k str]),
     /// All, up to this many.
     Most(usize),

@@ -137,10 +137,12 @@ fn strict(label: &str, body: &str) -> String {
     format!("{BEGIN}{label}{DASHES}\n{body}\n{END}{label}{DASHES}\n")
 }
 
+/// Writes certificates as PEM, in order.
 pub fn of_certificates(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|c| armour(CERTIFICATE, c)).collect()
 }
 
+/// Writes a private key as PEM, labelled with its format.
 pub fn of_key(key: &PrivateKeyDer<'_>) -> String {
     let label = match key {
         PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 /// What is wrong with a bundle: the field and the reason. Never contains a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// The path of the field, such as `FILE_KEYS.k`, or [`WHOLE`].
     pub field: String,
+    /// What is wrong with it, to follow the field's name.
     pub reason: String,
 }
 

@@ -15,11 +15,15 @@
 use crate::digest::{Sha256, sha256};
 use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, TAG_LEN};
 
-/// Header fields of the raw route: the key that the answer is to be sealed to, and what an answer reports.
+/// Header field of a request on the raw route: the key that the answer is to be sealed to, in base64.
 pub const REPLY_KEY: &str = "Teemark-Reply-Key";
+/// Header field of its answer: whether the file is marked, `true` or `false`.
 pub const WATERMARKED: &str = "Teemark-Watermarked";
+/// Header field of its answer: whether the body is sealed, `true` or `false`.
 pub const SEALED: &str = "Teemark-Sealed";
+/// Header field of its answer: when it was signed, in milliseconds since 1970.
 pub const TIMESTAMP: &str = "Teemark-Timestamp";
+/// Header field of its answer: the signature, in base64.
 pub const SIGNATURE: &str = "Teemark-Signature";
 
 /// HPKE's info.
@@ -33,18 +37,24 @@ const INTENT_SEALED_FILE: u8 = 1;
 /// The file that an answer is about, and the user who asked for it.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
+    /// The file's id.
     pub file_id: &'a str,
+    /// The user's id, which the mark carries.
     pub user_id: &'a str,
 }
 
 /// What the enclave's signature says about an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Statement<'a> {
+    /// The file and the user.
     pub about: About<'a>,
     /// SHA-256 of the encrypted file in the request.
     pub content_sha256: Sha256,
+    /// Whether the watermark service marked the file.
     pub watermarked: bool,
+    /// Whether the answer is sealed to the user's key.
     pub sealed: bool,
+    /// When it was signed, in milliseconds since 1970.
     pub timestamp_ms: u64,
 }
 
@@ -124,10 +134,10 @@ impl Statement<'_> {
 /// Writes a length as BCS does.
 fn uleb128(mut n: usize, out: &mut Vec<u8>) {
     while n >= 0x80 {
-        out.push(n as u8 | 0x80);
+        out.push(n.to_le_bytes()[0] | 0x80);
         n >>= 7;
     }
-    out.push(n as u8);
+    out.push(n.to_le_bytes()[0]);
 }
 
 #[cfg(test)]

@@ -25,17 +25,24 @@ pub const PURPOSE: &[u8] = b"teemark sealed bundle v1";
 /// The enclave that a bundle is for, as its attestation document names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
+    /// The key that it is sealed to.
     pub sealing_key: PublicKey,
+    /// The boot that it is for.
     pub boot_nonce: BootNonce,
 }
 
 /// The parts of a sealed bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedBundle {
+    /// The boot that it is for.
     pub boot_nonce: BootNonce,
+    /// The operator's counter, above that of the last bundle in force.
     pub counter: u64,
+    /// HPKE's encapsulated key.
     pub enc: PublicKey,
+    /// The sealed bundle.
     pub ciphertext: Vec<u8>,
+    /// The operator's signature, 64 bytes, of [`SealedBundle::to_be_signed`].
     pub signature: Vec<u8>,
 }
 

@@ -2,9 +2,10 @@
 
 use http::Uri;
 
-/// Limit of the service's answer: this many times the request, plus this many bytes. Services that write JSON in ASCII
-/// only, as Python does by default, turn two bytes into six (`\u0434`), and four into twelve.
+/// Limit of the service's answer, as a multiple of the request. Services that write JSON in ASCII only, as Python does
+/// by default, turn two bytes into six (`\u0434`), and four into twelve.
 pub const ANSWER_TIMES: usize = 3;
+/// Bytes that the service's answer may have beyond [`ANSWER_TIMES`] times the request.
 pub const ANSWER_SLACK: usize = 1 << 20;
 
 /// The port of a URL without one.
@@ -49,10 +50,12 @@ impl ServiceUrl {
         self.text.trim_end_matches('/')
     }
 
+    /// The host: a name, or an IP address.
     pub fn host(&self) -> &str {
         &self.host
     }
 
+    /// The port; 443 if the URL has none.
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -143,7 +143,7 @@ impl<'a> Permit<'a> {
     pub fn settle<T>(self, outcome: &Result<T, ApiError>) {
         let Permit::Granted(_, taken) = self else { return };
         match outcome {
-            Ok(_) => taken.up(),
+            Ok(_) => taken.use_up(),
             Err(
                 ApiError::Http(HttpError::TooSlow)
                 | ApiError::FileTooLarge(TooLarge::Service)

@@ -8,25 +8,25 @@ const LONGEST: usize = 64;
 
 /// A moment to the second; of what is beyond, only `fraction` is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NumericDate {
+pub(super) struct NumericDate {
     pub whole: u64,
     /// Whether the moment is a fraction of a second later.
-    pub fraction: bool,
+    pub(super) fraction: bool,
 }
 
 impl NumericDate {
     /// The last whole second that is not after this moment. What ends at the moment has ended at that second.
-    pub fn down(self) -> u64 {
+    pub(super) fn down(self) -> u64 {
         self.whole
     }
 
     /// The first whole second that is not before it. What begins at the moment has begun at that second.
-    pub fn up(self) -> u64 {
+    pub(super) fn up(self) -> u64 {
         self.whole.saturating_add(self.fraction.into())
     }
 
     /// Parses a number exactly; `None` for a negative number, one far too large, and what is not a number.
-    pub fn read(number: &RawValue) -> Option<NumericDate> {
+    pub(super) fn read(number: &RawValue) -> Option<NumericDate> {
         let text = number.get();
         if text.len() > LONGEST || !text.starts_with(|c: char| c.is_ascii_digit()) {
             return None;

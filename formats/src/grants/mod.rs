@@ -37,12 +37,15 @@ const LEEWAY: u64 = 10;
 /// A token whose signature, audience and times have been checked.
 #[derive(Debug)]
 pub struct Grant {
+    /// The user that may have the file: `sub`.
     pub user_id: String,
+    /// The file's id.
     pub file_id: String,
     /// SHA-256 of the encrypted file. Without one, any file that opens under this id will do.
     pub content_sha256: Option<Sha256>,
     /// The key that the answer must be sealed to. Without one, whoever holds the token chooses.
     pub reply_key: Option<PublicKey>,
+    /// Tells whether the grant was used before.
     pub id: Id,
     /// When it has expired by any clock, in seconds since 1970.
     pub ends: u64,
@@ -67,20 +70,26 @@ pub struct NewClaims<'a> {
 /// What a new grant is to say.
 #[derive(Clone, Copy, Debug)]
 pub struct NewGrant<'a> {
+    /// The user that may have the file.
     pub user_id: &'a str,
+    /// The file's id.
     pub file_id: &'a str,
     /// Where it is valid: a fleet's name, or one enclave's identity key in hex.
     pub audience: &'a str,
+    /// From when it is valid, by the issuer's clock.
     pub from: Utc,
     /// Seconds until it expires, at most [`MAX_LIFE`].
     pub valid: u64,
     /// Random bits that make it unique.
     pub jti: [u8; 16],
+    /// The key that the answer must be sealed to, if any.
     pub reply_key: Option<PublicKey>,
+    /// SHA-256 of the only encrypted file that it is for, if any.
     pub content_sha256: Option<Sha256>,
 }
 
 impl<'a> NewGrant<'a> {
+    /// The claims to be signed.
     pub fn claims(&self) -> NewClaims<'a> {
         let Utc(now) = self.from;
         NewClaims {
@@ -172,6 +181,7 @@ pub fn names_reply_key(token: &str) -> bool {
 pub struct Id([u8; 16]);
 
 impl Id {
+    /// The id of the grant that this key signed with this jti.
     pub fn of(kid: &str, jti: &str) -> Id {
         let hash = sha256(&[&(kid.len() as u64).to_be_bytes(), kid.as_bytes(), jti.as_bytes()].concat());
         let mut id = [0; 16];
@@ -187,14 +197,19 @@ pub enum GrantError {
     Missing,
     /// Not a JWT, from an unknown issuer, for another audience, and the like: the reason.
     Invalid(&'static str),
+    /// Its exp has passed.
     Expired,
+    /// Its nbf is still to come.
     NotYetValid,
+    /// It is for another file_id.
     OtherFile,
+    /// It is for another user_id.
     OtherUser,
     /// Another file was sent under the right id.
     OtherContent,
     /// The request names another reply key than the token does.
     OtherKey,
+    /// It is in use or used up.
     Used,
     /// No more used tokens can be remembered.
     Full,
