@@ -1,6 +1,6 @@
 # Every command of the project. `make demo`, `make test` and the image's need no step before them.
 .POSIX:
-.PHONY: help build demo run image size run-vm run-enclave test vm-test check footprint vectors clean
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
 
 help:
 	@echo 'make demo        the main job on real input, step by step, with pictures in out/demo'
@@ -13,11 +13,15 @@ help:
 	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
 	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
 	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
+	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests without a Nitro Secure Module, for'
+	@echo '                                    virtual machines here; nobody else should believe it'
 	@echo 'make size        the sizes of the image, part by part, against their limits'
 	@echo 'make run-vm      the image booted here, with a parent beside it; curl http://127.0.0.1:3000'
 	@echo 'make run-enclave the image started on an EC2 instance with Nitro Enclaves'
-	@echo 'make test        every test; installs what they use (socat, curl, QEMU …) or says how'
-	@echo 'make vm-test     the part of it that boots the image'
+	@echo 'make test        every test; installs what they use (socat, curl, QEMU …) or says how. Its parts:'
+	@echo 'make quick-test  all but the two below'
+	@echo 'make vm-test     what boots the image in virtual machines'
+	@echo 'make reproduce   what builds the image twice and compares'
 	@echo 'make check       formatting, lints, licences, advisories, shell scripts, units'
 	@echo 'make footprint   the static daemon: bytes, memory and start, against their limits'
 	@echo 'make vectors     formats/vectors: an example of each format, for other implementations'
@@ -33,7 +37,8 @@ run: build
 	host/demo.sh --keep
 
 image:
-	image/build.sh $${DEBUG:+--debug --name teemark-debug} $${OPERATOR:+--operator "$$OPERATOR"} \
+	image/build.sh $${DEBUG:+--debug --name teemark-debug} $${TESTNSM:+--test-nsm --name teemark-testnsm} \
+	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
 	  $${SIGN_KEY:+--sign-key "$$SIGN_KEY"} $${SIGN_CERT:+--sign-certificate "$$SIGN_CERT"}
@@ -43,28 +48,37 @@ size:
 	image/build.sh --output target/size >/dev/null
 	target/debug/teemark-image size target/size/teemark.json
 
+# Stock QEMU has no Nitro Secure Module: the image brings its stand-in.
 run-vm:
 	host/install-tools.sh vm
-	[ -f out/teemark.eif ] || $(MAKE) image
+	if [ -n "$${QEMU_NITRO:-}" ]; then [ -f out/teemark.eif ] || $(MAKE) image; \
+	  else [ -f out/teemark-testnsm.eif ] || $(MAKE) image TESTNSM=1; fi
 	cargo build --workspace --bins
 	target/debug/run-vm
 
 run-enclave:
 	ENCLAVE_DEBUG=$${DEBUG:+1} ENCLAVE_EIF="$${ENCLAVE_EIF:-out/teemark$${DEBUG:+-debug}.eif}" host/deploy/run-enclave.sh
 
-test:
+test: quick-test vm-test reproduce
+
+# What searches the daemon's memory does so once more with a static build, as it is shipped but for the module that signs.
+quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace
 	cargo test --workspace
 	tests/footprint.sh
-	TEEMARKD=$$(image/programs.sh | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
+	TEEMARKD=$$(image/programs.sh --test-nsm | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
+	tests/test_nsm.sh
 	$(MAKE) size
-	tests/reproducible.sh
 
 vm-test:
 	host/install-tools.sh vm
 	cargo build --workspace --bins
 	cargo test --workspace --test vm
+
+reproduce:
+	host/install-tools.sh image
+	tests/reproducible.sh
 
 check:
 	host/install-tools.sh check

@@ -2,13 +2,15 @@
 # Builds the enclave image: the kernel, PID 1 and the daemon, and of them OUTPUT/NAME.eif with its .pcrs and .json.
 # What stands in the image does not depend on where or when it is built: see tests/reproducible.sh.
 #
-#     image/build.sh [--operator FILE | --no-operator] [--debug] [--certs DIR] [--environment FILE]
-#                    [--endpoints FILE] [--command-line STRING] [--sign-key FILE --sign-certificate FILE]
+#     image/build.sh [--operator FILE | --no-operator] [--debug] [--test-nsm] [--certs DIR]
+#                    [--environment FILE] [--endpoints FILE] [--command-line STRING] [--sign-key FILE --sign-certificate FILE]
 #                    [--name NAME] [--output DIR]
 #
 # --operator    public half of the key that secrets have to be signed with; by default that of image/operator.sh, unless
 #               the environment file takes a plain handshake or names the keys itself
 # --debug       run.sh and a shell in the image
+# --test-nsm    a daemon that signs attestation documents by itself where there is no /dev/nsm; for virtual machines
+#               here, never for an instance
 # --certs       client.crt, client.key and ecs-ca.crt baked in; without, the handshake delivers them
 # The rest goes to `teemark-image build` as it is; `teemark-image build --help` tells more.
 set -eu
@@ -18,7 +20,15 @@ target=${CARGO_TARGET_DIR:-$root/target}
 "$root/host/install-tools.sh" image
 kernel=$("$root/image/kernel/build.sh")
 
-programs=$("$root/image/programs.sh")
+given() { # is the option among the arguments?
+  option=$1
+  shift
+  for argument; do [ "$argument" = "$option" ] && return 0; done
+  return 1
+}
+if given --test-nsm "$@"; then variant=--test-nsm; else variant=; fi
+# shellcheck disable=SC2086 # none or one
+programs=$("$root/image/programs.sh" $variant)
 # Of the whole workspace, so that its crates have the features that the tests' build gives them, and are built once.
 (cd "$root" && cargo build --quiet --locked --workspace --bin teemark-image)
 
@@ -29,16 +39,14 @@ for argument; do
   shift
   [ "$previous" != --environment ] || environment=$argument
   previous=$argument
-  if [ "$argument" = --no-operator ]; then closed=1; else set -- "$@" "$argument"; fi
+  case "$argument" in
+    --no-operator) closed=1 ;;
+    --test-nsm) ;;
+    *) set -- "$@" "$argument" ;;
+  esac
 done
 set -- --kernel "$kernel/bzImage" --daemon "$(echo "$programs" | sed -n 1p)" \
   --init "$(echo "$programs" | sed -n 2p)" "$@"
-given() { # is the option among the arguments?
-  option=$1
-  shift
-  for argument; do [ "$argument" = "$option" ] && return 0; done
-  return 1
-}
 given --endpoints "$@" || set -- "$@" --endpoints "$root/allowed_endpoints.yaml"
 given --environment "$@" || set -- "$@" --environment "$environment"
 if [ -z "$closed" ] && ! given --operator "$@" &&

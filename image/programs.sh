@@ -1,7 +1,15 @@
 #!/bin/sh
 # Builds the programs that run in the enclave, teemarkd and init: static, stripped, and the same bytes wherever the
 # clone, cargo's folder and the toolchain lie. Prints the two paths, a line each.
+#
+#     image/programs.sh              as they are shipped
+#     image/programs.sh --test-nsm   teemarkd with its stand-in for the Nitro Secure Module, for machines without one
 set -eu
+case "${1:-}" in
+  "") variant=shipped features=--no-default-features ;;
+  --test-nsm) variant=testnsm features=--features=test-nsm ;;
+  *) echo "image/programs.sh: unknown argument $1; see its first lines" >&2; exit 2 ;;
+esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=$root/target/image
 triple=x86_64-unknown-linux-musl
@@ -20,6 +28,10 @@ done
 build() {
   RUSTFLAGS="$flags" cargo build --quiet --locked --target "$triple" --target-dir "$target" "$@"
 }
-build --release --package teemarkd --bin teemarkd
+build --release --package teemarkd --bin teemarkd "$features"
 build --profile init --package init --bin init
-printf '%s\n' "$target/$triple/release/teemarkd" "$target/$triple/init/init"
+# Cargo leaves each variant of the daemon under one name, so each gets a folder of its own.
+mkdir -p "$target/$variant"
+cp "$target/$triple/release/teemarkd" "$target/$variant/teemarkd.new"
+mv "$target/$variant/teemarkd.new" "$target/$variant/teemarkd"
+printf '%s\n' "$target/$variant/teemarkd" "$target/$triple/init/init"

@@ -178,12 +178,14 @@ fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootE
 fn make_keys(allowed: &AllowList) -> Result<Attestation, BootError> {
     let nsm = attest::module().map_err(cannot("attestation"))?;
     let attestation = Attestation::new(nsm, allowed.sha256()).map_err(cannot("attestation"))?;
-    let (module, drift) = attestation.module_and_drift().map_err(cannot("attestation"))?;
-    METRICS.clock_drift.set(drift);
-    if drift.unsigned_abs() > MAX_DRIFT {
-        warn!("the clock is {drift} s ahead of the Nitro Secure Module's");
+    if let Some((module, drift)) = attestation.module_and_drift().map_err(cannot("attestation"))? {
+        METRICS.clock_drift.set(drift);
+        if drift.unsigned_abs() > MAX_DRIFT {
+            warn!("the clock is {drift} s ahead of the Nitro Secure Module's");
+        }
+        info!("attested by {module}");
     }
-    info!("attested by {module}, identity key {}", hex::encode(attestation.identity()));
+    info!("identity key {}", hex::encode(attestation.identity()));
     Ok(attestation)
 }
 

@@ -45,6 +45,8 @@ pub enum ApiError {
     /// These items have not been delivered yet.
     NotReady(Vec<&'static str>),
     Overloaded,
+    /// There is no Nitro Secure Module that could sign an attestation document.
+    CannotAttest,
     /// More attestation documents were requested than the module can make; try again after this many seconds.
     TooManyDocuments(u64),
     /// The request's own thread panicked, or the system or the Nitro Secure Module failed; the log says which.
@@ -76,6 +78,9 @@ impl ApiError {
             ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),
             ApiError::WatermarkMissing(reason) => (502, "watermark_missing", reason.clone()),
+            ApiError::CannotAttest => {
+                (503, "attestation_unavailable", "this machine has no Nitro Secure Module (/dev/nsm)".into())
+            }
             ApiError::NotReady(missing) => {
                 (503, "not_ready", format!("waiting for the handshake; missing: {}", missing.join(", ")))
             }
@@ -146,6 +151,7 @@ impl From<DocumentError> for ApiError {
     fn from(e: DocumentError) -> ApiError {
         match e {
             DocumentError::TooMany(wait) => ApiError::TooManyDocuments(wait.as_secs() + 1),
+            DocumentError::NoModule => ApiError::CannotAttest,
             DocumentError::Nsm(e) => {
                 error!("no attestation document: {e}");
                 ApiError::Internal

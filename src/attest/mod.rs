@@ -5,9 +5,11 @@
 //! (its PCRs) and both keys, so that whoever verifies one knows which code holds them.
 
 mod cbor;
+#[cfg(feature = "test-nsm")]
 mod der;
 mod nsm;
 mod raw;
+#[cfg(feature = "test-nsm")]
 mod test_nsm;
 
 use std::fmt;
@@ -19,9 +21,11 @@ use formats::digest::Sha256;
 use formats::hpke;
 use formats::signature::VerifyingKey;
 use log::warn;
+use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 pub use nsm::DevNsm;
+#[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
 
 /// A document keeps the module busy for some milliseconds: how many are made at once, and then one in each interval.
@@ -77,17 +81,24 @@ impl fmt::Display for NsmError {
 
 impl std::error::Error for NsmError {}
 
-/// The module of this machine: /dev/nsm, or, where there is none, documents that prove nothing.
+/// The module of this machine. Without /dev/nsm it is `None`, or, with the cargo feature `test-nsm`, one whose
+/// documents prove nothing.
 ///
 /// # Errors
 /// The device is there and cannot be opened.
-pub fn module() -> Result<Box<dyn Nsm>, NsmError> {
-    match DevNsm::open()? {
-        Some(nsm) => Ok(Box::new(nsm)),
-        None => {
-            warn!("no /dev/nsm: attestation documents are signed by a test root and prove nothing");
-            Ok(Box::new(TestNsm::default()))
-        }
+pub fn module() -> Result<Option<Box<dyn Nsm>>, NsmError> {
+    if let Some(nsm) = DevNsm::open()? {
+        return Ok(Some(Box::new(nsm)));
+    }
+    #[cfg(feature = "test-nsm")]
+    {
+        warn!("no /dev/nsm: attestation documents are signed by a test root and prove nothing");
+        Ok(Some(Box::new(TestNsm::default())))
+    }
+    #[cfg(not(feature = "test-nsm"))]
+    {
+        warn!("no /dev/nsm: this daemon cannot attest itself, and /get_attestation answers 503");
+        Ok(None)
     }
 }
 
@@ -96,12 +107,15 @@ pub fn module() -> Result<Box<dyn Nsm>, NsmError> {
 pub enum DocumentError {
     /// Too many were requested; try again after this time.
     TooMany(Duration),
+    /// This machine has no module.
+    NoModule,
     Nsm(NsmError),
 }
 
 /// The enclave's keys, and the module that vouches for them.
 pub struct Attestation {
-    nsm: Box<dyn Nsm>,
+    /// `None` on a machine without one: there are keys, and nobody vouches for them.
+    nsm: Option<Box<dyn Nsm>>,
     identity: Ed25519KeyPair,
     sealing: hpke::PrivateKey,
     boot_nonce: BootNonce,
@@ -113,14 +127,19 @@ pub struct Attestation {
 }
 
 impl Attestation {
-    /// Makes the keys. `allow_list` is the SHA-256 of the allow list's file.
+    /// Makes the keys, from the module's random numbers or, without a module, the kernel's. `allow_list` is the SHA-256
+    /// of the allow list's file.
     ///
     /// # Errors
-    /// The module gives no random numbers.
-    pub fn new(nsm: Box<dyn Nsm>, allow_list: Sha256) -> Result<Attestation, NsmError> {
+    /// There are no random numbers.
+    pub fn new(nsm: Option<Box<dyn Nsm>>, allow_list: Sha256) -> Result<Attestation, NsmError> {
         let random = || {
             let mut bytes = Box::new([0; 32]);
-            nsm.random(&mut *bytes).map(|()| bytes)
+            match &nsm {
+                Some(nsm) => nsm.random(&mut *bytes)?,
+                None => SystemRandom::new().fill(&mut *bytes).map_err(|_| NsmError("no random numbers".into()))?,
+            }
+            Ok(bytes)
         };
         let identity =
             Ed25519KeyPair::from_seed_unchecked(&*random()?).map_err(|_| NsmError("no identity key".into()))?;
@@ -151,6 +170,7 @@ impl Attestation {
     /// # Errors
     /// See [`DocumentError`].
     pub fn document(&self, nonce: Option<&[u8]>) -> Result<Vec<u8>, DocumentError> {
+        let nsm = self.nsm.as_ref().ok_or(DocumentError::NoModule)?;
         self.take_turn(Instant::now())?;
         let user_data = self.user_data().to_json();
         let claims = Claims {
@@ -158,7 +178,7 @@ impl Attestation {
             user_data: Some(user_data.as_bytes()),
             nonce,
         };
-        self.nsm.document(&claims).map_err(DocumentError::Nsm)
+        nsm.document(&claims).map_err(DocumentError::Nsm)
     }
 
     fn take_turn(&self, now: Instant) -> Result<(), DocumentError> {
@@ -199,21 +219,23 @@ impl Attestation {
     /// # Errors
     /// See [`NsmError`].
     pub fn test_root(&self) -> Result<Option<&[u8]>, NsmError> {
-        self.nsm.test_root()
+        self.nsm.as_ref().map_or(Ok(None), |nsm| nsm.test_root())
     }
 
-    /// Which module signs, and by how many seconds this machine's clock is ahead of the module's.
+    /// Which module signs, and by how many seconds this machine's clock is ahead of the module's. `None` without a
+    /// module.
     ///
     /// # Errors
     /// The module gives no document, or one without these.
-    pub fn module_and_drift(&self) -> Result<(String, i64), NsmError> {
-        let (module, time) = self.nsm.module_and_time()?;
+    pub fn module_and_drift(&self) -> Result<Option<(String, i64)>, NsmError> {
+        let Some(nsm) = &self.nsm else { return Ok(None) };
+        let (module, time) = nsm.module_and_time()?;
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         let drift = match SystemTime::now().duration_since(time) {
             Ok(ahead) => seconds(ahead),
             Err(behind) => -seconds(behind.duration()),
         };
-        Ok((module, drift))
+        Ok(Some((module, drift)))
     }
 }
 
@@ -222,7 +244,17 @@ mod tests {
     use super::*;
 
     fn attestation() -> Attestation {
-        Attestation::new(Box::new(TestNsm::default()), Sha256::default()).unwrap()
+        Attestation::new(module().unwrap(), Sha256::default()).unwrap()
+    }
+
+    #[test]
+    fn without_a_module_there_are_keys_and_no_documents() {
+        let attestation = Attestation::new(None, Sha256::default()).unwrap();
+        assert!(attestation.identity().verifies(b"message", &attestation.sign(b"message")));
+        assert_ne!(attestation.boot_nonce(), Attestation::new(None, Sha256::default()).unwrap().boot_nonce());
+        assert!(matches!(attestation.document(None), Err(DocumentError::NoModule)));
+        assert_eq!(attestation.test_root().unwrap(), None);
+        assert_eq!(attestation.module_and_drift().unwrap(), None);
     }
 
     #[test]
@@ -252,8 +284,9 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "test-nsm")]
     fn the_clocks_agree_where_there_is_only_one() {
-        let (module, drift) = attestation().module_and_drift().unwrap();
+        let (module, drift) = attestation().module_and_drift().unwrap().unwrap();
         assert!(module.contains("test") && drift.abs() <= 1, "{module} {drift}");
     }
 }

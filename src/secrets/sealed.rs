@@ -63,7 +63,6 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
-    use crate::attest::TestNsm;
 
     struct Scene {
         operator: Ed25519KeyPair,
@@ -72,7 +71,7 @@ mod tests {
     }
 
     fn scene() -> Scene {
-        let attestation = Arc::new(Attestation::new(Box::new(TestNsm::default()), Sha256::default()).unwrap());
+        let attestation = Arc::new(Attestation::new(None, Sha256::default()).unwrap());
         let operator = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
         let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: attestation.boot_nonce() };
         let operators = [[9; 32], operator.public_key().as_ref().try_into().unwrap()].map(VerifyingKey::from_bytes);

@@ -25,7 +25,13 @@ pub fn an_image_with_certificates_is_ready_without_a_handshake(stage: &Stage, wo
     let bus = Bus::start()?;
     let enclave = Enclave::boot(&bus, &image.taken_apart(), 64, &logs()?, false)?;
     stage.watch(&enclave.console);
-    stage.step("on microvm, with nobody beside it, it is ready too", || times(stage, &enclave))
+    stage.step("on microvm, with nobody beside it, it is ready too", || times(stage, &enclave))?;
+    stage.step("there is no /dev/nsm: it says so, and /get_attestation is 503 and no document of its own", || {
+        enclave.console.wait_for("no /dev/nsm: this daemon cannot attest itself", Duration::ZERO)?;
+        let (status, body) = enclave.get(3000, "/get_attestation")?;
+        ensure!(status == 503 && body.contains("attestation_unavailable"), "/get_attestation: {status} {body}");
+        Ok(())
+    })
 }
 
 /// The times of a boot since the kernel's first line, each when it was over.

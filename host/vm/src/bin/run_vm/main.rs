@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
-use teemark_vm::{BOOT, Bus, Enclave, Image, Parent, forward, operator, program, repository, run};
+use teemark_vm::{BOOT, Bus, Enclave, Image, Parent, forward, operator, program, qemu, repository, run};
 
 /// The folder of what is made: certificates, keys, an encrypted picture, the consoles.
 const FOLDER: &str = "out/vm";
@@ -21,9 +21,9 @@ const FOLDER: &str = "out/vm";
 #[derive(Parser)]
 #[command(name = "run-vm", version)]
 struct Arguments {
-    /// The enclave image
-    #[arg(long, value_name = "EIF", default_value = "out/teemark.eif")]
-    image: PathBuf,
+    /// The enclave image [default: out/teemark.eif, or out/teemark-testnsm.eif for a microvm, which has no /dev/nsm]
+    #[arg(long, value_name = "EIF")]
+    image: Option<PathBuf>,
     /// The machine; by default nitro-enclave where QEMU_NITRO names a QEMU that has it
     #[arg(long)]
     machine: Option<Machine>,
@@ -102,13 +102,18 @@ fn start(arguments: &Arguments) -> Result<()> {
     let folder = Path::new(FOLDER);
     fs::create_dir_all(folder)?;
 
-    let mut image = Image::open(&arguments.image).context("make image builds it")?;
-    match arguments.machine {
-        Some(Machine::Microvm) => image = image.taken_apart(),
-        Some(Machine::Nitro) if std::env::var_os("QEMU_NITRO").is_none() => {
-            bail!("--machine nitro: set QEMU_NITRO to a qemu-system-x86_64 with the machine nitro-enclave")
-        }
-        _ => {}
+    let machine = arguments.machine.unwrap_or(if qemu::nitro().is_some() { Machine::Nitro } else { Machine::Microvm });
+    if machine == Machine::Nitro && qemu::nitro().is_none() {
+        bail!("--machine nitro: set QEMU_NITRO to a qemu-system-x86_64 with the machine nitro-enclave");
+    }
+    let (built, making) = match machine {
+        Machine::Nitro => ("out/teemark.eif", "make image builds it"),
+        Machine::Microvm => ("out/teemark-testnsm.eif", "make image TESTNSM=1 builds it"),
+    };
+    let eif = arguments.image.as_deref().unwrap_or(Path::new(built));
+    let mut image = Image::open(eif).context(making)?;
+    if machine == Machine::Microvm {
+        image = image.taken_apart();
     }
     story.tell("Certificates, keys for files and for grants, and a picture encrypted");
     prepare(folder, &arguments.certs)?;
@@ -118,7 +123,7 @@ fn start(arguments: &Arguments) -> Result<()> {
     let parent = Parent::boot(&bus, image.kernel(), &program("watermark-service")?, folder, false)?;
     let ports = set_up(&parent, arguments)?;
 
-    story.tell(&format!("The enclave boots, CID 16: {}", arguments.image.display()));
+    story.tell(&format!("The enclave boots, CID 16: {}", eif.display()));
     let mut enclave = Enclave::boot(&bus, &image, arguments.memory, folder, arguments.console)?;
     let begun = Instant::now();
     let listening = enclave.console.wait_for("secrets: listening on", BOOT);
