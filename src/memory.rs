@@ -324,7 +324,9 @@ impl Drop for Reservation {
 pub enum ReadError {
     /// There is more than the limit.
     TooLarge,
+    /// There is no memory for it.
     NoMemory(NoMemory),
+    /// Reading failed.
     Io(io::Error),
 }
 

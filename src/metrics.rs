@@ -19,10 +19,12 @@ impl Counter {
         Counter(AtomicU64::new(0))
     }
 
+    /// Adds to the count.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
 
+    /// The count so far.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -36,10 +38,12 @@ impl Gauge {
         Gauge(AtomicU64::new(0))
     }
 
+    /// Sets the number.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
 
+    /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -49,6 +53,7 @@ impl Gauge {
 pub struct Signed(AtomicI64);
 
 impl Signed {
+    /// Sets the number.
     pub fn set(&self, n: i64) {
         self.0.store(n, Relaxed);
     }
@@ -68,10 +73,11 @@ impl Histogram {
         Histogram { buckets: [const { AtomicU64::new(0) }; BUCKETS.len() + 1], sum: AtomicU64::new(0) }
     }
 
+    /// Counts one duration.
     pub fn observe(&self, took: Duration) {
         let bucket = BUCKETS.iter().position(|&bound| took <= Duration::from_millis(bound)).unwrap_or(BUCKETS.len());
         self.buckets[bucket].fetch_add(1, Relaxed);
-        self.sum.fetch_add(took.as_micros() as u64, Relaxed);
+        self.sum.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     fn print(&self, name: &str, help: &str, out: &mut String) {
@@ -89,18 +95,31 @@ impl Histogram {
 /// Everything that is counted.
 pub struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// Bytes of encrypted files received.
     pub file_bytes_in: Counter,
+    /// Bytes of files returned.
     pub file_bytes_out: Counter,
+    /// Times to decrypt a file.
     pub decrypt_time: Histogram,
+    /// Times of calls of the watermark service.
     pub watermark_time: Histogram,
+    /// Calls repeated after a stale pooled connection.
     pub watermark_retries: Counter,
+    /// Connections accepted.
     pub connections: Counter,
+    /// Connections refused or cut.
     pub connections_refused: Counter,
+    /// Connections open now.
     pub connections_open: Gauge,
+    /// Bundles that took effect.
     pub handshakes_accepted: Counter,
+    /// Bundles that changed nothing.
     pub handshakes_refused: Counter,
+    /// TLS handshakes completed with the watermark service.
     pub tls_handshakes: Counter,
+    /// Requests that ended in a panic.
     pub panics: Counter,
+    /// Log lines dropped because the queue was full.
     pub log_lines_dropped: Counter,
     /// Requests for a file without a valid grant.
     pub grants_refused: Counter,
@@ -159,14 +178,20 @@ impl Metrics {
             ("panics_total", "Requests that ended in a panic.", &self.panics),
         ];
         for (name, help, counter) in counters {
-            simple(name, "counter", help, counter.get() as i64, &mut out);
+            simple(name, "counter", help, signed(counter.get()), &mut out);
         }
-        simple("connections_open", "gauge", "Connections open now.", self.connections_open.get() as i64, &mut out);
-        simple("memory_left_bytes", "gauge", "Bytes that admission can still give.", memory_left as i64, &mut out);
+        simple("connections_open", "gauge", "Connections open now.", signed(self.connections_open.get()), &mut out);
+        simple(
+            "memory_left_bytes",
+            "gauge",
+            "Bytes that admission can still give.",
+            signed(memory_left as u64),
+            &mut out,
+        );
         let help = "Seconds by which the clock was ahead of the Nitro Secure Module's at the start.";
         simple("clock_drift_seconds", "gauge", help, self.clock_drift.0.load(Relaxed), &mut out);
         if self.certificate_ends.get() > 0 {
-            let left = self.certificate_ends.get() as i64 - Utc::now().0 as i64;
+            let left = signed(self.certificate_ends.get()) - signed(Utc::now().0);
             let help = "Seconds until the client certificate expires; negative afterwards.";
             simple("client_certificate_expires_seconds", "gauge", help, left, &mut out);
         }
@@ -184,6 +209,10 @@ fn seconds(us: u64) -> String {
 
 fn describe(name: &str, kind: &str, help: &str, out: &mut String) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn simple(name: &str, kind: &str, help: &str, value: i64, out: &mut String) {

@@ -21,7 +21,7 @@ static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 const MIB: usize = 1 << 20;
 /// What admission may give, in the setting's words and in bytes.
 const BUDGET: &str = "256MiB";
-const BUDGET_BYTES: f64 = (256 * MIB) as f64;
+const BUDGET_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 /// The promise of issue 2: peak resident memory under this budget.
 const PEAK_KIB: u64 = 320 * 1024;
 const CLIENTS: usize = 64;
@@ -114,7 +114,7 @@ fn nobody_is_lost(answers: &[Got]) -> usize {
 
 fn the_peak_is_bounded(daemon: &Daemon, what: &str) {
     let peak = daemon.process.memory("VmHWM");
-    println!("{what}: peak RSS {:.1} MiB, allowed {} MiB", peak as f64 / 1024.0, PEAK_KIB / 1024);
+    println!("{what}: peak RSS {} MiB, allowed {} MiB", peak / 1024, PEAK_KIB / 1024);
     assert!(peak <= PEAK_KIB, "{what}: peak RSS is {peak} KiB, more than {PEAK_KIB}");
 }
 
@@ -194,8 +194,8 @@ fn answers_that_nobody_reads_count_until_they_are_gone() {
     }
     the_peak_is_bounded(&daemon, "unread answers");
     let held = BUDGET_BYTES - daemon.metric("teemark_memory_left_bytes");
-    println!("unread answers: {:.1} MiB counted", held / MIB as f64);
-    assert!(held >= FILE as f64, "answers that wait for their clients are not counted: {held} bytes");
+    println!("unread answers: {:.1} MiB counted", held / as_metric(MIB));
+    assert!(held >= as_metric(FILE), "answers that wait for their clients are not counted: {held} bytes");
     // Who reads nothing for ten seconds loses the rest of its answer, so only their beginnings are looked at; and on a
     // machine that is slower than that, the first have made room by then for the last.
     let all_wait = begun.elapsed() < Duration::from_secs(9);

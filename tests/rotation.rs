@@ -121,12 +121,12 @@ fn while_32_clients_work_ten_bundles_arrive_two_of_them_bad_and_no_request_fails
     }
     let lines = service.count("TLS handshake: client CN=client");
     assert_eq!(lines, service.count("TLS handshake"), "every TLS handshake succeeded");
-    assert_eq!(lines as f64, daemon.metric("teemark_tls_handshakes_total"));
+    assert_eq!(as_metric(lines), daemon.metric("teemark_tls_handshakes_total"));
     assert_eq!(daemon.metric("teemark_handshakes_accepted_total"), 9.0);
     assert_eq!(daemon.metric("teemark_handshakes_refused_total"), 2.0);
     assert_eq!(daemon.metric("teemark_watermark_retries_total"), 0.0);
     let answered = daemon.metric("teemark_requests_total{route=\"decrypt_raw\",code=\"200\"}");
-    assert_eq!(answered, done.load(Ordering::Relaxed) as f64, "every request was counted by its client");
+    assert_eq!(answered, as_metric(done.load(Ordering::Relaxed)), "every request was counted by its client");
 }
 
 /// Ends the clients even if an assertion fails, since the scope would otherwise wait for them forever.

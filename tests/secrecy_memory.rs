@@ -32,7 +32,7 @@ fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
-        let mut bytes = vec![0; (end - start) as usize];
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
         // A mapping may have gone since.
         if memory.read_exact_at(&mut bytes, start).is_err() {
             continue;
@@ -171,7 +171,7 @@ fn replaced_keys_leave_nothing_in_memory_and_keys_in_force_only_what_is_computed
         return;
     }
     let install = |byte: u8| {
-        let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89).wrapping_add(byte) ^ 0x5a);
+        let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89).wrapping_add(byte) ^ 0x5a);
         let mut bundle = certs.bundle(service.port);
         bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
         let answer = daemon.handshake(bundle.to_string().as_bytes());
@@ -203,7 +203,7 @@ fn sealed_bundles_and_answers_leave_nothing_in_memory() {
     if !may_look(&daemon) {
         return;
     }
-    let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89) ^ 0xa5);
+    let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89) ^ 0xa5);
     let mut bundle = certs.bundle(service.port);
     bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
     let ephemeral = PrivateKey::new(Box::new([6; 32]));

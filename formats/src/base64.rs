@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn every_length_comes_back_from_lines_of_every_length() {
-        let bytes: Vec<u8> = (0..2 * BLOCK).map(|i| (i * 7 % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * BLOCK).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
         for length in (0..9).chain(BLOCK / 4 * 3 - 4..BLOCK / 4 * 3 + 5).chain([2 * BLOCK]) {
             let text = encode(&bytes[..length]);
             for (width, end) in [(1, "\n"), (63, " "), (64, "\r\n"), (76, "\n"), (BLOCK, "\n"), (BLOCK + 1, "\t")] {

@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn a_file_of_any_length_comes_back_whole() {
         for n in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5] {
-            let file: Vec<u8> = (0..n).map(|i| (i * 7 % 251) as u8).collect();
+            let file: Vec<u8> = (0..n).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
             let mut sealed = sealed(&file);
             assert_eq!(sealed.len(), sealed_len(n));
             assert_eq!(open(&mut sealed, ABOUT, &key(1)).unwrap(), file);

@@ -11,7 +11,7 @@ use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
-pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     match *target.path() {
         ["ping"] => ("ping", allow(request, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, "GET").map(|()| status(api))),
@@ -24,7 +24,7 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
 }
 
 /// The metrics in Prometheus' text format.
-pub fn metrics(api: &Api) -> Answer {
+pub(crate) fn metrics(api: &Api) -> Answer {
     Answer::text(&METRICS.print(api.memory.left()))
 }
 

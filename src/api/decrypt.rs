@@ -26,7 +26,7 @@ use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 ///
 /// # Errors
 /// Why there is no file.
-pub fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
+pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
     let permit = Permit::take(&api.grants, &api.store, request)?;
     let outcome = Admitted::admit(api, &permit)
         .and_then(|admitted| admitted.receive(form, request))

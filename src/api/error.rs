@@ -14,7 +14,7 @@ use crate::net::request::BodyError;
 use crate::watermark::WatermarkError;
 
 /// A route's name, as in the metrics, and the outcome of the request.
-pub type Routed = (&'static str, Result<Answer, ApiError>);
+pub(crate) type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// What went wrong with a request, in the caller's terms.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::net::answer::Answer;
 use crate::net::request::Request;
 
 /// How a file is requested, and so how it is returned.
-pub enum Form<'t> {
+pub(crate) enum Form<'t> {
     /// All of it in JSON.
     Json,
     /// The body is the file; the rest is in the path, the query and header fields.
@@ -24,7 +24,7 @@ pub enum Form<'t> {
 }
 
 /// An answer's content: the file or its sealed form, with the enclave's signature over exactly these bytes.
-pub struct Given {
+pub(crate) struct Given {
     pub asked: Covered,
     pub data: Vec<u8>,
     pub sealed: bool,
@@ -42,7 +42,7 @@ impl Form<'_> {
     ///
     /// # Errors
     /// The request is malformed or not permitted, or its body does not arrive.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         limits: &Limits,
         request: &mut Request<'_>,
@@ -63,7 +63,7 @@ impl Form<'_> {
     }
 
     /// The memory for an answer with a marked file of `n` bytes. As JSON, its base64 exists twice for a moment.
-    pub fn answer_cost(&self, n: usize) -> usize {
+    pub(crate) fn answer_cost(&self, n: usize) -> usize {
         let copies = match self {
             Form::Json => 4,
             Form::Raw { .. } => 3,
@@ -75,7 +75,7 @@ impl Form<'_> {
     ///
     /// # Errors
     /// `Internal` if it cannot be written as JSON.
-    pub fn answer(&self, given: Given) -> Result<Answer, ApiError> {
+    pub(crate) fn answer(&self, given: Given) -> Result<Answer, ApiError> {
         match self {
             Form::Json => json_answer(given),
             Form::Raw { .. } => Ok(raw_answer(given)),

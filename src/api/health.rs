@@ -51,7 +51,7 @@ struct Checked {
 type Probe = Box<dyn FnOnce() -> Result<bool, String> + Send>;
 
 /// Probes every endpoint and the watermark service, unless there is a recent result.
-pub fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
+pub(crate) fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
     let checked = health.latest(LIMIT, || check(&health.running, allowed, route, store));
     Answer::json(checked.status, &checked.result)
 }

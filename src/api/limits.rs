@@ -71,7 +71,9 @@ impl TooLarge {
 /// A body's limit, and the error for a body that exceeds it.
 #[derive(Clone, Copy)]
 pub struct BodyLimit {
+    /// Most bytes of the body.
     pub bytes: usize,
+    /// The error for a body with more.
     pub past: TooLarge,
 }
 

@@ -29,13 +29,17 @@ use request::Target;
 /// The listener that a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// The public listener, for users.
     Public,
+    /// The admin listener, for operators.
     Admin,
 }
 
 /// One listener's routes, as the ingress sees them.
 pub struct Served {
+    /// What all requests share.
     pub api: Arc<Api>,
+    /// The listener.
     pub side: Side,
 }
 

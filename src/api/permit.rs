@@ -45,7 +45,7 @@ impl Grants {
 }
 
 /// The right to one answer.
-pub enum Permit<'a> {
+pub(crate) enum Permit<'a> {
     /// Grants are not required.
     Open,
     /// A grant, which is in use.
@@ -54,7 +54,7 @@ pub enum Permit<'a> {
 
 /// What a request asks for, apart from the file that it sends.
 #[derive(Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     pub file_id: String,
     pub user_id: String,
     pub key_id: Option<String>,
@@ -63,19 +63,19 @@ pub struct Asked {
 }
 
 /// What a request asks for and may have: one file for one user, in an answer that is sealed to this key, or plain.
-pub struct Covered {
+pub(crate) struct Covered {
     asked: Asked,
     reply_key: Option<PublicKey>,
 }
 
 impl Covered {
     /// What the request asks for.
-    pub fn asked(&self) -> &Asked {
+    pub(crate) fn asked(&self) -> &Asked {
         &self.asked
     }
 
     /// The key to seal the answer to, if any: the request and the grant together decide.
-    pub fn reply_key(&self) -> Option<PublicKey> {
+    pub(crate) fn reply_key(&self) -> Option<PublicKey> {
         self.reply_key
     }
 }
@@ -85,7 +85,7 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is missing, invalid or already used; or not all secrets have been delivered.
-    pub fn take(grants: &'a Grants, store: &Store, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
+    pub(crate) fn take(grants: &'a Grants, store: &Store, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
         let secrets = store.now().ready().map_err(ApiError::NotReady)?;
         if !grants.required {
             return Ok(Permit::Open);
@@ -99,7 +99,7 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is for another file or user, or names another key.
-    pub fn covers(&self, asked: Asked) -> Result<Covered, ApiError> {
+    pub(crate) fn covers(&self, asked: Asked) -> Result<Covered, ApiError> {
         let reply_key = match self {
             Permit::Open => asked.reply_key,
             Permit::Granted(grant, _) => grant
@@ -115,7 +115,7 @@ impl<'a> Permit<'a> {
     ///
     /// # Errors
     /// The grant is for another file, has expired, or was signed by a key that is no longer in force.
-    pub fn recheck(
+    pub(crate) fn recheck(
         &self,
         grants: &Grants,
         store: &Store,
@@ -131,7 +131,7 @@ impl<'a> Permit<'a> {
     }
 
     /// The owner of the request, if that is known.
-    pub fn owner(&self) -> Option<Owner> {
+    pub(crate) fn owner(&self) -> Option<Owner> {
         match self {
             Permit::Open => None,
             Permit::Granted(grant, _) => Some(grant.owner()),
@@ -140,7 +140,7 @@ impl<'a> Permit<'a> {
 
     /// Decides what becomes of the grant. If it gave a file, it is used up. If the request came too slowly, or the
     /// service does not accept the file, it may be tried again twice. Otherwise it stays as it was.
-    pub fn settle<T>(self, outcome: &Result<T, ApiError>) {
+    pub(crate) fn settle<T>(self, outcome: &Result<T, ApiError>) {
         let Permit::Granted(_, taken) = self else { return };
         match outcome {
             Ok(_) => taken.use_up(),

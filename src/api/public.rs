@@ -17,7 +17,7 @@ use crate::attest::DocumentError;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
-pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");
     let post = |request: &Request<'_>| allow(request, "POST");
     match *target.path() {

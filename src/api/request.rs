@@ -17,7 +17,7 @@ const MAX_ID: usize = 256;
 ///
 /// A path has only one spelling, so that a limit in front of it cannot be bypassed by another (except for ids in it,
 /// which [`decode`] reads).
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     path: Vec<&'a str>,
     query: Vec<(String, String)>,
 }
@@ -27,7 +27,7 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     /// The query is not UTF-8.
-    pub fn parse(target: &'a str) -> Result<Target<'a>, ApiError> {
+    pub(crate) fn parse(target: &'a str) -> Result<Target<'a>, ApiError> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let path = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
@@ -39,7 +39,7 @@ impl<'a> Target<'a> {
     }
 
     /// The path's segments as they came; one empty segment for `/`.
-    pub fn path(&self) -> &[&'a str] {
+    pub(crate) fn path(&self) -> &[&'a str] {
         &self.path
     }
 
@@ -47,7 +47,7 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     /// It is given more than once.
-    pub fn query(&self, name: &str) -> Result<Option<&str>, ApiError> {
+    pub(crate) fn query(&self, name: &str) -> Result<Option<&str>, ApiError> {
         let mut values = self.query.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str());
         match (values.next(), values.next()) {
             (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
@@ -60,7 +60,7 @@ impl<'a> Target<'a> {
 ///
 /// # Errors
 /// The result is not UTF-8; `place` names the text in the error.
-pub fn decode(text: &str, place: &str) -> Result<String, ApiError> {
+pub(crate) fn decode(text: &str, place: &str) -> Result<String, ApiError> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Cow::into_owned).map_err(|_| ApiError::Invalid(format!("{place} is not UTF-8")))
 }
@@ -69,7 +69,7 @@ pub fn decode(text: &str, place: &str) -> Result<String, ApiError> {
 ///
 /// # Errors
 /// It occurs more than once, or is not UTF-8.
-pub fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+pub(crate) fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let mut values = request.head.values(name);
     match (values.next().map(str::from_utf8), values.next()) {
         (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
@@ -82,7 +82,7 @@ pub fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option
 ///
 /// # Errors
 /// The request has another method.
-pub fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError> {
+pub(crate) fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError> {
     let same = request.head.method == method || (method == "GET" && request.head.head_only());
     if same { Ok(()) } else { Err(ApiError::MethodNotAllowed(method)) }
 }
@@ -91,7 +91,7 @@ pub fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError
 ///
 /// # Errors
 /// It is missing or invalid.
-pub fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
+pub(crate) fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
     match id {
         None => Err(ApiError::Invalid(format!("{name} is missing"))),
         Some(id) if id.is_empty() || id.len() > MAX_ID || id.chars().any(char::is_control) => {
@@ -108,7 +108,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// It is too large or too slow, does not fit into memory, is cut off, or gives way to others.
-pub fn body(
+pub(crate) fn body(
     request: &mut Request<'_>,
     limit: BodyLimit,
     memory: &mut Reservation,

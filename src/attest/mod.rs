@@ -64,8 +64,11 @@ pub trait Nsm: Send + Sync {
 /// What a document says besides what the module itself says. `None` leaves a member out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claims<'a> {
+    /// The identity key.
     pub public_key: Option<&'a [u8]>,
+    /// What [`UserData::to_json`] writes.
     pub user_data: Option<&'a [u8]>,
+    /// The client's nonce.
     pub nonce: Option<&'a [u8]>,
 }
 
@@ -109,6 +112,7 @@ pub enum DocumentError {
     TooMany(Duration),
     /// This machine has no module.
     NoModule,
+    /// The module failed.
     Nsm(NsmError),
 }
 

@@ -24,7 +24,7 @@ nix::ioctl_readwrite!(nsm_ioctl_raw, 0x0a, 0, Raw);
 ///
 /// # Errors
 /// The system's error.
-pub fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut response = vec![0; MAX_RESPONSE];
     let mut raw = Raw {
         request: request.as_ptr() as u64,

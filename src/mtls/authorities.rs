@@ -23,7 +23,7 @@ use crate::net::cryptography::SIGNATURES;
 /// Most certificates that warnings are given for.
 const MAX_WARNINGS: usize = 16;
 
-pub struct Authorities {
+pub(crate) struct Authorities {
     roots: RootCertStore,
     given: Vec<CertificateDer<'static>>,
 }
@@ -39,7 +39,7 @@ impl Authorities {
     /// cause warnings: while a CA is replaced, the old one may expire.
     ///
     /// None is usable: what is wrong with the first.
-    pub fn check(
+    pub(crate) fn check(
         given: Vec<CertificateDer<'static>>,
         anchors: &[TrustAnchor<'static>],
         now: Utc,

@@ -11,9 +11,13 @@ use crate::memory::Reservation;
 pub struct Answer {
     /// The route's name, one of the daemon's own, for metrics and the log.
     pub route: &'static str,
+    /// HTTP's status code.
     pub status: u16,
+    /// The Content-Type.
     pub content_type: &'static str,
+    /// Other header fields.
     pub headers: Vec<(&'static str, String)>,
+    /// The body.
     pub body: Vec<u8>,
     /// The memory that the body holds until it is sent.
     pub held: Option<Reservation>,

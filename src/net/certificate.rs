@@ -38,6 +38,7 @@ pub struct Certificate<'a> {
     signature: &'a [u8],
     /// Names: the content of each SEQUENCE.
     pub issuer: &'a [u8],
+    /// The subject's name: the content of its SEQUENCE.
     pub subject: &'a [u8],
     /// The content of the key's AlgorithmIdentifier, and the key.
     key_algorithm: &'a [u8],
@@ -50,6 +51,7 @@ pub struct Certificate<'a> {
 }
 
 impl<'a> Certificate<'a> {
+    /// Takes a certificate in DER apart; `None` if it is not one.
     pub fn parse(mut der: &'a [u8]) -> Option<Certificate<'a>> {
         let mut outer = take(&mut der, SEQUENCE)?;
         let whole = outer;
@@ -143,6 +145,7 @@ impl<'a> Certificate<'a> {
         (known && self.key.starts_with(&[4])).then_some(self.key)
     }
 
+    /// Whether its key is on an elliptic curve.
     pub fn has_elliptic_key(&self) -> bool {
         is_elliptic(self.key_algorithm)
     }
@@ -202,7 +205,7 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     if content.len() >= 0x80 {
         bytes.push(0x81);
     }
-    bytes.push(content.len() as u8);
+    bytes.push(u8::try_from(content.len()).expect("at most 255 bytes"));
     bytes.extend(content);
     bytes
 }

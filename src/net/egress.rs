@@ -18,7 +18,12 @@ use super::tls::{TlsTransport, deadline, with_timeout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Through the parent's vsock-proxy: endpoint i at `first_port + i` of this CID.
-    Parent { cid: u32, first_port: u32 },
+    Parent {
+        /// The parent's CID.
+        cid: u32,
+        /// The vsock port of the first endpoint.
+        first_port: u32,
+    },
     /// By TCP from this machine, in development.
     Direct,
 }
@@ -43,7 +48,8 @@ impl Route {
     pub fn dial(&self, endpoint: &Endpoint, limit: Duration) -> io::Result<Stream> {
         let address = match *self {
             Route::Parent { cid, first_port } => {
-                let port = first_port.checked_add(endpoint.index() as u32).ok_or(io::ErrorKind::AddrNotAvailable)?;
+                let port = u32::try_from(endpoint.index()).ok().and_then(|i| first_port.checked_add(i));
+                let port = port.ok_or(io::ErrorKind::AddrNotAvailable)?;
                 Address::Vsock { cid: Some(cid), port }
             }
             Route::Direct => Address::Tcp { host: endpoint.host().to_owned(), port: endpoint.port() },
@@ -56,8 +62,11 @@ impl Route {
 /// socket exists.
 #[derive(Debug)]
 pub struct Egress {
+    /// The endpoints that may be dialled.
     pub allowed: Arc<AllowList>,
+    /// How they are reached.
     pub route: Route,
+    /// The client certificate, and how the service is verified.
     pub tls: Arc<ClientConfig>,
 }
 

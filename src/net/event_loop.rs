@@ -34,7 +34,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Whether a session goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
+    /// It stays in the loop.
     GoOn,
+    /// It leaves the loop.
     Over,
 }
 
@@ -66,9 +68,11 @@ pub type Opened = io::Result<Option<Box<dyn Session>>>;
 
 /// A listener, and how its connections become sessions.
 pub struct Acceptor {
+    /// Where connections arrive.
     pub listener: Listener,
     /// Most connections that may wait at once. Beyond it, new ones stay in the listener's backlog until one gives way.
     pub limit: usize,
+    /// Makes the session of a connection.
     pub open: Box<dyn Fn(Stream) -> Opened + Send>,
 }
 

@@ -7,6 +7,7 @@ use httparse::{EMPTY_HEADER, Header, Status};
 
 /// Longest head of a request in bytes, and most fields in it.
 pub const MAX_HEAD: usize = 16 << 10;
+/// Most header fields of a request.
 pub const MAX_FIELDS: usize = 64;
 /// Longest line that announces a chunk, and longest trailer section, in bytes.
 const MAX_CHUNK_LINE: usize = 256;
@@ -41,11 +42,13 @@ const fn malformed(reason: &'static str) -> HttpError {
 /// A request's head, checked.
 #[derive(Debug)]
 pub struct RequestHead {
+    /// The method, as it came.
     pub method: String,
     /// The target's path and query, as they came.
     pub target: String,
     /// The lines of its fields, each ended by a line feed.
     fields: Vec<u8>,
+    /// The body that is still to come.
     pub body: Body,
     /// Whether the connection may carry another request.
     pub keep_alive: bool,

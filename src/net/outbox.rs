@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 /// Bytes that are still to be written.
 #[derive(Default)]
 pub struct Outbox {
+    /// The bytes, of which some may already be written.
     pub bytes: Vec<u8>,
     sent: usize,
 }
@@ -15,6 +16,7 @@ impl Outbox {
         Outbox { bytes, sent: 0 }
     }
 
+    /// Whether everything is written.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

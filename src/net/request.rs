@@ -74,6 +74,7 @@ impl From<HttpError> for BodyError {
 
 /// A request whose head is complete.
 pub struct Request<'a> {
+    /// The request's head.
     pub head: RequestHead,
     connection: &'a mut Connection,
     /// The pace of the content; framing does not count.

@@ -38,16 +38,22 @@ fn dial_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
 /// A connected socket of one of the three families.
 #[derive(Debug)]
 pub enum Stream {
+    /// AF_VSOCK.
     Vsock(VsockStream),
+    /// TCP.
     Tcp(TcpStream),
+    /// A Unix socket.
     Unix(UnixStream),
 }
 
 /// A listening socket of one of the three families.
 #[derive(Debug)]
 pub enum Listener {
+    /// AF_VSOCK.
     Vsock(VsockListener),
+    /// TCP.
     Tcp(TcpListener),
+    /// A Unix socket.
     Unix(UnixListener),
 }
 
@@ -92,6 +98,7 @@ impl Stream {
         each!(Stream, self, s => s.set_write_timeout(limit))
     }
 
+    /// Makes reads and writes fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Stream, self, s => s.set_nonblocking(on))
     }
@@ -178,6 +185,7 @@ impl Listener {
         }
     }
 
+    /// Makes `accept` fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Listener, self, l => l.set_nonblocking(on))
     }

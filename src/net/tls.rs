@@ -25,6 +25,7 @@ use crate::metrics::METRICS;
 /// Longest head of an answer in bytes, and most fields in it. The second number is also ureq's, which has no setting
 /// for it.
 pub const MAX_ANSWER_HEAD: usize = 64 << 10;
+/// Most header fields of an answer.
 pub const MAX_ANSWER_FIELDS: usize = 128;
 
 /// Most reads in a row that bring nothing but TLS' own records.
@@ -342,10 +343,12 @@ fn protocol(tls: &ClientConnection) -> &'static str {
     }
 }
 
+/// When this time limit of ureq's ends, from now; `None` if it has none.
 pub fn deadline(timeout: NextTimeout) -> Option<Instant> {
     timeout.not_zero().and_then(|left| Instant::now().checked_add(*left))
 }
 
+/// An error as ureq reports it: a timeout with the limit that ended.
 pub fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
     if e.kind() == ErrorKind::TimedOut { Error::Timeout(timeout.reason) } else { e.into() }
 }

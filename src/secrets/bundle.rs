@@ -19,9 +19,13 @@ use crate::mtls::Identity;
 /// Checked items. An item that the sender left out is `None` and keeps its value.
 #[derive(Default)]
 pub struct Bundle {
+    /// The client certificate, its key, and the service's CAs.
     pub identity: Option<Identity>,
+    /// The watermark service.
     pub service: Option<Service>,
+    /// Keys of encrypted files.
     pub keys: Option<FileKeys>,
+    /// Keys that sign grants.
     pub grants: Option<GrantKeys>,
     /// As in [`Received`].
     pub ignored: Vec<String>,
@@ -32,6 +36,7 @@ pub struct Bundle {
 pub struct Service {
     /// `https://host:port` and possibly a path, without a trailing slash.
     pub url: String,
+    /// Its host and port, which may be dialled.
     pub endpoint: Endpoint,
 }
 

@@ -18,6 +18,7 @@ pub struct Unsealer {
 
 /// A bundle that came sealed.
 pub struct Opened {
+    /// The bundle in the clear.
     pub bundle: Vec<u8>,
     id: BundleId,
 }

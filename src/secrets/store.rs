@@ -37,9 +37,13 @@ pub struct Secrets {
 /// Secrets with nothing missing.
 #[derive(Clone, Debug)]
 pub struct Ready {
+    /// The clients of the watermark service, under the identity in force.
     pub mtls: Arc<MutualTls>,
+    /// The watermark service.
     pub service: Service,
+    /// Keys of encrypted files.
     pub keys: Arc<FileKeys>,
+    /// Keys that sign grants.
     pub grants: Arc<GrantKeys>,
 }
 
@@ -94,10 +98,13 @@ pub struct Store {
 /// The effect of an accepted bundle.
 #[derive(Debug)]
 pub struct Accepted {
+    /// The items that changed.
     pub updated: Vec<&'static str>,
+    /// Names that were ignored, with the reason.
     pub ignored: Vec<String>,
     /// What the operator may not have intended.
     pub warnings: Vec<String>,
+    /// The items that are still missing.
     pub missing: Vec<&'static str>,
 }
 

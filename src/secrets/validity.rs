@@ -9,7 +9,9 @@ const DAY: u64 = 86_400;
 /// The first and the last second at which a certificate chain is valid.
 #[derive(Clone, Copy, Debug)]
 pub struct Validity {
+    /// The first second.
     pub begins: Utc,
+    /// The last second.
     pub ends: Utc,
 }
 
@@ -18,7 +20,9 @@ pub struct Validity {
 pub enum Remark {
     /// It expires within this many days.
     ExpiresWithin(u64),
+    /// It has expired.
     Expired,
+    /// It is not valid yet.
     NotYetValid,
 }
 

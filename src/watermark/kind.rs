@@ -5,7 +5,7 @@
 
 /// A kind of file that is recognized by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Png,
     Jpeg,
     Gif,
@@ -29,7 +29,7 @@ const PDF_WITHIN: usize = 1024;
 
 impl Kind {
     /// The kind of a file; `None` if its first bytes leave a doubt.
-    pub fn of(file: &[u8]) -> Option<Kind> {
+    pub(crate) fn of(file: &[u8]) -> Option<Kind> {
         Some(match file {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Kind::Png,
             [0xff, 0xd8, 0xff, ..] => Kind::Jpeg,
@@ -53,7 +53,7 @@ impl Kind {
 
     /// Whether a marked file of the other kind can come from this one: a picture may come back as another kind of
     /// picture.
-    pub fn can_become(self, other: Kind) -> bool {
+    pub(crate) fn can_become(self, other: Kind) -> bool {
         match (self, other) {
             (Kind::IsoMedia { .. }, Kind::IsoMedia { .. }) => true,
             _ => self == other || (self.is_picture() && other.is_picture()),
@@ -66,7 +66,7 @@ impl Kind {
     }
 
     /// Its name, to follow "a file of the kind".
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Png => "PNG",
             Kind::Jpeg => "JPEG",

@@ -32,7 +32,9 @@ const BUSY_FOR_AT_MOST: u64 = 60;
 /// A file to be marked for a user.
 #[derive(Clone, Copy)]
 pub struct WatermarkRequest<'a> {
+    /// The file's id, which the mark carries.
     pub file_id: &'a str,
+    /// The user's id, which the mark carries.
     pub user_id: &'a str,
     /// The file.
     pub data: &'a [u8],
@@ -69,6 +71,7 @@ pub struct Caller<'a> {
     pub ready: &'a Ready,
     /// Holds the secrets in force later, if the call is repeated.
     pub store: &'a Store,
+    /// The form of the call.
     pub form: WatermarkApi,
 }
 

@@ -13,7 +13,7 @@ use crate::settings::WatermarkApi;
 
 /// How a file was sent, which decides how its marked file must come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub(crate) enum Sent {
     Text,
     Base64,
 }
@@ -22,7 +22,7 @@ pub enum Sent {
 const RECOGNIZED: usize = 48;
 
 /// A request to be sent.
-pub struct WireRequest {
+pub(crate) struct WireRequest {
     pub json: Vec<u8>,
     pub sent: Sent,
 }
@@ -68,7 +68,7 @@ impl WireRequest {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub fn new(
+    pub(crate) fn new(
         form: WatermarkApi,
         request: WatermarkRequest<'_>,
         memory: &mut Reservation,
@@ -116,7 +116,7 @@ struct WireAnswer<'a> {
 ///
 /// # Errors
 /// The answer cannot be used, or its content cannot be the marked file.
-pub fn marked(
+pub(crate) fn marked(
     form: WatermarkApi,
     sent: Sent,
     file: &[u8],

@@ -51,7 +51,7 @@ fn clients_that_never_read_their_large_answer_hold_up_nobody() {
                 let mut stream = connect(scene.public());
                 stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
                 wait_for_answer(&stream);
-                waited |= left() + 16.0 * MIB as f64 <= all;
+                waited |= left() + as_metric(16 * MIB) <= all;
                 stream
             })
             .collect();

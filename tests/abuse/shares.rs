@@ -28,15 +28,15 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
 }
 
 /// A daemon that requires grants, its service, and a file.
-pub struct Granted {
-    pub daemon: Daemon,
+pub(crate) struct Granted {
+    pub(crate) daemon: Daemon,
     _service: Service,
     issuer: Issuer,
     file: Vec<u8>,
 }
 
 impl Granted {
-    pub fn new(env: &[(&str, &str)], faults: &[&str], plain: usize) -> Granted {
+    pub(crate) fn new(env: &[(&str, &str)], faults: &[&str], plain: usize) -> Granted {
         let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
         let (service, issuer) = (Service::start(&CERTS, &arguments), Issuer::new());
         let setup = Setup::new(service.port).env("TEEMARK_GRANTS", "required").env("TEEMARK_FLEET", "fleet");
@@ -49,7 +49,7 @@ impl Granted {
     }
 
     /// The head of a user's request for the file `f`, with a body of this many bytes.
-    pub fn head(&self, user: &str, grant: &str, length: usize) -> String {
+    pub(crate) fn head(&self, user: &str, grant: &str, length: usize) -> String {
         let mut claims = claims(grant);
         claims["sub"] = json!(user);
         let token = self.issuer.token(&claims);
@@ -60,13 +60,13 @@ impl Granted {
     }
 
     /// A request that has begun, with this much of its body.
-    pub fn begin(&self, user: &str, grant: &str, length: usize, sent: usize) -> TcpStream {
+    pub(crate) fn begin(&self, user: &str, grant: &str, length: usize, sent: usize) -> TcpStream {
         let mut stream = connect(self.daemon.public);
         stream.write_all(&[self.head(user, grant, length).as_bytes(), &vec![b'x'; sent]].concat()).unwrap();
         stream
     }
 
-    pub fn ask(&self, user: &str, grant: &str) -> Answer {
+    pub(crate) fn ask(&self, user: &str, grant: &str) -> Answer {
         request(self.daemon.public, &self.head(user, grant, self.file.len()), &self.file)
     }
 
@@ -104,7 +104,7 @@ fn one_user_whose_files_stop_half_way_gives_way_to_others_and_keeps_the_grants()
     let mut half: Vec<TcpStream> =
         (0..4).map(|i| granted.begin("mallory", &format!("mallory{i}"), 3 * MIB, 5 * MIB / 4)).collect();
     wait_for("the memory to be taken", || {
-        (granted.daemon.metric("teemark_memory_left_bytes") < 6.0 * MIB as f64).then_some(())
+        (granted.daemon.metric("teemark_memory_left_bytes") < as_metric(6 * MIB)).then_some(())
     });
     assert_eq!(granted.ask("alice", "alice").status, 200);
     let in_time = begun.elapsed() < LIMIT;

@@ -48,7 +48,7 @@ fn tokens_that_pyjwt_makes_are_accepted_once_each() {
             tokens_are_accepted(issuer(), |jti| {
                 let mut claims = claims(jti);
                 for date in ["nbf", "exp"] {
-                    claims[date] = json!(claims[date].as_u64().unwrap() as f64 + 0.7182817);
+                    claims[date] = json!(claims[date].as_f64().unwrap() + 0.7182817);
                 }
                 claims
             });

@@ -47,7 +47,7 @@ fn are_refused(cases: impl FnOnce(u16) -> Vec<Case>) {
         assert!(files(&daemon) == before, "files changed after {shown}");
         assert_eq!(decrypts(&daemon), 200, "after {shown}");
     }
-    assert_eq!(daemon.metric("teemark_handshakes_refused_total"), cases.len() as f64);
+    assert_eq!(daemon.metric("teemark_handshakes_refused_total"), as_metric(cases.len()));
     let old = certs.serial("client");
     assert!(serials(&service, cases.len() + 1).iter().all(|serial| *serial == old));
     assert_eq!(service.count("TLS handshake:"), 1, "the agent was made anew");

@@ -11,7 +11,11 @@ use crate::*;
 const MUCH: usize = 8 << 20;
 
 fn bytes(seed: u8) -> Vec<u8> {
-    (0..MUCH).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+    let byte = |i: usize| {
+        let [low, high, ..] = i.to_le_bytes();
+        low.wrapping_mul(31).wrapping_add(high) ^ seed
+    };
+    (0..MUCH).map(byte).collect()
 }
 
 fn listener() -> (TcpListener, u16) {

@@ -40,7 +40,7 @@ fn daemon_beside(service: &Scripted) -> Daemon {
 }
 
 fn the_peak_is_bounded(daemon: &Daemon) {
-    let peak = daemon.process.memory("VmHWM") as usize * 1024;
+    let peak = usize::try_from(daemon.process.memory("VmHWM")).unwrap() * 1024;
     println!("peak RSS {} MiB, TEEMARK_MEMORY {} MiB", peak / MIB, memory() / MIB);
     assert!(peak <= memory() / 4 * 5, "{peak} bytes at the peak, with {} for requests", memory());
 }

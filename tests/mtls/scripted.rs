@@ -14,10 +14,10 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use crate::CERTS;
 
 /// What a scripted service returns as the marked file.
-pub const MARKED: &str = "marked by the script";
+pub(crate) const MARKED: &str = "marked by the script";
 
 /// What happens to one request.
-pub enum Step {
+pub(crate) enum Step {
     /// A success with [`MARKED`]; the connection is kept.
     Answer,
     /// The request is read, then the connection is closed without notice.
@@ -47,8 +47,8 @@ pub enum Step {
 }
 
 /// The running server. Its threads end with the test program.
-pub struct Scripted {
-    pub port: u16,
+pub(crate) struct Scripted {
+    pub(crate) port: u16,
     requests: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
 }
@@ -57,7 +57,7 @@ type Tls = StreamOwned<ServerConnection, TcpStream>;
 
 impl Scripted {
     /// Starts it. The script is told which connection a request came on, and its number on that connection, from 0.
-    pub fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
+    pub(crate) fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
         let chain = vec![CertificateDer::from_pem_file(CERTS.path("server.crt")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(CERTS.path("server.key")).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -93,11 +93,11 @@ impl Scripted {
         Scripted { port, requests, connections }
     }
 
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }

@@ -14,7 +14,7 @@ const PIECE: usize = 16;
 
 /// Secrets cut into pieces. Any text with 31 consecutive bytes of a secret contains a piece.
 #[derive(Default)]
-pub struct Needles {
+pub(crate) struct Needles {
     pieces: HashMap<[u8; PIECE], String>,
     /// Whether a piece begins with these two bytes.
     begins: Vec<bool>,
@@ -22,7 +22,7 @@ pub struct Needles {
 
 impl Needles {
     /// Adds these bytes as they are.
-    pub fn add(&mut self, name: &str, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, bytes: &[u8]) {
         self.begins.resize(1 << 16, false);
         for piece in bytes.chunks_exact(PIECE) {
             self.begins[usize::from(piece[0]) << 8 | usize::from(piece[1])] = true;
@@ -31,7 +31,7 @@ impl Needles {
     }
 
     /// Adds the bytes, and their forms in base64 at each alignment, in hex, and as a list of numbers.
-    pub fn add_all_forms(&mut self, name: &str, secret: &[u8]) {
+    pub(crate) fn add_all_forms(&mut self, name: &str, secret: &[u8]) {
         self.add(&format!("{name}, bytes"), secret);
         for shift in 0..3 {
             let text = STANDARD.encode([&[0; 2][..shift], secret].concat());
@@ -49,7 +49,7 @@ impl Needles {
     }
 
     /// The first piece in `hay`: where, and of what.
-    pub fn find(&self, hay: &[u8]) -> Option<(usize, &str)> {
+    pub(crate) fn find(&self, hay: &[u8]) -> Option<(usize, &str)> {
         hay.windows(PIECE).enumerate().find_map(|(at, window)| {
             let likely = self.begins[usize::from(window[0]) << 8 | usize::from(window[1])];
             likely.then(|| self.pieces.get(window)).flatten().map(|name| (at, name.as_str()))
@@ -57,7 +57,7 @@ impl Needles {
     }
 
     #[allow(dead_code)] // each test program uses its part
-    pub fn must_not_be_in(&self, place: &str, hay: &[u8]) {
+    pub(crate) fn must_not_be_in(&self, place: &str, hay: &[u8]) {
         if let Some((at, name)) = self.find(hay) {
             let around = &hay[at.saturating_sub(200)..hay.len().min(at + 60)];
             panic!("{name} is in {place}, at {at}: {}", String::from_utf8_lossy(around));
@@ -66,7 +66,7 @@ impl Needles {
 }
 
 /// The secret numbers of an RSA key, big endian, by name (RFC 8017, A.1.2).
-pub fn integers_of_rsa_key(key: &Path) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn integers_of_rsa_key(key: &Path) -> Vec<(&'static str, Vec<u8>)> {
     let der = run(Command::new("openssl").args(["rsa", "-traditional", "-outform", "DER", "-in"]).arg(key));
     let mut rest = element(&der).0;
     let mut integers = Vec::new();

@@ -15,7 +15,7 @@ fn works(command: &mut Command) -> bool {
 ///
 /// # Errors
 /// The package is not here and cannot be installed.
-pub fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
+pub(crate) fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
     let own = folder(package);
     let python = own.join("bin/python");
     let has = |python: &Path| works(Command::new(python).args(["-c", &format!("import {modules}")]));
@@ -36,7 +36,7 @@ pub fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// The package is not here and cannot be installed.
-pub fn node(package: &str) -> Result<PathBuf, String> {
+pub(crate) fn node(package: &str) -> Result<PathBuf, String> {
     let own = folder("node");
     let import = format!("import('{package}').catch(() => process.exit(1))");
     let has = || works(Command::new("node").args(["-e", &import]).current_dir(&own));
