@@ -194,8 +194,8 @@ fn unsealer(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Uns
     match handshake {
         Handshake::Plain => {
             warn!(
-                "TEEMARK_HANDSHAKE is plain: whoever relays the handshake reads the private key and the file keys in \
-                 it, can send its own instead, and can send an old one again"
+                "TEEMARK_HANDSHAKE is plain: the parent, which relays the handshake, can read the private key and the \
+                 file keys in it, replace them, and replay an old bundle"
             );
             None
         }

@@ -473,7 +473,7 @@ mod tests {
         requests[1].received();
         assert_eq!(give_way(&requests), [true, false, false]);
         requests[0].receiving(now);
-        assert_eq!(give_way(&requests), [false; 3], "one second is no silence");
+        assert_eq!(give_way(&requests), [false; 3], "one second is not silence");
         drop(other);
         budget.queued().store(1, Ordering::Release);
         requests[0].receiving(now - SILENCE);

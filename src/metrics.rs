@@ -166,7 +166,7 @@ impl Metrics {
         }
         let counters = [
             ("file_bytes_in_total", "Bytes of encrypted files received.", &self.file_bytes_in),
-            ("file_bytes_out_total", "Bytes of marked files given out.", &self.file_bytes_out),
+            ("file_bytes_out_total", "Bytes of files returned.", &self.file_bytes_out),
             ("watermark_retries_total", "Calls repeated after a stale pooled connection.", &self.watermark_retries),
             ("connections_total", "Connections accepted.", &self.connections),
             ("connections_refused_total", "Connections refused or cut.", &self.connections_refused),

@@ -89,7 +89,7 @@ fn documents_that_are_asked_for_too_fast_are_put_off_and_others_served() {
 fn the_plain_handshake_is_called_what_it_is() {
     let daemon = Setup::new(1).start();
     let told = logged(&daemon, "TEEMARK_HANDSHAKE is plain: ");
-    assert!(told.contains("reads the private key and the file keys") && told.contains("send its own"), "{told}");
+    assert!(told.contains("read the private key and the file keys") && told.contains("replay an old bundle"), "{told}");
     let sealed = daemon.handshake(br#"{"sealed_bundle": {}}"#);
     assert!(sealed["ok"] == false && sealed["error"].as_str().unwrap().contains("TEEMARK_HANDSHAKE"), "{sealed}");
 }

@@ -1,4 +1,4 @@
-//! Files and keys that are done with are gone from the daemon's memory.
+//! Files and keys that are no longer needed are gone from the daemon's memory.
 //!
 //! These tests read /proc/PID/mem, which only root may: the daemon is not dumpable. Others are told that they did not run.
 
@@ -33,7 +33,7 @@ fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // A mapping may have gone since.
+        // The mapping may be gone by now.
         if memory.read_exact_at(&mut bytes, start).is_err() {
             continue;
         }
@@ -79,7 +79,7 @@ fn rests(daemon: &Daemon) {
     wait_for("the threads of requests and handshakes to end", || {
         let names = fs::read_dir(&tasks).unwrap().map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
         let busy = |name: &str| matches!(name.trim(), "request" | "handshake");
-        // A thread that ends between the two readings has no name any more.
+        // A thread that ends between the two readings has no name.
         (!names.flatten().any(|name| busy(&name))).then_some(())
     });
 }

@@ -51,7 +51,7 @@ pub(crate) fn answer<'a>(answer: &'a [u8], variant: &str, member: &str) -> Resul
     let mut d = Decoder::new(answer);
     let unexpected = |e: Error| format!("its answer cannot be read: {e}");
     if d.map().map_err(unexpected)? != Some(1) {
-        return Err("its answer is no variant".into());
+        return Err("its answer names no variant".into());
     }
     match d.str().map_err(unexpected)? {
         "Error" => Err(format!("it refuses: {}", d.str().map_err(unexpected)?)),
@@ -80,14 +80,14 @@ fn find<'d, 'a>(d: &'d mut Decoder<'a>, member: &str) -> Result<&'d mut Decoder<
 /// from the module itself.
 ///
 /// # Errors
-/// The document is none (AWS's Nitro Enclaves documentation, "Verifying the root of trust").
+/// It is not an attestation document (AWS's Nitro Enclaves documentation, "Verifying the root of trust").
 pub(crate) fn module_and_time(document: &[u8]) -> Result<(String, u64), Error> {
     let mut d = Decoder::new(document);
     if d.datatype()? == Type::Tag {
         d.tag()?;
     }
     if d.array()? != Some(4) {
-        return Err(Error::message("no COSE_Sign1"));
+        return Err(Error::message("not a COSE_Sign1"));
     }
     d.skip()?;
     d.skip()?;

@@ -94,7 +94,7 @@ mod tests {
         let scene = scene();
         let (old, new) = (scene.sealed(7), scene.sealed(8));
         let opened = scene.unsealer.open(new.as_bytes()).unwrap();
-        assert!(scene.unsealer.open(old.as_bytes()).is_ok(), "one that did not take effect counts for nothing");
+        assert!(scene.unsealer.open(old.as_bytes()).is_ok(), "a bundle that did not take effect does not count");
         scene.unsealer.took_effect(&opened);
         for late in [&old, &new] {
             let refusal = scene.refused(late);

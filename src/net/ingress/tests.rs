@@ -203,7 +203,7 @@ fn a_head_has_ten_seconds_from_its_first_byte_however_many_follow() {
     assert_eq!(slow.overdue(start + 13 * SECOND), Turn::GoOn);
     assert_eq!(slow.turn([PollFlags::POLLOUT; 2], &mut [0; 64], start + 13 * SECOND), Turn::GoOn);
     assert_eq!(answer(&mut client).unwrap().0, 408);
-    assert_eq!(slow.deadline(), Some(start + 18 * SECOND), "so long it may take to close");
+    assert_eq!(slow.deadline(), Some(start + 18 * SECOND), "the time that it has to close");
     assert_eq!(slow.overdue(start + 18 * SECOND), Turn::Over);
 }
 
@@ -257,7 +257,7 @@ fn a_request_that_waits_for_a_thread_has_it_as_soon_as_one_is_free() {
         until("the second to wait", || scene.queued() == 1);
         scene.allow.send(()).unwrap();
         assert_eq!(answer(&mut first), echo("/held"), "round {round}");
-        assert_eq!(answer(&mut second), echo("/second"), "round {round}: nobody told that a thread was free");
+        assert_eq!(answer(&mut second), echo("/second"), "round {round}: it was not told that a thread was free");
     }
     scene.handle.stop();
 }
