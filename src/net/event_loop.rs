@@ -99,7 +99,7 @@ pub struct Waker {
 }
 
 /// A connection that has left the loop and may come back. The loop does not end before this is dropped, or
-/// [`STOP_LIMIT`] has passed.
+/// 10 s have passed.
 #[derive(Debug)]
 pub struct InFlight(Waker);
 

@@ -39,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(5);
 const YOUNG: Duration = Duration::from_secs(1);
 /// How long a thread stays with a connection that it has answered, so that a client that continues at once costs no
 /// handover.
-const LOITER: Duration = Duration::from_millis(2);
+const FOLLOW_UP_LIMIT: Duration = Duration::from_millis(2);
 /// Extra places for requests without a body, so that health checks are answered however many files are in flight.
 const PLACES_WITHOUT_BODY: usize = 16;
 
@@ -406,7 +406,7 @@ impl Ingress {
             return None;
         }
         if connection.inbox.is_empty() {
-            wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + LOITER)).ok()?;
+            wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + FOLLOW_UP_LIMIT)).ok()?;
             // If the client has closed, the loop will notice.
             let _ = (&*connection.stream).take(MAX_HEAD as u64).read_to_end(&mut connection.inbox);
         }

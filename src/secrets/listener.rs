@@ -21,22 +21,22 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// answer (RFC 9293, 3.6.1).
 const LINGER: Duration = Duration::from_secs(2);
 /// Most senders at once. A sender that stalls blocks nobody while there are other places. Beyond them, up to
-/// TURNED_AWAY new senders are told to try again, and any more are closed.
+/// REFUSED new senders are told to try again, and any more are closed.
 const SENDERS: usize = 8;
-const TURNED_AWAY: usize = 32;
+const REFUSED: usize = 32;
 
 /// Receives bundles.
 pub struct Handshakes {
     store: Arc<Store>,
     // Each sender's thread holds a reference to one of these.
     senders: Arc<()>,
-    turned_away: Arc<()>,
+    refused: Arc<()>,
 }
 
 impl Handshakes {
     /// Passes bundles to this store.
     pub fn new(store: Arc<Store>) -> Handshakes {
-        Handshakes { store, senders: Arc::default(), turned_away: Arc::default() }
+        Handshakes { store, senders: Arc::default(), refused: Arc::default() }
     }
 
     /// Serves a sender, in a thread of its own.
@@ -46,8 +46,8 @@ impl Handshakes {
     pub fn serve(&self, stream: Stream) -> io::Result<()> {
         let (serve, place): (fn(Stream, &Store) -> _, _) = if Arc::strong_count(&self.senders) <= SENDERS {
             (handshake, self.senders.clone())
-        } else if Arc::strong_count(&self.turned_away) <= TURNED_AWAY {
-            (|stream, _| turn_away(stream), self.turned_away.clone())
+        } else if Arc::strong_count(&self.refused) <= REFUSED {
+            (|stream, _| refuse_busy(stream), self.refused.clone())
         } else {
             return Ok(());
         };
@@ -79,7 +79,7 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
 }
 
 /// Tells a sender to try again.
-fn turn_away(stream: Stream) -> io::Result<()> {
+fn refuse_busy(stream: Stream) -> io::Result<()> {
     METRICS.handshakes_refused.add(1);
     let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
     reply(Timed::new(stream, None)?, &format!("{}\n", refusal.to_json()))

@@ -6,7 +6,7 @@ use super::*;
 fn a_client_that_half_closes_after_its_request_gets_its_whole_answer_however_slowly_it_reads() {
     let scene = Scene::new(&[], &[]);
     let large = encrypt(&KEY, &vec![b'x'; 4 * MIB]);
-    scene.beside(|| {
+    scene.during(|| {
         let mut stream = connect(scene.public());
         stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -44,7 +44,7 @@ fn clients_that_never_read_their_large_answer_hold_up_nobody() {
     let large = encrypt(&KEY, &vec![b'x'; 16 * MIB]);
     let left = || scene.daemon.metric("teemark_memory_left_bytes");
     let all = left();
-    scene.beside(|| {
+    scene.during(|| {
         let mut waited = false;
         let unread: Vec<TcpStream> = (0..4)
             .map(|_| {
@@ -64,7 +64,7 @@ fn clients_that_never_read_their_large_answer_hold_up_nobody() {
 #[test]
 fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_of_threads() {
     let scene = Scene::new(&[], &["slow=0.2"]);
-    let most = scene.beside(|| {
+    let most = scene.during(|| {
         let mut most = 0;
         for _ in 0..200 {
             let mut stream = connect(scene.public());

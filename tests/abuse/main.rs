@@ -56,7 +56,7 @@ impl Scene {
     }
 
     /// Runs `abuse` while an ordinary client sends one file after another and measures the time.
-    fn beside<T>(&self, abuse: impl FnOnce() -> T) -> T {
+    fn during<T>(&self, abuse: impl FnOnce() -> T) -> T {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let client = scope.spawn(|| {

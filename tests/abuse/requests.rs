@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn a_body_that_stops_half_way_is_cut_after_ten_seconds_with_408_and_one_that_ends_is_dropped() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let send = || {
             let mut stream = connect(scene.public());
             stream.write_all(format!("{}half", raw_head(1000)).as_bytes()).unwrap();
@@ -71,7 +71,7 @@ fn every_malformed_request_gets_its_refusal() {
         ("5 MiB, refused by its head", 413, post(raw, "Content-Length: 5242880\r\n", &vec![b'x'; 5 * MIB])),
         ("3 MiB, refused while it comes", 413, post(raw, "Content-Length: 3145728\r\n", &vec![b'x'; 3 * MIB])),
     ];
-    scene.beside(|| {
+    scene.during(|| {
         for (what, status, bytes) in cases {
             let mut stream = connect(scene.public());
             // All of it is sent before the answer is read: a reset in between would destroy the answer.
@@ -100,7 +100,7 @@ fn requests_in_one_write_are_answered_in_their_order() {
 #[test]
 fn a_body_longer_than_announced_does_not_cost_the_request_its_answer() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         for excess in [&b"\0\0\0\0 more than was announced\r\n\r\n"[..], b"GET /%ff HTTP/1.1\r\n\r\n"] {
             let mut stream = connect(scene.public());
             stream.write_all(&[raw_head(scene.file.len()).as_bytes(), &scene.file, excess].concat()).unwrap();

@@ -48,8 +48,8 @@ fn twenty_stalled_senders_keep_a_good_one_waiting_for_twelve_seconds_at_most() {
     // As the operator's command line does: the answer says to try again.
     let accepted = wait_for("the good bundle to be taken", || {
         let answer = daemon.handshake(bundle.as_bytes());
-        let turned_away = answer["error"].as_str().is_some_and(|e| e.contains("try again"));
-        (!turned_away).then_some(answer)
+        let refused = answer["error"].as_str().is_some_and(|e| e.contains("try again"));
+        (!refused).then_some(answer)
     });
     assert_eq!(accepted["ok"], true, "{accepted}");
     println!("taken after {:.1?}", start.elapsed());

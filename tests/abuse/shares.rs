@@ -17,10 +17,10 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
     let mut busy: Vec<TcpStream> = (0..4).map(|_| send()).collect();
     // One pooled connection to the service exists; the other requests open theirs when they are in flight.
     wait_for("four requests under way", || (scene.service.count("TLS handshake: client") >= called + 3).then_some(()));
-    let turned_away = scene.daemon.decrypt(&scene.file, "f", "u");
-    assert_eq!((turned_away.status, turned_away.code().as_str()), (503, "overloaded"));
-    assert!(turned_away.head.to_ascii_lowercase().contains("\r\nretry-after: 1\r\n"), "{}", turned_away.head);
-    assert_eq!(scene.daemon.get("/health").status, 200, "what has no body has a place beside them");
+    let refused = scene.daemon.decrypt(&scene.file, "f", "u");
+    assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
+    assert!(refused.head.to_ascii_lowercase().contains("\r\nretry-after: 1\r\n"), "{}", refused.head);
+    assert_eq!(scene.daemon.get("/health").status, 200, "what has no body has an extra place");
     busy.iter_mut().for_each(|stream| assert_eq!(read_answer(stream).expect("an answer").status, 200));
     assert_eq!(scene.daemon.get("/").status, 200);
     drop(busy);
@@ -72,7 +72,7 @@ impl Granted {
 
     /// Each of these was refused and told to try again, or was cut for its own slowness. Returns how many were refused.
     fn gave_way(&self, streams: &mut [TcpStream], user: &str) -> usize {
-        let mut turned_away = 0;
+        let mut refused = 0;
         for (i, stream) in streams.iter_mut().enumerate() {
             let answer = read_answer(stream).expect("an answer");
             if answer.status == 408 {
@@ -80,9 +80,9 @@ impl Granted {
             }
             assert_eq!((answer.status, answer.field("Retry-After").is_some()), (503, true), "{answer:?}");
             assert_eq!(self.ask(user, &format!("{user}{i}")).status, 200, "its grant is as good as it was");
-            turned_away += 1;
+            refused += 1;
         }
-        turned_away
+        refused
     }
 }
 
@@ -108,8 +108,8 @@ fn one_user_whose_files_stop_half_way_gives_way_to_others_and_keeps_the_grants()
     });
     assert_eq!(granted.ask("alice", "alice").status, 200);
     let in_time = begun.elapsed() < LIMIT;
-    let turned_away = granted.gave_way(&mut half, "mallory");
-    assert!(turned_away > 0 || !in_time, "alice's file had no room beside them");
+    let refused = granted.gave_way(&mut half, "mallory");
+    assert!(refused > 0 || !in_time, "alice's file got no memory");
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn one_user_whose_requests_hold_all_threads_gives_some_to_others() {
         assert_eq!(granted.ask("alice", &format!("alice{i}")).status, 200);
     }
     let in_time = begun.elapsed() < LIMIT;
-    let turned_away = granted.gave_way(&mut silent, "mallory");
-    assert!(turned_away > 0 || !in_time, "alice had no thread beside them");
+    let refused = granted.gave_way(&mut silent, "mallory");
+    assert!(refused > 0 || !in_time, "alice got no thread");
 }
 
 #[test]

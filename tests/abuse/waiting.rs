@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn two_hundred_connections_that_say_nothing_are_closed_after_ten_seconds() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let start = Instant::now();
         let mut silent: Vec<TcpStream> = (0..200).map(|_| connect(scene.public())).collect();
         let last = Instant::now();
@@ -20,7 +20,7 @@ fn two_hundred_connections_that_say_nothing_are_closed_after_ten_seconds() {
 #[test]
 fn the_oldest_of_300_silent_connections_give_way_to_later_ones() {
     let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "256")], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let start = Instant::now();
         let mut silent: Vec<TcpStream> = (0..300).map(|_| connect(scene.public())).collect();
         silent[..44].iter_mut().for_each(|stream| assert_eq!(until_closed(stream), ""));
@@ -35,7 +35,7 @@ fn the_oldest_of_300_silent_connections_give_way_to_later_ones() {
 #[test]
 fn a_head_of_a_byte_a_second_is_cut_after_ten_seconds_with_408() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let slow = || {
             let mut stream = connect(scene.public());
             let start = Instant::now();
@@ -87,7 +87,7 @@ fn probe(to: SocketAddr, path: &str, late: Duration) -> Option<Option<u16>> {
     in_time.then(|| answer.map(|answer| answer.status))
 }
 
-fn are_answered_beside_a_flood_of(connections: usize) {
+fn are_answered_during_a_flood_of(connections: usize) {
     let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "256")], &[]);
     let (over, to) = (AtomicBool::new(false), scene.public());
     thread::scope(|scope| {
@@ -111,12 +111,12 @@ fn are_answered_beside_a_flood_of(connections: usize) {
 
 #[test]
 fn health_and_ready_are_answered_during_280_connections_of_one_byte_each() {
-    are_answered_beside_a_flood_of(280);
+    are_answered_during_a_flood_of(280);
 }
 
 #[test]
 fn health_and_ready_are_answered_during_330_connections_that_come_back_at_once() {
-    are_answered_beside_a_flood_of(330);
+    are_answered_during_a_flood_of(330);
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn service_that_gives(answer: serde_json::Value) -> Scripted {
 }
 
 /// A daemon with the memory of a shipped enclave, and with this service.
-fn daemon_beside(service: &Scripted) -> Daemon {
+fn daemon_with(service: &Scripted) -> Daemon {
     let setup = Setup::new(service.port).env("TEEMARK_MEMORY", &memory().to_string());
     // Enough time on a busy machine; and glibc returns freed memory, as the enclave's musl does.
     let setup = setup.env("TEEMARK_TIMEOUT", "600s").env("MALLOC_MMAP_THRESHOLD_", "131072");
@@ -53,7 +53,7 @@ fn with_the_memory_of_a_shipped_enclave_a_text_of_the_largest_size_passes_by_the
     text[1] = b'y';
     let marked = String::from_utf8(text).unwrap();
     let service = service_that_gives(json!({"status": "success", "watermarked_data": marked}));
-    let daemon = daemon_beside(&service);
+    let daemon = daemon_with(&service);
     let answer = daemon.decrypt(&file, "f", "u");
     assert_eq!(answer.status, 200, "{}", daemon.process.log());
     assert!(answer.body == marked.as_bytes(), "another file than the marked one");
@@ -67,7 +67,7 @@ fn with_the_memory_of_a_shipped_enclave_any_file_of_the_largest_size_passes_by_t
     file[1] = 0xfe;
     let answer = json!({"status": "success", "encoding": "base64", "watermarked_data": STANDARD.encode(&file)});
     let service = service_that_gives(answer);
-    let daemon = daemon_beside(&service);
+    let daemon = daemon_with(&service);
     let body = json!({"file_id": "f", "user_id": "u", "encrypted_content": sent}).to_string();
     let answer = daemon.post("/files/decrypt", body.as_bytes());
     assert_eq!(answer.status, 200, "{}", daemon.process.log());
