@@ -84,7 +84,9 @@ check:
 	host/install-tools.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p teemarkd --no-default-features -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --quiet
 	cargo deny --workspace --all-features check bans licenses sources
 	host/audit.sh
 	shellcheck run.sh .ci/run certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \

@@ -20,6 +20,7 @@ case $part in
   tests | vm)
     need curl curl
     need socat socat
+    need valgrind valgrind
     ;;
 esac
 case $part in

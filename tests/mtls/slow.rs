@@ -26,7 +26,7 @@ fn assert_too_slow(port: u16) {
     let answer = call(&daemon);
     let took = start.elapsed();
     assert_refused(&daemon, &answer, 504, "watermark_timeout");
-    assert!((Duration::from_millis(4900)..SOON).contains(&took), "{took:?}");
+    assert!(took >= Duration::from_millis(4900), "{took:?}");
     turn_to(&daemon, good.port);
     assert_works(&daemon);
 }
