@@ -8,9 +8,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use formats::address::Address;
+use formats::base64;
 use formats::certificates::Fingerprint;
 use formats::signature::VerifyingKey;
 
@@ -253,7 +252,7 @@ fn is_not(name: &'static str, item: &str, what: &str) -> SettingError {
 }
 
 fn operator_key(text: &str) -> Option<VerifyingKey> {
-    STANDARD.decode(text).ok().and_then(|bytes| VerifyingKey::from_slice(&bytes))
+    base64::decode(text).and_then(|bytes| VerifyingKey::from_slice(&bytes))
 }
 
 /// The default of TEEMARK_MEMORY, in bytes, if this many are available at the start. The daemon stays under five
@@ -305,7 +304,7 @@ mod tests {
 
     #[test]
     fn lists_of_keys_and_fingerprints_are_read() {
-        let key = STANDARD.encode([7; 32]);
+        let key = base64::encode([7; 32]);
         let (keys, pins) = (format!("{key}, {key}"), format!("{},{}", "ab:".repeat(31) + "ab", "cd".repeat(32)));
         let s = read(&[("TEEMARK_OPERATOR_KEYS", &keys), ("TEEMARK_PIN_CA", &pins)]).unwrap();
         assert_eq!(s.handshake, Handshake::Sealed(vec![VerifyingKey::from_bytes([7; 32]); 2]));

@@ -1,8 +1,8 @@
-//! JSON objects and strings, read without copying where possible.
+//! JSON objects and strings, read without copying where possible, and strings written piece by piece.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -67,12 +67,33 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// Peak memory for a document that is mostly one [`Text`], with that text and with what is made of it: a copy, or the
-/// bytes of its base64.
-pub fn cost(document: &[u8]) -> usize {
-    let n = document.len();
-    let made = if document.contains(&b'\\') { n.saturating_add(n / 4 * 3) } else { n };
-    n.saturating_add(made)
+/// A JSON string that may be a whole file: only its place, so that [`into_text`] can turn the document's own buffer into
+/// its text.
+#[derive(Clone, Copy, Debug)]
+pub struct LargeText<'a>(&'a str);
+
+impl<'de: 'a, 'a> Deserialize<'de> for LargeText<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = <&RawValue>::deserialize(deserializer)?;
+        between_quotes(value).map(LargeText).ok_or_else(|| D::Error::custom("not a string"))
+    }
+}
+
+impl LargeText<'_> {
+    /// The place of the text in the document that it was read from: between its quotes, with its escapes.
+    pub fn place(self, document: &[u8]) -> Range<usize> {
+        let start = self.0.as_ptr().addr() - document.as_ptr().addr();
+        start..start + self.0.len()
+    }
+}
+
+/// Turns a document into the text at `place`, with its escapes undone, in the document's own buffer. `None` if half a
+/// surrogate pair stands alone in it.
+pub fn into_text(mut document: Vec<u8>, place: Range<usize>) -> Option<Vec<u8>> {
+    document.truncate(place.end);
+    document.drain(..place.start);
+    unescape(&mut document)?;
+    Some(document)
 }
 
 impl Deref for Text<'_> {
@@ -85,26 +106,45 @@ impl Deref for Text<'_> {
 
 /// The text of a JSON string; `None` if the value is something else.
 pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
-    let text = value.get();
     // Without escapes there is nothing to undo or to copy.
-    match text.strip_prefix('"')?.strip_suffix('"')? {
+    match between_quotes(value)? {
         plain if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
-        escaped => unescape(escaped).map(Cow::Owned),
+        escaped => {
+            let mut text = escaped.as_bytes().to_vec();
+            unescape(&mut text)?;
+            String::from_utf8(text).ok().map(Cow::Owned)
+        }
     }
 }
 
-/// Undoes the escapes of RFC 8259, section 7; `None` if half a surrogate pair stands alone.
-fn unescape(text: &str) -> Option<String> {
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, escape)) = rest.split_once('\\') {
+fn between_quotes(value: &RawValue) -> Option<&str> {
+    value.get().strip_prefix('"')?.strip_suffix('"')
+}
+
+/// Length of the longest escape, a surrogate pair.
+const LONGEST_ESCAPE: usize = r"\ud83d\ude00".len();
+
+/// Undoes the escapes of RFC 8259, section 7, in a text that is UTF-8. What an escape stands for is never longer than
+/// the escape. `None` if half a surrogate pair stands alone.
+fn unescape(text: &mut Vec<u8>) -> Option<()> {
+    let (mut read, mut written) = (0, 0);
+    while read < text.len() {
+        let rest = &text[read..];
+        let plain = rest.iter().position(|b| *b == b'\\').unwrap_or(rest.len());
+        text.copy_within(read..read + plain, written);
+        (read, written) = (read + plain, written + plain);
+        if read == text.len() {
+            break;
+        }
+        let window = &text[read + 1..text.len().min(read + LONGEST_ESCAPE)];
+        // It may end within a character; an escape is ASCII.
+        let escape = str::from_utf8(window).or_else(|e| str::from_utf8(&window[..e.valid_up_to()])).ok()?;
         let (character, length) = escaped(escape)?;
-        plain.push_str(before);
-        plain.push(character);
-        rest = &escape[length..];
+        written += character.encode_utf8(&mut text[written..]).len();
+        read += 1 + length;
     }
-    plain.push_str(rest);
-    Some(plain)
+    text.truncate(written);
+    Some(())
 }
 
 /// The character that an escape stands for, and the escape's length without its backslash.
@@ -128,6 +168,54 @@ fn escaped(escape: &str) -> Option<(char, usize)> {
         _ => return None,
     };
     Some((character, 1))
+}
+
+/// Length of a text between a JSON string's quotes, as [`escape`] writes it.
+pub fn escaped_len(text: &[u8]) -> usize {
+    let length = |b: &u8| match escape_of(*b) {
+        None => 1,
+        Some(b'u') => ESCAPE_LEN,
+        Some(_) => 2,
+    };
+    text.iter().map(length).sum()
+}
+
+/// Length of the longest escape that [`escape`] writes.
+pub const ESCAPE_LEN: usize = r"\u001f".len();
+
+/// Writes as much of a text as fits into `out`, as it stands between a JSON string's quotes. Returns the number of bytes
+/// read, which is at least one if `out` has room for [`ESCAPE_LEN`], and the number of bytes written.
+pub fn escape(text: &[u8], out: &mut [u8]) -> (usize, usize) {
+    let (mut read, mut written) = (0, 0);
+    loop {
+        let most = (text.len() - read).min(out.len() - written);
+        let rest = &text[read..read + most];
+        let plain = rest.iter().position(|b| escape_of(*b).is_some()).unwrap_or(most);
+        out[written..written + plain].copy_from_slice(&rest[..plain]);
+        (read, written) = (read + plain, written + plain);
+        let (Some(byte), Some(room)) = (text.get(read), out.get_mut(written..written + ESCAPE_LEN)) else {
+            return (read, written);
+        };
+        let Some(letter) = escape_of(*byte) else { return (read, written) };
+        let hex = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+        room.copy_from_slice(&[b'\\', letter, b'0', b'0', hex(byte >> 4), hex(byte & 15)]);
+        (read, written) = (read + 1, written + if letter == b'u' { ESCAPE_LEN } else { 2 });
+    }
+}
+
+/// The letter after the backslash in the escape of a byte that must not stand in a JSON string (RFC 8259, section 7);
+/// `u` if it has no letter of its own.
+fn escape_of(byte: u8) -> Option<u8> {
+    match byte {
+        b'"' | b'\\' => Some(byte),
+        0x08 => Some(b'b'),
+        0x0c => Some(b'f'),
+        b'\n' => Some(b'n'),
+        b'\r' => Some(b'r'),
+        b'\t' => Some(b't'),
+        0..0x20 => Some(b'u'),
+        _ => None,
+    }
 }
 
 /// For optional members where `null` is an error and not an absence: a restriction must not vanish because an issuer's
@@ -218,6 +306,44 @@ mod tests {
         ] {
             let ours = serde_json::from_str::<Text>(text).ok().map(|text| text.0);
             assert_eq!(ours.as_deref(), serde_json::from_str::<String>(text).ok().as_deref(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_large_text_is_made_in_the_buffer_of_its_document() {
+        #[derive(Deserialize)]
+        struct Document<'a> {
+            #[serde(borrow)]
+            plain: LargeText<'a>,
+        }
+        let file = r"0123456789abcdef\/\u00e4\ud83d\ude00".repeat(5000);
+        for before in ["", "\u{feff} "] {
+            let document = format!("{before}{{\"new\":1,\"plain\":\"{file}\",\"escaped\":null}}").into_bytes();
+            let buffer = document.as_ptr().addr();
+            let place = object::<Document>(&document).unwrap().plain.place(&document);
+            let text = into_text(document, place).unwrap();
+            assert_eq!(text, "0123456789abcdef/ä😀".repeat(5000).into_bytes());
+            assert_eq!(text.as_ptr().addr(), buffer);
+        }
+        assert!(into_text(br#""\ud83d""#.to_vec(), 1..7).is_none());
+        assert!(serde_json::from_str::<LargeText>("7").is_err());
+    }
+
+    #[test]
+    fn a_text_is_escaped_as_serde_json_does_it_however_small_the_pieces() {
+        let text: String = (0..0x80_u8).map(char::from).chain("grün \u{2028} 😀 \"quoted\"".chars()).collect();
+        let whole = serde_json::to_string(&text).unwrap();
+        assert_eq!(escaped_len(text.as_bytes()) + 2, whole.len());
+        for size in [ESCAPE_LEN, 7, 11, 64, 4096] {
+            let (mut rest, mut written) = (text.as_bytes(), Vec::new());
+            while !rest.is_empty() {
+                let mut out = vec![0; size];
+                let (read, n) = escape(rest, &mut out);
+                assert!(read > 0, "in pieces of {size}");
+                written.extend_from_slice(&out[..n]);
+                rest = &rest[read..];
+            }
+            assert_eq!(format!("\"{}\"", String::from_utf8(written).unwrap()), whole, "in pieces of {size}");
         }
     }
 

@@ -6,8 +6,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-use ::base64::Engine;
-use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64_simd::URL_SAFE_NO_PAD;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -195,14 +194,14 @@ fn grant() -> Value {
     };
     let token = Issuer::from(ed25519(ISSUER)).sign(&grant.claims()).unwrap();
     let [header, claims, signature] = token.split('.').collect::<Vec<_>>().try_into().unwrap();
-    let text = |part| String::from_utf8(URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
+    let text = |part| String::from_utf8(URL_SAFE_NO_PAD.decode_to_vec(part).unwrap()).unwrap();
     json!({
         "now": NOW,
         "audience": FLEET,
         "header": text(header),
         "claims": text(claims),
         "signed": format!("{header}.{claims}"),
-        "signature": hex::encode(URL_SAFE_NO_PAD.decode(signature).unwrap()),
+        "signature": hex::encode(URL_SAFE_NO_PAD.decode_to_vec(signature).unwrap()),
         "token": token,
     })
 }

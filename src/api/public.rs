@@ -1,8 +1,7 @@
 //! Routes of the public listener, for users.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use formats::attestation::MAX_NONCE;
+use formats::base64;
 use formats::time::Utc;
 use serde_json::json;
 
@@ -56,7 +55,7 @@ fn get_attestation(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let document = api.attestation.document(nonce.as_deref())?;
     let mut answer = json!({"attestation": hex::encode(document)});
     if let Some(root) = api.attestation.test_root().map_err(DocumentError::Nsm)? {
-        answer["test_root"] = STANDARD.encode(root).into();
+        answer["test_root"] = base64::encode(root).into();
     }
     Ok(Answer::json(200, &answer))
 }

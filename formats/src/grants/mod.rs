@@ -10,8 +10,7 @@ mod tests;
 
 use std::fmt;
 
-use ::base64::Engine;
-use ::base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64_simd::URL_SAFE_NO_PAD;
 use ring::error::Unspecified;
 use ring::rand::SystemRandom;
 use ring::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair};
@@ -99,7 +98,7 @@ impl<'a> NewGrant<'a> {
             iat: now,
             nbf: now,
             exp: now.saturating_add(self.valid),
-            jti: URL_SAFE_NO_PAD.encode(self.jti),
+            jti: URL_SAFE_NO_PAD.encode_to_string(self.jti),
             reply_key: self.reply_key.map(base64::encode),
             content_sha256: self.content_sha256,
         }
@@ -156,23 +155,23 @@ impl Issuer {
             SigningKey::Ed25519(key) => key.sign(signed.as_bytes()),
             SigningKey::P256(key) => key.sign(&SystemRandom::new(), signed.as_bytes())?,
         };
-        Ok(signed + "." + &URL_SAFE_NO_PAD.encode(signature))
+        Ok(signed + "." + &URL_SAFE_NO_PAD.encode_to_string(signature))
     }
 }
 
 fn part(value: &impl Serialize) -> String {
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(value).expect("texts and numbers are JSON"))
+    URL_SAFE_NO_PAD.encode_to_string(serde_json::to_vec(value).expect("texts and numbers are JSON"))
 }
 
 /// Whether the text has the form of a token: three parts in base64url, of at most [`MAX_TOKEN`] bytes in all.
 pub fn is_token(text: &str) -> bool {
-    let is_part = |part: &str| !part.is_empty() && URL_SAFE_NO_PAD.decode(part).is_ok();
+    let is_part = |part: &str| !part.is_empty() && URL_SAFE_NO_PAD.decode_to_vec(part).is_ok();
     text.len() <= MAX_TOKEN && text.split('.').count() == 3 && text.split('.').all(is_part)
 }
 
 /// Whether a token, which is not checked here, asks for the answer to be sealed to a key that it names.
 pub fn names_reply_key(token: &str) -> bool {
-    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode_to_vec(claims).ok());
     claims.is_some_and(|claims| json::object::<Claims>(&claims).is_ok_and(|claims| claims.reply_key.is_some()))
 }
 
@@ -273,7 +272,7 @@ impl GrantKeys {
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is over 4 KiB"));
         }
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| invalid("it is not a JWT"));
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode_to_vec(part).map_err(|_| invalid("it is not a JWT"));
         let mut parts = token.split('.');
         let (Some(header), Some(claims), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -345,7 +344,7 @@ fn is_for(aud: &RawValue, audiences: &[String]) -> bool {
 /// Parses a reply key: base64 of an X25519 public key, in the standard or the URL alphabet. `None` also for a key that
 /// nothing can be sealed to.
 pub fn reply_key(text: &str) -> Option<PublicKey> {
-    let bytes = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())?;
+    let bytes = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode_to_vec(text).ok())?;
     PublicKey::from_bytes(bytes.try_into().ok()?)
 }
 
