@@ -174,7 +174,7 @@ trusted=$public
 start_daemon plain 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off
 sed -n 's/.*\(TEEMARK_HANDSHAKE is plain.*\)/    \1/p' "$out/plain.log"
 
-say "The same bytes as by the checklist's command (cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777), then the keys"
+say "The bundle of the checklist (there: cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777), then the file keys"
 cd "$out/certs"
 cat >../mtls_certs.json <<JSON
 {
