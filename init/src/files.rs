@@ -13,9 +13,19 @@ use crate::text::Text;
 #[derive(Debug)]
 pub enum Error {
     /// open(2) or read(2) failed.
-    Kernel { path: &'static CStr, errno: Errno },
-    /// The file has more than so many bytes.
-    TooLong { path: &'static CStr, limit: usize },
+    Kernel {
+        /// The file.
+        path: &'static CStr,
+        /// What the call returned.
+        errno: Errno,
+    },
+    /// The file does not fit the buffer.
+    TooLong {
+        /// The file.
+        path: &'static CStr,
+        /// The most bytes that it may have.
+        limit: usize,
+    },
 }
 
 impl Error {

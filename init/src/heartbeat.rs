@@ -96,8 +96,9 @@ fn exchange(parent: impl AsFd, deadline: Duration) -> Result<(), Error> {
 /// Waits until a connection is ready for something or broken.
 fn wait(fd: impl AsFd, what: PollFlags, deadline: Duration, step: &'static str) -> Result<(), Error> {
     loop {
+        // At most TIMEOUT, so the sign does not change.
         let left = deadline.saturating_sub(now());
-        let left = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&fd, what)], Some(&left)) {
             Ok(0) => return Err(Error::Timeout(step)),
             Ok(_) => return Ok(()),

@@ -42,9 +42,21 @@ const OTHERS: [Mount; 4] = [
 #[derive(Debug)]
 pub enum Error {
     /// The mount point was missing and could not be made.
-    Folder { path: &'static CStr, errno: Errno },
+    Folder {
+        /// The mount point.
+        path: &'static CStr,
+        /// What mkdir(2) returned.
+        errno: Errno,
+    },
     /// mount(2) failed.
-    Mount { kind: &'static CStr, path: &'static CStr, errno: Errno },
+    Mount {
+        /// The file system's type, as in /proc/filesystems.
+        kind: &'static CStr,
+        /// The mount point.
+        path: &'static CStr,
+        /// What mount(2) returned.
+        errno: Errno,
+    },
 }
 
 impl fmt::Display for Error {

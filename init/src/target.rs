@@ -15,7 +15,9 @@ use crate::text::Text;
 
 /// A program that has been started, as a child of this process.
 pub struct Target<'a> {
+    /// The file that was executed.
     pub path: &'a CStr,
+    /// The child's process ID, to wait for and to signal.
     pub pid: Pid,
     /// When, after the kernel's start.
     pub started: Duration,

@@ -18,6 +18,7 @@ impl fmt::Display for Text<'_> {
 pub struct Short([u8; 64]);
 
 impl Short {
+    /// Copies the text up to its 63rd byte or its first zero byte.
     pub fn new(text: &[u8]) -> Self {
         let mut bytes = [0; 64];
         for (to, from) in bytes[..63].iter_mut().zip(text) {
