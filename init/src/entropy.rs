@@ -18,7 +18,7 @@ const CURRENT_SOURCE: &CStr = c"/sys/class/misc/hw_random/rng_current";
 const SOURCE: &CStr = c"/dev/hwrng";
 const POOL: &CStr = c"/dev/urandom";
 /// Bytes of seed: twice the 256 bits at which the kernel calls its pool full (POOL_BITS in drivers/char/random.c).
-pub const SEED_BYTES: usize = 64;
+const SEED_BYTES: usize = 64;
 
 /// There is a security module, and random numbers are not its.
 #[derive(Debug)]
