@@ -1,5 +1,12 @@
 //! The demo's picture: mountains at dusk over a lake, computed, so that it belongs to nobody and is always the same.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "coordinates and colours are small and not negative, and the picture's bytes must stay the same"
+)]
+
 use anyhow::Result;
 use png::{BitDepth, ColorType, Info};
 
@@ -46,7 +53,7 @@ const RANGES: [Range; 5] = [
 ///
 /// # Errors
 /// Only what the PNG encoder would report.
-pub fn png() -> Result<Vec<u8>> {
+pub(crate) fn png() -> Result<Vec<u8>> {
     let (width, height) = SIZE;
     let unit = f64::from(height);
     let scene = Scene::new();
