@@ -13,24 +13,24 @@ use formats::signature::VerifyingKey;
 use ureq::http::HeaderMap;
 
 /// How far the time of a signature may lie in the past, or, where clocks differ, in the future.
-pub const WINDOW: Duration = Duration::from_secs(300);
+pub(crate) const WINDOW: Duration = Duration::from_secs(300);
 
 /// The enclave whose answers are taken: its identity key, which its attestation document named.
 #[derive(Clone, Copy, Debug)]
-pub struct Signer(pub VerifyingKey);
+pub(crate) struct Signer(pub(crate) VerifyingKey);
 
 /// What was asked for, which the answer has to be about.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
-    pub about: About<'a>,
+pub(crate) struct Asked<'a> {
+    pub(crate) about: About<'a>,
     /// SHA-256 of the encrypted file that was sent.
-    pub content_sha256: Sha256,
-    pub sealed: bool,
+    pub(crate) content_sha256: Sha256,
+    pub(crate) sealed: bool,
 }
 
 /// Why an answer is not taken for the enclave's.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NotSigned {
+pub(crate) enum NotSigned {
     /// This header field is missing, stands twice, or cannot be read.
     Field(&'static str),
     /// The signature is by another key, or over something else.
@@ -67,12 +67,12 @@ impl fmt::Display for NotSigned {
 impl std::error::Error for NotSigned {}
 
 /// Whether the answer says that it is sealed.
-pub fn is_sealed(headers: &HeaderMap) -> bool {
+pub(crate) fn is_sealed(headers: &HeaderMap) -> bool {
     field(headers, SEALED).is_ok_and(|value| value == "true")
 }
 
 /// Whether the answer says that the file in it was not marked.
-pub fn is_unmarked(headers: &HeaderMap) -> bool {
+pub(crate) fn is_unmarked(headers: &HeaderMap) -> bool {
     field(headers, WATERMARKED).is_ok_and(|value| value == "false")
 }
 
@@ -80,7 +80,7 @@ pub fn is_unmarked(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// It was sealed to another key, about another file or user, or has been altered.
-pub fn open(mut sealed: Vec<u8>, about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>> {
+pub(crate) fn open(mut sealed: Vec<u8>, about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>> {
     reply::open(&mut sealed, about, key).context("the sealed answer cannot be opened")
 }
 
@@ -89,7 +89,13 @@ impl Signer {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(self, headers: &HeaderMap, given: &[u8], asked: Asked<'_>, now: SystemTime) -> Result<(), NotSigned> {
+    pub(crate) fn check(
+        self,
+        headers: &HeaderMap,
+        given: &[u8],
+        asked: Asked<'_>,
+        now: SystemTime,
+    ) -> Result<(), NotSigned> {
         let Asked { about, content_sha256, sealed } = asked;
         let timestamp_ms = field(headers, TIMESTAMP)?.parse().map_err(|_| NotSigned::Field(TIMESTAMP))?;
         let watermarked = field(headers, WATERMARKED)?.parse().map_err(|_| NotSigned::Field(WATERMARKED))?;

@@ -13,11 +13,11 @@ use crate::output::{self, Existing};
 use crate::progress::Progress;
 use crate::terminal::say;
 
-pub const REMEDY: &str = "replace it with --force, or choose another --output or --output-dir";
+pub(crate) const REMEDY: &str = "replace it with --force, or choose another --output or --output-dir";
 
 /// Which files, and where what becomes of them goes.
 #[derive(clap::Args)]
-pub struct Files {
+pub(crate) struct Files {
     /// The files; - for standard input
     #[arg(required = true, value_name = "FILE")]
     input: Vec<PathBuf>,
@@ -37,22 +37,22 @@ pub struct Files {
 
 /// One file's part.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Job {
-    pub input: PathBuf,
-    pub output: PathBuf,
+pub(crate) struct Job {
+    pub(crate) input: PathBuf,
+    pub(crate) output: PathBuf,
     /// None where there is no name to take it from.
-    pub file_id: Option<String>,
+    pub(crate) file_id: Option<String>,
     /// The input's length in bytes, where it is a file.
-    pub length: u64,
+    pub(crate) length: u64,
 }
 
 impl Files {
-    pub fn existing(&self) -> Existing {
+    pub(crate) fn existing(&self) -> Existing {
         if self.force { Existing::Replace } else { Existing::Keep }
     }
 
     /// Whether these are several.
-    pub fn are_several(&self) -> bool {
+    pub(crate) fn are_several(&self) -> bool {
         self.input.len() > 1
     }
 
@@ -61,7 +61,7 @@ impl Files {
     /// # Errors
     /// The options do not fit the number of files; two outputs are one, or there already, or cannot be written; of several files one is
     /// missing; standard output is wanted for a file and for `json`.
-    pub fn jobs(&self, json: bool, name: impl Fn(&Path) -> Result<PathBuf>) -> Result<Vec<Job>> {
+    pub(crate) fn jobs(&self, json: bool, name: impl Fn(&Path) -> Result<PathBuf>) -> Result<Vec<Job>> {
         if self.are_several() {
             let one = self.file_id.as_ref().map(|_| "--file-id").or(self.output.as_ref().map(|_| "--output"));
             if let Some(option) = one {
@@ -123,7 +123,7 @@ fn id_of(input: &Path) -> Option<String> {
 ///
 /// # Errors
 /// The file's own where there is one. Of several the worst class of those that failed, with what became of each.
-pub fn run(jobs: &[Job], mut work: impl FnMut(&Job, &Progress) -> Result<Value>) -> Result<Done> {
+pub(crate) fn run(jobs: &[Job], mut work: impl FnMut(&Job, &Progress) -> Result<Value>) -> Result<Done> {
     let lengths: Vec<_> = jobs.iter().map(|job| job.length).collect();
     let progress = Progress::over(&lengths);
     if let [job] = jobs {

@@ -22,11 +22,11 @@ use crate::keys::KeyFile;
 use crate::output::{self, without_mark};
 
 /// Largest bundle that the daemon takes, in bytes, as it goes out.
-pub const LARGEST: u64 = MAX_BUNDLE as u64;
+pub(crate) const LARGEST: u64 = MAX_BUNDLE as u64;
 
 /// What a bundle is made of.
 #[derive(clap::Args)]
-pub struct Items {
+pub(crate) struct Items {
     /// The client certificate, with its chain if it has one (PEM or DER)
     #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca"])]
     client_cert: Option<PathBuf>,
@@ -49,7 +49,7 @@ pub struct Items {
 
 impl Items {
     /// Whether a private key is among them.
-    pub fn are_secret(&self) -> bool {
+    pub(crate) fn are_secret(&self) -> bool {
         self.client_key.is_some() || self.keys.is_some()
     }
 }
@@ -62,7 +62,7 @@ fn endpoint(text: &str) -> Result<ServiceUrl, String> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let (source, _) = output::open_input(path)?;
     let mut bytes = Vec::new();
     source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
@@ -70,7 +70,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Warns of certificates in a finished bundle that end soon. It goes out as it is: what is wrong with it the daemon says.
-pub fn warn_of_certificates(bundle: &[u8]) {
+pub(crate) fn warn_of_certificates(bundle: &[u8]) {
     let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
     // An object, or a text that holds one.
     let item = match &bundle[CERTIFICATES] {
@@ -85,7 +85,7 @@ pub fn warn_of_certificates(bundle: &[u8]) {
 }
 
 /// Whether a bundle was sealed before, and holds nothing beside that.
-pub fn is_sealed(bundle: &[u8]) -> bool {
+pub(crate) fn is_sealed(bundle: &[u8]) -> bool {
     let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(without_mark(bundle));
     members.is_ok_and(|members| members.keys().eq([SEALED]))
 }
@@ -104,7 +104,7 @@ fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
 }
 
 /// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
-pub fn build(items: &Items) -> Result<Vec<u8>> {
+pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
     let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
         (Some(cert), Some(key), Some(ca)) => Some(Parts([
             certificate::read_valid(cert, "--client-cert", Authority::No)?,

@@ -19,7 +19,7 @@ const SOON: u64 = 30 * 86_400;
 
 /// Whether certificates are those of authorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Authority {
+pub(crate) enum Authority {
     /// They are a chain: each has to be valid.
     No,
     /// They are roots: one that is valid is enough, as while a CA is replaced.
@@ -28,7 +28,7 @@ pub enum Authority {
 
 /// What a file is expected to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     Certificates,
     PrivateKey,
 }
@@ -37,7 +37,7 @@ pub enum Content {
 ///
 /// # Errors
 /// It cannot be read, holds neither form, or something else than `content`; no message repeats any of it.
-pub fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
     let what = || format!("{option} {}", path.display());
     let found = std::fs::metadata(path).with_context(|| format!("cannot read {}", what()))?;
     if found.len() > LARGEST {
@@ -52,7 +52,7 @@ pub fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`]; none of the authorities, or not all of a chain, are valid now.
-pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec<u8>> {
+pub(crate) fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec<u8>> {
     let bytes = read(path, option, Content::Certificates)?;
     let what = || format!("{option} {}", path.display());
     if let Some(warning) = check_dates(&bytes, authority, Utc::now()).with_context(what)? {
@@ -62,7 +62,7 @@ pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec
 }
 
 /// Warns of certificates that end soon or have ended. `what` names them.
-pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
+pub(crate) fn warn(bytes: &[u8], authority: Authority, what: &str) {
     match check_dates(bytes, authority, Utc::now()) {
         Ok(None) => {}
         Ok(Some(warning)) => say(format_args!("warning: {what}: {warning}")),

@@ -9,7 +9,7 @@ use formats::address::Address;
 use vsock::{VsockAddr, VsockStream};
 
 /// A connected socket, of whatever kind.
-pub trait Stream: Read + Write {
+pub(crate) trait Stream: Read + Write {
     /// How long one read may wait.
     fn set_read_timeout(&self, limit: Duration) -> io::Result<()>;
     /// How long one write may wait.
@@ -41,7 +41,7 @@ streams!(VsockStream, TcpStream, UnixStream);
 ///
 /// # Errors
 /// What the system says; `InvalidInput` for a vsock address without a CID.
-pub fn connect(address: &Address, limit: Duration) -> io::Result<Box<dyn Stream>> {
+pub(crate) fn connect(address: &Address, limit: Duration) -> io::Result<Box<dyn Stream>> {
     match address {
         Address::Vsock { cid: None, .. } => Err(ErrorKind::InvalidInput.into()),
         Address::Vsock { cid: Some(cid), port } => Ok(Box::new(VsockStream::connect(&VsockAddr::new(*cid, *port))?)),

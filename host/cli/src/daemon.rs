@@ -29,7 +29,7 @@ struct ErrorAnswer {
 }
 
 /// The base of the daemon's addresses, without a slash at its end: what `--endpoint` takes.
-pub fn endpoint(text: &str) -> Result<String, String> {
+pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let parsed = text.parse::<Uri>().ok().filter(|url| url.query().is_none() && url.host().is_some());
     match parsed.as_ref().and_then(Uri::scheme_str) {
         Some("http") => Ok(text.trim_end_matches('/').to_owned()),
@@ -38,7 +38,7 @@ pub fn endpoint(text: &str) -> Result<String, String> {
 }
 
 /// Plain HTTP: no proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
-pub fn agent(limit: Duration) -> Agent {
+pub(crate) fn agent(limit: Duration) -> Agent {
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)
@@ -57,7 +57,7 @@ pub fn agent(limit: Duration) -> Agent {
 ///
 /// # Errors
 /// The daemon gave no answer or is not the daemon; or what it said, with its code.
-pub fn ask(
+pub(crate) fn ask(
     endpoint: &str,
     retries: u32,
     mut attempt: impl FnMut() -> Result<Response<Body>, ureq::Error>,
@@ -78,7 +78,7 @@ pub fn ask(
 }
 
 /// Whether the daemon could not be connected to, as while it starts.
-pub fn is_not_there(error: &anyhow::Error) -> bool {
+pub(crate) fn is_not_there(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
         Some(ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect))

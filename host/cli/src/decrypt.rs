@@ -51,7 +51,7 @@ const ASK_FIRST: usize = 1 << 20;
 Only with all of --grant, --seal, --reply-key and --verify, and a grant that names that key (teemark grant --reply-key),
 is the file for its user alone, whoever relays it."
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     files: Files,
     /// The daemon's public address, http://HOST:PORT
@@ -108,7 +108,7 @@ struct Session {
 /// # Errors
 /// A file cannot be read or written; the daemon refuses, cannot be reached, or what answers is not the daemon; the
 /// enclave is not attested; the answer is not sealed, or not signed, as was asked, or is larger than any can be.
-pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let jobs = arguments.files.jobs(json, default_output)?;
     if arguments.grant.is_some() && arguments.files.are_several() {
         bail!(Failure::usage("--grant is for one file; --grants names a folder with a grant for each, FILE-ID.grant"));

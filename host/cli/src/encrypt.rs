@@ -25,7 +25,7 @@ const DAEMON_DEFAULT_LIMIT: usize = 64 << 20;
   teemark encrypt picture.png --keys keys.json
   teemark encrypt *.png --keys keys.json --output-dir encrypted
   teemark encrypt report.txt --keys keys.json --key-id 7 --file-id report-2026 --output - > report.enc")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     files: Files,
     /// The key file, as teemark keygen makes it
@@ -43,7 +43,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// A file cannot be read or written, the key cannot be told, or what it needs (file id, a number for Tink) is missing.
-pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let keys = KeyFile::read(&arguments.keys)?;
     let (id, key) = keys.find(arguments.key_id.as_deref())?;
     let prefix = arguments.tink.then(|| prefix(id)).transpose()?;
@@ -128,7 +128,9 @@ fn default_output(input: &Path) -> PathBuf {
 fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
     let (source, length) = output::open_input(path)?;
     let bar = progress.step(length, "reading", Counts::Yes);
-    let mut data = Vec::with_capacity(length.unwrap_or(0) as usize + TAG_LEN);
+    // Only a hint; a length that memory cannot hold fails while reading.
+    let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut data = Vec::with_capacity(expected + TAG_LEN);
     bar.wrap_read(source).read_to_end(&mut data).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(data)
 }

@@ -23,7 +23,7 @@ use crate::terminal::say;
 #[command(after_help = "Examples:
   teemark grant --key grant.key --file-id report-7 --user-id alice --audience staging \\
     --content report-7.pdf.enc --reply-key \"$(teemark keygen --for reply --public alice.key)\" > report-7.grant")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The issuer's private key, as teemark keygen --for grants makes it; or a P-256 key of openssl genpkey
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
@@ -55,7 +55,7 @@ fn reply_key(text: &str) -> Result<PublicKey, String> {
 ///
 /// # Errors
 /// The key cannot be read, or is not one that signs grants; the encrypted file cannot be read.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let in_file = || format!("--key {}", arguments.key.display());
     let issuer = PrivateKey::read(&arguments.key, Use::Grants).and_then(PrivateKey::issuer).with_context(in_file)?;
     let content = arguments.content.as_deref().map(hash).transpose()?;
@@ -89,7 +89,7 @@ fn hash(path: &Path) -> Result<Sha256> {
 }
 
 /// A token as its user holds it: it is passed on, and not checked.
-pub struct Token(String);
+pub(crate) struct Token(String);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,7 +102,7 @@ impl Token {
     ///
     /// # Errors
     /// It cannot be read, or holds something else; no message repeats any of it.
-    pub fn read(path: &Path, option: &str) -> Result<Token> {
+    pub(crate) fn read(path: &Path, option: &str) -> Result<Token> {
         let in_file = || format!("{option} {}", path.display());
         let (source, _) = output::open_input(path).with_context(in_file)?;
         let mut text = Vec::new();
@@ -118,12 +118,12 @@ impl Token {
     }
 
     /// The value of the header field Authorization (RFC 6750, 2.1).
-    pub fn authorization(&self) -> String {
+    pub(crate) fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
     /// Whether it wants the answer sealed to a key that it names.
-    pub fn names_reply_key(&self) -> bool {
+    pub(crate) fn names_reply_key(&self) -> bool {
         grants::names_reply_key(&self.0)
     }
 }

@@ -54,11 +54,11 @@ enum Failure {
 
 /// A bundle that the daemon took, by its answer.
 #[derive(Debug)]
-pub struct Accepted {
-    pub updated: Vec<String>,
-    pub ignored: Vec<String>,
-    pub warnings: Vec<String>,
-    pub missing: Vec<String>,
+pub(crate) struct Accepted {
+    pub(crate) updated: Vec<String>,
+    pub(crate) ignored: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) missing: Vec<String>,
 }
 
 /// Sends what `bundle` gives, again and again for `wait` seconds while nobody listens.
@@ -66,7 +66,7 @@ pub struct Accepted {
 /// # Errors
 /// There is no bundle; the daemon refuses it; the address cannot be reached in time or at all; what answers is not the
 /// daemon.
-pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
+pub(crate) fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
     let start = Instant::now();
     let wait = Duration::from_secs(wait);
     let mut pause = FIRST_PAUSE;
@@ -186,7 +186,7 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
 
 impl Accepted {
     /// The line that says so.
-    pub fn line(&self, address: &Address) -> String {
+    pub(crate) fn line(&self, address: &Address) -> String {
         format!("accepted by {address}: {}\n", printable(&self.updated.join(", ")))
     }
 }

@@ -15,7 +15,7 @@ static NAMES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 ///
 /// # Errors
 /// The signals cannot be watched.
-pub fn hold() -> io::Result<MutexGuard<'static, Vec<PathBuf>>> {
+pub(crate) fn hold() -> io::Result<MutexGuard<'static, Vec<PathBuf>>> {
     static WATCHED: OnceLock<()> = OnceLock::new();
     let names = names();
     if WATCHED.get().is_none() {

@@ -25,7 +25,7 @@ use crate::terminal::say;
   teemark keygen --for operator --output operator.key --public-output operator.pub
   teemark keygen --for operator --public operator.key
   teemark keygen --for grants --output grants.key --public-output grants.json")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// What the key is for
     #[arg(long = "for", value_name = "USE", value_enum, default_value_t = Use::File)]
     purpose: Use,
@@ -73,7 +73,7 @@ fn key_id(text: &str) -> Result<String, String> {
 /// # Errors
 /// The file is there already (or, with `--add` and `--public`, is not), cannot be written, has the id already, or holds
 /// another kind of key; an option makes no sense for this use.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let Some(purpose) = arguments.purpose.of_pair() else {
         if arguments.public.is_some() || arguments.public_output.is_some() {
             bail!(Failure::usage(

@@ -19,25 +19,25 @@ const LARGEST: u64 = 1 << 20;
 
 /// The keys of one key file by id, in the file's order; ids are unique.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct KeyFile(DeliveredKeys);
+pub(crate) struct KeyFile(DeliveredKeys);
 
 /// A new file key from the system's random number generator.
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fresh_file_key(binds_file_id: bool) -> Result<DeliveredKey> {
+pub(crate) fn fresh_file_key(binds_file_id: bool) -> Result<DeliveredKey> {
     let mut bytes = Box::new([0; KEY_LEN]);
     fill_random(&mut *bytes)?;
     Ok(DeliveredKey::new(bytes, binds_file_id))
 }
 
-pub const NO_RANDOM: &str = "the system gives no random numbers";
+pub(crate) const NO_RANDOM: &str = "the system gives no random numbers";
 
 /// Fills `bytes` from the system's random number generator.
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     SystemRandom::new().fill(bytes).map_err(|_| anyhow!(NO_RANDOM))
 }
 
@@ -45,7 +45,7 @@ pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fresh_private_key() -> Result<hpke::PrivateKey> {
+pub(crate) fn fresh_private_key() -> Result<hpke::PrivateKey> {
     hpke::PrivateKey::random().map_err(|_| anyhow!(NO_RANDOM))
 }
 
@@ -54,7 +54,7 @@ impl KeyFile {
     ///
     /// # Errors
     /// It cannot be read, is not of the form above, or names an id twice.
-    pub fn read(path: &Path) -> Result<KeyFile> {
+    pub(crate) fn read(path: &Path) -> Result<KeyFile> {
         let in_file = || format!("the key file {}", path.display());
         let file = output::open_key(path)?;
         let mut text = Vec::new();
@@ -86,7 +86,7 @@ impl KeyFile {
     ///
     /// # Errors
     /// The id is there already.
-    pub fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
+    pub(crate) fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
         if self.0.0.iter().any(|(known, _)| *known == id) {
             bail!("there are two keys with id {id:?}; ids must differ");
         }
@@ -95,12 +95,12 @@ impl KeyFile {
     }
 
     /// The keys as a bundle delivers them.
-    pub fn into_keys(self) -> DeliveredKeys {
+    pub(crate) fn into_keys(self) -> DeliveredKeys {
         self.0
     }
 
     /// How many keys there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.0.len()
     }
 
@@ -108,7 +108,7 @@ impl KeyFile {
     ///
     /// # Errors
     /// There is none, or there are several to choose from; the message names the ids.
-    pub fn find(&self, id: Option<&str>) -> Result<(&str, &DeliveredKey)> {
+    pub(crate) fn find(&self, id: Option<&str>) -> Result<(&str, &DeliveredKey)> {
         let known = || self.0.0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ");
         let found = match (id, self.0.0.as_slice()) {
             (None, [only]) => Some(only),

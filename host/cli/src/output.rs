@@ -18,7 +18,7 @@ const PREFIX: &str = ".teemark-";
 
 /// Who may read a new file, from its first byte on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readers {
+pub(crate) enum Readers {
     /// Only its owner (mode 600): it holds a key, or a decrypted file.
     Owner,
     /// Whom the umask lets.
@@ -27,14 +27,14 @@ pub enum Readers {
 
 /// What to do with a file that stands where the output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
+pub(crate) enum Existing {
     Keep,
     Replace,
 }
 
 /// Where a command's output goes. Nothing appears at its place before [`Output::commit`].
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     Stdout(io::Stdout),
     /// A pipe or a device, which a rename would replace.
     Special(fs::File),
@@ -43,7 +43,7 @@ pub enum Output {
 
 /// A file in its target's folder that is not there yet for others.
 #[derive(Debug)]
-pub struct Aside {
+pub(crate) struct Aside {
     target: PathBuf,
     existing: Existing,
     file: Hidden,
@@ -131,7 +131,7 @@ fn look(path: &Path, existing: Existing, remedy: &str) -> Result<Place> {
 ///
 /// # Errors
 /// As [`Output::open`].
-pub fn check(path: &Path, existing: Existing, remedy: &str) -> Result<()> {
+pub(crate) fn check(path: &Path, existing: Existing, remedy: &str) -> Result<()> {
     if path == Path::new("-") {
         return Ok(());
     }
@@ -150,7 +150,7 @@ impl Output {
     ///
     /// # Errors
     /// A file is there already and `existing` says to keep it; the folder is missing or cannot be written.
-    pub fn open(path: &Path, existing: Existing, readers: Readers, remedy: &str) -> Result<Output> {
+    pub(crate) fn open(path: &Path, existing: Existing, readers: Readers, remedy: &str) -> Result<Output> {
         if path == Path::new("-") {
             return Ok(Output::Stdout(io::stdout()));
         }
@@ -170,7 +170,7 @@ impl Output {
     ///
     /// # Errors
     /// The disk is full, or another program made the file meanwhile; then nothing changed at the output's place.
-    pub fn commit(mut self, remedy: &str) -> Result<()> {
+    pub(crate) fn commit(mut self, remedy: &str) -> Result<()> {
         self.flush().context("cannot write the output")?;
         let Output::File(Aside { target, existing, mut file }) = self else { return Ok(()) };
         let cannot = || format!("cannot write {}", target.display());
@@ -215,14 +215,14 @@ impl Write for Output {
 ///
 /// # Errors
 /// As [`Output::open`] and [`Output::commit`].
-pub fn write(path: &Path, bytes: &[u8], existing: Existing, readers: Readers, remedy: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8], existing: Existing, readers: Readers, remedy: &str) -> Result<()> {
     let mut output = Output::open(path, existing, readers, remedy)?;
     output.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
     output.commit(remedy)
 }
 
 /// Writes to standard output, without the panic of `print!` where the reader has gone.
-pub fn to_stdout(bytes: &[u8]) -> Result<()> {
+pub(crate) fn to_stdout(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout();
     out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
 }
@@ -231,7 +231,7 @@ pub fn to_stdout(bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// It is not there, cannot be read, or is a folder.
-pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
+pub(crate) fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     if path == Path::new("-") {
         return Ok((Box::new(io::stdin()), None));
     }
@@ -245,7 +245,7 @@ pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
 }
 
 /// A text without the byte order mark that some editors put in front.
-pub fn without_mark(text: &[u8]) -> &[u8] {
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
@@ -253,7 +253,7 @@ pub fn without_mark(text: &[u8]) -> &[u8] {
 ///
 /// # Errors
 /// It is not there, or cannot be read.
-pub fn open_key(path: &Path) -> Result<fs::File> {
+pub(crate) fn open_key(path: &Path) -> Result<fs::File> {
     let key_file = || format!("the key file {}", path.display());
     let file = fs::File::open(path).with_context(|| format!("cannot open {}; teemark keygen makes one", key_file()))?;
     let mode = file.metadata().with_context(key_file)?.permissions().mode() & 0o777;

@@ -27,7 +27,7 @@ const ED25519: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x0
 const X25519: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x6e\x04\x22\x04\x20";
 
 /// A private key by what it can do.
-pub enum PrivateKey {
+pub(crate) enum PrivateKey {
     /// Signs (RFC 8032): an operator's, or a grants issuer's.
     Ed25519(Ed25519KeyPair),
     /// Signs (ES256): a grants issuer's.
@@ -38,7 +38,7 @@ pub enum PrivateKey {
 
 /// What a key pair is for. A file says so by [`Use::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// To sign bundles.
     Operator,
     /// To sign grants.
@@ -51,7 +51,7 @@ impl Use {
     const ALL: [Use; 3] = [Use::Operator, Use::Grants, Use::Reply];
 
     /// The value of `keygen --for`, and of the line in the file.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Use::Operator => "operator",
             Use::Grants => "grants",
@@ -100,7 +100,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// The system has no random numbers to give.
-    pub fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
+    pub(crate) fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
         let mut der = match purpose {
             Use::Operator | Use::Grants => ED25519.to_vec(),
             Use::Reply => X25519.to_vec(),
@@ -117,7 +117,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// It cannot be read, holds no such key, or one for another use; no message repeats any of the key.
-    pub fn read(path: &Path, wanted: Use) -> Result<PrivateKey> {
+    pub(crate) fn read(path: &Path, wanted: Use) -> Result<PrivateKey> {
         let in_file = || format!("the key file {}", path.display());
         let mut text = Vec::new();
         output::open_key(path)?.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
@@ -148,7 +148,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn operators(self) -> Result<Ed25519KeyPair> {
+    pub(crate) fn operators(self) -> Result<Ed25519KeyPair> {
         match self {
             PrivateKey::Ed25519(key) => Ok(key),
             other => bail!("it is {other}, and an operator's is an Ed25519 key: teemark keygen --for operator"),
@@ -159,7 +159,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn issuer(self) -> Result<Issuer> {
+    pub(crate) fn issuer(self) -> Result<Issuer> {
         match self {
             PrivateKey::Ed25519(key) => Ok(Issuer::from(key)),
             PrivateKey::P256(key) => Ok(Issuer::from(key)),
@@ -173,7 +173,7 @@ impl PrivateKey {
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn reply(self) -> Result<hpke::PrivateKey> {
+    pub(crate) fn reply(self) -> Result<hpke::PrivateKey> {
         match self {
             PrivateKey::X25519(key) => Ok(key),
             other => bail!("it is {other}, and a reply key is an X25519 key: teemark keygen --for reply"),

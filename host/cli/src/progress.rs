@@ -10,7 +10,7 @@ const WORTH_A_BAR: u64 = 4 << 20;
 
 /// What a command shows of its progress on stderr: of one file a bar for each of its steps, of several one bar over all of
 /// them. Bars stay hidden where stderr is no terminal, for little, and where the length is unknown.
-pub struct Progress {
+pub(crate) struct Progress {
     /// The bar over several files.
     all: Option<ProgressBar>,
     /// What it stands at for the files that are done.
@@ -18,34 +18,34 @@ pub struct Progress {
 }
 
 /// The bar of one step, which goes with it.
-pub struct Step {
+pub(crate) struct Step {
     bar: ProgressBar,
     shared: bool,
 }
 
 /// Whether a step is the one that a file's share of the bar over all is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counts {
+pub(crate) enum Counts {
     Yes,
     No,
 }
 
 impl Progress {
     /// For files of these lengths.
-    pub fn over(lengths: &[u64]) -> Progress {
+    pub(crate) fn over(lengths: &[u64]) -> Progress {
         let all = (lengths.len() > 1).then(|| bar(Some(lengths.iter().sum()), ""));
         Progress { all, done: Cell::new(0) }
     }
 
     /// Begins file `number` of several, counted from 1.
-    pub fn begin(&self, number: usize, of: usize) {
+    pub(crate) fn begin(&self, number: usize, of: usize) {
         if let Some(all) = &self.all {
             all.set_message(format!("{number} of {of}"));
         }
     }
 
     /// A file of this length is done with, well or not.
-    pub fn end(&self, length: u64) {
+    pub(crate) fn end(&self, length: u64) {
         self.done.set(self.done.get() + length);
         if let Some(all) = &self.all {
             all.set_position(self.done.get());
@@ -53,7 +53,7 @@ impl Progress {
     }
 
     /// A step over this many bytes.
-    pub fn step(&self, length: Option<u64>, name: &'static str, counts: Counts) -> Step {
+    pub(crate) fn step(&self, length: Option<u64>, name: &'static str, counts: Counts) -> Step {
         match &self.all {
             None => Step { bar: bar(length, name), shared: false },
             Some(_) if counts == Counts::No => Step { bar: ProgressBar::hidden(), shared: false },
@@ -66,7 +66,7 @@ impl Progress {
     }
 
     /// Runs what says something on stderr, with the bar over all out of its way.
-    pub fn aside(&self, says: impl FnOnce()) {
+    pub(crate) fn aside(&self, says: impl FnOnce()) {
         match &self.all {
             Some(all) => all.suspend(says),
             None => says(),

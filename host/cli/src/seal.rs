@@ -16,7 +16,7 @@ use crate::keys::fresh_private_key;
 use crate::private_key::{PrivateKey, Use};
 
 /// What seals bundles for one enclave in one operator's name.
-pub struct Seal {
+pub(crate) struct Seal {
     to: Destination,
     operator: Ed25519KeyPair,
     /// The counter of every bundle; where it is left out, the milliseconds since 1970, or what is above `in_force`.
@@ -29,7 +29,7 @@ pub struct Seal {
 
 /// The enclave does not say that the bundle is in force. Where the answer did, whoever relayed it made it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unconfirmed {
+pub(crate) enum Unconfirmed {
     /// It started anew, and has forgotten what it was given before.
     Boot,
     /// The last bundle in force there has another counter than the one that was sealed.
@@ -68,7 +68,7 @@ impl From<Unconfirmed> for Failure {
 ///
 /// # Errors
 /// It cannot be read, or is another kind of key.
-pub fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
+pub(crate) fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
     let key = PrivateKey::read(path, Use::Operator).and_then(PrivateKey::operators);
     key.with_context(|| format!("--operator-key {}", path.display()))
 }
@@ -76,7 +76,7 @@ pub fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
 impl Seal {
     /// # Errors
     /// The counter is not above that of the bundle in force, so the enclave would refuse all that is sealed under it.
-    pub fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Result<Seal> {
+    pub(crate) fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Result<Seal> {
         let in_force = to.in_force.counter;
         if counter.is_some_and(|counter| counter <= in_force) {
             bail!("--counter has to be above {in_force}, that of the bundle in force there; without it one is chosen");
@@ -100,7 +100,7 @@ impl Seal {
     ///
     /// # Errors
     /// The enclave has the highest counter there is; the system has no random numbers to give.
-    pub fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
         let counter = self.next_counter()?;
         let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
         let sealed = sealed.context("the bundle cannot be sealed")?;
@@ -109,7 +109,7 @@ impl Seal {
     }
 
     /// The last that was sealed.
-    pub fn last(&self) -> Option<BundleId> {
+    pub(crate) fn last(&self) -> Option<BundleId> {
         self.sealed.borrow().last().copied()
     }
 
@@ -118,7 +118,7 @@ impl Seal {
     ///
     /// # Errors
     /// It is not.
-    pub fn confirm(&self, now: &Attested) -> Result<u64, Unconfirmed> {
+    pub(crate) fn confirm(&self, now: &Attested) -> Result<u64, Unconfirmed> {
         let (told, last) = (now.in_force, self.last().unwrap_or_default().counter);
         match told.counter {
             _ if now.boot_nonce != self.to.boot_nonce => Err(Unconfirmed::Boot),

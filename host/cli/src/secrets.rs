@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(500);
   teemark secrets --bundle sealed.json --send vsock:16:7777
   teemark secrets --bundle mtls_certs.json --plain --send vsock:16:7777"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     items: Items,
     /// A bundle that is made already, taken as it is; - for standard input
@@ -110,7 +110,7 @@ impl Outgoing {
 /// # Errors
 /// A file is missing or is not what it should be; the enclave is not attested, refuses the bundle, or does not confirm that
 /// it took it ([`crate::seal::Unconfirmed`]); the output is there already; the enclave cannot be reached in time.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let bundle = match &arguments.bundle {
         Some(path) => {
             let bundle = bundle::read(path)?;

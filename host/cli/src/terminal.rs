@@ -6,19 +6,19 @@ use std::io::Write;
 use serde_json::Value;
 
 /// Says one line on standard error, every character of it as it is or escaped.
-pub fn say(line: impl std::fmt::Display) {
+pub(crate) fn say(line: impl std::fmt::Display) {
     // Nobody may be there to read it.
     let _ = writeln!(std::io::stderr(), "{}", printable(&line.to_string()));
 }
 
 /// A text fit for a terminal: control characters, format characters and line separators are shown escaped.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| if is_harmless(c) { c.to_string() } else { c.escape_default().to_string() };
     text.chars().map(shown).collect()
 }
 
 /// One line of JSON, in which those characters are escaped as JSON does it.
-pub fn json_line(value: &Value) -> String {
+pub(crate) fn json_line(value: &Value) -> String {
     let text = value.to_string();
     let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect();
     // Outside of its strings JSON has none of them.

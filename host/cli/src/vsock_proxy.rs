@@ -25,7 +25,7 @@ use crate::failure::Done;
     vsock-proxy --config /etc/teemark/vsock-proxy.yaml \"$port\" \"$host\" \"$remote\" & done
 
 AWS' own /etc/nitro_enclaves/vsock-proxy.yaml stays as it is: other services of the instance may need it.")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The allow list that is built into the image
     #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
     endpoints: PathBuf,
@@ -53,7 +53,7 @@ enum Format {
 ///
 /// # Errors
 /// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let file = arguments.endpoints.display();
     let text = fs::read(&arguments.endpoints).with_context(|| format!("{file}: cannot be read"))?;
     let allowed = AllowList::parse(&file.to_string(), &text)?;

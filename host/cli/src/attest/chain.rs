@@ -24,19 +24,19 @@ use crate::certificate::{self, Content};
 
 /// The root certificate that is trusted, by the SHA-256 of its DER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Root(Sha256);
+pub(crate) struct Root(Sha256);
 
 impl Root {
     /// The AWS Nitro Enclaves root G1, of the commercial partitions, valid until 2049. The fingerprint stands in
     /// "Verifying the root of trust" (<https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html>); the
     /// certificate is in <https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip> and in every document.
-    pub const AWS: Root = Root(Sha256::from_bytes([
+    pub(crate) const AWS: Root = Root(Sha256::from_bytes([
         0x64, 0x1a, 0x03, 0x21, 0xa3, 0xe2, 0x44, 0xef, 0xe4, 0x56, 0x46, 0x31, 0x95, 0xd6, 0x06, 0x31, //
         0x7e, 0xd7, 0xcd, 0xcc, 0x3c, 0x17, 0x56, 0xe0, 0x98, 0x93, 0xf3, 0xc6, 0x8f, 0x79, 0xbb, 0x5b,
     ]));
 
     /// The root with this DER.
-    pub fn of(der: &[u8]) -> Root {
+    pub(crate) fn of(der: &[u8]) -> Root {
         Root(sha256(der))
     }
 
@@ -44,7 +44,7 @@ impl Root {
     ///
     /// # Errors
     /// It cannot be read, or is not one certificate.
-    pub fn read(path: &Path) -> anyhow::Result<Root> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Root> {
         let bytes = certificate::read(path, "--root", Content::Certificates)?;
         let blocks = pem::parse_many(&bytes).unwrap_or_default();
         match blocks.as_slice() {
@@ -63,7 +63,7 @@ impl fmt::Display for Root {
 
 /// Which certificate of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// An issuer: cabundle's, counted from 0, the root.
     Bundle(usize),
     /// The one whose key signed the document.
@@ -81,7 +81,7 @@ impl fmt::Display for Place {
 
 /// Why the certificates are not to be trusted.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ChainError {
+pub(crate) enum ChainError {
     /// The document's root is this one, and another is trusted.
     Root(Root),
     /// This is no X.509 certificate.
@@ -134,14 +134,14 @@ impl std::error::Error for ChainError {}
 
 /// The certificate at the end of a chain that holds.
 #[derive(Clone, Debug)]
-pub struct Signer(CertificateDer<'static>);
+pub(crate) struct Signer(CertificateDer<'static>);
 
 impl Signer {
     /// Follows the chain from `cabundle[0]`, which must be `root`, to `leaf`. Every certificate must be valid at `now`.
     ///
     /// # Errors
     /// See [`ChainError`]; the first that fails is named.
-    pub fn trust(cabundle: &[Vec<u8>], leaf: &[u8], root: Root, now: SystemTime) -> Result<Signer, ChainError> {
+    pub(crate) fn trust(cabundle: &[Vec<u8>], leaf: &[u8], root: Root, now: SystemTime) -> Result<Signer, ChainError> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let found = cabundle.first().map(|der| Root::of(der)).ok_or(ChainError::Order)?;
         if found != root {
@@ -167,7 +167,7 @@ impl Signer {
     }
 
     /// Whether this is the signer's ES384 signature of `message`, in COSE's form.
-    pub fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
+    pub(crate) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
         EndEntityCert::try_from(&self.0).is_ok_and(|leaf| leaf.verify_signature(&CoseEs384, message, signature).is_ok())
     }
 }

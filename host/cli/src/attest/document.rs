@@ -21,27 +21,27 @@ const COSE_SIGN1: u64 = 18;
 
 /// What an attestation says, and the envelope that it came in.
 #[derive(Clone, Debug)]
-pub struct Document {
+pub(crate) struct Document {
     /// The Nitro module that made it: the parent's instance id and the enclave's.
-    pub module_id: String,
+    pub(crate) module_id: String,
     /// When it was made, in milliseconds since 1970.
-    pub timestamp_ms: u64,
+    pub(crate) timestamp_ms: u64,
     /// The registers by number, 0 to 31.
-    pub pcrs: BTreeMap<u8, Vec<u8>>,
+    pub(crate) pcrs: BTreeMap<u8, Vec<u8>>,
     /// DER of the certificate whose key signed the document.
-    pub certificate: Vec<u8>,
+    pub(crate) certificate: Vec<u8>,
     /// DER of its issuers; the root comes first.
-    pub cabundle: Vec<Vec<u8>>,
+    pub(crate) cabundle: Vec<Vec<u8>>,
     /// The three free fields are whatever the program in the enclave asked for.
-    pub public_key: Option<Vec<u8>>,
-    pub user_data: Option<Vec<u8>>,
-    pub nonce: Option<Vec<u8>>,
+    pub(crate) public_key: Option<Vec<u8>>,
+    pub(crate) user_data: Option<Vec<u8>>,
+    pub(crate) nonce: Option<Vec<u8>>,
     envelope: CoseSign1,
 }
 
 /// Whether a document has a signature to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signature {
+pub(crate) enum Signature {
     /// As every Nitro document has it: ES384.
     Real,
     /// As QEMU's emulated NSM gives it (hw/virtio/virtio-nsm.c): algorithm -1, which is nobody's, and zeros in place
@@ -51,7 +51,7 @@ pub enum Signature {
 
 /// The bytes are no attestation document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DocumentError {
+pub(crate) enum DocumentError {
     /// It has this many bytes.
     TooLarge(usize),
     /// It is not one CBOR value, to the last byte.
@@ -91,7 +91,7 @@ impl Document {
     ///
     /// # Errors
     /// See [`DocumentError`].
-    pub fn parse(bytes: &[u8], signature: Signature) -> Result<Document, DocumentError> {
+    pub(crate) fn parse(bytes: &[u8], signature: Signature) -> Result<Document, DocumentError> {
         if bytes.len() > LARGEST {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
@@ -115,7 +115,7 @@ impl Document {
     }
 
     /// Gives `check` the bytes that are signed (the Sig_structure of RFC 9052, 4.4) and the signature.
-    pub fn is_signed_by(&self, check: impl FnOnce(&[u8], &[u8]) -> bool) -> bool {
+    pub(crate) fn is_signed_by(&self, check: impl FnOnce(&[u8], &[u8]) -> bool) -> bool {
         check(&self.envelope.tbs_data(b""), &self.envelope.signature)
     }
 }

@@ -25,8 +25,8 @@ use base64::engine::general_purpose::STANDARD;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
-pub use trust::{Purpose, Trust};
-pub use verify::Attested;
+pub(crate) use trust::{Purpose, Trust};
+pub(crate) use verify::Attested;
 
 use crate::daemon;
 use crate::failure::Done;
@@ -40,7 +40,7 @@ use crate::terminal::printable;
   teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs
   teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs --json | jq -r .sealing_key"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The daemon's public address, http://HOST:PORT
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
@@ -52,7 +52,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// As [`Trust::attest`].
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let attested = arguments.trust.attest(&arguments.endpoint, Purpose::Look)?;
     Ok(Done::new(arguments.as_text(&attested), arguments.as_json(&attested)))
 }

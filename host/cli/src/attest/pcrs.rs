@@ -19,11 +19,11 @@ const OF_EVERY_IMAGE: [u8; 3] = [0, 1, 2];
 
 /// The registers of one image by number; 0, 1 and 2 are among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pcrs(BTreeMap<u8, Vec<u8>>);
+pub(crate) struct Pcrs(BTreeMap<u8, Vec<u8>>);
 
 /// Another image runs there, or it cannot be told which.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PcrsError {
+pub(crate) enum PcrsError {
     /// PCR0 is zero, as in an enclave that runs in debug mode: nothing was measured.
     DebugMode,
     /// The document does not have this register.
@@ -57,7 +57,7 @@ impl Pcrs {
     ///
     /// # Errors
     /// It cannot be read, or a line is of another form; PCR0, PCR1 or PCR2 is missing.
-    pub fn read(path: &Path) -> Result<Pcrs> {
+    pub(crate) fn read(path: &Path) -> Result<Pcrs> {
         let (source, _) = output::open_input(path)?;
         let mut text = String::new();
         source.take(LARGEST).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
@@ -65,7 +65,7 @@ impl Pcrs {
     }
 
     /// Those of what nobody measured.
-    pub fn zeros() -> Pcrs {
+    pub(crate) fn zeros() -> Pcrs {
         Pcrs(OF_EVERY_IMAGE.iter().map(|index| (*index, vec![0; LENGTH])).collect())
     }
 
@@ -92,7 +92,7 @@ impl Pcrs {
     ///
     /// # Errors
     /// See [`PcrsError`].
-    pub fn check(&self, found: &BTreeMap<u8, Vec<u8>>, debug_mode: bool) -> Result<Vec<u8>, PcrsError> {
+    pub(crate) fn check(&self, found: &BTreeMap<u8, Vec<u8>>, debug_mode: bool) -> Result<Vec<u8>, PcrsError> {
         let debugged = in_debug_mode(found);
         if debugged && !debug_mode {
             return Err(PcrsError::DebugMode);
@@ -113,7 +113,7 @@ impl Pcrs {
 
 /// Whether an enclave with these registers runs in debug mode, where PCR0 is zero
 /// (<https://docs.aws.amazon.com/enclaves/latest/user/cmd-nitro-run-enclave.html>).
-pub fn in_debug_mode(registers: &BTreeMap<u8, Vec<u8>>) -> bool {
+pub(crate) fn in_debug_mode(registers: &BTreeMap<u8, Vec<u8>>) -> bool {
     registers.get(&0).is_some_and(|value| is_zero(value))
 }
 

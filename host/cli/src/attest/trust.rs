@@ -30,27 +30,27 @@ const LARGEST_ANSWER: u64 = 256 << 10;
 
 /// The image that is expected, and who may vouch for it.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Trust {
+pub(crate) struct Trust {
     /// The measurements of the image that must run there, as the image's build wrote them
     #[arg(long, value_name = "FILE")]
-    pub pcrs: Option<PathBuf>,
+    pub(crate) pcrs: Option<PathBuf>,
     /// The root certificate to trust instead of AWS' (PEM or DER)
     #[arg(long, value_name = "FILE", requires = "pcrs")]
-    pub root: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
     /// Let an enclave in debug mode pass, whose PCRs are zero: nothing is proven about its code
     #[arg(long, requires = "pcrs")]
-    pub debug_mode: bool,
+    pub(crate) debug_mode: bool,
     /// Check neither certificates nor signature: for QEMU's emulated NSM, whose signature is a dummy
     #[arg(long, hide = true, requires = "pcrs")]
-    pub unsigned: bool,
+    pub(crate) unsigned: bool,
     /// Trust a daemon without a Nitro Secure Module, by the root that it made itself: proves nothing, for development
     #[arg(long, conflicts_with_all = ["pcrs", "root", "debug_mode", "unsigned"])]
-    pub development: bool,
+    pub(crate) development: bool,
 }
 
 /// Why an enclave is attested: what is said where less than all is proven depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// To know who it is.
     Look,
     /// To give it secrets.
@@ -74,7 +74,7 @@ impl Trust {
     /// # Errors
     /// A [`Refusal`] of the document, or the daemon's own; a file cannot be read; the daemon cannot be reached, or
     /// what answers is not the daemon.
-    pub fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
+    pub(crate) fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
         let policy = if self.development { None } else { Some(self.policy()?) };
         let mut nonce = [0; 32];
         fill_random(&mut nonce)?;
@@ -102,7 +102,7 @@ impl Trust {
             Purpose::Confirmation => return,
         };
         let now = now_ms();
-        if now.abs_diff(attested.timestamp_ms) > APART.as_millis() as u64 {
+        if Duration::from_millis(now.abs_diff(attested.timestamp_ms)) > APART {
             say(format_args!(
                 "warning: the clocks differ: it is {} on this machine, and {} in the enclave's document",
                 Utc(now / 1000),

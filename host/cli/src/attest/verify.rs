@@ -16,48 +16,48 @@ use crate::failure::Failure;
 
 /// What a document is held against.
 #[derive(Clone, Debug)]
-pub struct Policy {
-    pub pcrs: Pcrs,
-    pub root: Root,
+pub(crate) struct Policy {
+    pub(crate) pcrs: Pcrs,
+    pub(crate) root: Root,
     /// An enclave in debug mode is let pass, with its zeros.
-    pub debug_mode: bool,
+    pub(crate) debug_mode: bool,
     /// With [`Signature::Dummy`] neither chain nor signature is checked.
-    pub signature: Signature,
+    pub(crate) signature: Signature,
 }
 
 /// What an enclave proved of itself. It exists only for a document that passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attested {
+pub(crate) struct Attested {
     /// The Ed25519 key by which this run of the enclave is known.
-    pub identity: VerifyingKey,
+    pub(crate) identity: VerifyingKey,
     /// The X25519 key to seal for it with.
-    pub sealing_key: PublicKey,
+    pub(crate) sealing_key: PublicKey,
     /// SHA-256 of the allow list that is in force there.
-    pub allow_list_sha256: Sha256,
+    pub(crate) allow_list_sha256: Sha256,
     /// Random at each boot.
-    pub boot_nonce: BootNonce,
+    pub(crate) boot_nonce: BootNonce,
     /// The last sealed bundle in force since then; zeros before the first.
-    pub in_force: BundleId,
+    pub(crate) in_force: BundleId,
     /// Every register of the document by number.
-    pub pcrs: BTreeMap<u8, Vec<u8>>,
+    pub(crate) pcrs: BTreeMap<u8, Vec<u8>>,
     /// Those among them that were held against the image's, and are equal: none in debug mode.
-    pub compared: Vec<u8>,
+    pub(crate) compared: Vec<u8>,
     /// The Nitro module: the parent's instance id and the enclave's. It is text of the document; print it escaped.
-    pub module_id: String,
+    pub(crate) module_id: String,
     /// When the document was made, in milliseconds since 1970.
-    pub timestamp_ms: u64,
+    pub(crate) timestamp_ms: u64,
 }
 
 impl Attested {
     /// Whether the enclave runs in debug mode, where nothing is proven about its code.
-    pub fn in_debug_mode(&self) -> bool {
+    pub(crate) fn in_debug_mode(&self) -> bool {
         pcrs::in_debug_mode(&self.pcrs)
     }
 }
 
 /// The check that a document did not pass.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It is no attestation document.
     Document(DocumentError),
     /// Its certificates are not to be trusted.
@@ -123,7 +123,7 @@ impl From<UserDataError> for Refusal {
 ///
 /// # Errors
 /// The first check that it does not pass.
-pub fn verify(document: &[u8], nonce: &[u8], policy: &Policy, now: SystemTime) -> Result<Attested, Refusal> {
+pub(crate) fn verify(document: &[u8], nonce: &[u8], policy: &Policy, now: SystemTime) -> Result<Attested, Refusal> {
     let document = genuine(document, Some(nonce), policy, now)?;
     let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(Refusal::Pcrs)?;
     let identity = document.public_key.as_deref().and_then(VerifyingKey::from_slice).ok_or(Refusal::Identity)?;

@@ -19,12 +19,12 @@ fn answer(status: &str, headers: &str, body: &str) -> Vec<u8> {
     enclave::answer(status, headers, body).into_bytes()
 }
 
-pub fn with_document(document: &[u8]) -> Vec<u8> {
+pub(crate) fn with_document(document: &[u8]) -> Vec<u8> {
     answer("200 OK", "", &json!({"attestation": hex::encode(document)}).to_string())
 }
 
 /// A folder with the image's measurements and the root of `nsm`, in both forms.
-pub fn place(nsm: &Nsm) -> Place {
+pub(crate) fn place(nsm: &Nsm) -> Place {
     let place = Place::new();
     place.write("image.pcrs", nsm::pcrs_file());
     place.write("root.der", &nsm.cabundle[0]);
@@ -32,7 +32,7 @@ pub fn place(nsm: &Nsm) -> Place {
     place
 }
 
-pub const WITH_ROOT: [&str; 4] = ["--pcrs", "image.pcrs", "--root", "root.der"];
+pub(crate) const WITH_ROOT: [&str; 4] = ["--pcrs", "image.pcrs", "--root", "root.der"];
 
 fn attest(place: &Place, endpoint: &str, more: &[&str]) -> Output {
     place.teemark(&[&["attest", "--endpoint", endpoint], more].concat())

@@ -23,32 +23,32 @@ use serde_json::json;
 use super::*;
 
 /// A request as it came: its lines, and its body.
-pub struct Request {
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Request {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
     /// The value of a header field.
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
         fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then_some(value))
     }
 
     /// The first line, without its end.
-    pub fn line(&self) -> &str {
+    pub(crate) fn line(&self) -> &str {
         self.head.lines().next().unwrap()
     }
 
     /// The nonce of a request for an attestation document.
-    pub fn nonce(&self) -> Vec<u8> {
+    pub(crate) fn nonce(&self) -> Vec<u8> {
         let asked = self.line().strip_prefix("GET /get_attestation?nonce=").unwrap().strip_suffix(" HTTP/1.1");
         hex::decode(asked.unwrap()).unwrap()
     }
 }
 
 /// How the server answers one request.
-pub enum Reply {
+pub(crate) enum Reply {
     /// All of the request is read, then this is sent.
     After(String),
     /// Only the head is read: what is sent answers that.
@@ -59,12 +59,12 @@ pub enum Reply {
 
 type Answerer = Box<dyn FnOnce(&Request) -> Vec<u8> + Send>;
 
-pub fn answer(status: &str, headers: &str, body: &str) -> String {
+pub(crate) fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
 }
 
 /// Serves one connection for each reply; gives its address and the requests.
-pub fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
+pub(crate) fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = mpsc::channel();
@@ -104,10 +104,10 @@ fn serve(stream: &mut TcpStream, reply: Reply) -> Request {
 }
 
 /// The options that trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
-pub const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
+pub(crate) const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
 
 #[derive(Clone)]
-pub struct Enclave(Arc<Inside>);
+pub(crate) struct Enclave(Arc<Inside>);
 
 /// What an enclave has inside.
 struct Inside {
@@ -119,16 +119,16 @@ struct Inside {
 }
 
 /// An answer before it is sent, for a test to alter.
-pub struct Signed {
-    pub watermarked: bool,
-    pub sealed: bool,
-    pub timestamp: String,
-    pub signature: String,
-    pub body: Vec<u8>,
+pub(crate) struct Signed {
+    pub(crate) watermarked: bool,
+    pub(crate) sealed: bool,
+    pub(crate) timestamp: String,
+    pub(crate) signature: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Enclave {
-    pub fn new() -> Enclave {
+    pub(crate) fn new() -> Enclave {
         let random = || {
             let mut bytes = [0; 32];
             SystemRandom::new().fill(&mut bytes).unwrap();
@@ -144,7 +144,7 @@ impl Enclave {
     }
 
     /// A folder with the files that [`TRUST`] names.
-    pub fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         let place = Place::new();
         place.write("image.pcrs", nsm::pcrs_file());
         place.write("root.der", &self.0.nsm.cabundle[0]);
@@ -152,7 +152,7 @@ impl Enclave {
     }
 
     /// Answers a request for a document.
-    pub fn attests(&self) -> Reply {
+    pub(crate) fn attests(&self) -> Reply {
         let enclave = self.clone();
         Reply::Made(Box::new(move |request| {
             let document = enclave.document(&request.nonce());
@@ -173,12 +173,12 @@ impl Enclave {
     }
 
     /// This bundle is in force from now on.
-    pub fn put_in_force(&self, bundle: BundleId) {
+    pub(crate) fn put_in_force(&self, bundle: BundleId) {
         *self.0.in_force.lock().unwrap() = bundle;
     }
 
     /// Opens a bundle that this operator sealed for this boot.
-    pub fn opens(&self, sealed: &[u8], operator: VerifyingKey) -> Result<(Vec<u8>, BundleId), Refusal> {
+    pub(crate) fn opens(&self, sealed: &[u8], operator: VerifyingKey) -> Result<(Vec<u8>, BundleId), Refusal> {
         let sealed = SealedBundle::parse(sealed)?;
         sealed.check_signature(&[operator])?;
         assert_eq!(sealed.boot_nonce, self.0.boot_nonce);
@@ -187,7 +187,12 @@ impl Enclave {
     }
 
     /// Answers a request with a file, sealed where that is asked for and signed now, as `alter` leaves it.
-    pub fn gives(&self, file: &[u8], about: About<'static>, alter: impl FnOnce(&mut Signed) + Send + 'static) -> Reply {
+    pub(crate) fn gives(
+        &self,
+        file: &[u8],
+        about: About<'static>,
+        alter: impl FnOnce(&mut Signed) + Send + 'static,
+    ) -> Reply {
         let (enclave, file) = (self.clone(), file.to_vec());
         Reply::Made(Box::new(move |request| {
             let reply_key = request.field("Teemark-Reply-Key").map(|key| PublicKey::from_base64(key).unwrap());
@@ -211,7 +216,7 @@ impl Enclave {
         }))
     }
 
-    pub fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
+    pub(crate) fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
         let signature = STANDARD.encode(self.0.identity.sign(&statement.to_bcs(&body)));
         let Statement { watermarked, sealed, timestamp_ms, .. } = statement;
         Signed { watermarked, sealed, timestamp: timestamp_ms.to_string(), signature, body }
@@ -220,7 +225,7 @@ impl Enclave {
 
 impl Signed {
     /// Answers any request with this.
-    pub fn reply(self) -> Reply {
+    pub(crate) fn reply(self) -> Reply {
         Reply::Made(Box::new(move |_| self.answer()))
     }
 

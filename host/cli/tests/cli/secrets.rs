@@ -127,7 +127,7 @@ fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
 }
 
 /// How a listener meets one sender, after the whole bundle is read.
-pub enum Meet {
+pub(crate) enum Meet {
     Answer(&'static str),
     /// Answers so once this was done with the bundle.
     Take(Take, &'static str),
@@ -160,7 +160,7 @@ fn bind(address: &str) -> (Address, Accept) {
 }
 
 /// Listens and meets senders in turn; gives the bundles it got.
-pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
+pub(crate) fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let (address, accept) = bind(address);
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -183,11 +183,11 @@ pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec
     (address, receiver)
 }
 
-pub const ACCEPTED: &str = concat!(
+pub(crate) const ACCEPTED: &str = concat!(
     r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"warnings":["another CA"],"missing":["FILE_KEYS"]}"#,
     "\n"
 );
-pub const REFUSED: &str =
+pub(crate) const REFUSED: &str =
     concat!(r#"{"ok":false,"field":"MTLS_CLIENT_CERT_JSON.client_key","error":"is of another certificate"}"#, "\n");
 
 #[test]

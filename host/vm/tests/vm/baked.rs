@@ -10,7 +10,10 @@ use crate::stage::Stage;
 use crate::workshop::Workshop;
 use crate::world::{World, logs};
 
-pub fn an_image_with_certificates_is_ready_without_a_handshake(stage: &Stage, workshop: &Workshop) -> Result<()> {
+pub(crate) fn an_image_with_certificates_is_ready_without_a_handshake(
+    stage: &Stage,
+    workshop: &Workshop,
+) -> Result<()> {
     let image = workshop.baked()?;
     let world = World::boot(stage, workshop, image, 64)?;
     stage.step("with 64 MiB of memory in all the image is ready by itself", || times(stage, &world.enclave))?;

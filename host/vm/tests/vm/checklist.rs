@@ -12,7 +12,7 @@ use crate::stage::Stage;
 use crate::world::{Answer, SOON, World};
 
 /// After the first files have been served.
-pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
+pub(crate) fn checklist(stage: &Stage, world: &World) -> Result<()> {
     let endpoint = operator::ENDPOINT.trim_start_matches("https://");
     let health = well(world)?;
     stage.step("checklist 1: the allow list has the endpoint", || {

@@ -7,7 +7,7 @@ use crate::stage::Stage;
 use crate::workshop::Workshop;
 use crate::world::{SOON, logs};
 
-pub fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
+pub(crate) fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {

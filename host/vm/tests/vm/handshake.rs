@@ -30,7 +30,7 @@ const SEND: &str = r#"ENCLAVE_CID=$(nitro-cli describe-enclaves | jq -r ".[0].En
 cat mtls_certs.json | socat - VSOCK-CONNECT:$ENCLAVE_CID:7777
 "#;
 
-pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
+pub(crate) fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {

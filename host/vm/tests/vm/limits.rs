@@ -16,7 +16,7 @@ fn memory() -> Result<u32> {
 }
 
 /// Alone, so that nothing is held but what an enclave begins with. src/api/limits.rs does the sum that this one proves.
-pub fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
+pub(crate) fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {

@@ -17,7 +17,7 @@ const IN_TURN: usize = 4;
 const AT_ONCE: usize = 8;
 
 /// In the debug image, so that /proc can be read. It needs 2 MiB more than the ordinary one, for its shell.
-pub fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: &Workshop) -> Result<()> {
+pub(crate) fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: &Workshop) -> Result<()> {
     let mut world = World::boot(stage, workshop, &with_shell(workshop.debug()?)?, 64)?;
     world.enclave.console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT)?;
     let line = "Every line of this text is like the one before it, and all of them make up one mebibyte.\n";

@@ -18,7 +18,7 @@ use crate::stage::Stage;
 use crate::workshop::{FLEET, KEY_ID, Workshop};
 use crate::world::{SOON, World, holds};
 
-pub fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
+pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {

@@ -10,18 +10,18 @@ use teemark_vm::Console;
 const SHOWN: usize = 150;
 
 /// One scenario's steps and consoles.
-pub struct Stage {
+pub(crate) struct Stage {
     start: Instant,
     consoles: RefCell<Vec<Console>>,
 }
 
 impl Stage {
-    pub fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         Stage { start: Instant::now(), consoles: RefCell::default() }
     }
 
     /// Does it, and says so with the time that it took.
-    pub fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = act().with_context(|| what.to_owned())?;
         println!("ok {:6.1} s  {what}", start.elapsed().as_secs_f64());
@@ -29,17 +29,17 @@ impl Stage {
     }
 
     /// A figure under the last step.
-    pub fn figure(&self, text: &str) {
+    pub(crate) fn figure(&self, text: &str) {
         println!("             {text}");
     }
 
     /// Shows this console where the scenario fails.
-    pub fn watch(&self, console: &Console) {
+    pub(crate) fn watch(&self, console: &Console) {
         self.consoles.borrow_mut().push(console.clone());
     }
 
     /// Prints why it failed, and the end of each console with the seconds since the scenario's start.
-    pub fn failed(&self, why: &anyhow::Error) {
+    pub(crate) fn failed(&self, why: &anyhow::Error) {
         println!("FAILED       {why:#}");
         for console in self.consoles.borrow().iter() {
             let lines = console.lines();
