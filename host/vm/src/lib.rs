@@ -20,6 +20,7 @@ mod parent_ramdisk;
 mod process;
 pub mod qemu;
 mod switch;
+mod workspace;
 
 pub use bus::Bus;
 pub use console::Console;
@@ -29,25 +30,4 @@ pub use machine::BOOT;
 pub use parent::Parent;
 pub use process::run;
 pub use teemark_image::ramdisk::Entry;
-
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
-
-/// The clone that this was built from.
-pub fn repository() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here)
-}
-
-/// A program of this workspace, built beside the one that runs.
-///
-/// # Errors
-/// It is not built.
-pub fn program(name: &str) -> Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    // Tests stand in a folder `deps` of the programs' own.
-    let mut folders = this.ancestors().skip(1).take(2);
-    let found = folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()));
-    found.with_context(|| format!("{name} is not built: run `cargo build --workspace` before"))
-}
+pub use workspace::{program, repository};

@@ -14,6 +14,7 @@ use crate::image::Image;
 use crate::parent::{Output, Parent};
 use crate::process::run;
 use crate::qemu;
+use crate::workspace::repository;
 
 /// The watermark service as the image's allow list names it.
 pub const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
@@ -27,7 +28,7 @@ const DEPLOY: &str = "/opt/teemark";
 /// # Errors
 /// What the script says.
 pub fn make_certs(folder: &Path, options: &[&str]) -> Result<()> {
-    let script = crate::repository().join("certs/make-certs.sh");
+    let script = repository().join("certs/make-certs.sh");
     run(Command::new(script).args(options).arg(folder)).map(drop)
 }
 
@@ -61,7 +62,7 @@ pub fn install_deployment(parent: &Parent) -> Result<()> {
     let mut entries: Vec<_> =
         ["/opt", DEPLOY, "/usr", "/usr/bin"].iter().map(|folder| Entry::directory(folder, 0o755)).collect();
     for name in ["enclave.sh", "expose.sh", "send-secrets.sh"] {
-        let script = read(&crate::repository().join("host/deploy").join(name))?;
+        let script = read(&repository().join("host/deploy").join(name))?;
         entries.push(Entry::file(&format!("{DEPLOY}/{name}"), 0o755, script));
     }
     let enclaves = json!([{"EnclaveName": "teemark", "EnclaveCID": ENCLAVE_CID, "State": "RUNNING"}]);
