@@ -8,12 +8,14 @@ use formats::certificates;
 use formats::time::Utc;
 
 use crate::eif::{EifError, Image, Metadata, assemble};
-use crate::inputs::{Files, InputError, Inputs};
+use crate::files::Files;
+use crate::inputs::Inputs;
 use crate::output::{self, Output, OutputError};
 use crate::parts::Parts;
 use crate::ramdisk::{Entry, Node, RamdiskError, newc};
+use crate::read::InputError;
 use crate::record::{Part, Record};
-use crate::{contents, xz};
+use crate::{contents, paths, xz};
 
 /// The most bytes of a command line: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
 /// virtual machine appends (a virtio_mmio.device= for each device).
@@ -123,7 +125,7 @@ fn check_command_line<'a>(line: &str, mut entries: impl Iterator<Item = &'a Entr
     }
     // As init reads it.
     let target = line.split(' ').filter_map(|word| word.strip_prefix("teemark.target=")).next_back();
-    let target = target.unwrap_or(contents::DAEMON);
+    let target = target.unwrap_or(paths::DAEMON);
     let starts = |entry: &Entry| entry.path == target && matches!(entry.node, Node::File(_)) && entry.mode & 0o111 != 0;
     match entries.any(starts) {
         true => Ok(()),

@@ -6,7 +6,7 @@ use formats::certificates::{Fingerprint, Part, Parts};
 use formats::time::Utc;
 use teemarkd::mtls::Identity;
 
-use crate::inputs::{InputError, read};
+use crate::read::{InputError, read};
 
 /// A client certificate with its key and the service's CA, good now.
 pub struct Certificates {

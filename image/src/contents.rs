@@ -3,15 +3,8 @@
 use formats::certificates::Part;
 
 use crate::inputs::Inputs;
+use crate::paths::{CERTS, DAEMON, ENDPOINTS, ENVIRONMENT, INIT, LAUNCHER, SHELL};
 use crate::ramdisk::Entry;
-
-pub const INIT: &str = "/init";
-pub const DAEMON: &str = "/teemarkd";
-pub const ENDPOINTS: &str = "/allowed_endpoints.yaml";
-pub const ENVIRONMENT: &str = "/etc/teemark.env";
-pub const CERTS: &str = "/opt/enclave/certs";
-pub const LAUNCHER: &str = "/run.sh";
-pub const SHELL: &str = "/bin/busybox";
 
 /// The applets of busybox that have a name of their own in a debug image: what one looks at a system with.
 const APPLETS: [&str; 44] = [

@@ -8,7 +8,8 @@
 //! build      the build, told from top to bottom
 //! inputs     the given files, each checked by the code that reads it in the enclave:
 //!            kernel, program (the static ones), settings (allow list, environment), certificates, signer
-//! contents   what stands where in the two ramdisks
+//! files      the options that name the files           read     one file, or the error that names it
+//! contents   what goes into the two ramdisks           paths    where it is in the enclave
 //! ramdisk    a list of entries -> newc archive         xz       what the kernel unpacks
 //! eif        parts -> EIF and PCRs                     parts    EIF -> parts
 //! record     NAME.json: sizes, hashes, limits          describe an EIF as `nitro-cli describe-eif` shows it
@@ -22,12 +23,15 @@ pub mod certificates;
 pub mod contents;
 pub mod describe;
 pub mod eif;
+pub mod files;
 pub mod inputs;
 pub mod kernel;
 pub mod output;
 pub mod parts;
+pub mod paths;
 pub mod program;
 pub mod ramdisk;
+pub mod read;
 pub mod record;
 pub mod settings;
 pub mod signer;

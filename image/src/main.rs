@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use formats::time::Utc;
 use teemark_image::build::{Request, build};
 use teemark_image::describe::describe;
-use teemark_image::inputs::Files;
+use teemark_image::files::Files;
 use teemark_image::parts::Parts;
 use teemark_image::record::Record;
 use zeroizing_alloc::ZeroAlloc;

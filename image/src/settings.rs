@@ -17,8 +17,9 @@ use teemarkd::net::egress::Route;
 use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
 use teemarkd::settings::{self, Handshake};
 
-use crate::contents;
-use crate::inputs::{Files, InputError, read};
+use crate::files::Files;
+use crate::paths;
+use crate::read::{InputError, read};
 
 /// Variables whose value is a secret.
 const SECRET: [&str; 2] = [CERTIFICATES, FILE_KEYS];
@@ -66,13 +67,13 @@ impl Settings {
             Bundle::parse(&items, &allowed, &daemon.pinned, now)
                 .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;
         }
-        if daemon.endpoints != Path::new(contents::ENDPOINTS) {
+        if daemon.endpoints != Path::new(paths::ENDPOINTS) {
             let name = "TEEMARK_ENDPOINTS";
-            return Err(refused(name, format!("{name}: the image has the list as {}", contents::ENDPOINTS)));
+            return Err(refused(name, format!("{name}: the image has the list as {}", paths::ENDPOINTS)));
         }
-        if baked && daemon.certs != Path::new(contents::CERTS) {
+        if baked && daemon.certs != Path::new(paths::CERTS) {
             let name = "TEEMARK_CERTS";
-            return Err(refused(name, format!("{name}: the image has the certificates in {}", contents::CERTS)));
+            return Err(refused(name, format!("{name}: the image has the certificates in {}", paths::CERTS)));
         }
 
         let at = |name| match line_of(&text, name) {

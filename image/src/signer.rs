@@ -5,7 +5,7 @@ use std::path::Path;
 use aws_nitro_enclaves_image_format::utils::eif_signer::SignKey;
 use aws_nitro_enclaves_image_format::utils::{EifSigner, PcrSignatureChecker, SignKeyData};
 
-use crate::inputs::{InputError, read};
+use crate::read::{InputError, read};
 
 /// A key and its certificate, both PEM; they fit, and the certificate is valid.
 pub struct Signer {
