@@ -13,18 +13,25 @@ use crate::{kernel, program};
 
 /// The files' contents, checked.
 pub struct Inputs {
+    /// The bzImage.
     pub kernel: Vec<u8>,
-    /// What the kernel calls itself.
+    /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
+    /// PID 1.
     pub init: Vec<u8>,
+    /// teemarkd.
     pub daemon: Vec<u8>,
+    /// The allow list and the environment file.
     pub settings: Settings,
+    /// The certificates to bake in, if any.
     pub certificates: Option<Certificates>,
+    /// What a debug image has in addition.
     pub debug: Option<Debug>,
+    /// The key to sign the image with, if any.
     pub signer: Option<Signer>,
 }
 
-/// What a debug image has beside the others.
+/// What only a debug image has.
 pub struct Debug {
     /// run.sh
     pub launcher: Vec<u8>,
@@ -33,10 +40,10 @@ pub struct Debug {
 }
 
 impl Inputs {
-    /// Reads and checks the files; `now` is when certificates have to be valid.
+    /// Reads and checks the files. Certificates have to be valid at `now`.
     ///
     /// # Errors
-    /// The first file that will not do.
+    /// The first file that cannot be used.
     pub fn read(files: &Files, now: Utc) -> Result<Inputs, InputError> {
         let kernel = read(&files.kernel)?;
         let kernel_version = kernel::version(&kernel).map_err(|reason| InputError::refused(&files.kernel, reason))?;
@@ -65,7 +72,7 @@ impl Inputs {
         })
     }
 
-    /// What of the image is secret, so that who has the image has it: as an operator calls it.
+    /// The secrets that anyone with the image can read, by the names that operators know.
     pub fn secrets(&self) -> Vec<&'static str> {
         let key = self.certificates.iter().map(|_| "client.key");
         key.chain(self.settings.secrets.iter().copied()).collect()

@@ -7,20 +7,27 @@ use std::path::{Path, PathBuf};
 
 use formats::allow_list::AllowListError;
 
-/// A file that no image is built from: which one, and why.
+/// Why no image is built from a file.
 #[derive(Debug)]
 pub enum InputError {
+    /// The file cannot be read.
     Unreadable {
+        /// Its path.
         file: PathBuf,
+        /// The system's reason.
         error: io::Error,
     },
+    /// The file has no contents.
     Empty(PathBuf),
-    /// The daemon would refuse the allow list. The error names file and line.
+    /// The daemon would refuse the allow list. The error names the file and the line.
     AllowList(AllowListError),
-    /// Its contents will not do. The line is counted from 1; 0 is the file as a whole.
+    /// The contents cannot be used.
     Refused {
+        /// Its path.
         file: PathBuf,
+        /// The line at fault, counted from 1; 0 for the file as a whole.
         line: usize,
+        /// The rest of a sentence that begins with the file or its line.
         reason: String,
     },
 }
@@ -45,7 +52,7 @@ impl fmt::Display for InputError {
 
 impl std::error::Error for InputError {}
 
-/// The contents of a file that has any.
+/// The contents of a file that is not empty.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, InputError> {
     match fs::read(file) {
         Ok(contents) if contents.is_empty() => Err(InputError::Empty(file.to_owned())),
