@@ -1,10 +1,11 @@
-//! A parent and an enclave as two virtual machines, on a machine that is neither.
+//! A parent and an enclave as two virtual machines, for a machine that has no Nitro enclaves.
 //!
-//! [`Bus`] is the vsock between them, [`Parent`] stands in for the EC2 instance and has what such an instance has,
-//! [`Enclave`] boots an [`Image`], the very EIF that is shipped. AF_VSOCK is the real one of both kernels. Each of the
-//! three ends its processes when it is dropped; declared in this order, they go in the right one.
+//! [`Bus`] is the vsock between them. [`Parent`] stands in for the EC2 instance and has the programs of one. [`Enclave`]
+//! boots an [`Image`], the same EIF that is shipped. Both kernels use their real AF_VSOCK. Each of the three ends its
+//! processes when it is dropped; declare them in this order, so that they end in the reverse one.
 //!
-//! `run-vm` makes a running system of them; the test in `tests/vm` does to it what an operator does, and worse.
+//! `run-vm` starts a whole system of them. The test in `tests/vm` does to it what an operator does, and what an attacker
+//! does.
 
 #![forbid(unsafe_code)]
 

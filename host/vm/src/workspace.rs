@@ -1,10 +1,10 @@
-//! The workspace that this crate belongs to: where its clone is, and the programs built from it.
+//! Finds this crate's repository, and the programs built from it.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The clone that this was built from.
+/// The folder of the repository that this was built from.
 pub fn repository() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here)
@@ -16,8 +16,8 @@ pub fn repository() -> &'static Path {
 /// It is not built.
 pub fn program(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
-    // Tests stand in a folder `deps` of the programs' own.
+    // Tests are in the folder `deps`, in that of the programs.
     let mut folders = this.ancestors().skip(1).take(2);
     let found = folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()));
-    found.with_context(|| format!("{name} is not built: run `cargo build --workspace` before"))
+    found.with_context(|| format!("{name} is not built: run `cargo build --workspace` first"))
 }

@@ -30,6 +30,7 @@ pub(crate) fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_
         let limits = serde_json::from_str::<Value>(&body)?["limits"].take();
         let bytes = |limit: &Value| limit.as_u64().with_context(|| format!("no number in {limits}"));
         let requests = bytes(&limits["memory_bytes"])?;
+        #[expect(clippy::cast_precision_loss, reason = "it is printed with one decimal")]
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         // TEEMARK_MEMORY's default is three fifths of what is available.
         let available = requests / 3 * 5;

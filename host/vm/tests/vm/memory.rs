@@ -90,6 +90,7 @@ fn figures(enclave: &mut Enclave) -> Result<Figures> {
 
 impl Figures {
     fn tell(&self) -> String {
+        #[expect(clippy::cast_precision_loss, reason = "it is printed with one decimal")]
         let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
         let (total, available) = (mib(self.total), mib(self.available));
         let (resident, most) = (mib(self.resident), mib(self.most_resident));

@@ -25,7 +25,7 @@ pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothi
     let image = workshop.sealed()?;
     let mut world = World::with(stage, workshop, image, 256, &operator::OF_SERVICE)?;
     world.wait_for_listeners()?;
-    operator::lead(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
+    operator::forward(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
     let outside = Outside::new(workshop, &world)?;
 
     stage.step("the operator checks the attestation document against the image's PCRs", || outside.attest(stage))?;
@@ -158,7 +158,7 @@ fn meddle(workshop: &Workshop, world: &World, outside: &Outside, user: &User) ->
     let through = |port: u32, change: &str| -> Result<Outside> {
         let script = format!("socat -t 10 - TCP:127.0.0.1:3000 | tr {change}\n");
         world.parent.put(&format!("/tmp/meddle-{port}"), script.as_bytes())?;
-        operator::lead(&world.parent, port, &format!("EXEC:'sh /tmp/meddle-{port}'"))?;
+        operator::forward(&world.parent, port, &format!("EXEC:'sh /tmp/meddle-{port}'"))?;
         outside.at(world, port)
     };
     let letters = through(3005, "c d")?;
@@ -253,14 +253,14 @@ struct Outside<'a> {
 
 impl Outside<'_> {
     fn new<'a>(workshop: &'a Workshop, world: &World) -> Result<Outside<'a>> {
-        let address: SocketAddr = forward::forward("port", 0, world.parent.door(), 3000)?;
+        let address: SocketAddr = forward::forward("port", 0, world.parent.dialer(), 3000)?;
         let trust = operator::trust(workshop.sealed()?);
         Ok(Outside { workshop, teemark: program("teemark")?, endpoint: format!("http://{address}"), trust })
     }
 
     /// The same people, reached by another port of the parent.
     fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
-        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.door(), port)?);
+        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
         Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
     }
 
