@@ -1,4 +1,4 @@
-//! Time since the kernel's start, the only time that an enclave has of its own.
+//! Time since the kernel's start, the only clock that is the enclave's own.
 
 use core::fmt;
 use core::time::Duration;

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Defines [`Fatal`]: for each kind a variant, its conversion, and its words, which are the error's own.
+/// Defines [`Fatal`]: for each kind a variant and its conversion; its text is that of the error in it.
 macro_rules! fatal {
     ($($(#[$doc:meta])* $kind:ident($error:ty),)*) => {
         /// Why the enclave does not boot.

@@ -7,15 +7,15 @@ use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 use crate::errno::Named;
 use crate::sys;
 
-/// How long the last lines stay before the restart, for the console's reader to get them.
+/// Pause before the restart, so that the console's reader gets the last lines.
 const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The proof that this process is PID 1, without which nothing here may be done: elsewhere it would kill every
+/// The proof that this process is PID 1. Nothing here may be done without it: in another process it would kill every
 /// process of the user and restart their machine.
 pub struct PidOne(());
 
 impl PidOne {
-    /// Gives the proof, if it is so.
+    /// Returns the proof if this process is PID 1.
     pub fn check() -> Option<Self> {
         (getpid() == Pid::INIT).then_some(Self(()))
     }

@@ -1,4 +1,4 @@
-//! The system calls for which rustix has no safe function, each behind one here. No other module has unsafe code.
+//! Safe functions for the system calls for which rustix has none. No other module has unsafe code.
 
 use core::ffi::{CStr, c_char, c_int, c_short, c_uint, c_ushort};
 use core::mem::{MaybeUninit, size_of};
@@ -54,7 +54,7 @@ pub(crate) fn credit_entropy<const N: usize>(pool: impl AsFd, seed: [u8; N]) -> 
         data_bytes: c_int,
         data: [u8; N],
     }
-    // The header gives the command the size of the two numbers only.
+    // In the header the command's size is that of the two numbers only.
     const RNDADDENTROPY: ioctl::Opcode = ioctl::opcode::write::<[c_int; 2]>(b'R', 3);
     let data_bytes = c_int::try_from(N).expect("a seed has few bytes");
     let info = PoolInfo { entropy_bits: 8 * data_bytes, data_bytes, data: seed };
@@ -63,7 +63,7 @@ pub(crate) fn credit_entropy<const N: usize>(pool: impl AsFd, seed: [u8; N]) -> 
     unsafe { ioctl::ioctl(pool, ioctl::Setter::<RNDADDENTROPY, PoolInfo<N>>::new(info)) }
 }
 
-/// Signals that no longer interrupt or end this process, but wait until they are asked for.
+/// Signals that no longer interrupt or end this process, but wait until [`HeldSignals::wait`] takes them.
 pub struct HeldSignals(libc::sigset_t);
 
 impl HeldSignals {
@@ -82,7 +82,7 @@ impl HeldSignals {
         }
     }
 
-    /// The number of a signal that has come; 0 where none comes within the time, if there is one.
+    /// Waits for one of the signals and returns its number; 0 if none comes before the timeout, if there is one.
     pub fn wait(&self, timeout: Option<Duration>) -> i32 {
         let timeout =
             timeout.map(|t| libc::timespec { tv_sec: t.as_secs().cast_signed(), tv_nsec: t.subsec_nanos().into() });
@@ -93,7 +93,7 @@ impl HeldSignals {
     }
 }
 
-/// Ends this process, without any clean-up: there is none.
+/// Ends this process without any clean-up, of which none is needed.
 pub fn exit(status: c_int) -> ! {
     // SAFETY: _exit(2) takes any number and does not return.
     unsafe { libc::_exit(status) }
@@ -103,11 +103,11 @@ pub fn exit(status: c_int) -> ! {
 /// as its only argument and these variables as its whole environment. The standard streams are this process's.
 ///
 /// # Errors
-/// What execve(2) answers in the child, or what kept the child from being made.
+/// That of execve(2) in the child, or of making the child.
 pub(crate) fn spawn(path: &CStr, environment: &[&CStr]) -> Result<Pid, Errno> {
     let arguments = [path.as_ptr().cast_mut(), ptr::null_mut()];
     let mut variables = [ptr::null_mut::<c_char>(); VARIABLES + 2];
-    // One place is left out, so that the last pointer is null.
+    // One pointer is left out, so that the last one stays null.
     for (to, from) in variables[..VARIABLES + 1].iter_mut().zip(environment) {
         *to = from.as_ptr().cast_mut();
     }
