@@ -138,7 +138,7 @@ impl Picture {
     /// As a PNG, with the metadata of the one that was decoded.
     ///
     /// # Errors
-    /// `Damaged` where the metadata cannot be written again.
+    /// `Damaged` if the metadata cannot be written again.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, PictureError> {
         let mut content = Vec::with_capacity(self.samples.len() / 2);
         let damaged = |error: png::EncodingError| PictureError::Damaged(error.to_string());

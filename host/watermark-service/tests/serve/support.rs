@@ -197,7 +197,7 @@ impl Connection {
     }
 }
 
-/// Reads only. rustls' own stream writes first what is left to be sent, and fails where the service does not take it.
+/// Only reads. rustls' own stream first writes what is still to be sent, and fails if the service does not read it.
 impl Read for Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let StreamOwned { conn, sock } = &mut self.0;
