@@ -15,7 +15,7 @@ fn memory() -> Result<u32> {
     Ok(rest.split_once('}').context("no end of it")?.0.parse()?)
 }
 
-/// Alone, so that nothing is held but what an enclave begins with. src/api/limits.rs does the sum that this one proves.
+/// Alone, so that only the memory of an enclave without requests is in use. src/api/limits.rs has the sum that this checks.
 pub(crate) fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
     stage: &Stage,
     workshop: &Workshop,

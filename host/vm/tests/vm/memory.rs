@@ -12,11 +12,11 @@ use crate::world::World;
 
 /// Bytes of each file.
 const FILE: usize = 1 << 20;
-/// Files one after the other, and then at once.
+/// How many files are sent one after the other, and then at once.
 const IN_TURN: usize = 4;
 const AT_ONCE: usize = 8;
 
-/// In the debug image, so that /proc can be read. It needs 2 MiB more than the ordinary one, for its shell.
+/// Uses the debug image, so that /proc can be read. It needs 2 MiB more than the ordinary one, for its shell.
 pub(crate) fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: &Workshop) -> Result<()> {
     let mut world = World::boot(stage, workshop, &with_shell(workshop.debug()?)?, 64)?;
     world.enclave.console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT)?;
@@ -63,7 +63,7 @@ fn at_once(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Memory as /proc tells it, in KiB.
+/// Memory according to /proc, in KiB.
 struct Figures {
     total: u64,
     available: u64,

@@ -1,4 +1,4 @@
-//! What a scenario tells while it goes on, and what is shown of it when it fails.
+//! What a scenario prints while it runs, and what is shown if it fails.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -20,7 +20,7 @@ impl Stage {
         Stage { start: Instant::now(), consoles: RefCell::default() }
     }
 
-    /// Does it, and says so with the time that it took.
+    /// Does a step, and prints it with the time that it took.
     pub(crate) fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = act().with_context(|| what.to_owned())?;
@@ -28,12 +28,12 @@ impl Stage {
         Ok(result)
     }
 
-    /// A figure under the last step.
+    /// Prints a figure under the last step.
     pub(crate) fn figure(&self, text: &str) {
         println!("             {text}");
     }
 
-    /// Shows this console where the scenario fails.
+    /// Shows this console if the scenario fails.
     pub(crate) fn watch(&self, console: &Console) {
         self.consoles.borrow_mut().push(console.clone());
     }

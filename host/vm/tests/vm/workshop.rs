@@ -1,4 +1,4 @@
-//! What scenarios are made with: certificates, keys, encrypted files, and images, each made when it is first asked for.
+//! What scenarios need: certificates, keys, encrypted files and images, each made when it is first needed.
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
@@ -78,7 +78,7 @@ impl Workshop {
         Ok(serde_json::from_slice(&fs::read(self.keys()?)?)?)
     }
 
-    /// A file as Zing's clients encrypt it.
+    /// A file, encrypted as Zing's clients do it.
     pub(crate) fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>> {
         let (input, output) = (self.path("plain"), self.path("plain.enc"));
         fs::write(&input, plain)?;
@@ -104,7 +104,7 @@ impl Workshop {
         Ok(fs::read(file)?)
     }
 
-    /// The image as `make image` builds it, for an operator of the workshop's own and with a fleet's name.
+    /// The image as `make image` builds it, but for the workshop's own operator and with a fleet's name.
     pub(crate) fn sealed(&self) -> Result<&Image> {
         made(&self.sealed, || {
             let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
@@ -115,7 +115,7 @@ impl Workshop {
         })
     }
 
-    /// The image for the seed's commands as they stand: everything comes by plain handshake (option B of the seed).
+    /// The image for the documents' commands, unchanged: everything comes by plain handshake (option B).
     pub(crate) fn ordinary(&self) -> Result<&Image> {
         made(&self.ordinary, || self.build("ordinary", &["--environment".into(), self.plain("")?]))
     }
@@ -135,7 +135,7 @@ impl Workshop {
         Ok(vec!["--certs".into(), self.certs()?.to_owned(), "--environment".into(), environment])
     }
 
-    /// Settings that take what comes, and these.
+    /// The least strict settings, and these.
     fn plain(&self, more: &str) -> Result<PathBuf> {
         let file = self.path("teemark.env");
         let text = "TEEMARK_HANDSHAKE=plain\nTEEMARK_GRANTS=off\nECS_WATERMARK_ENDPOINT=";
@@ -148,7 +148,7 @@ impl Workshop {
         made(&self.operator, || self.key_pair("operator.key", "operator", "operator.pub")).map(PathBuf::as_path)
     }
 
-    /// The private key of somebody who is not an operator of the image.
+    /// A private key that is not one of the image's operators'.
     pub(crate) fn stranger(&self) -> Result<PathBuf> {
         self.key_pair("stranger.key", "operator", "stranger.pub")
     }

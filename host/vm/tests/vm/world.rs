@@ -10,10 +10,10 @@ use teemark_vm::{Bus, Enclave, Image, Parent, operator, parent::Output, program}
 use crate::stage::Stage;
 use crate::workshop::Workshop;
 
-/// Longest wait for what takes a second or two, on a loaded machine.
+/// Longest wait, on a loaded machine, for what usually takes a second or two.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// Dropped in this order: the enclave, the parent, what connects them.
+/// Dropped in this order: the enclave, the parent, then what connects them.
 pub(crate) struct World {
     pub(crate) enclave: Enclave,
     pub(crate) parent: Parent,
@@ -26,7 +26,7 @@ impl World {
         World::with(stage, workshop, image, memory, &operator::OF_OPERATOR)
     }
 
-    /// The same with only these certificates on the parent, and with an ear on all that the enclave says and hears.
+    /// The same with only these certificates on the parent; all that the enclave sends and receives is recorded.
     pub(crate) fn with(
         stage: &Stage,
         workshop: &Workshop,
@@ -55,7 +55,7 @@ impl World {
     /// Starts the enclave again, from this image.
     pub(crate) fn reboot(&mut self, stage: &Stage, image: &Image, memory: u32) -> Result<()> {
         self.enclave.terminate()?;
-        // One that no enclave has called yet is still there.
+        // The listener is still there if no enclave has connected to it yet.
         let _ = self.parent.stop("heartbeat");
         operator::answer_heartbeat(&self.parent)?;
         self.enclave = Enclave::boot(&self.bus, image, memory, &logs()?, false)?;
@@ -63,7 +63,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether a hostile parent has seen these bytes on their way, in one piece.
+    /// Whether a hostile parent has seen these bytes on the way, in one piece.
     pub(crate) fn was_seen(&self, bytes: &[u8]) -> bool {
         self.bus.heard().iter().any(|stream| holds(stream, bytes))
     }
@@ -76,7 +76,7 @@ impl World {
     /// What curl in the parent gets; `arguments` are for the shell.
     pub(crate) fn curl(&self, arguments: &str) -> Result<Answer> {
         let curl = format!("curl -sS --max-time 120 -w '%{{stderr}}%{{http_code}}' {arguments}");
-        // Without an answer (52, 55, 56) where the way to the enclave took longer than vsock's two seconds.
+        // There is no answer (52, 55, 56) if connecting to the enclave took longer than vsock's two seconds.
         let no_answer = |output: &Output| [52, 55, 56].contains(&output.status);
         let output = tried(|| self.parent.run(&curl), no_answer)?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -95,19 +95,19 @@ impl World {
         self.curl(&format!("--data-binary @{file} '{url}'"))
     }
 
-    /// Sends bytes to the handshake by socat, with time for the answer, and gives that.
+    /// Sends bytes to the handshake with socat, waits for the answer and returns it.
     pub(crate) fn handshake(&self, bundle: &[u8]) -> Result<Value> {
         let output = self.relay("socat -t 30 - VSOCK-CONNECT:16:7777", bundle)?;
         serde_json::from_slice(&output.stdout).with_context(|| format!("the handshake's answer: {output:?}"))
     }
 
-    /// Runs a script in the parent that connects to the enclave, again where that took longer than vsock's two seconds.
+    /// Runs a script in the parent that connects to the enclave, and again if that took longer than vsock's two seconds.
     pub(crate) fn relay(&self, script: &str, input: &[u8]) -> Result<Output> {
         let timed_out = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("Connection timed out");
         tried(|| self.parent.run_with(script, input), timed_out)
     }
 
-    /// The value of a metric's line that begins so; 0 where there is none.
+    /// The value of the metric whose line begins with this; 0 if there is none.
     pub(crate) fn metric(&self, name: &str) -> Result<f64> {
         let text = self.curl("http://127.0.0.1:3001/metrics")?.with(200)?.text();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -115,7 +115,7 @@ impl World {
     }
 }
 
-/// At most three times, until it went otherwise than a busy machine explains.
+/// Runs it up to three times, until the result cannot be explained by a busy machine.
 fn tried(act: impl Fn() -> Result<Output>, again: impl Fn(&Output) -> bool) -> Result<Output> {
     for _ in 0..2 {
         let output = act()?;
@@ -126,7 +126,7 @@ fn tried(act: impl Fn() -> Result<Output>, again: impl Fn(&Output) -> bool) -> R
     act()
 }
 
-/// Whether `part` stands somewhere in `bytes`.
+/// Whether `bytes` contains `part`.
 pub(crate) fn holds(bytes: &[u8], part: &[u8]) -> bool {
     let first = part[0];
     let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first);
@@ -149,14 +149,14 @@ impl Answer {
         serde_json::from_slice(&self.body).with_context(|| self.text())
     }
 
-    /// Itself, if its status is this one.
+    /// Returns the answer, if it has this status.
     pub(crate) fn with(self, status: u16) -> Result<Answer> {
         ensure!(self.status == status, "status {} and not {status}: {}", self.status, self.text());
         Ok(self)
     }
 }
 
-/// Where the consoles of the last scenario stay.
+/// Where the consoles' logs of the last scenario are kept.
 pub(crate) fn logs() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
     std::fs::create_dir_all(&folder)?;
