@@ -1,4 +1,4 @@
-//! The bundle: what an enclave is told, from files, or as it was made before.
+//! Builds the bundle for an enclave from files, or reads a finished one.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,10 +21,10 @@ use crate::certificate::{self, Authority, Content};
 use crate::keys::KeyFile;
 use crate::output::{self, without_mark};
 
-/// Largest bundle that the daemon takes, in bytes, as it goes out.
+/// Largest bundle that the daemon accepts, in bytes as they are sent.
 pub(crate) const LARGEST: u64 = MAX_BUNDLE as u64;
 
-/// What a bundle is made of.
+/// The options that name the parts of a bundle.
 #[derive(clap::Args)]
 pub(crate) struct Items {
     /// The client certificate, with its chain if it has one (PEM or DER)
@@ -42,7 +42,7 @@ pub(crate) struct Items {
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// The public keys of who may sign grants: a JWK set, as teemark keygen --for grants prints it
+    /// The public keys that may sign grants: a JWK set, as teemark keygen --for grants prints it
     #[arg(long, value_name = "FILE")]
     grant_keys: Option<PathBuf>,
 }
@@ -69,7 +69,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Warns of certificates in a finished bundle that end soon. It goes out as it is: what is wrong with it the daemon says.
+/// Warns of certificates in a finished bundle that expire soon. It is sent unchanged; the daemon says if it is wrong.
 pub(crate) fn warn_of_certificates(bundle: &[u8]) {
     let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
     // An object, or a text that holds one.
@@ -84,26 +84,26 @@ pub(crate) fn warn_of_certificates(bundle: &[u8]) {
     }
 }
 
-/// Whether a bundle was sealed before, and holds nothing beside that.
+/// Whether a finished bundle is sealed, and holds nothing else.
 pub(crate) fn is_sealed(bundle: &[u8]) -> bool {
     let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(without_mark(bundle));
     members.is_ok_and(|members| members.keys().eq([SEALED]))
 }
 
-/// Reads a JWK set and checks it as the daemon does. It goes out as it stands in the file.
+/// Reads a JWK set and checks it as the daemon does. It is sent as it is in the file.
 fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
     let in_file = || format!("--grant-keys {}", path.display());
     let (source, _) = output::open_input(path).with_context(in_file)?;
     let mut text = Vec::new();
     source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
     let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
-        .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
+        .map_err(|e| anyhow!("line {}, column {}: it is not JSON", e.line(), e.column()))
         .with_context(in_file)?;
     jwks::parse(&set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
     Ok(set)
 }
 
-/// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
+/// Builds the bundle: for the same files the same bytes as `cat > mtls_certs.json <<EOF` in certs/README.md gives.
 pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
     let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
         (Some(cert), Some(key), Some(ca)) => Some(Parts([

@@ -14,7 +14,7 @@ pub(crate) trait Stream: Read + Write {
     fn set_read_timeout(&self, limit: Duration) -> io::Result<()>;
     /// How long one write may wait.
     fn set_write_timeout(&self, limit: Duration) -> io::Result<()>;
-    /// Tells the other side that nothing more comes.
+    /// Tells the other side that no more bytes will come.
     fn end_writing(&self) -> io::Result<()>;
 }
 
@@ -40,7 +40,7 @@ streams!(VsockStream, TcpStream, UnixStream);
 /// Connects. `limit` is for each of a host's addresses; for AF_VSOCK the kernel has its own, 2 s.
 ///
 /// # Errors
-/// What the system says; `InvalidInput` for a vsock address without a CID.
+/// The system's; `InvalidInput` for a vsock address without a CID.
 pub(crate) fn connect(address: &Address, limit: Duration) -> io::Result<Box<dyn Stream>> {
     match address {
         Address::Vsock { cid: None, .. } => Err(ErrorKind::InvalidInput.into()),

@@ -35,14 +35,14 @@ impl Class {
         }
     }
 
-    /// The class of several failures: trying again mends the last of these alone.
+    /// The class of several failures: the one that trying again helps least.
     pub(crate) fn worst(classes: impl IntoIterator<Item = Class>) -> Option<Class> {
         classes.into_iter().min_by_key(|class| class.status())
     }
 }
 
-/// A failure whose class is known where it arises. It travels as an [`anyhow::Error`], with context around it or as
-/// context around its cause; an error without one in it is of [`Class::Other`].
+/// A failure of a known class. It is passed on as an [`anyhow::Error`], with context around it or as context around its
+/// cause; an error without one in it has [`Class::Other`].
 #[derive(Debug)]
 pub(crate) struct Failure {
     class: Class,
@@ -66,7 +66,7 @@ impl Failure {
         Failure::new(Class::TryAgain, code, message)
     }
 
-    /// A command line that makes no sense, as the parser's own refusals.
+    /// A command line that makes no sense; the same as an error of the parser.
     pub(crate) fn usage(message: impl fmt::Display) -> Failure {
         Failure::new(Class::Other, "usage", message)
     }

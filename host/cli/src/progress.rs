@@ -1,29 +1,29 @@
-//! Progress bars for what takes long enough to make an operator wonder.
+//! Progress bars for commands that take a while.
 
 use std::cell::Cell;
 use std::ops::Deref;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Below this many bytes a command is done before a bar could be read.
+/// Smallest input, in bytes, that gets a bar; with less the command is done before it can be read.
 const WORTH_A_BAR: u64 = 4 << 20;
 
-/// What a command shows of its progress on stderr: of one file a bar for each of its steps, of several one bar over all of
-/// them. Bars stay hidden where stderr is no terminal, for little, and where the length is unknown.
+/// The progress of a command on stderr: for one file a bar for each of its steps, for several files one bar over all of
+/// them. Bars are hidden if stderr is not a terminal, for small inputs and for inputs of unknown length.
 pub(crate) struct Progress {
     /// The bar over several files.
     all: Option<ProgressBar>,
-    /// What it stands at for the files that are done.
+    /// Bytes of the files that are done.
     done: Cell<u64>,
 }
 
-/// The bar of one step, which goes with it.
+/// The bar of one step, which disappears when this is dropped.
 pub(crate) struct Step {
     bar: ProgressBar,
     shared: bool,
 }
 
-/// Whether a step is the one that a file's share of the bar over all is counted by.
+/// Whether a step moves the bar over all files; one step of each file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counts {
     Yes,
@@ -44,7 +44,7 @@ impl Progress {
         }
     }
 
-    /// A file of this length is done with, well or not.
+    /// Ends a file of this length, whether it succeeded or not.
     pub(crate) fn end(&self, length: u64) {
         self.done.set(self.done.get() + length);
         if let Some(all) = &self.all {
@@ -52,20 +52,20 @@ impl Progress {
         }
     }
 
-    /// A step over this many bytes.
+    /// Begins a step over this many bytes.
     pub(crate) fn step(&self, length: Option<u64>, name: &'static str, counts: Counts) -> Step {
         match &self.all {
             None => Step { bar: bar(length, name), shared: false },
             Some(_) if counts == Counts::No => Step { bar: ProgressBar::hidden(), shared: false },
             Some(all) => {
-                // A step that is done once more, as after a refusal for a while, counts once.
+                // A step that is repeated, because the daemon asked to wait, counts once.
                 all.set_position(self.done.get());
                 Step { bar: all.clone(), shared: true }
             }
         }
     }
 
-    /// Runs what says something on stderr, with the bar over all out of its way.
+    /// Runs something that writes to stderr, with the bar over all files hidden.
     pub(crate) fn aside(&self, says: impl FnOnce()) {
         match &self.all {
             Some(all) => all.suspend(says),

@@ -1,7 +1,7 @@
-//! `teemark attest`: has a running enclave prove which image it is, before it is given anything.
+//! `teemark attest`: makes a running enclave prove which image it runs, before it is given any secrets.
 //!
 //! ```text
-//! trust      the options, a fresh nonce, the question to the daemon
+//! trust      the options, a fresh nonce, the request to the daemon
 //! verify     the checks in order: structure, root, chain, signature, nonce, PCRs, teemarkd's own fields
 //! document   COSE_Sign1 and the fields in it
 //! chain      certificates, from the trusted root to the key that signed
@@ -32,7 +32,7 @@ use crate::daemon;
 use crate::failure::Done;
 use crate::terminal::printable;
 
-/// Have a running enclave prove that it is the image of a .pcrs file, and print its keys.
+/// Make a running enclave prove that it runs the image of a .pcrs file, and print its keys.
 #[derive(clap::Args)]
 #[command(
     mut_arg("pcrs", |pcrs| pcrs.required_unless_present("development")),

@@ -157,15 +157,14 @@ fn what_is_in_force_is_told_whatever_the_answer_said() {
     let options = ["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()];
     let output = scene.seals(&scene.enclave, &options);
     let told = fails(1, &output);
-    let words =
-        "it is not in force by the enclave's attestation document\nrefused: sealed_bundle.counter: is not above 7\n";
+    let words = "the enclave's attestation document confirms that the bundle is not in force\nrefused: sealed_bundle.counter: is not above 7\n";
     assert!(told.ends_with(words), "{told}");
     assert!(!stdout(&output).contains("confirmed"));
 
     for (answer, words) in [
         (refused, "so the refusal was of a second attempt, or somebody on the way made it up"),
-        ("", "its answer was lost, or somebody on the way keeps it: "),
-        ("no JSON", "its answer was lost, or somebody on the way keeps it: what answered at"),
+        ("", "the answer was lost, or somebody on the way withholds it: "),
+        ("no JSON", "the answer was lost, or somebody on the way withholds it: what answered at"),
     ] {
         let scene = Scene::new();
         let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes_and_answers(answer)]);
@@ -241,7 +240,7 @@ fn a_bundle_that_should_be_sealed_never_goes_out_plain() {
     succeeds(scene.place.teemark(&["keygen", "--for", "reply", "--output", "alice.key"]));
     let wrong = [&seal[..3], &["--operator-key", "alice.key"], &seal[5..], &["--endpoint", ENDPOINT]].concat();
     let told = fails(2, &scene.place.teemark(&[&["secrets"], &wrong[..]].concat()));
-    assert!(told.contains("--operator-key alice.key: the key file alice.key: it is a key for replies (keygen --for reply), and an operator's key (keygen --for operator) is wanted here"), "{told}");
+    assert!(told.contains("--operator-key alice.key: the key file alice.key: it is a key for replies (keygen --for reply), but an operator's key (keygen --for operator) is needed here"), "{told}");
 }
 
 #[test]

@@ -115,8 +115,8 @@ fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
     place.write("private.json", format!(r#"{{"keys":[{}]}}"#, jwk.replace("\"x\"", &format!(r#""d":"{secret}","x""#))));
     place.write("secret.json", format!("{secret}\n"));
     for (file, words) in [
-        ("grant.key", "line 1, column 2: it is no JSON"),
-        ("secret.json", "it is no JSON"),
+        ("grant.key", "line 1, column 2: it is not JSON"),
+        ("secret.json", "it is not JSON"),
         ("twice.json", "GRANT_KEYS.keys[1]: has the kid of another key"),
         ("private.json", "GRANT_KEYS.keys[0]: holds a private key"),
         ("none.json", "cannot read none.json"),
@@ -244,7 +244,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
             assert!(told.contains(words), "{bundle:?}: {told}");
         }
         let told = fails(3, &place.teemark(&[&send[..], &["--plain"]].concat()));
-        assert!(told.contains("it is not there"), "{told}");
+        assert!(told.contains("there is no such socket"), "{told}");
     }
     for more in [&["--plain"][..], &["--plain", "--seal", "--send", "unix:socket"]] {
         fails(2, &place.teemark(&[&["secrets", "--endpoint", ENDPOINT], more].concat()));
@@ -316,7 +316,7 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
     enclave.join().unwrap();
 }
 
-/// A certificate that is valid from and until so many days from now.
+/// A certificate that is valid between these days, counted from now.
 fn valid(from: i64, until: i64) -> String {
     let mut params = rcgen::CertificateParams::default();
     let now = std::time::SystemTime::now();
@@ -343,12 +343,12 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
     assert_eq!(stderr(&succeeds(secrets(long, long))), "");
     let told = stderr(&succeeds(secrets(short, long)));
     assert!(
-        told.starts_with("warning: --client-cert cert.pem: it ends at 20") && told.contains("in 29 days"),
+        told.starts_with("warning: --client-cert cert.pem: it expires at 20") && told.contains("in 29 days"),
         "{told}"
     );
     assert_eq!(told.lines().count(), 1);
     let told = stderr(&succeeds(secrets(long, short)));
-    assert!(told.starts_with("warning: --ca ca.pem: it ends at") && told.lines().count() == 1, "{told}");
+    assert!(told.starts_with("warning: --ca ca.pem: it expires at") && told.lines().count() == 1, "{told}");
 
     let told = fails(2, &secrets(old, long));
     assert!(told.contains("--client-cert cert.pem: certificate 1 expired at 20"), "{told}");
@@ -359,7 +359,7 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
     let told = fails(2, &secrets(long, old));
     assert!(told.contains("--ca ca.pem: certificate 1 expired at"), "{told}");
     // A finished bundle goes out as it is, with the warning.
-    for (cert, words) in [(short, "it ends at 20"), (old, "certificate 1 expired at 20")] {
+    for (cert, words) in [(short, "it expires at 20"), (old, "certificate 1 expired at 20")] {
         let parts = json!({"client_cert": STANDARD.encode(cert.concat()), "ca_cert": STANDARD.encode(long.concat())});
         for item in [parts.clone(), parts.to_string().into()] {
             place.write("bundle", json!({"MTLS_CLIENT_CERT_JSON": item}).to_string());
