@@ -311,8 +311,8 @@ mod tests {
         }
     }
 
-    /// A program that has half of an output written to a file with a name, as where a file system has none without: this
-    /// one, run again with [`writes_until_it_is_ended`] alone, by a shell that does this before.
+    /// A process that has written half of an output to a file with a name, as on a file system that has no others. It is
+    /// this program, run again with [`writes_until_it_is_ended`] alone, by a shell that runs `before` first.
     fn writing(folder: &Path, before: &str) -> Child {
         let mut child = Command::new("sh")
             .args(["-c", &format!("{before} exec \"$@\""), "sh"])

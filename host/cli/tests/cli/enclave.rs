@@ -1,5 +1,5 @@
-//! An enclave as it looks from outside: its attestation, bundles that it opens, and answers that it seals and signs. A
-//! script says what it answers to each request. tests/trust has the daemon itself do the same.
+//! An enclave as seen from outside: it attests itself, opens bundles, and seals and signs answers. A script says what it
+//! answers to each request. tests/trust tests the same with the daemon itself.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A request as it came: its lines, and its body.
+/// A request that was received: its lines, and its body.
 pub(crate) struct Request {
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
@@ -49,11 +49,11 @@ impl Request {
 
 /// How the server answers one request.
 pub(crate) enum Reply {
-    /// All of the request is read, then this is sent.
+    /// Reads the whole request, then sends this.
     After(String),
-    /// Only the head is read: what is sent answers that.
+    /// Reads only the head, then sends this.
     AtOnce(String),
-    /// All of the request is read, then what is sent is made of it.
+    /// Reads the whole request, then sends what this makes of it.
     Made(Answerer),
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
 }
 
-/// Serves one connection for each reply; gives its address and the requests.
+/// Serves one connection for each reply; returns the address and the requests.
 pub(crate) fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -98,18 +98,18 @@ fn serve(stream: &mut TcpStream, reply: Reply) -> Request {
         Reply::After(text) | Reply::AtOnce(text) => text.into_bytes(),
         Reply::Made(make) => make(&request),
     };
-    // A client that has read enough may have gone.
+    // A client that has read enough may have closed the connection.
     let _ = stream.write_all(&bytes);
     request
 }
 
-/// The options that trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
+/// The options to trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
 pub(crate) const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
 
 #[derive(Clone)]
 pub(crate) struct Enclave(Arc<Inside>);
 
-/// What an enclave has inside.
+/// The state of an enclave.
 struct Inside {
     nsm: nsm::Nsm,
     identity: Ed25519KeyPair,
@@ -172,7 +172,7 @@ impl Enclave {
         nsm.sign(payload)
     }
 
-    /// This bundle is in force from now on.
+    /// Puts this bundle in force.
     pub(crate) fn put_in_force(&self, bundle: BundleId) {
         *self.0.in_force.lock().unwrap() = bundle;
     }
@@ -186,7 +186,7 @@ impl Enclave {
         Ok((sealed.open(&self.0.sealing)?, id))
     }
 
-    /// Answers a request with a file, sealed where that is asked for and signed now, as `alter` leaves it.
+    /// Answers a request with a file, sealed if that is asked for, signed now, and then changed by `alter`.
     pub(crate) fn gives(
         &self,
         file: &[u8],

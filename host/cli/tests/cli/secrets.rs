@@ -15,7 +15,7 @@ use super::*;
 
 const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
 
-/// The seed's command, word for word.
+/// The heredoc of certs/README.md, unchanged.
 const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
 {
   "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(cat client.crt | base64 -w 0)\",\"client_key\":\"$(cat client.key | base64 -w 0)\",\"ca_cert\":\"$(cat ecs-ca.crt | base64 -w 0)\"}",
@@ -126,10 +126,10 @@ fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
     }
 }
 
-/// How a listener meets one sender, after the whole bundle is read.
+/// What a listener does with one sender, after it has read the whole bundle.
 pub(crate) enum Meet {
     Answer(&'static str),
-    /// Answers so once this was done with the bundle.
+    /// Does this with the bundle, then sends this answer.
     Take(Take, &'static str),
     HangUp,
 }
@@ -143,7 +143,7 @@ impl Sender for UnixStream {}
 
 type Accept = Box<dyn Fn() -> Box<dyn Sender> + Send>;
 
-/// Listens on TCP or a Unix socket; gives where.
+/// Listens on TCP or a Unix socket; returns the address.
 fn bind(address: &str) -> (Address, Accept) {
     match address.parse().unwrap() {
         Address::Unix(path) => {
@@ -159,7 +159,7 @@ fn bind(address: &str) -> (Address, Accept) {
     }
 }
 
-/// Listens and meets senders in turn; gives the bundles it got.
+/// Listens and serves senders in turn; returns the bundles that it got.
 pub(crate) fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let (address, accept) = bind(address);
     let (sender, receiver) = mpsc::channel();
@@ -236,7 +236,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
     let place = Place::new();
     place.write("plain", format!(r#"{{"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
     place.write("both", format!(r#"{{"sealed_bundle":{{}},"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
-    // Nobody listens: an attempt to connect would be told.
+    // Nobody listens, so an attempt to connect would be reported.
     for bundle in [["--endpoint", ENDPOINT], ["--bundle", "plain"], ["--bundle", "both"]] {
         let send = [&["secrets"], &bundle[..], &["--send", "unix:socket", "--wait", "0"]].concat();
         let told = fails(2, &place.teemark(&send));
@@ -324,7 +324,7 @@ fn valid(from: i64, until: i64) -> String {
         let days = Duration::from_secs(n.unsigned_abs() * 86_400);
         if n < 0 { now - days } else { now + days }
     };
-    // An hour more, for a machine that takes its time.
+    // One more hour, for a slow machine.
     params.not_before = day(from).into();
     params.not_after = (day(until) + Duration::from_secs(3600)).into();
     params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
@@ -358,7 +358,7 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
     assert!(told.contains("certificate 1 is not valid before"), "{told}");
     let told = fails(2, &secrets(long, old));
     assert!(told.contains("--ca ca.pem: certificate 1 expired at"), "{told}");
-    // A finished bundle goes out as it is, with the warning.
+    // A finished bundle is sent unchanged, with the warning.
     for (cert, words) in [(short, "it expires at 20"), (old, "certificate 1 expired at 20")] {
         let parts = json!({"client_cert": STANDARD.encode(cert.concat()), "ca_cert": STANDARD.encode(long.concat())});
         for item in [parts.clone(), parts.to_string().into()] {
@@ -370,6 +370,6 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
             assert_eq!(output.stdout, place.read("bundle"));
         }
     }
-    // While a CA is replaced the old one may run out, as the daemon has it.
+    // While a CA is replaced the old one may expire, as in the daemon.
     assert_eq!(stderr(&succeeds(secrets(long, &[old, long].concat()))), "");
 }

@@ -1,5 +1,5 @@
-//! A Nitro module of the tests' own: a P-384 root, an issuer, a leaf, and documents signed with the leaf's key. Shared
-//! by the unit tests of src/attest and the command line's tests, each of which uses a part.
+//! The tests' own Nitro module: a P-384 root, an issuer, a leaf, and documents signed with the leaf's key. The unit tests
+//! of src/attest and the command line's tests share it, and each uses a part.
 #![allow(dead_code)]
 
 use base64::Engine;
@@ -49,7 +49,7 @@ impl Nsm {
         Nsm::with(|_| {})
     }
 
-    /// With certificates that `alter` made others.
+    /// A module with certificates that `alter` has changed.
     pub(crate) fn with(alter: impl FnOnce(&mut Params)) -> Nsm {
         let mut params = Params {
             root: params("root", Some(BasicConstraints::Unconstrained), KeyUsagePurpose::KeyCertSign),
@@ -68,7 +68,7 @@ impl Nsm {
         }
     }
 
-    /// What an enclave of teemarkd attests: PCR0 to PCR2 hold 48 times 0xa0, 0xa1, 0xa2.
+    /// The document's payload for teemarkd: PCR0 to PCR2 hold 48 times 0xa0, 0xa1, 0xa2.
     pub(crate) fn payload(&self, nonce: &[u8]) -> Payload {
         let pcrs = (0..16).map(|index| (index.into(), bytes(&[if index < 3 { 0xa0 + index } else { 0 }; 48])));
         let text = |name: &str| Value::Text(name.to_owned());
@@ -98,7 +98,7 @@ impl Nsm {
         self.envelope(cbor(Value::Map(self.payload(nonce))), es384()).to_tagged_vec().unwrap()
     }
 
-    /// Any bytes under any header, signed.
+    /// Any payload with any header, signed.
     pub(crate) fn envelope(&self, payload: Vec<u8>, header: Header) -> CoseSign1 {
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &self.key, &random).unwrap();
@@ -107,7 +107,7 @@ impl Nsm {
     }
 }
 
-/// What QEMU's emulated NSM gives (hw/virtio/virtio-nsm.c): algorithm -1, zeros for certificates and signature.
+/// A document of QEMU's emulated NSM (hw/virtio/virtio-nsm.c): algorithm -1, zeros for certificates and signature.
 pub(crate) fn qemu_document(nonce: &[u8]) -> Vec<u8> {
     let mut payload = Nsm::new().payload(nonce);
     set(&mut payload, "certificate", bytes(&[0; 64]));
@@ -134,7 +134,7 @@ pub(crate) fn es384() -> Header {
     HeaderBuilder::new().algorithm(iana::Algorithm::ES384).build()
 }
 
-/// Puts another value in the place of a field's.
+/// Replaces a field's value.
 pub(crate) fn set(payload: &mut Payload, name: &str, value: Value) {
     let field = payload.iter_mut().find(|(key, _)| key.as_text() == Some(name));
     field.unwrap_or_else(|| panic!("no field {name}")).1 = value;

@@ -1,4 +1,4 @@
-//! Documents of the tests' own Nitro module: what no real document shows.
+//! Documents of the tests' own Nitro module, for cases of which there are no real documents.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,7 +28,7 @@ fn check(nsm: &Nsm, document: &[u8]) -> Result<Attested, AttestationError> {
     verify(document, &NONCE, &policy(nsm), now())
 }
 
-/// How a document is refused of which one field is another.
+/// Why a document is refused in which one field was changed.
 fn refused(nsm: &Nsm, field: &str, value: Value) -> AttestationError {
     let mut payload = nsm.payload(&NONCE);
     set(&mut payload, field, value);
@@ -128,7 +128,7 @@ fn a_root_of_the_same_name_is_not_the_root() {
     let (nsm, other) = (Nsm::new(), Nsm::new());
     let refused = verify(&other.document(&NONCE), &NONCE, &policy(&nsm), now()).unwrap_err();
     assert_eq!(refused, AttestationError::Chain(ChainError::Root(Root::of(&other.cabundle[0]))));
-    // Nor does the right root help, put before a chain that is not its own.
+    // The right root does not help if the chain below it is not its own.
     let mut payload = other.payload(&NONCE);
     set(&mut payload, "cabundle", Value::Array(vec![bytes(&nsm.cabundle[0]), bytes(&other.cabundle[1])]));
     let refused = verify(&other.sign(payload), &NONCE, &policy(&nsm), now()).unwrap_err();
@@ -309,6 +309,6 @@ fn qemus_document_passes_only_where_its_dummy_signature_is_let_pass() {
     assert_eq!(verify(&document, &NONCE, &real, now()), Err(AttestationError::Document(DocumentError::NotSign1)));
     let dummy = Policy { signature: Signature::Dummy, ..real };
     assert_eq!(verify(&document, &NONCE, &dummy, now()).unwrap().identity.as_ref(), nsm::IDENTITY);
-    // The rest is checked all the same.
+    // The rest is checked as usual.
     assert_eq!(verify(&document, &[8; 32], &dummy, now()), Err(AttestationError::Nonce));
 }

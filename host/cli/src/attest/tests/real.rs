@@ -1,4 +1,4 @@
-//! Documents of real enclaves, as of the time they were made: tests/documents/README.md says where they are from.
+//! Documents of real enclaves, checked as of the time they were made; tests/documents/README.md says where they are from.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,7 +43,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-/// AWS' root and the document's own registers: what an operator with that very image would have.
+/// AWS' root and the document's own registers, which an operator with that image would have.
 fn policy(real: &Real) -> Policy {
     let document = Document::parse(real.document, Signature::Real).unwrap();
     let pcrs = document.pcrs.into_iter().filter(|&(index, _)| index < 3).collect::<BTreeMap<_, _>>();
@@ -84,7 +84,7 @@ fn a_second_before_and_a_second_or_a_day_after_they_are_not() {
         assert!(matches!(early, AttestationError::Chain(ChainError::NotYetValid(Position::Leaf, _))), "{early}");
         let late = real.check_at(real.valid[1] + 1).unwrap_err();
         assert!(matches!(late, AttestationError::Chain(ChainError::Expired(Position::Leaf, _))), "{late}");
-        // The certificate of the instance, above the leaf, ends within a day too.
+        // The certificate of the instance, above the leaf, expires within a day too.
         let late = real.check_at(real.valid[1] + 86_400).unwrap_err();
         assert!(matches!(late, AttestationError::Chain(ChainError::Expired(Position::Issuer(3), _))), "{late}");
     }
@@ -193,7 +193,7 @@ fn the_registers_of_real_enclaves_are_held_against_the_image() {
 fn a_genuine_document_of_another_program_is_not_taken_for_teemarkds() {
     let refused =
         |real: &Real, nonce: &[u8]| verify(real.document, nonce, &policy(real), at(real.valid[0])).unwrap_err();
-    // Its public key has 32 bytes as ours has, but there is no user data.
+    // Its public key has 32 bytes like ours, but there is no user data.
     assert_eq!(refused(&WITH_NONCE, WITH_NONCE.nonce.unwrap()), AttestationError::UserData);
     assert_eq!(refused(&WITHOUT_NONCE, b""), AttestationError::Nonce);
 }
