@@ -1,4 +1,4 @@
-//! The build, told from top to bottom.
+//! The build, step by step.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -16,7 +16,7 @@ use crate::output::{self, Output, OutputError};
 
 const HEADER: usize = EifHeader::size();
 const SECTION_HEADER: usize = EifSectionHeader::size();
-/// Where the CRC stands in the header.
+/// The bytes of the CRC in the header.
 const CRC: std::ops::Range<usize> = HEADER - 4..HEADER;
 
 /// What an image boots from.

@@ -50,7 +50,7 @@ impl Entry {
         Entry { path: path.into(), mode: 0o777, node: Node::Link(target.into()) }
     }
 
-    /// The path as it stands in the archive: without the leading slash.
+    /// The path as it is in the archive, without the leading slash.
     fn name(&self) -> &str {
         &self.path[1..]
     }

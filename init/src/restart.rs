@@ -1,4 +1,4 @@
-//! The end: kills what is left, gives the console time, and restarts the machine, which ends an enclave.
+//! Kills the remaining processes, gives the console's reader time, and restarts the machine, which ends an enclave.
 
 use rustix::process::{Pid, Signal, getpid, kill_process_group};
 use rustix::system::{RebootCommand, reboot};

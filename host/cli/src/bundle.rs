@@ -103,7 +103,7 @@ fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
     Ok(set)
 }
 
-/// Builds the bundle: for the same files the same bytes as `cat > mtls_certs.json <<EOF` in certs/README.md gives.
+/// Builds the bundle, with the same bytes as the `cat > mtls_certs.json <<EOF` of certs/README.md makes of these files.
 pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
     let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
         (Some(cert), Some(key), Some(ca)) => Some(Parts([

@@ -21,7 +21,7 @@ const LONGEST_PAUSE: u64 = 60;
 /// Largest error answer, in bytes.
 const LARGEST_ERROR: u64 = 64 << 10;
 
-/// The error answer, as the daemon gives it.
+/// The daemon's JSON for an error.
 #[derive(Deserialize)]
 struct ErrorAnswer {
     error: String,

@@ -26,7 +26,7 @@ impl Class {
         }
     }
 
-    /// What stands before the message on standard error.
+    /// The word before the message on standard error.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Class::Refused => "refused",

@@ -96,7 +96,7 @@ fn check_use(text: &[u8], wanted: Use) -> Result<()> {
 }
 
 impl PrivateKey {
-    /// Makes a new key; also gives its file: the line that says what it is for, and PEM.
+    /// Makes a new key; also returns the text of its file: the line that says what it is for, and PEM.
     ///
     /// # Errors
     /// The system has no random numbers to give.

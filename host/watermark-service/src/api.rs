@@ -1,4 +1,4 @@
-//! The routes, their JSON, and where a fault takes the place of an answer.
+//! The routes and their JSON, and the faults that replace or change an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,8 +1,8 @@
 //! The two forms of `/api/watermark`: how a file comes in a request, and how a file goes back in the answer.
 //!
-//! In form `data`, the checklist's, text stands in `data` as it is, and any other file in base64 with
+//! In form `data`, that of the verification checklist, text is in `data` as it is, and any other file in base64 with
 //! `"encoding": "base64"`; the answer's `watermarked_data` is made likewise. In form `image`, the reference handler's,
-//! every file stands in `image` in base64, and `watermarked_data` is base64 without `encoding`. A request that has
+//! every file is in `image` in base64, and `watermarked_data` is base64 without `encoding`. A request that has
 //! `image` is in that form. Other members are ignored.
 
 use base64::Engine;
@@ -63,7 +63,7 @@ impl Form {
     /// Decodes the file's bytes from its JSON member.
     ///
     /// # Errors
-    /// It is not base64 where it should be.
+    /// The file should be in base64 and is not.
     pub(crate) fn decode(self, file: String) -> Result<Vec<u8>, ApiError> {
         let member = match self {
             Form::Text => return Ok(file.into_bytes()),

@@ -104,7 +104,7 @@ impl Scene {
         covering.map_or_else(|| sky(x, y), |(range, tops)| slope(range, x, y, top(tops)))
     }
 
-    /// The lake: what stands above it, upside down, shaken by waves that grow towards us.
+    /// The lake: a mirror image of what is above it, shaken by waves that grow towards the viewer.
     fn water(&self, x: f64, y: f64) -> Colour {
         let depth = y - SHORE;
         let across = 1.0 / (depth + 0.035);
@@ -160,7 +160,7 @@ fn star(x: f64, y: f64) -> Colour {
     [0.8 * (-distance * distance * 900.0).exp() * at(24); 3]
 }
 
-/// How high the range stands at `x`.
+/// The top of the range at `x`.
 fn ridge(range: &Range, x: f64) -> f64 {
     let mut top = range.top;
     let mut height = range.height;

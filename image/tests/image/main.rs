@@ -131,7 +131,7 @@ fn kernel() -> Vec<u8> {
 }
 
 /// A static program for x86-64 (System V ABI, "Object Files"): its header, one segment with the whole file, and code
-/// of so many bytes, which ends at once.
+/// of `code` bytes, which ends at once.
 fn program(code: u32) -> Vec<u8> {
     let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let length = 120 + 16 + u64::from(code);

@@ -1,4 +1,4 @@
-//! Who may send secrets to the image, and what it gives up.
+//! The operators who may send secrets to the image, and the warnings of what its settings give up.
 
 use super::*;
 

@@ -27,7 +27,7 @@ use crate::certificate::{self, Content};
 pub(crate) struct Root(Sha256);
 
 impl Root {
-    /// The AWS Nitro Enclaves root G1, of the commercial partitions, valid until 2049. The fingerprint stands in
+    /// The AWS Nitro Enclaves root G1, of the commercial partitions, valid until 2049. The fingerprint is in
     /// "Verifying the root of trust" (<https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html>); the
     /// certificate is in <https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip> and in every document.
     pub(crate) const AWS: Root = Root(Sha256::from_bytes([

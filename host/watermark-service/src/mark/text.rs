@@ -1,6 +1,6 @@
 //! Marks in UTF-8 text: the frame in invisible characters, two bits each.
 //!
-//! It stands at the start (behind a byte order mark), at the end of the last line where there are two lines or more,
+//! It is at the start (after a byte order mark), at the end of the last line if there are two lines or more,
 //! and at ends of lines between them, so that a text whose end or beginning was cut off usually keeps one. Everything
 //! else stays as it was, byte for byte, and [`strip`] gives the text back exactly.
 //!
