@@ -1,4 +1,4 @@
-//! The start, told once from top to bottom.
+//! The daemon's start, told once from top to bottom.
 
 use std::fmt;
 use std::fs;
@@ -25,11 +25,11 @@ use crate::net::socket::Listener;
 use crate::net::{forward, ingress, link};
 use crate::secrets::bundle::bundle_of_environment;
 use crate::secrets::listener::Handshakes;
-use crate::secrets::sealed::Seal;
+use crate::secrets::sealed::Unsealer;
 use crate::secrets::store::Store;
 use crate::settings::{self, Handshake, Settings};
 
-/// Why the daemon did not start: what failed, and what the system said.
+/// Why the daemon did not start: what failed, and the system's error.
 #[derive(Debug)]
 pub struct BootError(String);
 
@@ -52,7 +52,7 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
 pub fn run(settings: &Settings) -> Result<(), BootError> {
     let signals = hold_signals()?;
     keep_memory_private()?;
-    name_unknown_settings();
+    warn_of_unknown_settings();
 
     let allowed = Arc::new(allow_list(&settings.endpoints)?);
     info!("allow list: {} endpoints from {}", allowed.iter().count(), settings.endpoints.display());
@@ -60,9 +60,9 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
 
     let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
-    let seal = seal(&settings.handshake, &attestation);
-    let store = Arc::new(Store::new(settings, allowed.clone(), seal));
-    take_what_is_there(&store);
+    let unsealer = unsealer(&settings.handshake, &attestation);
+    let store = Arc::new(Store::new(settings, allowed.clone(), unsealer));
+    load_initial_secrets(&store);
 
     let public = listen("public", &settings.public)?;
     let admin = listen("admin", &settings.admin)?;
@@ -83,52 +83,53 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     info!("{signal}: stopping; requests under way may finish");
     stopping.store(true, Ordering::Release);
     event_loop.stop();
-    // Held until the process is gone: no bundle is being written now, and none begins.
-    std::mem::forget(store.close());
+    // Held until the process ends: no bundle is being written now, and none begins.
+    std::mem::forget(store.exclusive());
     info!("stopped");
     Ok(())
 }
 
-/// Reads where the enclave may connect to.
+/// Reads the allow list.
 fn allow_list(file: &Path) -> Result<AllowList, BootError> {
     let name = file.display().to_string();
     let text = fs::read(file).map_err(cannot(format_args!("allow list: {name} cannot be read")))?;
     AllowList::parse(&name, &text).map_err(cannot("allow list"))
 }
 
-/// Takes SIGTERM and SIGINT out of the normal course, in every thread, so that [`run`] can wait for them.
+/// Blocks SIGTERM and SIGINT in every thread, so that [`run`] can wait for them.
 fn hold_signals() -> Result<SigSet, BootError> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(cannot("blocking signals"))?;
     Ok(signals)
 }
 
-/// No core dump, and no other process of the same user may look into this one (prctl(2), PR_SET_DUMPABLE).
+/// Forbids core dumps, and keeps other processes of the same user from reading this one's memory (prctl(2),
+/// PR_SET_DUMPABLE).
 fn keep_memory_private() -> Result<(), BootError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(cannot("forbidding core dumps"))?;
     prctl::set_dumpable(false).map_err(cannot("forbidding core dumps"))
 }
 
-/// A misspelled setting has no effect, and would go unnoticed. Its value is not shown: it may be meant for
-/// another program.
-fn name_unknown_settings() {
+/// Warns of misspelled settings, which have no effect and would go unnoticed. Values are not shown: they may be meant
+/// for another program.
+fn warn_of_unknown_settings() {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in names.filter(|name| settings::is_unknown(name)) {
         warn!("{name:?} is not a setting of teemarkd and has no effect; docs/REFERENCE.md lists the settings");
     }
 }
 
-/// By how many seconds the clock may differ from the module's before it is worth a warning.
+/// Seconds by which the clock may differ from the module's before there is a warning.
 const MAX_DRIFT: u64 = 60;
 
 /// Descriptors for each connection that a listener may have: one that waits for its head, one that waits for a thread,
 /// and one in flight with the one to the watermark service.
 const DESCRIPTORS: u64 = 4;
-/// Descriptors for everything else: pooled connections, handshakes, clients that are being turned away.
+/// Descriptors for everything else: pooled connections, handshakes, clients that are being refused.
 const OTHER_DESCRIPTORS: u64 = 320;
 
-/// Raises the limit of open files to what the system allows, and says how many connections each of so many
-/// listeners may have within it: as many as are set, if that can be.
+/// Raises the limit of open files to what the system allows. Returns how many connections each of this many listeners
+/// may have within it: as many as are set, if possible.
 fn connections_within_limits(wanted: usize, listeners: usize) -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         let limit = hard.min(1 << 20);
@@ -143,7 +144,7 @@ fn connections_within_limits(wanted: usize, listeners: usize) -> usize {
     wanted.min(most)
 }
 
-/// The limits in force. Says which files TEEMARK_MAX_FILE allows and TEEMARK_MEMORY does not.
+/// The limits in force. Warns if files that TEEMARK_MAX_FILE allows do not fit into TEEMARK_MEMORY.
 fn limits(settings: &Settings, allowed: &AllowList) -> Limits {
     // The public and the admin listener, and a forwarder for each endpoint.
     let listeners = 2 + if settings.forward { allowed.iter().count() } else { 0 };
@@ -172,7 +173,8 @@ fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootE
     Ok(())
 }
 
-/// Makes the enclave's keys, and compares the clocks: by this machine's, grants and certificates begin and end.
+/// Makes the enclave's keys, and compares the clocks, since this machine's decides whether grants and certificates are
+/// in date.
 fn make_keys(allowed: &AllowList) -> Result<Attestation, BootError> {
     let nsm = attest::module().map_err(cannot("attestation"))?;
     let attestation = Attestation::new(nsm, allowed.sha256()).map_err(cannot("attestation"))?;
@@ -187,29 +189,29 @@ fn make_keys(allowed: &AllowList) -> Result<Attestation, BootError> {
     Ok(attestation)
 }
 
-/// What opens the handshake's bundles, where they come sealed.
-fn seal(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Seal> {
+/// Opens the handshake's bundles, if they come sealed.
+fn unsealer(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Unsealer> {
     match handshake {
         Handshake::Plain => {
             warn!(
-                "TEEMARK_HANDSHAKE is plain: whoever relays the handshake reads the private key and the file keys in \
-                 it, can send its own instead, and can send an old one again"
+                "TEEMARK_HANDSHAKE is plain: the parent, which relays the handshake, can read the private key and the \
+                 file keys in it, replace them, and replay an old bundle"
             );
             None
         }
         Handshake::Sealed(operators) => {
             match operators.len() {
-                0 => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS names nobody who may send secrets"),
+                0 => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS is empty, so nobody may send secrets"),
                 n => info!("the handshake takes what {n} operators seal to this enclave"),
             }
-            Some(Seal::new(attestation.clone(), operators.clone()))
+            Some(Unsealer::new(attestation.clone(), operators.clone()))
         }
     }
 }
 
-/// Certificates baked into the image, then what the environment holds. What is unusable is reported, and the handshake
-/// can still deliver it: a daemon that ended here could tell nobody why.
-fn take_what_is_there(store: &Store) {
+/// Loads certificates that are baked into the image, then the items in the environment. What cannot be used is only
+/// reported, since the handshake can still deliver it; a daemon that ended here could tell nobody why.
+fn load_initial_secrets(store: &Store) {
     match store.accept_files() {
         Ok(true) => info!("certificates found in the image or from an earlier handshake"),
         Ok(false) => {}
@@ -227,18 +229,18 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
     Ok(listener)
 }
 
-/// How often what ends by itself is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the client certificate's dates are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the daemon listens on.
+/// The daemon's listeners.
 struct Listeners {
     public: Listener,
     admin: Listener,
     secrets: Listener,
 }
 
-/// Starts the event loop with all that waits in it: clients, senders of bundles, the forwarders' peers, and the look at
-/// the certificate.
+/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, and the
+/// check of the client certificate.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
@@ -263,6 +265,6 @@ fn serve(
         forward::add(&mut event_loop, allowed, settings.egress, limit).map_err(self::cannot("TEEMARK_FORWARD"))?;
     }
     let store = api.store.clone();
-    event_loop.every(LOOK_INTERVAL, move || store.look_at_certificate(Utc::now()));
+    event_loop.every(CHECK_INTERVAL, move || store.check_certificate(Utc::now()));
     event_loop.start().map_err(cannot())
 }

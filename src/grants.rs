@@ -8,13 +8,13 @@ use formats::time::Utc;
 
 use crate::memory::Owner;
 
-/// How many grants are remembered at once: 6 MiB at most. One user may have half of them.
+/// Most grants that are remembered at once: 6 MiB. One user may have half of them.
 const MOST: usize = 1 << 16;
 const MOST_OF_ONE: usize = MOST / 2;
-/// How often a grant may be tried in vain where that is its user's doing.
+/// How often a grant may be tried in vain through its user's own fault.
 const TRIES: u8 = 3;
 
-/// The grants that are in use or used, or were tried in vain.
+/// The grants that are in use, are used up, or were tried in vain.
 #[derive(Default)]
 pub struct UsedGrants(Mutex<Remembered>);
 
@@ -27,15 +27,15 @@ struct Remembered {
 
 struct State {
     owner: Owner,
-    /// When it is forgotten, in seconds since 1970.
+    /// When it may be forgotten, in seconds since 1970.
     ends: u64,
-    /// It is in use or used.
+    /// Whether it is in use or used up.
     taken: bool,
-    /// Tries in vain.
+    /// How often it was tried in vain.
     strikes: u8,
 }
 
-/// A grant in use. A request that gave nothing out drops it, and its user may try again with the same.
+/// A grant in use. A request that returned nothing drops it, and its user may use the same grant again.
 pub struct Use<'a> {
     grants: &'a UsedGrants,
     id: Option<Id>,
@@ -45,9 +45,9 @@ impl UsedGrants {
     /// Takes a grant into use.
     ///
     /// # Errors
-    /// It has expired meanwhile, is used already, or there is no room to remember it.
+    /// It has expired meanwhile, is already used, or there is no room to remember it.
     pub fn take(&self, grant: &Grant, now: Utc) -> Result<Use<'_>, GrantError> {
-        // What has ended is not remembered any more.
+        // Expired grants are no longer remembered, so they must not be taken again.
         if grant.ends <= now.0 {
             return Err(GrantError::Expired);
         }
@@ -93,12 +93,12 @@ impl Remembered {
 }
 
 impl Use<'_> {
-    /// The grant has served.
-    pub fn up(mut self) {
+    /// The grant has given its file and is used up.
+    pub fn use_up(mut self) {
         self.id = None;
     }
 
-    /// The grant was tried in vain, by its user's doing; the third time it is used up.
+    /// The grant was tried in vain through its user's own fault; the third time it is used up.
     pub fn strike(mut self) {
         let mut remembered = self.grants.remembered();
         if let Some(id) = self.id.take()
@@ -116,7 +116,7 @@ impl Drop for Use<'_> {
         let mut remembered = self.grants.remembered();
         let Remembered { grants, owners } = &mut *remembered;
         match grants.get_mut(&id) {
-            // It has been tried in vain before, which is not forgotten.
+            // It has been tried in vain before, which must not be forgotten.
             Some(state) if state.strikes > 0 => state.taken = false,
             Some(State { owner, .. }) => {
                 match owners.get_mut(owner) {
@@ -150,15 +150,15 @@ mod tests {
         let first = used.take(&grant(1, 9), Utc(0)).unwrap();
         assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
         drop(first);
-        used.take(&grant(1, 9), Utc(0)).unwrap().up();
+        used.take(&grant(1, 9), Utc(0)).unwrap().use_up();
         assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
         assert!(used.take(&grant(2, 9), Utc(0)).is_ok());
     }
 
     #[test]
-    fn memory_is_bounded_and_the_dead_make_room() {
+    fn memory_is_bounded_and_expired_grants_make_room() {
         let used = UsedGrants::default();
-        (0..MOST).for_each(|n| used.take(&grant(n, 5), Utc(0)).unwrap().up());
+        (0..MOST).for_each(|n| used.take(&grant(n, 5), Utc(0)).unwrap().use_up());
         assert_eq!(used.take(&grant(MOST, 5), Utc(4)).err(), Some(GrantError::Full));
         assert_eq!(used.take(&grant(0, 5), Utc(4)).err(), Some(GrantError::Used));
         assert!(used.take(&grant(MOST, 9), Utc(5)).is_ok());
@@ -168,11 +168,11 @@ mod tests {
     #[test]
     fn one_user_has_half_of_what_is_remembered_at_most() {
         let used = UsedGrants::default();
-        (0..MOST_OF_ONE).for_each(|n| used.take(&grant_of("greedy", n, 9), Utc(0)).unwrap().up());
+        (0..MOST_OF_ONE).for_each(|n| used.take(&grant_of("greedy", n, 9), Utc(0)).unwrap().use_up());
         assert_eq!(used.take(&grant_of("greedy", MOST, 9), Utc(8)).err(), Some(GrantError::Full));
         assert!(used.take(&grant_of("other", 0, 9), Utc(8)).is_err(), "the same id: used");
         assert!(used.take(&grant_of("other", MOST, 9), Utc(8)).is_ok());
-        assert!(used.take(&grant_of("greedy", MOST, 19), Utc(9)).is_ok(), "the dead make room");
+        assert!(used.take(&grant_of("greedy", MOST, 19), Utc(9)).is_ok(), "expired grants make room");
         let remembered = used.remembered();
         assert_eq!(remembered.owners.values().sum::<usize>(), remembered.grants.len());
     }

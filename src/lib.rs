@@ -1,32 +1,32 @@
 //! teemarkd: decrypts a file inside an AWS Nitro Enclave, has the Zing watermark service mark it over mutual TLS, and
 //! returns the marked file. The parent EC2 instance, through which every byte goes, is not trusted.
 //!
-//! Blocking code throughout: a thread for each request in flight, and one event loop for the connections that wait. To
-//! read it, follow a request: [`net::event_loop`] accepts a connection, [`net::ingress`] waits for a request's head and
-//! hands the connection to a thread, [`api`] answers: [`formats::files`] opens the file, [`watermark`] has it marked, over
-//! connections that [`net::egress`] makes under the identity of [`mtls`]. [`secrets`] brings the keys and certificates.
-//! [`formats::grants`] decides who may have which file. [`formats::reply`] seals and signs the answer with the keys of [`attest`]. What
-//! happens before the first request stands in [`boot`].
+//! The code is blocking throughout: one thread for each request in flight, and one event loop for the connections that
+//! wait. To read it, follow a request. [`net::event_loop`] accepts a connection, [`net::ingress`] waits for a request's
+//! head and hands the connection to a thread, and [`api`] answers: [`formats::files`] opens the file, and [`watermark`]
+//! has it marked, over connections that [`net::egress`] makes under the identity of [`mtls`]. [`secrets`] receives the
+//! keys and certificates. [`formats::grants`] decides who may have which file. [`formats::reply`] seals and signs the
+//! answer with the keys of [`attest`]. [`boot`] is what happens before the first request.
 //!
-//! What goes over the wire is the crate [`formats`], which the programs outside the enclave use too; here is only what runs
-//! inside. A module uses only those below it:
+//! What goes over the wire is the crate [`formats`], which the programs outside the enclave use too; this crate is only
+//! what runs inside. A module uses only those below it:
 //!
 //! ```text
 //! main       arguments, log
 //! boot       the start, told once from top to bottom
 //! api        one pipeline for files (admitted, received, marked, given), the routes, the one error table
 //! watermark  the client of the service
-//! secrets    the handshake: sealed (which sealed bundles are taken), bundle (checked against the image), listener (port
+//! secrets    the handshake: sealed (which sealed bundles count), bundle (checked against the image), listener (port
 //!            7777), store (what is in force now)
 //! grants     which grants have been used
 //! attest     the enclave's own keys, and the Nitro Secure Module's word for them
 //! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent
 //! settings   every setting, its default and its limit
-//! net        the way in: event_loop (who waits), ingress (who is served), request, answer, http, workers; the way out:
+//! net        in: event_loop (connections that wait), ingress (requests in flight), request, answer, http, workers; out:
 //!            egress, tls, tls_error, certificate, cryptography; socket, wait (streams with a deadline), pace, outbox;
 //!            forward; link (loopback, /etc/hosts)
 //! memory     admission        metrics  what is counted
-//! threads    starting one     logging  the log's way out
+//! threads    starting one     logging  the log's queue
 //! ```
 
 // One system call has no safe wrapper: attest/raw.rs.

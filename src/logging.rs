@@ -1,7 +1,7 @@
-//! The log's way out: lines wait in a bounded queue for one thread that writes them to standard error.
+//! The log: lines wait in a bounded queue for one thread that writes them to standard error.
 //!
-//! Nobody may read standard error, and a pipe that is full blocks its writer. So no request waits for its line: where
-//! the queue is full a line is dropped and counted, and the next one that gets through says how many were.
+//! Perhaps nobody reads standard error, and a full pipe blocks its writer. So no request waits for its log line: if the
+//! queue is full, the line is dropped and counted, and the next line that gets through says how many were.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -11,12 +11,12 @@ use std::time::Duration;
 use crate::metrics::METRICS;
 use crate::threads;
 
-/// What lines may hold together while they wait, in bytes.
+/// Most bytes of lines that wait.
 const MOST: usize = 1 << 20;
-/// For how long the end of the process waits for the lines that are left.
+/// How long the end of the process waits for the remaining lines.
 const AT_THE_END: Duration = Duration::from_secs(1);
 
-/// The queue, as something to write lines to: each write is one line.
+/// The queue as a writer: each write is one line.
 #[derive(Clone)]
 pub struct Queue(Arc<Shared>);
 
@@ -31,17 +31,17 @@ struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     dropped: u64,
-    /// A line has been taken and is being written.
+    /// Whether a line has been taken and is being written.
     writing: bool,
-    /// Somebody waits for the last line.
+    /// Whether somebody waits for the last line.
     finishing: bool,
 }
 
 impl Queue {
-    /// A queue whose lines are written to `out` by a thread of its own.
+    /// Starts a thread that writes the queue's lines to `out`.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system has no threads left.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let lines = queue.clone();
@@ -49,7 +49,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Waits until all lines are written, a second at most.
+    /// Waits until all lines are written, at most a second.
     pub fn finish(&self) {
         let pending = |state: &mut State| !state.lines.is_empty() || state.writing;
         let mut state = self.state();
@@ -70,7 +70,7 @@ impl Queue {
         }
         state.bytes += line.len();
         state.lines.push_back(line.to_vec());
-        // The thread looks by itself for what comes while it writes, and has been told of what came before.
+        // While it writes, the thread checks for new lines by itself; for earlier ones it has been woken.
         if !state.writing && state.lines.len() == 1 {
             drop(state);
             self.0.changed.notify_all();
@@ -85,14 +85,14 @@ impl Queue {
             state.bytes -= line.len();
             state.writing = true;
             if state.lines.is_empty() {
-                state.lines = VecDeque::new(); // most of the time it holds nothing
+                state.lines = VecDeque::new(); // it is usually empty
                 match std::mem::take(&mut state.dropped) {
                     0 => {}
                     n => line.extend_from_slice(format!("{n} lines of the log were dropped before this\n").as_bytes()),
                 }
             }
             drop(state);
-            // There is nobody to tell.
+            // There is nowhere to report an error.
             let _ = out.write_all(&line);
             let mut state = self.state();
             state.writing = false;
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
-    /// Standard error that nobody reads until the test does.
+    /// Standard error that nobody reads before the test does.
     struct Pipe {
         written: Sender<Vec<u8>>,
         read: Receiver<()>,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_nobody_reads_holds_up_nobody_and_says_afterwards_what_was_lost() {
+    fn a_log_that_nobody_reads_blocks_nobody_and_says_afterwards_what_was_lost() {
         let ((written, lines), (reader, read)) = (channel(), channel());
         let mut queue = Queue::start(Pipe { written, read }).unwrap();
         let line = [b'x'; 1024];

@@ -18,7 +18,7 @@ use teemarkd::secrets::store::Store;
 use teemarkd::settings::Settings;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Wipes every block of memory before it is freed: keys and plaintext, and every copy that a library made of them.
+/// Wipes every block of memory before it is freed: keys, plaintext, and every copy that a library made of them.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 
@@ -29,7 +29,7 @@ usage: teemarkd                     run the daemon; settings are environment var
        teemarkd write-certificates  check MTLS_CLIENT_CERT_JSON and write the files of TEEMARK_CERTS, then end
        teemarkd --version | --help";
 
-/// The log's way out, once it is open.
+/// The log's queue, once it is started.
 static LOG: OnceLock<Queue> = OnceLock::new();
 
 fn main() -> ExitCode {
@@ -69,7 +69,7 @@ fn run() -> ExitCode {
     ended(ran)
 }
 
-/// For the launcher: the certificate files without jq, by the checks of the handshake.
+/// For the launcher: writes the certificate files without jq, with the handshake's own checks.
 fn write_certificates() -> ExitCode {
     start_log();
     let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
@@ -91,8 +91,9 @@ fn ended(result: Result<(), String>) -> ExitCode {
     }
 }
 
-/// Log lines on standard error, which is the enclave's console. Only the daemon's own lines go below warnings: what
-/// libraries write for their developers may hold a request's bytes. A panic tells its place and not its message.
+/// Log lines go to standard error, which is the enclave's console. Only the daemon's own lines go below warnings: what
+/// libraries write for their developers may contain a request's bytes. A panic is logged with its place and without its
+/// message.
 fn start_log() {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {
@@ -103,7 +104,7 @@ fn start_log() {
     }
     match Queue::start(std::io::stderr()) {
         Ok(queue) => log.target(Target::Pipe(Box::new(LOG.get_or_init(|| queue).clone()))),
-        // Without a thread for it the log still works, only that it may hold up who writes it.
+        // Without its thread the log still works, but may block the threads that write to it.
         Err(_) => log.target(Target::Stderr),
     };
     log.init();

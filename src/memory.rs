@@ -1,15 +1,16 @@
-//! Admission: how much of the enclave's memory requests may hold together, and who gives way where it is short.
+//! Admission: how much of the enclave's memory requests may hold together, and which of them gives way when it is
+//! short.
 //!
-//! An enclave has no swap, and a daemon that is killed for want of memory loses its keys. So a request reserves memory
-//! before it takes it, as its bytes come and not as they are announced. One that finds none waits, and is not read
-//! meanwhile; after [`PATIENCE`] it is turned away, while there is still memory to say so. That nobody holds the others
-//! up:
+//! An enclave has no swap, and a daemon that is killed for lack of memory loses its keys. So a request reserves memory
+//! before it uses it, as its bytes arrive and not as they are announced. A request that finds no memory waits and is
+//! not read meanwhile; after [`PATIENCE`] it is refused, while there is still memory to say so. Three rules keep
+//! requests from blocking each other:
 //!
-//! - The oldest request of all waits for as long as it takes, and once it has waited for [`PATIENCE`] no other takes
-//!   memory before it. So requests that each have come half way never lock each other out.
-//! - A request whose body is still to come and from which nothing has come for [`SILENCE`] gives way where others wait.
-//! - Where requests have an owner, one owner holds half of the memory at most, and half of the threads, while others
-//!   wait for either. Alone it may have all.
+//! - The oldest request of all waits without a limit, and once it has waited for [`PATIENCE`] no other takes memory
+//!   before it. So half-received requests never lock each other out.
+//! - A request whose body is still to come and that has sent nothing for [`SILENCE`] gives way if others wait.
+//! - If requests have owners, one owner holds at most half of the memory, and half of the threads, while others wait
+//!   for either. Alone it may have all.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -17,19 +18,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// For how long a request waits for memory.
+/// How long a request waits for memory.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// A request from which nothing has come for so long gives way to others.
+/// A request that has sent nothing for this long gives way to others.
 pub const SILENCE: Duration = Duration::from_secs(2);
 
-/// So many bytes in all, and who holds them.
+/// A number of bytes, and the requests that hold them.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     total: usize,
-    /// Requests that may be in flight at once.
+    /// Most requests in flight.
     requests: usize,
     /// Requests that wait for a thread.
     queued: Arc<AtomicUsize>,
@@ -38,7 +39,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// Whose a request is: a digest of the user's name. Requests without an owner hold no share.
+/// The owner of a request: a digest of the user's name. Requests without an owner have no share.
 pub type Owner = u64;
 
 /// The order in which requests began.
@@ -49,11 +50,11 @@ struct State {
     held: usize,
     next: Age,
     requests: BTreeMap<Age, Held>,
-    /// Those that wait for memory.
+    /// The requests that wait for memory.
     waiting: BTreeMap<Age, Waiting>,
 }
 
-/// A request that waits: since when, and for how many bytes.
+/// A waiting request: since when, and for how many bytes.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     since: Instant,
@@ -70,15 +71,15 @@ struct Held {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Its body is still to come; content came last at this moment.
+    /// Its body is still to come; content last came at this moment.
     Receiving(Instant),
-    /// Its file is opened or with the watermark service.
+    /// Its file is being opened, or is with the watermark service.
     Working,
-    /// It has all that it will need.
+    /// It has all the memory that it will need.
     Answering,
 }
 
-/// Bytes taken from a budget for one request; they go back when it is dropped.
+/// Bytes reserved from a budget for one request; dropping it returns them.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
@@ -89,14 +90,14 @@ pub struct Reservation {
 /// The budget does not hold that much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMemory {
-    /// Not now; it may when others have ended.
+    /// Not now; try again when others have ended.
     Now,
-    /// Larger than the whole budget, which has so many bytes.
+    /// Never: the whole budget has only this many bytes.
     Ever(usize),
 }
 
 impl Budget {
-    /// A budget of so many bytes, for so many requests at once.
+    /// A budget of this many bytes, for this many requests at once.
     pub fn new(bytes: usize, requests: usize) -> Budget {
         Budget::with_patience(bytes, requests, PATIENCE)
     }
@@ -106,7 +107,7 @@ impl Budget {
         Budget(Arc::new(Shared { total, requests, queued: Arc::default(), patience, state, changed }))
     }
 
-    /// Begins a reservation of nothing.
+    /// Begins an empty reservation.
     pub fn open(&self) -> Reservation {
         let mut state = self.state();
         let age = state.next;
@@ -120,12 +121,12 @@ impl Budget {
         self.0.total
     }
 
-    /// Bytes that nobody holds.
+    /// Bytes that no request holds.
     pub fn left(&self) -> usize {
         self.0.total - self.state().held
     }
 
-    /// How many requests wait for a thread: whoever hands out threads keeps count here.
+    /// Counts the requests that wait for a thread; the code that hands out threads updates it.
     pub fn queued(&self) -> Arc<AtomicUsize> {
         self.0.queued.clone()
     }
@@ -136,8 +137,8 @@ impl Budget {
 }
 
 impl Shared {
-    /// Has those that wait look again. Where nobody does, that would be a system call for nothing.
-    fn tell(&self, state: &State) {
+    /// Wakes the requests that wait. If there are none, that would be a needless system call.
+    fn wake_waiting(&self, state: &State) {
         if !state.waiting.is_empty() {
             self.changed.notify_all();
         }
@@ -145,7 +146,7 @@ impl Shared {
 }
 
 impl State {
-    /// Whether a request may take so many bytes more now.
+    /// Whether a request may take this many more bytes now.
     fn may_take(&self, age: Age, more: usize, shared: &Shared, now: Instant) -> bool {
         let fits = more <= shared.total - self.held;
         let others_wait = || self.waiting.keys().any(|waiting| self.owner(*waiting) != self.owner(age));
@@ -154,8 +155,8 @@ impl State {
                 || (self.is_past_its_share(age, more, shared) && others_wait())))
     }
 
-    /// Whether an older request has waited out its patience: what is given back is for that one then. One that waits
-    /// only because its owner holds too much is nobody's concern.
+    /// Whether an older request has waited out its patience, so that freed memory is for that one. A request that waits
+    /// only because its owner holds too much does not count.
     fn is_behind_a_starved_one(&self, age: Age, shared: &Shared, now: Instant) -> bool {
         self.waiting.range(..age).any(|(older, waiting)| {
             now.duration_since(waiting.since) >= shared.patience
@@ -163,8 +164,8 @@ impl State {
         })
     }
 
-    /// Whether with so many bytes more a request's owner would hold over half of the memory. The oldest request of all
-    /// is never held up by that.
+    /// Whether this many more bytes would put the request's owner over half of the memory. The oldest request of all is
+    /// exempt.
     fn is_past_its_share(&self, age: Age, more: usize, shared: &Shared) -> bool {
         let held = self.owner(age).map_or(0, |owner| self.bytes_of(owner) + more);
         held > shared.total / 2 && !self.is_oldest(age)
@@ -178,7 +179,7 @@ impl State {
         self.requests.values().filter(|held| held.owner == Some(owner)).map(|held| held.bytes).sum()
     }
 
-    /// Whether no older request may need memory still.
+    /// Whether no older request may still need memory.
     fn is_oldest(&self, age: Age) -> bool {
         !self.requests.range(..age).any(|(_, held)| held.stage != Stage::Answering)
     }
@@ -190,7 +191,7 @@ impl State {
         if !memory_is_wanted && queued == 0 {
             return false;
         }
-        // Those that wait for memory are not read: they cannot be silent, and end by themselves.
+        // Requests that wait for memory are not read, so they cannot be silent, and their wait ends by itself.
         let receiving = || {
             self.requests.iter().filter_map(|(age, held)| match held.stage {
                 Stage::Receiving(last) if !self.waiting.contains_key(age) => Some((*age, last, held.owner)),
@@ -216,8 +217,7 @@ impl Reservation {
         self.budget.0.total
     }
 
-    /// Makes the reservation at least `bytes` large, and says how long that took to be possible. Where it is not it
-    /// stays as it was.
+    /// Grows the reservation to at least `bytes`, and returns how long it had to wait. On an error it stays as it was.
     ///
     /// # Errors
     /// There is no memory for it, now or ever.
@@ -238,13 +238,14 @@ impl Reservation {
                 result = Err(NoMemory::Now);
                 break;
             }
-            // The oldest waits on; it looks again now and then, since nobody tells it that it has become the oldest.
+            // The oldest request waits on. It checks again now and then, since nothing wakes it when it becomes the
+            // oldest.
             let wait = left.max(Duration::from_millis(100));
             state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
             result = Ok(start.elapsed());
         }
         if state.waiting.remove(&self.age).is_some() {
-            shared.tell(&state);
+            shared.wake_waiting(&state);
         }
         if result.is_ok() {
             state.held += more;
@@ -254,7 +255,7 @@ impl Reservation {
         result
     }
 
-    /// Gives back what is beyond `bytes`.
+    /// Returns what exceeds `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         if less > 0 {
@@ -262,14 +263,14 @@ impl Reservation {
             let mut state = self.budget.state();
             state.held -= less;
             state.requests.entry(self.age).and_modify(|held| held.bytes -= less);
-            self.budget.0.tell(&state);
+            self.budget.0.wake_waiting(&state);
         }
     }
 
-    /// Names the owner of the request.
+    /// Sets the owner of the request.
     ///
     /// # Errors
-    /// Others wait for threads, and the owner's requests hold half of them.
+    /// Others wait for threads, and the owner's requests already hold half of them.
     pub fn belongs_to(&mut self, owner: Owner) -> Result<(), NoMemory> {
         let shared = &*self.budget.0;
         let mut state = self.budget.state();
@@ -281,17 +282,17 @@ impl Reservation {
         Ok(())
     }
 
-    /// The body is still to come, and some of it came at this moment.
+    /// The body is still to come, and content last came at this moment.
     pub fn receiving(&mut self, now: Instant) {
         self.enter(Stage::Receiving(now));
     }
 
-    /// The body is there.
+    /// The body is complete.
     pub fn received(&mut self) {
         self.enter(Stage::Working);
     }
 
-    /// All is there that the request needs; `bytes` of it stay until it has been answered.
+    /// The request has all that it needs; `bytes` of it are held until the answer is sent.
     pub fn answering(&mut self, bytes: usize) {
         self.enter(Stage::Answering);
         self.shrink(bytes);
@@ -301,7 +302,7 @@ impl Reservation {
         self.budget.state().requests.entry(self.age).and_modify(|held| held.stage = stage);
     }
 
-    /// Whether the request, whose body is still to come, gives way to others.
+    /// Whether the request, whose body is still to come, has to give way to others.
     pub fn gives_way(&self, now: Instant) -> bool {
         let shared = &*self.budget.0;
         self.budget.state().gives_way(self.age, shared.queued.load(Ordering::Acquire), shared, now)
@@ -314,21 +315,23 @@ impl Drop for Reservation {
         state.held -= self.bytes;
         state.requests.remove(&self.age);
         state.waiting.remove(&self.age);
-        self.budget.0.tell(&state);
+        self.budget.0.wake_waiting(&state);
     }
 }
 
-/// Why [`read_all`] gave nothing.
+/// Why [`read_all`] failed.
 #[derive(Debug)]
 pub enum ReadError {
     /// There is more than the limit.
     TooLarge,
+    /// There is no memory for it.
     NoMemory(NoMemory),
+    /// Reading failed.
     Io(io::Error),
 }
 
-/// Reads to the end, `limit` bytes at most, and has the reservation cover `cost` of the buffer before it grows. A
-/// known length spares the growing. Bytes cost at least twice their number, since the old buffer is there too while it
+/// Reads to the end, `limit` bytes at most, and makes the reservation cover `cost` of the buffer before it grows. A
+/// known length avoids the growth. Bytes cost at least twice their number, since the old buffer exists too while it
 /// grows.
 ///
 /// # Errors
@@ -368,7 +371,7 @@ mod tests {
         Budget::with_patience(bytes, requests, Duration::ZERO)
     }
 
-    /// A younger request, of this owner if of one, that holds so much.
+    /// A younger request, of this owner if any, that holds this many bytes.
     fn request(budget: &Budget, owner: Option<Owner>, bytes: usize) -> Reservation {
         let mut request = budget.open();
         owner.into_iter().for_each(|owner| request.belongs_to(owner).unwrap());
@@ -376,7 +379,7 @@ mod tests {
         request
     }
 
-    /// Notes that a request waits since a moment, as `cover` does.
+    /// Records that a request has been waiting since a moment, as `cover` does.
     fn waits(request: &Reservation, since: Instant) {
         request.budget.state().waiting.insert(request.age, Waiting { since, more: 1 });
     }
@@ -445,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_memory_that_an_older_one_waits_for() {
+    fn no_request_takes_memory_that_an_older_one_waits_for() {
         let budget = impatient(100, 9);
         let (older, mut younger) = (budget.open(), request(&budget, None, 10));
         assert!(younger.cover(20).is_ok());
@@ -470,7 +473,7 @@ mod tests {
         requests[1].received();
         assert_eq!(give_way(&requests), [true, false, false]);
         requests[0].receiving(now);
-        assert_eq!(give_way(&requests), [false; 3], "one second is no silence");
+        assert_eq!(give_way(&requests), [false; 3], "one second is not silence");
         drop(other);
         budget.queued().store(1, Ordering::Release);
         requests[0].receiving(now - SILENCE);
@@ -478,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_waits_for_memory_is_not_read_and_so_neither_silent_nor_in_anothers_way() {
+    fn a_request_that_waits_for_memory_is_not_read_and_so_neither_silent_nor_in_the_way() {
         let budget = impatient(100, 9);
         let now = Instant::now() + Duration::from_secs(60);
         let mut requests = [10, 11].map(|bytes| request(&budget, None, bytes));

@@ -19,10 +19,12 @@ impl Counter {
         Counter(AtomicU64::new(0))
     }
 
+    /// Adds to the count.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
 
+    /// The count so far.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -36,10 +38,12 @@ impl Gauge {
         Gauge(AtomicU64::new(0))
     }
 
+    /// Sets the number.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
 
+    /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -49,6 +53,7 @@ impl Gauge {
 pub struct Signed(AtomicI64);
 
 impl Signed {
+    /// Sets the number.
     pub fn set(&self, n: i64) {
         self.0.store(n, Relaxed);
     }
@@ -57,7 +62,7 @@ impl Signed {
 /// Upper bounds of the histograms' buckets, in milliseconds.
 const BUCKETS: [u64; 12] = [1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
 
-/// How long something took: a count a bucket, and the sum in microseconds.
+/// A histogram of durations: a count per bucket, and the sum in microseconds.
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS.len() + 1],
     sum: AtomicU64,
@@ -68,10 +73,11 @@ impl Histogram {
         Histogram { buckets: [const { AtomicU64::new(0) }; BUCKETS.len() + 1], sum: AtomicU64::new(0) }
     }
 
+    /// Counts one duration.
     pub fn observe(&self, took: Duration) {
         let bucket = BUCKETS.iter().position(|&bound| took <= Duration::from_millis(bound)).unwrap_or(BUCKETS.len());
         self.buckets[bucket].fetch_add(1, Relaxed);
-        self.sum.fetch_add(took.as_micros() as u64, Relaxed);
+        self.sum.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     fn print(&self, name: &str, help: &str, out: &mut String) {
@@ -89,24 +95,37 @@ impl Histogram {
 /// Everything that is counted.
 pub struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// Bytes of encrypted files received.
     pub file_bytes_in: Counter,
+    /// Bytes of files returned.
     pub file_bytes_out: Counter,
+    /// Times to decrypt a file.
     pub decrypt_time: Histogram,
+    /// Times of calls of the watermark service.
     pub watermark_time: Histogram,
+    /// Calls repeated after a stale pooled connection.
     pub watermark_retries: Counter,
+    /// Connections accepted.
     pub connections: Counter,
+    /// Connections refused or cut.
     pub connections_refused: Counter,
+    /// Connections open now.
     pub connections_open: Gauge,
+    /// Bundles that took effect.
     pub handshakes_accepted: Counter,
+    /// Bundles that changed nothing.
     pub handshakes_refused: Counter,
+    /// TLS handshakes completed with the watermark service.
     pub tls_handshakes: Counter,
+    /// Requests that ended in a panic.
     pub panics: Counter,
+    /// Log lines dropped because the queue was full.
     pub log_lines_dropped: Counter,
-    /// Requests without a good grant.
+    /// Requests for a file without a valid grant.
     pub grants_refused: Counter,
-    /// By how many seconds this machine's clock was ahead of the Nitro Secure Module's at the start.
+    /// Seconds by which this machine's clock was ahead of the Nitro Secure Module's at the start.
     pub clock_drift: Signed,
-    /// When the client certificate ends, in seconds since 1970; 0 while there is none.
+    /// When the client certificate expires, in seconds since 1970; 0 if there is none.
     pub certificate_ends: Gauge,
 }
 
@@ -133,12 +152,12 @@ impl Metrics {
         }
     }
 
-    /// Counts one answer. A route is one of the daemon's own names, never a piece of what a client sent.
+    /// Counts one answer. `route` is one of the daemon's own names, never something that a client sent.
     pub fn answered(&self, route: &'static str, code: u16) {
         *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry((route, code)).or_default() += 1;
     }
 
-    /// All of it as text. `memory_left` is what admission has left, in bytes.
+    /// All metrics as text. `memory_left` is what admission has left, in bytes.
     pub fn print(&self, memory_left: usize) -> String {
         let mut out = String::with_capacity(6 << 10);
         describe("teemark_requests_total", "counter", "Answers by route and status code.", &mut out);
@@ -147,26 +166,32 @@ impl Metrics {
         }
         let counters = [
             ("file_bytes_in_total", "Bytes of encrypted files received.", &self.file_bytes_in),
-            ("file_bytes_out_total", "Bytes of marked files given out.", &self.file_bytes_out),
+            ("file_bytes_out_total", "Bytes of files returned.", &self.file_bytes_out),
             ("watermark_retries_total", "Calls repeated after a stale pooled connection.", &self.watermark_retries),
             ("connections_total", "Connections accepted.", &self.connections),
-            ("connections_refused_total", "Connections turned away or cut.", &self.connections_refused),
+            ("connections_refused_total", "Connections refused or cut.", &self.connections_refused),
             ("handshakes_accepted_total", "Bundles that took effect.", &self.handshakes_accepted),
             ("handshakes_refused_total", "Bundles that changed nothing.", &self.handshakes_refused),
             ("tls_handshakes_total", "TLS handshakes completed with the watermark service.", &self.tls_handshakes),
-            ("grants_refused_total", "Requests for a file without a good grant.", &self.grants_refused),
-            ("log_lines_dropped_total", "Log lines that found no room.", &self.log_lines_dropped),
+            ("grants_refused_total", "Requests for a file without a valid grant.", &self.grants_refused),
+            ("log_lines_dropped_total", "Log lines dropped because the queue was full.", &self.log_lines_dropped),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
         ];
         for (name, help, counter) in counters {
-            simple(name, "counter", help, counter.get() as i64, &mut out);
+            simple(name, "counter", help, signed(counter.get()), &mut out);
         }
-        simple("connections_open", "gauge", "Connections open now.", self.connections_open.get() as i64, &mut out);
-        simple("memory_left_bytes", "gauge", "Bytes that admission can still give.", memory_left as i64, &mut out);
+        simple("connections_open", "gauge", "Connections open now.", signed(self.connections_open.get()), &mut out);
+        simple(
+            "memory_left_bytes",
+            "gauge",
+            "Bytes that admission can still give.",
+            signed(memory_left as u64),
+            &mut out,
+        );
         let help = "Seconds by which the clock was ahead of the Nitro Secure Module's at the start.";
         simple("clock_drift_seconds", "gauge", help, self.clock_drift.0.load(Relaxed), &mut out);
         if self.certificate_ends.get() > 0 {
-            let left = self.certificate_ends.get() as i64 - Utc::now().0 as i64;
+            let left = signed(self.certificate_ends.get()) - signed(Utc::now().0);
             let help = "Seconds until the client certificate expires; negative afterwards.";
             simple("client_certificate_expires_seconds", "gauge", help, left, &mut out);
         }
@@ -176,7 +201,7 @@ impl Metrics {
     }
 }
 
-/// Microseconds as seconds. Whole numbers do it: what prints any float weighs 20 KB.
+/// Microseconds as seconds, by integers only: code that prints floats weighs 20 KB.
 fn seconds(us: u64) -> String {
     let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -184,6 +209,10 @@ fn seconds(us: u64) -> String {
 
 fn describe(name: &str, kind: &str, help: &str, out: &mut String) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn simple(name: &str, kind: &str, help: &str, value: i64, out: &mut String) {

@@ -1,7 +1,7 @@
-//! Every setting, its default and its limit.
+//! Every setting, with its default and its limits.
 //!
-//! Settings are environment variables; in the image they come from a measured file. A value that makes no sense stops
-//! the start and is named; nothing is guessed.
+//! Settings are environment variables; in the image they come from a measured file. An invalid value stops the start
+//! and is named; nothing is guessed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,7 +16,7 @@ use formats::signature::VerifyingKey;
 
 use crate::net::egress::Route;
 
-/// How the daemon is to run.
+/// The daemon's settings.
 #[derive(Debug)]
 pub struct Settings {
     /// Listener for users' requests.
@@ -31,60 +31,61 @@ pub struct Settings {
     pub egress: Route,
     /// Folder of client.crt, client.key and ecs-ca.crt.
     pub certs: PathBuf,
-    /// The hosts file to write, if one is to be written.
+    /// The hosts file to write, if any.
     pub hosts: Option<PathBuf>,
-    /// Whether other processes' connections to allowed hosts are carried to the parent.
+    /// Whether other processes' connections to allowed hosts are forwarded to the parent.
     pub forward: bool,
     /// Largest plaintext, in bytes; 1 KiB to 1 GiB.
     pub max_file: usize,
-    /// Connections at once, and requests at once; 1 to 65,536.
+    /// Most connections of a listener, and most requests in flight; 1 to 65,536.
     pub max_connections: usize,
     /// Bytes that all requests together may hold; at least 1 MiB.
     pub memory: usize,
-    /// Whether a success answer without a marked file gives the plain file.
+    /// Whether the plain file is returned if a success answer of the service has no marked file.
     pub allow_unwatermarked: bool,
-    /// The form of a call of the watermark service.
+    /// How the watermark service is called.
     pub watermark_api: WatermarkApi,
-    /// Total time for one call of the watermark service; 1 s to 1 h.
+    /// Time limit of one call of the watermark service; 1 s to 1 h.
     pub timeout: Duration,
-    /// How long an idle connection to the service may be used again; 1 s to 1 h. Shorter than the service keeps it, or a
-    /// call may meet its end. The shortest that servers have by default are 2 s (gunicorn) and 5 s (Node.js, Uvicorn).
+    /// How long an idle connection to the service may be reused; 1 s to 1 h. It should be shorter than the service
+    /// keeps it, or a call may find it closed. The shortest defaults of servers are 2 s (gunicorn) and 5 s (Node.js,
+    /// Uvicorn).
     pub keepalive: Duration,
-    /// Which bundles the handshake takes.
+    /// Which bundles the handshake accepts.
     pub handshake: Handshake,
     /// Whether a request for a file needs a grant.
     pub grants: bool,
-    /// The name, beside the identity key, that a grant may be for.
+    /// The name that a grant may be for, besides the identity key.
     pub fleet: Option<String>,
-    /// SHA-256 of the CA certificates, in DER, that the service may be certified by; where empty, any.
+    /// SHA-256 of the CA certificates, in DER, that the service's certificate may come from; if empty, any.
     pub pinned: Vec<Fingerprint>,
-    /// Whether /metrics is on the public listener too. It tells exact sizes and outcomes of other users' requests.
+    /// Whether the public listener serves /metrics too. They show exact sizes and outcomes of other users' requests.
     pub public_metrics: bool,
 }
 
-/// The form of a call of the watermark service (docs/FORMATS.md).
+/// How the watermark service is called (docs/FORMATS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatermarkApi {
-    /// The checklist's: text in `data`, other bytes as base64 in `data` beside an `encoding`.
+    /// The checklist's form: text in `data`, other bytes as base64 in `data` with an `encoding`.
     Data,
-    /// The reference handler's: every file as base64 in `image`.
+    /// The reference handler's form: every file as base64 in `image`.
     Image,
 }
 
-/// Which bundles the handshake takes.
+/// Which bundles the handshake accepts.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Handshake {
-    /// Whatever comes. The parent can read it, and put its own in its place.
+    /// Any bundle. The parent can read it, and put its own in its place.
     Plain,
-    /// What one of these operators, named by their Ed25519 public keys, sealed to this enclave. Where there are none,
-    /// the handshake is closed.
+    /// Bundles that one of these operators, identified by their Ed25519 public keys, sealed to this enclave. If there
+    /// are none, the handshake is closed.
     Sealed(Vec<VerifyingKey>),
 }
 
 /// A setting that cannot be used: which, and what it should be.
 #[derive(Debug)]
 pub struct SettingError {
-    /// The variable.
+    /// The variable's name.
     pub name: &'static str,
     /// What is wrong with it.
     pub reason: String,
@@ -99,15 +100,15 @@ impl fmt::Display for SettingError {
 impl std::error::Error for SettingError {}
 
 impl Settings {
-    /// Reads the settings by `variable`, which is `std::env::var_os` outside tests.
+    /// Reads the settings through `variable`, which is `std::env::var_os` outside tests.
     ///
     /// # Errors
-    /// The first variable that cannot be used.
+    /// The first variable that is invalid.
     pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
         Settings::read_by(&variable)
     }
 
-    /// One for all callers: it is 10 KB of code.
+    /// One copy for all callers: it is 10 KB of code.
     fn read_by(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, SettingError> {
         let text = |name: &'static str, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
@@ -121,7 +122,7 @@ impl Settings {
             bytes(&value).filter(|n| (least..=most).contains(n)).ok_or_else(|| SettingError {
                 name,
                 reason: format!(
-                    "{value:?} is no size from {least} to {most} bytes: write 64MiB, 512KiB or a plain number"
+                    "{value:?} is not a size from {least} to {most} bytes: write 64MiB, 512KiB or a plain number"
                 ),
             })
         };
@@ -196,12 +197,12 @@ const NAMES: [&str; 21] = [
 ];
 const PREFIX: &str = "TEEMARK_";
 
-/// Whether a variable looks like a setting but is not one: misspelled, or of another version.
+/// Whether a variable looks like a setting but is not one: misspelled, or from another version.
 pub fn is_unknown(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(|rest| !NAMES.contains(&rest))
 }
 
-/// A number of bytes: digits, then nothing, KiB, MiB or GiB.
+/// Parses a number of bytes: digits, then nothing, KiB, MiB or GiB.
 fn bytes(text: &str) -> Option<usize> {
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(at) => text.split_at(at),
@@ -221,20 +222,20 @@ fn count(name: &'static str, text: &str, most: usize) -> Result<usize, SettingEr
     text.parse()
         .ok()
         .filter(|n| (1..=most).contains(n))
-        .ok_or_else(|| SettingError { name, reason: format!("{text:?} is no number from 1 to {most}") })
+        .ok_or_else(|| SettingError { name, reason: format!("{text:?} is not a number from 1 to {most}") })
 }
 
 fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
     let digits = text.strip_suffix('s').unwrap_or(text);
     count(name, digits, 3600)
         .map(|n| Duration::from_secs(n as u64))
-        .map_err(|_| SettingError { name, reason: format!("{text:?} is no time from 1s to 3600s") })
+        .map_err(|_| SettingError { name, reason: format!("{text:?} is not a time from 1s to 3600s") })
 }
 
 const OPERATOR_KEY: &str = "an Ed25519 public key in base64";
 const FINGERPRINT: &str = "a SHA-256 fingerprint in hex";
 
-/// Items between commas.
+/// Items separated by commas.
 fn items(value: &str) -> Vec<&str> {
     value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
 }
@@ -255,13 +256,13 @@ fn operator_key(text: &str) -> Option<VerifyingKey> {
     STANDARD.decode(text).ok().and_then(|bytes| VerifyingKey::from_slice(&bytes))
 }
 
-/// The default of TEEMARK_MEMORY, in bytes, where so many are available at the start. The daemon stays under five
+/// The default of TEEMARK_MEMORY, in bytes, if this many are available at the start. The daemon stays under five
 /// quarters of TEEMARK_MEMORY, so a quarter of what is available remains for the kernel and its socket buffers.
 pub fn three_fifths(available: usize) -> usize {
     available / 5 * 3
 }
 
-/// MemAvailable (proc(5)) in bytes; where the kernel does not tell, what an enclave of 128 MiB would have.
+/// MemAvailable (proc(5)) in bytes; if the kernel does not report it, what an enclave of 128 MiB would have.
 fn available_memory() -> usize {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_the_handshake_is_sealed_and_closed_and_grants_are_required() {
+    fn by_default_the_handshake_is_sealed_and_closed_and_grants_are_required() {
         let s = read(&[]).unwrap();
         assert_eq!((s.handshake, s.grants, s.fleet, s.pinned), (Handshake::Sealed(vec![]), true, None, vec![]));
     }
@@ -317,7 +318,7 @@ mod tests {
         for unknown in ["TEEMARK_MAXFILE", "TEEMARK_", "TEEMARK_max_file"] {
             assert!(is_unknown(unknown), "{unknown}");
         }
-        // Every default is good, so every setting is asked for.
+        // Every default is valid, so every setting is read.
         let asked = RefCell::new(BTreeSet::new());
         let asks = |name: &str| {
             asked.borrow_mut().insert(name.to_owned());
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn invalid_values_are_named() {
         for (name, value) in [
             ("TEEMARK_PUBLIC", "3000"),
             ("TEEMARK_MAX_FILE", "64MB"),

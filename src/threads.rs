@@ -1,4 +1,4 @@
-//! Threads with a name.
+//! Named threads.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -6,12 +6,12 @@ use std::thread::{Builder, JoinHandle};
 /// Starts a thread.
 ///
 /// # Errors
-/// The system has none left.
-pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+/// The system has no threads left.
+pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     start_boxed(name, Box::new(body))
 }
 
-/// One copy for all callers: the standard library's part would come with each type of closure, 2 KB each time.
+/// One copy for all callers: the standard library's part would be compiled for each type of closure, 2 KB each time.
 #[inline(never)]
 fn start_boxed(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.into()).spawn(body)

@@ -1,4 +1,4 @@
-//! What the enclave proves of itself, and what it signs and seals, seen from outside of a running daemon.
+//! What the enclave proves about itself, and what it signs and seals, seen from outside a running daemon.
 
 mod support;
 
@@ -18,7 +18,7 @@ static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
 const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
 
-/// What stands in the log behind these words, up to the line's end.
+/// The text after these words in the log, up to the line's end.
 fn logged(daemon: &Daemon, words: &str) -> String {
     let log = daemon.process.log();
     let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("no {words:?} in\n{log}"));
@@ -59,7 +59,7 @@ fn the_attestation_document_is_served_in_hex_and_holds_keys_nonce_and_allow_list
 }
 
 #[test]
-fn a_nonce_that_is_none_is_refused() {
+fn an_invalid_nonce_is_refused() {
     let daemon = Setup::new(1).start();
     for nonce in ["", "0", "xy", &"00".repeat(65), "00&nonce=01"] {
         let answer = daemon.get(&format!("/get_attestation?nonce={nonce}"));
@@ -89,15 +89,15 @@ fn documents_that_are_asked_for_too_fast_are_put_off_and_others_served() {
 fn the_plain_handshake_is_called_what_it_is() {
     let daemon = Setup::new(1).start();
     let told = logged(&daemon, "TEEMARK_HANDSHAKE is plain: ");
-    assert!(told.contains("reads the private key and the file keys") && told.contains("send its own"), "{told}");
+    assert!(told.contains("read the private key and the file keys") && told.contains("replay an old bundle"), "{told}");
     let sealed = daemon.handshake(br#"{"sealed_bundle": {}}"#);
     assert!(sealed["ok"] == false && sealed["error"].as_str().unwrap().contains("TEEMARK_HANDSHAKE"), "{sealed}");
 }
 
 #[test]
-fn where_the_handshake_is_sealed_a_plain_bundle_changes_nothing_by_either_way() {
+fn if_the_handshake_is_sealed_a_plain_bundle_changes_nothing_by_either_route() {
     let daemon = Setup::new(1).env("TEEMARK_HANDSHAKE", "sealed").start();
-    assert!(daemon.process.has_logged("the handshake is closed: TEEMARK_OPERATOR_KEYS names nobody"));
+    assert!(daemon.process.has_logged("the handshake is closed: TEEMARK_OPERATOR_KEYS is empty"));
     let bundle = CERTS.full_bundle(1).to_string();
     let answer = daemon.handshake(bundle.as_bytes());
     assert!(answer["ok"] == false && answer["field"] == "bundle", "{answer}");
@@ -132,12 +132,12 @@ fn field(answer: &Answer, name: &str) -> String {
     value.unwrap_or_else(|| panic!("no {name} in {}", answer.head)).to_owned()
 }
 
-/// What the daemon says of an answer about ABOUT, made of this encrypted file.
+/// What the daemon says about an answer about ABOUT, made from this encrypted file.
 fn statement(content: &[u8], sealed: bool, timestamp_ms: u64) -> Statement<'static> {
     Statement { about: ABOUT, content_sha256: sha256(content), watermarked: true, sealed, timestamp_ms }
 }
 
-/// Whether the daemon signed just that of these bytes, a moment ago.
+/// Checks that the daemon signed exactly this about these bytes, a moment ago.
 fn is_signed(daemon: &Daemon, right: Statement<'_>, given: &[u8], signature: &str) {
     assert!(now_ms() - right.timestamp_ms < 60_000);
     let signature = STANDARD.decode(signature).unwrap();
@@ -221,7 +221,7 @@ fn the_json_route_seals_where_it_is_asked_to_and_signs_always() {
 }
 
 #[test]
-fn of_an_unmarked_file_the_daemon_signs_that_it_is_not_marked() {
+fn the_daemon_signs_that_an_unmarked_file_is_not_marked() {
     let service = Service::start(&CERTS, &["--fault", "no-data"]);
     let setup = Setup::new(service.port).env("TEEMARK_ALLOW_UNWATERMARKED", "on");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);

@@ -1,4 +1,4 @@
-//! The documents, held against each other and against what they describe.
+//! The documents, compared with each other and with what they describe.
 
 #[path = "support/markdown.rs"]
 mod markdown;
@@ -25,7 +25,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(root().join(&path)).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
 }
 
-/// Every Markdown file that the repository has, by `git ls-files`' rules: no build output, no hidden folder.
+/// Every Markdown file of the repository, by `git ls-files`' rules: no build output, no hidden folders.
 fn pages() -> Vec<Page> {
     fn walk(folder: &Path, found: &mut Vec<Page>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -44,24 +44,24 @@ fn pages() -> Vec<Page> {
     found
 }
 
-/// What stands between single backquotes in prose.
+/// The texts between single backquotes in prose.
 fn code_spans(prose: &str) -> impl Iterator<Item = &str> {
     prose.split('`').skip(1).step_by(2)
 }
 
-/// The capital words that begin with TEEMARK_.
+/// The words in capitals that begin with TEEMARK_.
 fn settings_in(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_uppercase() && c != '_');
     words.filter(|word| word.len() > "TEEMARK_".len() && word.starts_with("TEEMARK_")).collect()
 }
 
-/// The daemon's settings, in the code that reads them.
+/// The code that reads the daemon's settings.
 fn settings_source() -> String {
     let source = read("src/settings.rs");
     source.split("#[cfg(test)]").next().unwrap().to_owned()
 }
 
-/// The name that GitHub gives a heading, to link to.
+/// The name by which GitHub links to a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()

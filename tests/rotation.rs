@@ -50,7 +50,7 @@ fn rotate(daemon: &Daemon, bundle: &Value) {
 /// The clients' serial numbers in the service's lines about requests, in order.
 fn serials(service: &Service) -> Vec<String> {
     let log = service.process.log();
-    // The last line may still be in the making.
+    // The last line may still be incomplete.
     let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let requests = whole.lines().filter(|line| line.starts_with("POST /api/watermark"));
     requests.map(|line| line.rsplit_once("client serial=").unwrap().1.to_owned()).collect()
@@ -59,7 +59,7 @@ fn serials(service: &Service) -> Vec<String> {
 #[test]
 fn while_32_clients_work_ten_bundles_arrive_two_of_them_bad_and_no_request_fails() {
     let certs = certificates(11);
-    // A little slow, so that requests are under way at every rotation.
+    // A little slow, so that requests are in flight at every rotation.
     let service = Service::start(&certs, &["--fault", "slow=0.02"]);
     let daemon = Setup::new(service.port).start();
     rotate(&daemon, &bundle(&certs, service.port, 0));
@@ -89,7 +89,7 @@ fn while_32_clients_work_ten_bundles_arrive_two_of_them_bad_and_no_request_fails
             let mut next = bundle(&certs, service.port, i);
             let bad = i == 4 || i == 8;
             if bad {
-                // The key of the bundle before.
+                // The previous bundle's key.
                 next["MTLS_CLIENT_CERT_JSON"]["client_key"] = certificates_item(&certs, i - 1)["client_key"].clone();
             }
             let answer = daemon.handshake(next.to_string().as_bytes());
@@ -121,15 +121,15 @@ fn while_32_clients_work_ten_bundles_arrive_two_of_them_bad_and_no_request_fails
     }
     let lines = service.count("TLS handshake: client CN=client");
     assert_eq!(lines, service.count("TLS handshake"), "every TLS handshake succeeded");
-    assert_eq!(lines as f64, daemon.metric("teemark_tls_handshakes_total"));
+    assert_eq!(as_metric(lines), daemon.metric("teemark_tls_handshakes_total"));
     assert_eq!(daemon.metric("teemark_handshakes_accepted_total"), 9.0);
     assert_eq!(daemon.metric("teemark_handshakes_refused_total"), 2.0);
     assert_eq!(daemon.metric("teemark_watermark_retries_total"), 0.0);
     let answered = daemon.metric("teemark_requests_total{route=\"decrypt_raw\",code=\"200\"}");
-    assert_eq!(answered, done.load(Ordering::Relaxed) as f64, "every request was counted by its client");
+    assert_eq!(answered, as_metric(done.load(Ordering::Relaxed)), "every request was counted by its client");
 }
 
-/// Ends the clients even where an assertion fails, which would otherwise wait for them for ever.
+/// Ends the clients even if an assertion fails, since the scope would otherwise wait for them forever.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -144,7 +144,7 @@ fn the_next_request_after_the_answer_is_made_under_the_new_certificate() {
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
     let mut expected = Vec::new();
-    // There and back again: an old identity can come again.
+    // There and back: an old identity can return.
     for i in [0, 1, 2, 3, 4, 0, 4] {
         rotate(&daemon, &bundle(&certs, service.port, i));
         for _ in 0..2 {
@@ -170,7 +170,7 @@ fn a_request_at_the_service_finishes_on_the_old_identity_while_the_next_begins_o
         wait_for("the first request to reach the service", || {
             (service.count(&format!(", serial={old}, ")) == 1).then_some(())
         });
-        // Another certificate and another key: what is under way needs the old ones.
+        // Another certificate and another key: the request in flight needs the old ones.
         let mut next = bundle(&certs, service.port, 1);
         next["FILE_KEYS"] = json!({"k": STANDARD.encode([7; 32])});
         rotate(&daemon, &next);
@@ -183,7 +183,7 @@ fn a_request_at_the_service_finishes_on_the_old_identity_while_the_next_begins_o
     assert_eq!(service.count("TLS handshake"), 2, "the old connection served to its end");
 }
 
-/// What comes of a request where `meanwhile` happens between the halves of its body.
+/// The answer to a request during whose body `meanwhile` happens.
 fn held_open(daemon: &Daemon, path: &str, body: &[u8], meanwhile: impl FnOnce()) -> Answer {
     let free = daemon.metric("teemark_memory_left_bytes");
     let mut slow = TcpStream::connect(daemon.public).unwrap();
@@ -191,7 +191,7 @@ fn held_open(daemon: &Daemon, path: &str, body: &[u8], meanwhile: impl FnOnce())
     write!(slow, "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
     let (first, second) = body.split_at(body.len() / 2);
     slow.write_all(first).unwrap();
-    // Memory is taken for it once it has begun.
+    // Memory is reserved for it once it has begun.
     wait_for("the request to begin", || (daemon.metric("teemark_memory_left_bytes") < free).then_some(()));
     meanwhile();
     slow.write_all(second).unwrap();
@@ -212,7 +212,7 @@ fn a_request_that_is_held_open_gets_no_file_under_a_key_that_was_taken_out_meanw
             rotate(&daemon, &json!({"FILE_KEYS": {"k": STANDARD.encode([7; 32])}}));
         });
         assert_eq!((answer.status, answer.code().as_str()), (422, "decrypt_failed"), "{path}: {answer:?}");
-        // As a new request would be.
+        // The same as for a new request.
         assert_eq!(daemon.post(path, body).status, 422);
         rotate(&daemon, &json!({"FILE_KEYS": {"k": STANDARD.encode(KEY)}}));
     }
@@ -228,7 +228,7 @@ fn a_request_whose_body_is_still_coming_is_marked_under_what_is_in_force_once_it
     let daemon = setup.start();
     rotate(&daemon, &bundle(&certs, before.port, 0));
     let file = encrypt(&KEY, b"a text that takes its time");
-    // Another certificate, another endpoint, the key by another id: the request is lost by none of them.
+    // Another certificate, another endpoint, the key under another id: none of them loses the request.
     let mut next = bundle(&certs, after.port, 1);
     next["FILE_KEYS"] = json!({"the same key by another id": STANDARD.encode(KEY)});
     let answer = held_open(&daemon, "/files/file/decrypt?user_id=user", &file, || rotate(&daemon, &next));

@@ -1,4 +1,4 @@
-//! No secret leaves the daemon by its log, its answers or its metrics, and none stays in its memory.
+//! No secret leaves the daemon through its log, answers or metrics, and none stays in its memory.
 
 #[path = "support/needles.rs"]
 mod needles;
@@ -18,7 +18,7 @@ use support::*;
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 static OTHER_CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
-/// A file key that no table of digits resembles.
+/// A file key that does not resemble any table of digits.
 const SECRET_KEY: [u8; 32] = [
     0x9d, 0x1e, 0x8b, 0x53, 0xf7, 0x2c, 0xa0, 0x66, 0x38, 0xe1, 0x05, 0xba, 0x7f, 0xd4, 0x91, 0x2a, 0xc8, 0x5d, 0x13,
     0xee, 0x47, 0xb9, 0x60, 0xf2, 0x0c, 0x85, 0xda, 0x39, 0x76, 0xab, 0x1f, 0xe4,
@@ -34,13 +34,13 @@ fn bundle(certs: &Certs, port: u16) -> Value {
     bundle
 }
 
-/// The file key and the client's private key, in every form that they might be written in.
+/// The file key and the client's private key, in every form in which they might be written.
 fn keys_of(certs: &[&Certs]) -> Needles {
     let mut needles = Needles::default();
     needles.add_all_forms("file key", &SECRET_KEY);
     for certs in certs {
         let pem = fs::read_to_string(certs.path("client.key")).unwrap();
-        // What comes first is the algorithm and the public modulus, which the certificate shows too.
+        // What comes first is the algorithm and the public modulus, which the certificate contains too.
         const PUBLIC_LINES: usize = 7;
         for line in pem.lines().filter(|line| !line.starts_with("-----")).skip(PUBLIC_LINES) {
             needles.add("a line of client.key", line.as_bytes());
@@ -54,12 +54,12 @@ fn keys_of(certs: &[&Certs]) -> Needles {
     needles
 }
 
-/// What the daemon said, apart from its log.
+/// What the daemon said, besides its log.
 #[derive(Default)]
 struct Said {
     /// Everything.
     all: Vec<u8>,
-    /// All but marked files, which the user may have.
+    /// Everything but marked files, which the user may have.
     but_files: Vec<u8>,
 }
 
@@ -80,7 +80,7 @@ impl Said {
     }
 }
 
-/// Bundles with something wrong in them, each with real secrets.
+/// Bundles with an error in each, and with real secrets.
 fn bad_bundles(port: u16) -> Vec<Vec<u8>> {
     let good = bundle(&CERTS, port);
     let text = good.to_string();
@@ -141,7 +141,7 @@ fn post_admin(daemon: &Daemon, body: &[u8]) -> Answer {
     request(daemon.admin, &head, body)
 }
 
-/// Files that open and files that do not, by both routes.
+/// Requests files that open and files that do not, by both routes.
 fn ask_for_files(daemon: &Daemon, said: &mut Said) {
     let good = encrypt(&SECRET_KEY, PLAIN.as_bytes());
     let mut flipped = good.clone();
@@ -284,14 +284,14 @@ fn there_are_no_core_dumps_and_no_other_process_of_the_user_may_look_in() {
     use std::os::unix::fs::{MetadataExt, chown};
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65534;
-    // A file of /proc/PID belongs to root once the process is not dumpable (proc(5)). For root itself that is no
-    // difference, so the processes run as somebody else there.
+    // A file in /proc/PID belongs to root once the process is not dumpable (proc(5)). That makes no difference for root
+    // itself, so root runs the processes as another user.
     let folder = tempfile::TempDir::new().unwrap();
     let as_root = fs::metadata(folder.path()).unwrap().uid() == 0;
     let setup = Setup::new(free_port());
     let program = folder.path().join("teemarkd");
-    // By another process: one that a test beside this starts meanwhile would inherit the open copy, and what is open
-    // for writing cannot be run.
+    // Copied by another process: a process that a test beside this one starts meanwhile would inherit the open copy,
+    // and a file that is open for writing cannot be run.
     run(Command::new("cp").arg(env!("CARGO_BIN_EXE_teemarkd")).arg(&program));
     let template = setup.command();
     let mut command = Command::new(&program);

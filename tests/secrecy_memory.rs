@@ -1,4 +1,4 @@
-//! Files and keys that are done with are gone from the daemon's memory.
+//! Files and keys that are no longer needed are gone from the daemon's memory.
 //!
 //! These tests read /proc/PID/mem, which only root may: the daemon is not dumpable. Others are told that they did not run.
 
@@ -32,8 +32,8 @@ fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
-        let mut bytes = vec![0; (end - start) as usize];
-        // A mapping may have gone since.
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        // The mapping may be gone by now.
         if memory.read_exact_at(&mut bytes, start).is_err() {
             continue;
         }
@@ -79,7 +79,7 @@ fn rests(daemon: &Daemon) {
     wait_for("the threads of requests and handshakes to end", || {
         let names = fs::read_dir(&tasks).unwrap().map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
         let busy = |name: &str| matches!(name.trim(), "request" | "handshake");
-        // A thread that ends between the two readings has no name any more.
+        // A thread that ends between the two readings has no name.
         (!names.flatten().any(|name| busy(&name))).then_some(())
     });
 }
@@ -98,7 +98,7 @@ fn distinctive(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn of_a_file_that_was_decrypted_nothing_is_left_in_memory() {
+fn a_decrypted_file_leaves_nothing_in_memory() {
     let certs = Certs::make();
     // The answer has nothing of the file in it, so whatever is found is the plaintext.
     let service = Service::start(&certs, &["--fault", "huge=100", "--fault", "slow=1"]);
@@ -163,7 +163,7 @@ fn keys_in_force(certs: &Certs, file_key: &[u8; 32]) -> (Needles, Needles) {
 }
 
 #[test]
-fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_only_what_is_computed_with() {
+fn replaced_keys_leave_nothing_in_memory_and_keys_in_force_only_what_is_computed_with() {
     let certs = Certs::make();
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
@@ -171,7 +171,7 @@ fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_on
         return;
     }
     let install = |byte: u8| {
-        let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89).wrapping_add(byte) ^ 0x5a);
+        let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89).wrapping_add(byte) ^ 0x5a);
         let mut bundle = certs.bundle(service.port);
         bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
         let answer = daemon.handshake(bundle.to_string().as_bytes());
@@ -193,7 +193,7 @@ fn of_keys_that_were_replaced_nothing_is_left_in_memory_and_of_those_in_force_on
 }
 
 #[test]
-fn of_what_came_sealed_or_went_out_sealed_nothing_is_left_in_memory() {
+fn sealed_bundles_and_answers_leave_nothing_in_memory() {
     let certs = Certs::make();
     let service = Service::start(&certs, &[]);
     let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
@@ -203,7 +203,7 @@ fn of_what_came_sealed_or_went_out_sealed_nothing_is_left_in_memory() {
     if !may_look(&daemon) {
         return;
     }
-    let key: [u8; 32] = std::array::from_fn(|i| (i as u8).wrapping_mul(89) ^ 0xa5);
+    let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89) ^ 0xa5);
     let mut bundle = certs.bundle(service.port);
     bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
     let ephemeral = PrivateKey::new(Box::new([6; 32]));

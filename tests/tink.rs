@@ -1,7 +1,7 @@
-//! Round trips with Google's Tink: what it writes opens here, what `teemark encrypt` writes opens there.
+//! Round trips with Google's Tink: what Tink writes opens here, and what `teemark encrypt` writes opens there.
 //!
-//! Tink is the Python package `tink`; where it is not installed it is put into target/tmp/tink, from the network. Where
-//! that fails too, each test says so on standard error and is over.
+//! Tink is the Python package `tink`. If it is not installed, it is put into target/tmp/tink from the network. If that
+//! fails too, each test says so on standard error and returns.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::*;
 static PYTHON: LazyLock<Result<PathBuf, String>> =
     LazyLock::new(|| packages::python("tink", "tink.aead, tink.proto.aes_gcm_pb2"));
 
-/// Tink itself, or `None` once it is said that the test is not run.
+/// Tink itself, or `None` after a report that the test is not run.
 fn tink(test: &str) -> Option<Tink> {
     match &*PYTHON {
         Ok(python) => Some(Tink(python)),
@@ -48,7 +48,7 @@ impl Tink {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// A file by Tink under a new key of its own: key id, key, file.
+    /// A file made by Tink under a new key: key id, key, file.
     fn seal(&self, template: &str, plain: &[u8], aad: &[u8]) -> (u32, [u8; 32], Vec<u8>) {
         let answer = self.ask(&json!({
             "do": "seal", "template": template, "plain": STANDARD.encode(plain), "aad": STANDARD.encode(aad),
@@ -57,7 +57,7 @@ impl Tink {
         (id, bytes(&answer["key"]).try_into().unwrap(), bytes(&answer["file"]))
     }
 
-    /// What Tink finds in a file, if it takes it.
+    /// What Tink finds in a file, if it accepts it.
     fn open(&self, prefix: &str, id: u32, key: &[u8], file: &[u8], aad: &[u8]) -> Option<Vec<u8>> {
         let answer = self.ask(&json!({
             "do": "open", "prefix": prefix, "id": id, "key": STANDARD.encode(key), "file": STANDARD.encode(file),
@@ -83,7 +83,7 @@ fn what_tink_seals_under_aes256_gcm_opens_by_its_prefix() {
     for plain in plaintexts() {
         let (id, key, file) = tink.seal("AES256_GCM", &plain, b"");
         assert_eq!(file[..5], [&[1], &id.to_be_bytes()[..]].concat());
-        // Beside another key, so that only the prefix can tell which it is.
+        // Beside another key, so that only the prefix tells which one it is.
         let keys = [(id.to_string(), key), ("other".to_owned(), [7; 32])];
         let keys: FileKeys =
             keys.into_iter().map(|(id, key)| (id, FileKey::from(&DeliveredKey::new(Box::new(key), false)))).collect();
@@ -117,7 +117,7 @@ fn what_tink_binds_to_a_file_id_opens_for_that_id_only() {
     }
 }
 
-/// A new key by `teemark keygen`, and a file by `teemark encrypt` under it: key id, key, file.
+/// A new key from `teemark keygen`, and a file from `teemark encrypt` under it: key id, key, file.
 fn sealed_by_teemark(plain: &[u8], aad: bool, encrypt: &[&str]) -> (u32, Vec<u8>, Vec<u8>) {
     let folder = tempfile::TempDir::new().unwrap();
     fs::write(folder.path().join("plain"), plain).unwrap();

@@ -10,15 +10,25 @@ use std::str::FromStr;
 /// Where to listen or to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// AF_VSOCK. Without a CID it is for listening only, on any CID of this machine.
-    Vsock { cid: Option<u32>, port: u32 },
+    /// AF_VSOCK. An address without a CID can only be listened on; it stands for any CID of this machine.
+    Vsock {
+        /// The machine's CID; `None` to listen on any of this machine.
+        cid: Option<u32>,
+        /// The port.
+        port: u32,
+    },
     /// TCP, with a host name or an IP address (IPv6 in brackets).
-    Tcp { host: String, port: u16 },
+    Tcp {
+        /// A host name or an IP address, IPv6 in brackets.
+        host: String,
+        /// The port; to listen, 0 lets the system choose one.
+        port: u16,
+    },
     /// A Unix socket's path.
     Unix(PathBuf),
 }
 
-/// The text has none of the three forms of an address.
+/// A text that is not an address in any of the three forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError(String);
 
@@ -60,7 +70,7 @@ fn parse(text: &str) -> Option<Address> {
     }
 }
 
-/// A number in plain digits: `u32::from_str` would take a leading plus sign too.
+/// Parses plain digits only: `u32::from_str` would accept a leading plus sign too.
 fn decimal(text: &str) -> Option<u32> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }

@@ -1,7 +1,7 @@
-//! The allow list: where the enclave may connect to.
+//! The allow list: the endpoints that the enclave may connect to.
 //!
-//! `allowed_endpoints.yaml` is the one source for both sides of the proxy. Entry i is reached at the parent's vsock
-//! port 8101 + i and stands in /etc/hosts as 127.0.0.(64 + i), so the order is part of its meaning.
+//! Both sides of the proxy read `allowed_endpoints.yaml`. Entry i is reached at the parent's vsock port 8101 + i, and
+//! is 127.0.0.(64 + i) in /etc/hosts, so the order matters.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -9,20 +9,20 @@ use std::num::NonZeroUsize;
 
 use crate::digest::{Sha256, sha256};
 
-/// The port of an entry that names none.
+/// The port of an entry without one.
 const HTTPS_PORT: u16 = 443;
-/// The addresses 127.0.0.64 to 127.0.0.254 are given to entries.
+/// Entries get the addresses 127.0.0.64 to 127.0.0.254.
 const FIRST_LOOPBACK: usize = 64;
 const MOST_ENTRIES: usize = 255 - FIRST_LOOPBACK;
 
-/// The hosts and ports that may be dialled, in the file's order. The default is the empty list.
+/// The hosts and ports that may be dialled, in the file's order. The default is an empty list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowList {
     endpoints: Vec<Endpoint>,
     sha256: Sha256,
 }
 
-/// A place on the allow list. That one exists is the proof that it may be dialled.
+/// A host and port on the allow list. Only a list makes one, so having it proves that it may be dialled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     index: usize,
@@ -30,11 +30,14 @@ pub struct Endpoint {
     port: u16,
 }
 
-/// The list cannot be used: what its file is called, the line (counted from 1; none for the file as a whole) and the reason.
+/// Why the list cannot be used: the file's name, the line (from 1; none for the file as a whole) and the reason.
 #[derive(Debug)]
 pub struct AllowListError {
+    /// The file's name, as it was given to [`AllowList::parse`].
     pub file: String,
+    /// The line, counted from 1; `None` if the file as a whole is wrong.
     pub line: Option<NonZeroUsize>,
+    /// What is wrong.
     pub reason: String,
 }
 
@@ -56,7 +59,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The place in the list, from 0.
+    /// The position in the list, from 0.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -66,21 +69,22 @@ impl Endpoint {
         &self.host
     }
 
+    /// The port, 1 to 65535.
     pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The address that stands for this host inside the enclave.
     pub fn loopback(&self) -> Ipv4Addr {
-        Ipv4Addr::new(127, 0, 0, (FIRST_LOOPBACK + self.index) as u8)
+        Ipv4Addr::new(127, 0, 0, u8::try_from(FIRST_LOOPBACK + self.index).expect("a list has 191 entries at most"))
     }
 }
 
 impl AllowList {
-    /// Reads the list as `file` has it.
+    /// Parses the list. `file` is the file's name, for errors.
     ///
     /// # Errors
-    /// It is not UTF-8, or a line of it is wrong.
+    /// The text is not UTF-8, or a line is wrong.
     pub fn parse(file: &str, text: &[u8]) -> Result<AllowList, AllowListError> {
         let text = str::from_utf8(text).map_err(|e| (0, format!("is not UTF-8 at byte {}", e.valid_up_to() + 1)));
         text.and_then(AllowList::read).map_err(|(line, reason)| {
@@ -89,7 +93,7 @@ impl AllowList {
         })
     }
 
-    /// Reads the one shape of YAML that the list has: `endpoints:`, then an item a line; comments and blank lines.
+    /// Parses the subset of YAML that a list may use: `endpoints:`, then one item per line; comments and blank lines.
     fn read(text: &str) -> Result<AllowList, (usize, String)> {
         let mut list: Option<Vec<Endpoint>> = None;
         for (at, line) in text.lines().enumerate().map(|(i, l)| (i + 1, l)) {
@@ -117,22 +121,23 @@ impl AllowList {
         Ok(AllowList { endpoints, sha256: sha256(text.as_bytes()) })
     }
 
-    /// The endpoint of that host (in any case) and port, if it is listed.
+    /// Finds the endpoint with this host (in any case) and port.
     pub fn find(&self, host: &str, port: u16) -> Option<&Endpoint> {
         self.endpoints.iter().find(|e| e.port == port && e.host.eq_ignore_ascii_case(host))
     }
 
+    /// All endpoints, in the file's order.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.iter()
     }
 
-    /// SHA-256 of the file that the list was read from, as sha256sum(1) gives it.
+    /// SHA-256 of the file that the list was read from, as sha256sum(1) prints it.
     pub fn sha256(&self) -> Sha256 {
         self.sha256
     }
 }
 
-/// What stands before a comment; `#` begins one at the line's start or after a blank (YAML 1.2, section 6.6).
+/// The part of a line before its comment. `#` begins one at the line's start or after a blank (YAML 1.2, section 6.6).
 fn strip_comment(line: &str) -> &str {
     let start = line.char_indices().find(|&(i, c)| c == '#' && (i == 0 || line[..i].ends_with([' ', '\t'])));
     start.map_or(line, |(i, _)| &line[..i])

@@ -1,45 +1,47 @@
-//! What teemark puts into an attestation document beside what the Nitro Secure Module says itself.
+//! What teemark adds to an attestation document of the Nitro Secure Module.
 //!
 //! The document's `public_key` is the identity key, 32 bytes, Ed25519; its `user_data` is [`UserData`] as JSON.
-
-use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::base64;
+use crate::bytes::hex32;
 use crate::digest::Sha256;
 use crate::hpke::PublicKey;
 
-/// Longest nonce of a document that is asked for, in bytes. The module itself takes 512.
+/// Longest nonce that a client may ask for, in bytes. The module itself accepts 512.
 pub const MAX_NONCE: usize = 64;
 
-/// The version of the user data that is written here, and the only one that is read.
+/// The version of the user data: the only one that is written and accepted.
 pub const VERSION: u64 = 1;
 
-/// What tells a boot from every other: random, in hex.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct BootNonce([u8; 32]);
+hex32! {
+    /// 32 random bytes that identify one boot of one enclave.
+    BootNonce
+}
 
-/// What identifies a sealed bundle. The default stands for no bundle.
+/// Identifies a sealed bundle. The default stands for no bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BundleId {
+    /// The operator's counter, which grows with each bundle; 0 stands for none.
     pub counter: u64,
-    /// SHA-256 of its ciphertext, which is another each time that something is sealed.
+    /// SHA-256 of the ciphertext, which differs each time that something is sealed.
     pub sha256: Sha256,
 }
 
-/// What a document says of its enclave beside the identity key. By the bundle's id an operator knows whether it has
-/// arrived: the handshake's answer goes through the parent, which can make one up.
+/// What a document says about its enclave besides the identity key. By the bundle's id an operator knows whether a
+/// bundle has arrived: the handshake's answer comes through the parent, which can forge it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserData {
-    /// SHA-256 of the file that says where the enclave may connect to.
+    /// SHA-256 of the allow list's file.
     pub allow_list_sha256: Sha256,
+    /// Which boot of the enclave this is.
     pub boot_nonce: BootNonce,
-    /// Of the ciphertext of the last sealed bundle in force; zeros before the first.
+    /// SHA-256 of the ciphertext of the last sealed bundle in force; zeros before the first.
     bundle_sha256: Sha256,
-    /// That bundle's; 0 before the first.
+    /// The counter of that bundle; 0 before the first.
     counter: u64,
-    /// The key that secrets are sealed to, in base64.
+    /// The public key that secrets are sealed to, in base64.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub sealing_key: PublicKey,
     version: u64,
@@ -48,9 +50,9 @@ pub struct UserData {
 /// Why user data cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserDataError {
-    /// It has this version, which a later teemark reads.
+    /// It has this version, which only another teemark can read.
     Version(u64),
-    /// It is not what teemark puts there.
+    /// It is not what teemark writes there.
     Malformed,
 }
 
@@ -60,6 +62,7 @@ struct Version {
 }
 
 impl UserData {
+    /// The user data of an enclave with this sealing key and boot nonce, whose last sealed bundle is `in_force`.
     pub fn new(
         sealing_key: PublicKey,
         allow_list_sha256: Sha256,
@@ -75,11 +78,12 @@ impl UserData {
         BundleId { counter: self.counter, sha256: self.bundle_sha256 }
     }
 
+    /// The user data as a document holds it.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("texts and numbers are JSON")
     }
 
-    /// Reads the user data of a document.
+    /// Parses the user data of a document.
     ///
     /// # Errors
     /// See [`UserDataError`].
@@ -99,43 +103,6 @@ fn to_base64<S: Serializer>(key: &PublicKey, serializer: S) -> Result<S::Ok, S::
 fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PublicKey, D::Error> {
     let text = String::deserialize(deserializer)?;
     PublicKey::from_base64(&text).ok_or_else(|| de::Error::custom("not base64 of an X25519 key"))
-}
-
-impl BootNonce {
-    pub const fn from_bytes(bytes: [u8; 32]) -> BootNonce {
-        BootNonce(bytes)
-    }
-}
-
-impl AsRef<[u8]> for BootNonce {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Display for BootNonce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for BootNonce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BootNonce({self})")
-    }
-}
-
-impl Serialize for BootNonce {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hex::encode(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for BootNonce {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BootNonce, D::Error> {
-        let bytes = hex::decode(String::deserialize(deserializer)?).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(BootNonce).ok_or_else(|| de::Error::custom("not hex of 32 bytes"))
-    }
 }
 
 #[cfg(test)]
@@ -159,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn user_data_of_another_version_is_told_from_what_is_none() {
+    fn user_data_of_another_version_is_told_from_malformed_user_data() {
         let with = |name: &str, value: Value| {
             let mut json: Value = serde_json::from_str(&user_data().to_json()).unwrap();
             json[name] = value;

@@ -1,7 +1,7 @@
-//! Base64 as people and programs write it (RFC 4648, section 4): in one line or in many, with padding or without.
-//! `base64` and PEM break lines, JavaScript and JWK libraries leave the padding out.
+//! Base64 as people and programs write it (RFC 4648, section 4): on one line or on many, with padding or without.
+//! `base64` and PEM break lines; JavaScript and JWK libraries leave out the padding.
 //!
-//! Tokens and the members of JWKs are base64url (RFC 7515, section 2), which allows neither, and is not read here.
+//! Tokens and the members of JWKs are base64url (RFC 7515, section 2), which allows neither and is not read here.
 
 use ::base64::Engine;
 use ::base64::alphabet;
@@ -12,17 +12,18 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Characters that are decoded at once where white space has to be taken out: four stand for three bytes.
+/// Characters that are decoded at a time where white space has to be removed; four stand for three bytes.
 const BLOCK: usize = 4096;
 
+/// Encodes with padding, on one line.
 pub fn encode(bytes: impl AsRef<[u8]>) -> String {
     BASE64.encode(bytes)
 }
 
-/// What this text stands for. Spaces, tabs and line ends may be anywhere in it. `None` if anything else in it is
-/// not base64, or if its trailing bits are not zero (RFC 4648, 3.5).
+/// Decodes base64. Spaces, tabs and line ends may be anywhere in it. `None` if anything else in it is not base64, or if
+/// its trailing bits are not zero (RFC 4648, 3.5).
 ///
-/// Beside the result it takes no memory that grows with the text.
+/// Apart from the result, the memory it needs does not grow with the text.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     match BASE64.decode(text) {
         Ok(bytes) => Some(bytes),
@@ -37,13 +38,13 @@ fn is_space(b: u8) -> bool {
 
 fn decode_lines(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
-    // On the heap, which is wiped: it may be a key.
+    // On the heap, where freed memory is wiped: this may be a key.
     let mut block = Vec::with_capacity(BLOCK);
     for b in text.bytes().filter(|&b| !is_space(b)) {
         if block.len() == BLOCK {
             let before = bytes.len();
             BASE64.decode_vec(&block, &mut bytes).ok()?;
-            // Padding belongs to the end, and this is not the end.
+            // Padding is allowed only at the end, and this is not the end.
             (bytes.len() - before == BLOCK / 4 * 3).then_some(())?;
             block.clear();
         }
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn every_length_comes_back_from_lines_of_every_length() {
-        let bytes: Vec<u8> = (0..2 * BLOCK).map(|i| (i * 7 % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * BLOCK).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
         for length in (0..9).chain(BLOCK / 4 * 3 - 4..BLOCK / 4 * 3 + 5).chain([2 * BLOCK]) {
             let text = encode(&bytes[..length]);
             for (width, end) in [(1, "\n"), (63, " "), (64, "\r\n"), (76, "\n"), (BLOCK, "\n"), (BLOCK + 1, "\t")] {

@@ -1,4 +1,4 @@
-//! A bundle: what an operator tells an enclave, whole or in part. An item that is left out stays as it was.
+//! A bundle: what an operator delivers to an enclave, whole or in part. An item that is left out keeps its value.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -13,27 +13,33 @@ use crate::refusal::{Refusal, WHOLE, refuse};
 use crate::sealed_bundle::SEALED;
 use crate::service::ServiceUrl;
 
-/// The items as they came: each of the form that it has to have, and not held against anything outside the bundle.
+/// The items as received. Each has its form; none has been checked against anything outside the bundle.
 #[derive(Default)]
 pub struct Received {
+    /// MTLS_CLIENT_CERT_JSON: the text of each part.
     pub certificates: Option<Parts<String>>,
+    /// ECS_WATERMARK_ENDPOINT.
     pub service: Option<ServiceUrl>,
+    /// FILE_KEYS.
     pub file_keys: Option<DeliveredKeys>,
+    /// GRANT_KEYS.
     pub grant_keys: Option<GrantKeys>,
-    /// Names that mean nothing to this version; and, with the reason in parentheses, members that are null and grant keys
-    /// that are not for signatures known here.
+    /// Names that this version does not know; and, with the reason in parentheses, members that are null and grant keys
+    /// that do not sign with a known algorithm.
     pub ignored: Vec<String>,
 }
 
-/// The items as they go out. Those that were checked elsewhere are passed on as they stand.
+/// The items to be sent. Items that were checked elsewhere are passed on as they are.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub struct Outgoing {
-    /// What [`certificates::write`] gives.
+    /// The text that [`certificates::write`] returns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls_client_cert_json: Option<String>,
+    /// The watermark service's URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ecs_watermark_endpoint: Option<String>,
+    /// Keys of encrypted files, by id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_keys: Option<DeliveredKeys>,
     /// A JWK set.
@@ -42,10 +48,10 @@ pub struct Outgoing {
 }
 
 impl Received {
-    /// Reads a bundle.
+    /// Parses a bundle.
     ///
     /// # Errors
-    /// The first thing that is wrong; a bundle without any known item is.
+    /// The first error. A bundle without any known item is one.
     pub fn parse(bytes: &[u8]) -> Result<Received, Refusal> {
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
@@ -65,7 +71,7 @@ impl Received {
         match &received {
             Received { certificates: None, service: None, file_keys: None, grant_keys: None, ignored } => {
                 if ignored.iter().any(|name| name == SEALED) {
-                    return refuse(WHOLE, "is sealed, and this daemon takes plain ones (TEEMARK_HANDSHAKE)");
+                    return refuse(WHOLE, "is sealed, but this daemon takes plain bundles (TEEMARK_HANDSHAKE)");
                 }
                 refuse(WHOLE, format!("has none of {}", ITEMS.join(", ")))
             }
@@ -80,6 +86,7 @@ fn service(value: &RawValue) -> Result<ServiceUrl, Refusal> {
 }
 
 impl Outgoing {
+    /// Whether it has no item.
     pub fn is_empty(&self) -> bool {
         let Outgoing { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys } = self;
         mtls_client_cert_json.is_none()
@@ -88,7 +95,7 @@ impl Outgoing {
             && grant_keys.is_none()
     }
 
-    /// The bundle: JSON with an item a line.
+    /// The bundle as JSON, one item per line.
     pub fn to_json(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("texts are JSON");
         bytes.push(b'\n');

@@ -1,4 +1,4 @@
-//! MTLS_CLIENT_CERT_JSON: by what the enclave is known to the watermark service, and the service to it.
+//! MTLS_CLIENT_CERT_JSON: how the enclave and the watermark service authenticate each other.
 
 use std::fmt;
 
@@ -10,22 +10,22 @@ use crate::items::CERTIFICATES;
 use crate::object::{Keep, Object, object_text};
 use crate::refusal::Refusal;
 
-/// One of the three parts.
+/// One of the item's three parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The client's certificate, and then each one's issuer.
+    /// The client's certificate, followed by its issuers in order.
     Certificate,
     /// Its private key.
     Key,
-    /// Whom the service has to be certified by.
+    /// The CAs that the service's certificate must come from.
     Authority,
 }
 
 impl Part {
-    /// All of them, in the order in which [`Parts`] are given.
+    /// All parts, in the order of [`Parts`].
     pub const ALL: [Part; 3] = [Part::Certificate, Part::Key, Part::Authority];
 
-    /// The part as the bundle's item names it.
+    /// The part's name in the bundle's item.
     pub const fn name(self) -> &'static str {
         match self {
             Part::Certificate => "client_cert",
@@ -34,7 +34,7 @@ impl Part {
         }
     }
 
-    /// The part as a file.
+    /// The part's file name.
     pub const fn file(self) -> &'static str {
         match self {
             Part::Certificate => "client.crt",
@@ -43,7 +43,7 @@ impl Part {
         }
     }
 
-    /// The file's mode.
+    /// The file's permission bits.
     pub const fn mode(self) -> u32 {
         match self {
             Part::Certificate | Part::Authority => 0o644,
@@ -52,10 +52,12 @@ impl Part {
     }
 }
 
-/// Which part is refused, and why; never a value.
+/// Which part is refused, and why. Never contains a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PartError {
+    /// The part that is refused.
     pub part: Part,
+    /// What is wrong with it.
     pub reason: String,
 }
 
@@ -67,7 +69,7 @@ impl fmt::Display for PartError {
 
 impl std::error::Error for PartError {}
 
-/// A refused part as an error.
+/// Refuses a part.
 ///
 /// # Errors
 /// Always.
@@ -75,25 +77,26 @@ pub fn refuse<T>(part: Part, reason: impl Into<String>) -> Result<T, PartError> 
     Err(PartError { part, reason: reason.into() })
 }
 
-/// Something for each part, in the order of [`Part::ALL`].
+/// One value for each part, in the order of [`Part::ALL`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts<T>(pub [T; 3]);
 
 impl<T> Parts<T> {
+    /// The value for one part.
     pub fn get(&self, part: Part) -> &T {
         &self.0[part as usize]
     }
 
-    /// Each part with what there is for it.
+    /// Each part with its value.
     pub fn iter(&self) -> impl Iterator<Item = (Part, &T)> {
         Part::ALL.into_iter().zip(&self.0)
     }
 }
 
-/// Reads the item: the text of each part, which is PEM, or base64 of PEM or DER. What means nothing in it goes to `ignored`.
+/// Parses the item: the text of each part, which is PEM, or base64 of PEM or DER. Unknown members go to `ignored`.
 ///
 /// # Errors
-/// A part is missing, or is not a text.
+/// A part is missing, or not a string.
 pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<Parts<String>, Refusal> {
     let text = object_text(CERTIFICATES, value)?;
     let object = Object::parse(CERTIFICATES, text.as_bytes(), Keep::Named(&Part::ALL.map(Part::name)))?;
@@ -102,18 +105,18 @@ pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<Parts<String
     Ok(Parts([part(Part::Certificate)?, part(Part::Key)?, part(Part::Authority)?]))
 }
 
-/// Writes the item of these files, PEM or DER, as text: what `cat > mtls_certs.json <<EOF` of certs/README.md gives.
+/// Writes the item from these files, PEM or DER, as text, like the `cat > mtls_certs.json <<EOF` in certs/README.md.
 pub fn write(files: &Parts<Vec<u8>>) -> String {
     let members = files.iter().map(|(part, file)| format!("\"{}\":\"{}\"", part.name(), base64::encode(file)));
     format!("{{{}}}", members.collect::<Vec<_>>().join(","))
 }
 
-/// SHA-256 of a certificate in DER, by which an image pins it.
+/// SHA-256 of a certificate in DER, with which an image pins it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint(pub Sha256);
 
 impl Fingerprint {
-    /// Reads hex, with or without the colons that openssl puts between the bytes.
+    /// Parses hex, with or without the colons that openssl puts between the bytes.
     pub fn from_hex(text: &str) -> Option<Fingerprint> {
         Sha256::from_hex(&text.replace(':', "")).map(Fingerprint)
     }

@@ -1,6 +1,6 @@
-//! FILE_KEYS: the keys of encrypted files as they are delivered, and as a key file holds them.
+//! FILE_KEYS: the keys of encrypted files, as they are delivered and as a key file holds them.
 //!
-//! A JSON object of key ids. Each key is base64 of 32 bytes, or `{"key": base64, "aad": "file_id"}` where the file id is
+//! A JSON object of key ids. Each key is base64 of 32 bytes, or `{"key": base64, "aad": "file_id"}` if the file id is
 //! the associated data of every file under that key.
 
 use std::fmt;
@@ -16,22 +16,24 @@ use crate::refusal::{Refusal, refuse};
 
 /// Bytes of a key: AES-256.
 pub const KEY_LEN: usize = 32;
-/// Most keys in FILE_KEYS, and the longest key id in bytes.
+/// Most keys in FILE_KEYS.
 const MAX_KEYS: usize = 1024;
+/// Longest key id, in bytes.
 pub const MAX_KEY_ID: usize = 128;
-/// The one kind of associated data there is.
+/// The only kind of associated data.
 const BY_FILE_ID: &str = "file_id";
 
-/// The bytes of a key, on the heap, where they are wiped.
+/// The bytes of a key, on the heap, where freed memory is wiped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyBytes(Box<[u8; KEY_LEN]>);
 
 impl KeyBytes {
-    /// The key of these bytes, which have to be random.
+    /// Takes the key's bytes, which must be random.
     pub fn new(bytes: Box<[u8; KEY_LEN]>) -> KeyBytes {
         KeyBytes(bytes)
     }
 
+    /// The bytes themselves: copies of them have to stay on the heap.
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
@@ -46,35 +48,36 @@ impl fmt::Debug for KeyBytes {
 /// A key as it is delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveredKey {
+    /// The AES-256 key.
     pub bytes: KeyBytes,
-    /// The file id is the associated data of every file under this key.
+    /// Whether the file id is the associated data of every file under this key.
     pub binds_file_id: bool,
 }
 
 impl DeliveredKey {
-    /// The key of these bytes, which have to be random.
+    /// Takes the key's bytes, which must be random.
     pub fn new(bytes: Box<[u8; KEY_LEN]>, binds_file_id: bool) -> DeliveredKey {
         DeliveredKey { bytes: KeyBytes(bytes), binds_file_id }
     }
 }
 
-/// Keys by id, in the order in which they stand. One that stands twice is there twice, and the last one counts.
+/// Keys by id, in the order of the text. A repeated id is kept each time, and the last one counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeliveredKeys(pub Vec<(String, DeliveredKey)>);
 
 impl DeliveredKeys {
-    /// Reads the item; what means nothing in it goes to `ignored`.
+    /// Parses the item; unknown members go to `ignored`.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error.
     pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
         DeliveredKeys::read(object_text(FILE_KEYS, value)?.as_bytes(), ignored)
     }
 
-    /// Reads the object itself, as a key file holds it.
+    /// Parses the object itself, as a key file holds it.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error.
     pub fn read(text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
         let object = Object::parse(FILE_KEYS, text, Keep::Most(MAX_KEYS))?;
         ignored.extend(object.ignored_in(FILE_KEYS));
@@ -101,7 +104,7 @@ fn key(id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<Delivere
         false => None,
     };
     let (text, aad) = match &object {
-        Some(object) => (object.get("key").and_then(string), object.get_even_null("aad")),
+        Some(object) => (object.get("key").and_then(string), object.get_including_null("aad")),
         None => (string(value), None),
     };
     let binds_file_id = match aad.map(string) {

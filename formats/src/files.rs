@@ -1,8 +1,8 @@
-//! An encrypted file.
+//! The format of encrypted files.
 //!
 //! AES-256-GCM in one piece (NIST SP 800-38D): `IV (12 bytes) || ciphertext || tag (16 bytes)`, which is what Zing's
-//! clients send and what Tink calls RAW; or the same behind Tink's prefix, `0x01 || key id (4 bytes, big endian)`.
-//! The associated data is the file id for a key that says so, else nothing.
+//! clients send and what Tink calls RAW; or the same after Tink's prefix, `0x01 || key id (4 bytes, big endian)`. The
+//! associated data is the file id for a key that is bound to it, else empty.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ pub use ring::aead::NONCE_LEN;
 /// What the longest format adds to a plaintext, in bytes: Tink's prefix, the IV and the tag.
 pub const OVERHEAD: usize = PREFIX_LEN + NONCE_LEN + TAG_LEN;
 
-/// Bytes of the tag at a file's end.
+/// Length of the tag at a file's end, in bytes.
 pub const TAG_LEN: usize = 16;
 /// Length and first byte of Tink's output prefix (tink-crypto, "Wire format").
 pub const PREFIX_LEN: usize = 5;
 const PREFIX_VERSION: u8 = 1;
 
-/// One key of FILE_KEYS, expanded for use: its bytes are not kept.
+/// A key of FILE_KEYS, expanded for use. Its bytes are not kept.
 pub struct FileKey {
     key: LessSafeKey,
     binds_file_id: bool,
@@ -35,8 +35,8 @@ impl From<&DeliveredKey> for FileKey {
 }
 
 impl FileKey {
-    /// Encrypts a file in its place, and puts the tag behind it; what stands before it is [`head`]. `iv` is random, and
-    /// serves once.
+    /// Encrypts a file in place and appends the tag; [`head`] goes in front of it. `iv` must be random, and used only
+    /// once.
     ///
     /// # Errors
     /// The file is longer than AES-GCM takes in one piece, 64 GiB.
@@ -62,31 +62,31 @@ impl fmt::Display for TooLong {
 
 impl std::error::Error for TooLong {}
 
-/// Tink's prefix for files under the key of this id; `None` where the id is not a number that fits into it, as Tink
-/// writes one: in decimal, without leading zeros.
+/// Tink's prefix for files under the key with this id; `None` if the id is not a number that fits, written as Tink
+/// writes it: in decimal, without leading zeros.
 pub fn tink_prefix(key_id: &str) -> Option<[u8; PREFIX_LEN]> {
     let number = key_id.parse::<u32>().ok().filter(|number| number.to_string() == key_id)?;
     let [a, b, c, d] = number.to_be_bytes();
     Some([PREFIX_VERSION, a, b, c, d])
 }
 
-/// What stands before an encrypted file: the prefix, if it has one, and the IV.
+/// What precedes the ciphertext of a file: the prefix, if it has one, and the IV.
 pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
     [prefix.as_ref().map_or(&[][..], |prefix| prefix), &iv].concat()
 }
 
-/// The keys in force, each with an id of its own. There are at most some hundred, so they are looked up in turn.
+/// The keys in force, with unique ids. There are some hundreds at most, so a linear search is enough.
 #[derive(Default)]
 pub struct FileKeys(Vec<(String, FileKey)>);
 
 /// Why a file was not opened.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// No key of the given id is known.
+    /// No key has the given id.
     UnknownKey,
-    /// No id was given and there are several keys.
+    /// No id was given, and there are several keys.
     KeyIdNeeded,
-    /// Wrong key, length, associated data or tag. Which one is nobody's business.
+    /// Wrong key, length, associated data or tag. The error does not tell which.
     Failed,
 }
 
@@ -110,6 +110,7 @@ impl FromIterator<(String, FileKey)> for FileKeys {
 }
 
 impl FileKeys {
+    /// Whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -118,13 +119,13 @@ impl FileKeys {
         self.0.iter().find(|(known, _)| known == id).map(|(_, key)| key)
     }
 
-    /// Opens `file` in place and gives the plaintext.
+    /// Decrypts `file` in place and returns the plaintext.
     ///
-    /// A file is taken to have Tink's prefix when it begins with one that names a known key, the asked one if an id
+    /// A file is taken to have Tink's prefix if it begins with one that names a known key: the requested one, if an id
     /// is given. The 12 bytes of a random IV look like that once in 2^40 files.
     ///
     /// # Errors
-    /// See [`OpenError`]; the file's bytes are gone then.
+    /// See [`OpenError`]; the file's bytes are then lost.
     pub fn open(&self, mut file: Vec<u8>, file_id: &str, key_id: Option<&str>) -> Result<Vec<u8>, OpenError> {
         let prefixed = tink_key_id(&file)
             .and_then(|id| self.find(&id).map(|key| (id, key)))
@@ -165,7 +166,7 @@ mod tests {
         FileKey::from(&DeliveredKey::new(Box::new([byte; 32]), binds_file_id))
     }
 
-    /// A file under the key of this byte, bound to its file id where that is not empty.
+    /// A file under the key of this byte, bound to its file id unless that is empty.
     fn sealed(byte: u8, iv: [u8; NONCE_LEN], file_id: &str, prefix: Option<&str>) -> Vec<u8> {
         let mut body = PLAIN.to_vec();
         key(byte, !file_id.is_empty()).seal(&mut body, file_id, iv).unwrap();
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_with_one_id_the_last_counts_and_is_the_only_one() {
+    fn when_two_keys_have_one_id_only_the_last_counts() {
         let keys = keys(&[("7", 7, false), ("7", 8, false)]);
         assert_eq!(keys.open(sealed(8, [9; 12], "", None), "f", None).unwrap(), PLAIN);
         assert_eq!(keys.open(sealed(7, [9; 12], "", None), "f", Some("7")), Err(OpenError::Failed));

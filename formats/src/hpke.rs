@@ -1,10 +1,10 @@
-//! HPKE (RFC 9180): what is sealed to a public key, only the holder of its private key can open.
+//! HPKE (RFC 9180): only the holder of a private key can open what is sealed to its public key.
 //!
-//! Base mode, and one suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. Base mode says nothing about who
-//! sealed: whoever needs to know that signs what comes out here.
+//! Base mode, and one suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. Base mode does not authenticate the
+//! sender; where that matters, the sealed bytes are signed.
 //!
-//! The parts are ring's and x25519-dalek's (ring's own X25519 keys serve once, RFC 9180's serve for longer). The
-//! tests hold them against the document's own test vectors.
+//! Built from ring and x25519-dalek (ring's own X25519 keys can be used only once, RFC 9180 uses them for longer). The
+//! tests use the RFC's own test vectors.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
 use crate::base64;
 
-/// Bytes of a private key, of a public one, and of what a sender gives along: Npk, Nsk and Nenc (RFC 9180, 7.1).
+/// Bytes of a private key, a public key and an encapsulated key: Nsk, Npk and Nenc (RFC 9180, 7.1).
 pub const KEY_LEN: usize = 32;
 /// Bytes that sealing adds to each message (RFC 9180, 7.3).
 pub const TAG_LEN: usize = 16;
@@ -27,34 +27,35 @@ const SUITE: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
 const VERSION: &[u8] = b"HPKE-v1";
 const MODE_BASE: &[u8] = &[0];
 
-/// A public key of the KEM that something can be sealed to.
+/// A public key of the KEM, which messages can be sealed to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PublicKey([u8; KEY_LEN]);
 
-/// A private key of the KEM. Any 32 bytes are one (RFC 7748, 5).
+/// A private key of the KEM. Any 32 bytes are valid (RFC 7748, 5).
 pub struct PrivateKey(Box<[u8; KEY_LEN]>);
 
 impl PrivateKey {
-    /// The key of these bytes, which have to be random.
+    /// Takes the key's bytes, which must be random.
     pub fn new(bytes: Box<[u8; KEY_LEN]>) -> PrivateKey {
         PrivateKey(bytes)
     }
 
-    /// A new key.
+    /// Makes a new key.
     ///
     /// # Errors
-    /// The system gives no random numbers.
+    /// The system gave no random numbers.
     pub fn random() -> Result<PrivateKey, Unspecified> {
         let mut bytes = Box::new([0; KEY_LEN]);
         SystemRandom::new().fill(&mut *bytes)?;
         Ok(PrivateKey(bytes))
     }
 
+    /// The public half.
     pub fn public(&self) -> PublicKey {
         PublicKey(x25519(*self.0, X25519_BASEPOINT_BYTES))
     }
 
-    /// The shared secret with another's key.
+    /// The shared secret with another party's key.
     pub(crate) fn agree(&self, other: &PublicKey) -> Box<[u8; KEY_LEN]> {
         Box::new(x25519(*self.0, other.0))
     }
@@ -67,13 +68,13 @@ impl fmt::Debug for PrivateKey {
 }
 
 impl PublicKey {
-    /// The key of these bytes; `None` for the few points of small order, with which every private key agrees on the same
-    /// secret, zero (RFC 9180, 7.1.4). As every private key does, a fixed one tells.
+    /// Takes the key's bytes; `None` for the few points of small order (RFC 7748, 6.1). They give the all-zero secret
+    /// with every private key (RFC 9180, 7.1.4), so one fixed key detects them.
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Option<PublicKey> {
         (x25519([8; KEY_LEN], bytes) != [0; KEY_LEN]).then_some(PublicKey(bytes))
     }
 
-    /// Reads base64 of a key.
+    /// Parses base64 of a key.
     pub fn from_base64(text: &str) -> Option<PublicKey> {
         base64::decode(text)?.try_into().ok().and_then(PublicKey::from_bytes)
     }
@@ -91,8 +92,8 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// What was not sealed to this key, or was altered, or came in another order, or with other associated data; more
-/// messages than there are numbers. Which one is not told.
+/// The message was not sealed to this key, was altered, came in another order or has other associated data; or the
+/// sequence numbers are used up. The error does not tell which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HpkeError;
 
@@ -104,29 +105,29 @@ impl fmt::Display for HpkeError {
 
 impl std::error::Error for HpkeError {}
 
-/// One direction of messages, each sealed under the next number.
+/// One direction of messages, each sealed under the next sequence number.
 struct Context {
     key: LessSafeKey,
     base_nonce: [u8; NONCE_LEN],
     sequence: u64,
 }
 
-/// Seals messages to a recipient, in their order.
+/// Seals messages to a recipient, in order.
 pub struct Sender(Context);
 
-/// Opens messages of a sender, in their order.
+/// Opens a sender's messages, in order.
 pub struct Recipient(Context);
 
-/// Begins a sequence of messages to `recipient` (RFC 9180, 5.1.1). `info` tells what they are for, and both sides have
-/// to say the same; `ephemeral` is a fresh random key for this sequence only. Also gives what the recipient needs
-/// beside the messages.
+/// Begins a sequence of messages to `recipient` (RFC 9180, 5.1.1). `info` says what they are for, and must be the same
+/// on both sides; `ephemeral` is a fresh random key for this sequence only. Also returns the encapsulated key, which
+/// the recipient needs besides the messages.
 pub fn sender(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> (PublicKey, Sender) {
     let enc = ephemeral.public();
     let secret = shared_secret(&ephemeral.agree(recipient), &enc, recipient);
     (enc, Sender(Context::new(&*secret, info)))
 }
 
-/// Begins to open a sequence of messages, with what the sender gave along (RFC 9180, 5.1.1).
+/// Begins to open a sequence of messages, with the sender's encapsulated key (RFC 9180, 5.1.1).
 pub fn recipient(enc: &PublicKey, info: &[u8], key: &PrivateKey) -> Recipient {
     let secret = shared_secret(&key.agree(enc), enc, &key.public());
     Recipient(Context::new(&*secret, info))
@@ -136,7 +137,7 @@ impl Sender {
     /// Seals the message that `buffer` holds from `start` on; it grows by [`TAG_LEN`] bytes.
     ///
     /// # Errors
-    /// Never before 2^64 messages.
+    /// Only after 2^64 messages.
     pub fn seal(&mut self, aad: &[u8], buffer: &mut Vec<u8>, start: usize) -> Result<(), HpkeError> {
         let nonce = self.0.next()?;
         let message = &mut buffer[start..];
@@ -147,10 +148,10 @@ impl Sender {
 }
 
 impl Recipient {
-    /// Opens a message in its place and gives the plaintext.
+    /// Opens a message in place and returns the plaintext.
     ///
     /// # Errors
-    /// It is not the next message of this sender with this associated data.
+    /// It is not this sender's next message with this associated data.
     pub fn open<'m>(&mut self, aad: &[u8], message: &'m mut [u8]) -> Result<&'m mut [u8], HpkeError> {
         let nonce = self.0.next()?;
         self.0.key.open_in_place(nonce, Aad::from(aad), message).map_err(|_| HpkeError)
@@ -203,7 +204,7 @@ fn labeled_extract(salt: &[u8], suite: &[u8], label: &[u8], ikm: &[u8]) -> Tag {
 fn labeled_expand<const N: usize>(prk: &[u8], suite: &[u8], label: &[u8], info: &[&[u8]]) -> Box<[u8; N]> {
     const { assert!(N <= 32) };
     let mut hmac = hmac::Context::with_key(&hmac::Key::new(HMAC_SHA256, prk));
-    let length = (N as u16).to_be_bytes();
+    let length = u16::try_from(N).expect("at most 32").to_be_bytes();
     [&length, VERSION, suite, label].iter().chain(info).chain([&&[1][..]]).for_each(|part| hmac.update(part));
     let mut out = Box::new([0; N]);
     out.copy_from_slice(&hmac.sign().as_ref()[..N]);
@@ -240,7 +241,7 @@ mod tests {
         let mut recipient = recipient(&enc, &hex(&v["info"]), &skr);
         let mut next = 0;
         for e in v["encryptions"].as_array().unwrap() {
-            // The vectors leave out messages between those that they print.
+            // The vectors leave out some messages between those that they print.
             for context in [&mut sender.0, &mut recipient.0] {
                 (next..e["sequence"].as_u64().unwrap()).for_each(|_| drop(context.next()));
             }
@@ -284,7 +285,7 @@ mod tests {
         let one = [&[1][..], &[0; 31]].concat().try_into().unwrap();
         let key = PrivateKey::new(Box::new([9; 32]));
         for bad in [[0; 32], one] {
-            assert_eq!(*key.agree(&PublicKey(bad)), [0; 32], "what it is refused for");
+            assert_eq!(*key.agree(&PublicKey(bad)), [0; 32], "why it is refused");
             assert_eq!(PublicKey::from_bytes(bad), None);
             assert_eq!(PublicKey::from_base64(&base64::encode(bad)), None);
         }

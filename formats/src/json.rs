@@ -1,4 +1,4 @@
-//! JSON text taken from where it lies.
+//! JSON objects and strings, read without copying where possible.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,14 +8,16 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// Why bytes are not the JSON that they should be. Nothing of what they hold is in it.
+/// Why bytes are not the expected JSON. Contains nothing of the bytes.
 #[derive(Debug)]
 pub enum JsonError {
     /// The first byte that is not UTF-8 (RFC 8259, 8.1), counted from 1.
     NotUtf8(usize),
-    /// They begin with the byte order mark of UTF-16, as what PowerShell 5 redirects into a file does.
+    /// They begin with UTF-16's byte order mark, which PowerShell 5 writes into redirected files.
     Utf16,
+    /// The JSON is not an object.
     NotAnObject,
+    /// It is not JSON, or not of the expected form; only the place is shown.
     Json(serde_json::Error),
 }
 
@@ -30,10 +32,10 @@ impl fmt::Display for JsonError {
     }
 }
 
-/// Reads an object. All of it has to be UTF-8, also what nobody asked for; a byte order mark before it is skipped.
+/// Parses an object. All of it must be UTF-8, including unknown members; a leading byte order mark is skipped.
 ///
 /// # Errors
-/// The bytes are not UTF-8, not an object (serde would take an array of the members' values for one), or not a `T`.
+/// The bytes are not UTF-8, not an object (serde would also accept an array of the members' values), or not a `T`.
 pub fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
     match text(bytes)? {
         text if text.trim_ascii_start().starts_with('{') => serde_json::from_str(text).map_err(JsonError::Json),
@@ -41,10 +43,10 @@ pub fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
     }
 }
 
-/// JSON as text. Windows' programs begin it with a byte order mark, which a reader may ignore (RFC 8259, 8.1).
+/// JSON as text. Programs on Windows put a byte order mark in front, which a reader may ignore (RFC 8259, 8.1).
 ///
 /// # Errors
-/// It is not UTF-8.
+/// The bytes are not UTF-8.
 pub fn text(bytes: &[u8]) -> Result<&str, JsonError> {
     let text = str::from_utf8(bytes).map_err(|e| match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => JsonError::Utf16,
@@ -53,8 +55,8 @@ pub fn text(bytes: &[u8]) -> Result<&str, JsonError> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// A JSON string, borrowed from its document where it has no escapes, else in a buffer that is made once. It may be a
-/// whole file, and serde_json would undo the escapes in a buffer that grows to twice its size, and copy that.
+/// A JSON string: borrowed from its document if it has no escapes, else in a buffer that is allocated once. It may be a
+/// whole file, and serde_json would undo the escapes in a buffer that grows to twice its size, and then copy that.
 #[derive(Debug)]
 pub struct Text<'a>(pub Cow<'a, str>);
 
@@ -65,8 +67,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// What a document that is mostly one [`Text`] comes to hold with that and with what is made of it, a copy or the bytes
-/// of its base64.
+/// Peak memory for a document that is mostly one [`Text`], with that text and with what is made of it: a copy, or the
+/// bytes of its base64.
 pub fn cost(document: &[u8]) -> usize {
     let n = document.len();
     let made = if document.contains(&b'\\') { n.saturating_add(n / 4 * 3) } else { n };
@@ -81,17 +83,17 @@ impl Deref for Text<'_> {
     }
 }
 
-/// The text of a JSON string; `None` where the value is something else.
+/// The text of a JSON string; `None` if the value is something else.
 pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     let text = value.get();
-    // Without escapes there is nothing to undo, and nothing to copy.
+    // Without escapes there is nothing to undo or to copy.
     match text.strip_prefix('"')?.strip_suffix('"')? {
         plain if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
         escaped => unescape(escaped).map(Cow::Owned),
     }
 }
 
-/// Undoes the escapes of RFC 8259, section 7; `None` where half a surrogate pair stands alone.
+/// Undoes the escapes of RFC 8259, section 7; `None` if half a surrogate pair stands alone.
 fn unescape(text: &str) -> Option<String> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -105,7 +107,7 @@ fn unescape(text: &str) -> Option<String> {
     Some(plain)
 }
 
-/// The character that an escape stands for, and the length of the escape, without its backslash.
+/// The character that an escape stands for, and the escape's length without its backslash.
 fn escaped(escape: &str) -> Option<(char, usize)> {
     let unit = |at: usize| u16::from_str_radix(escape.get(at..at + 4)?, 16).ok();
     let character = match escape.as_bytes().first()? {
@@ -128,12 +130,12 @@ fn escaped(escape: &str) -> Option<(char, usize)> {
     Some((character, 1))
 }
 
-/// Reads a member that may be left out, but that `null` does not stand for: what only restricts must not be lost in an
-/// issuer's empty variable. Goes with serde's `default`.
+/// For optional members where `null` is an error and not an absence: a restriction must not vanish because an issuer's
+/// variable was empty. Goes with serde's `default`.
 ///
 /// # Errors
-/// The value is none of this type, as `null` is in most.
-pub fn even_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+/// The value does not have this type, as `null` rarely does.
+pub fn deny_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
 
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_or_not_utf_8_is_refused_without_a_word_of_it() {
+    fn what_is_not_an_object_or_not_utf_8_is_refused_without_quoting_it() {
         for (bytes, message) in [
             (&b"[\"secret\",null]"[..], "is not a JSON object"),
             (b"\"secret\"", "is not a JSON object"),
@@ -175,13 +177,13 @@ mod tests {
             (b"{\"plain\":7}", "is not the expected JSON at line 1 column 11"),
             (b"{\"plain\":\"secret", "is not the expected JSON at line 1 column 16"),
             (b"{} secret", "is not the expected JSON at line 1 column 4"),
-            // Also where serde_json would pass it over.
+            // Also in members that serde_json would skip.
             (b"{\"new\":\"\xff\"}", "is not UTF-8 at byte 9"),
             (b"{\"new\":{\"\xed\xa0\x80\":1}}", "is not UTF-8 at byte 10"),
             (b"\xff\xfe{\0}\0", "is UTF-16, not UTF-8"),
             (b"\xfe\xff\0{\0}", "is UTF-16, not UTF-8"),
             (b"\xff{}", "is not UTF-8 at byte 1"),
-            // One mark, and before the object only.
+            // Only one mark, and only before the object.
             (b"\xef\xbb\xbf\xef\xbb\xbf{}", "is not a JSON object"),
             (b"{}\xef\xbb\xbf", "is not the expected JSON at line 1 column 3"),
         ] {

@@ -1,5 +1,5 @@
-//! JWK sets: GRANT_KEYS, the keys that may sign grants (RFC 7517), Ed25519 (RFC 8037) and P-256 (RFC 7518, 6.2). What a key
-//! is decides its algorithm, and nothing else does.
+//! JWK sets: GRANT_KEYS, the keys that may sign grants (RFC 7517): Ed25519 (RFC 8037) and P-256 (RFC 7518, 6.2). Only
+//! the type of a key decides its algorithm.
 
 use std::fmt;
 
@@ -21,29 +21,33 @@ const MAX_KID: usize = 128;
 
 /// Members that only a private key has: RFC 7518, 6.2.2, 6.3.2 and 6.4.1; RFC 9964, 3.
 const PRIVATE: [&str; 8] = ["d", "k", "p", "q", "dp", "dq", "qi", "priv"];
-/// What is read of a key beside them. Other members are passed over (RFC 7517, 4).
+/// The members of a public key that are read. Others are ignored (RFC 7517, 4).
 const PUBLIC: [&str; 8] = ["kty", "crv", "x", "y", "kid", "alg", "use", "key_ops"];
 
-/// The names of both kinds' algorithms. RFC 9864 has a new one for Ed25519.
+/// The names of both algorithms. RFC 9864 has a new one for Ed25519.
 pub const ALGORITHMS: [&str; 3] = ["EdDSA", "Ed25519", "ES256"];
 
-/// The keys in force, each with a kid of its own.
+/// The keys in force, with unique kids.
 #[derive(Clone, Default)]
 pub struct GrantKeys(pub Vec<GrantKey>);
 
 /// One public key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantKey {
-    /// By this a token names it.
+    /// The name by which a token refers to the key.
     pub kid: String,
+    /// The key's type, which decides its algorithm.
     pub kind: Kind,
     /// Ed25519: its 32 bytes (RFC 8032, 5.1.5); P-256: the uncompressed point (SEC 1, 2.3.3).
     pub public: Vec<u8>,
 }
 
+/// A type of keys that sign grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Ed25519 (RFC 8032), for EdDSA.
     Ed25519,
+    /// P-256 with SHA-256, for ES256.
     P256,
 }
 
@@ -64,26 +68,27 @@ impl Kind {
 }
 
 impl GrantKeys {
+    /// The key with this kid.
     pub fn find(&self, kid: &str) -> Option<&GrantKey> {
         self.0.iter().find(|key| key.kid == kid)
     }
 }
 
 impl GrantKey {
-    /// The key by its thumbprint (RFC 7638), in base64url.
+    /// Names the key by its thumbprint (RFC 7638), in base64url.
     pub fn new(kind: Kind, public: Vec<u8>) -> GrantKey {
         let members = serde_json::to_vec(&Public::new(kind, &public)).expect("texts are JSON");
         GrantKey { kid: URL_SAFE_NO_PAD.encode(sha256(&members)), kind, public }
     }
 
-    /// A JWK set of this key, on one line.
+    /// A JWK set with this key alone, on one line.
     pub fn to_jwk_set(&self) -> String {
         let public = Public::new(self.kind, &self.public);
         let jwk = Jwk { public, kid: &self.kid, alg: self.kind.alg(), usage: "sig" };
         serde_json::to_string(&JwkSet { keys: [jwk] }).expect("texts are JSON")
     }
 
-    /// Whether this is the name of the key's algorithm.
+    /// Whether this is a name of the key's algorithm.
     pub fn is_for(&self, alg: &str) -> bool {
         match self.kind {
             Kind::Ed25519 => ALGORITHMS[..2].contains(&alg),
@@ -91,6 +96,7 @@ impl GrantKey {
         }
     }
 
+    /// Whether this is a signature of the message by the key's private half.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let verified = match self.kind {
             Kind::Ed25519 => UnparsedPublicKey::new(&ED25519, &self.public).verify(message, signature),
@@ -100,7 +106,7 @@ impl GrantKey {
     }
 }
 
-/// The public half, in the members and the order of them that RFC 7638 (3.2; RFC 8037, 2) hashes.
+/// The public half, with the members and their order that RFC 7638 (3.2; RFC 8037, 2) hashes.
 #[derive(Serialize)]
 struct Public {
     crv: &'static str,
@@ -138,11 +144,11 @@ impl Public {
     }
 }
 
-/// Reads a JWK set. What means nothing in it goes to `ignored`: keys that are not for signatures known here as well (RFC
-/// 7517, 5), with the member that says so.
+/// Parses a JWK set. What is unknown goes to `ignored`, including keys that do not sign with a known algorithm (RFC
+/// 7517, 5), with the member that shows it.
 ///
 /// # Errors
-/// The first thing that is wrong with it. A private key is, of whatever kind.
+/// The first error. A private key of any kind is one.
 pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
     let text = object_text(GRANT_KEYS, value)?;
     let set = Object::parse(GRANT_KEYS, text.as_bytes(), Keep::Named(&["keys"]))?;
@@ -178,7 +184,7 @@ pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, R
     Ok(GrantKeys(keys))
 }
 
-/// What kind of key it is; an error is the member by which it is not one that signs grants.
+/// The key's kind; the error is the member that shows that it does not sign grants.
 fn kind(jwk: &Object) -> Result<Kind, &'static str> {
     let text = |name| jwk.get(name).and_then(string);
     let kind = match (text("kty").as_deref(), text("crv").as_deref()) {
@@ -220,7 +226,7 @@ fn grant_key(field: &str, jwk: &Object, kind: Kind) -> Result<GrantKey, Refusal>
     let key = GrantKey { kid: kid.into_owned(), kind, public };
     match jwk.get("alg").map(string) {
         Some(alg) if !alg.as_deref().is_some_and(|alg| key.is_for(alg)) => {
-            refuse(field, "has an alg that is not its kind's")
+            refuse(field, "has an alg that does not match its key type")
         }
         _ => Ok(key),
     }
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_set_of_public_keys_is_refused_with_its_place_and_reason() {
+    fn what_is_not_a_set_of_public_keys_is_refused_with_its_place_and_reason() {
         let with = |from: &str, to: &str| format!(r#"{{"keys":[{}]}}"#, ED25519.replace(from, to));
         for (text, field, reason) in [
             ("[]".to_owned(), "GRANT_KEYS", "neither an object nor a string"),

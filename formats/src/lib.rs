@@ -1,8 +1,9 @@
-//! What teemark puts on the wire, into files and into tokens: both directions of each format in one module. docs/FORMATS.md
-//! describes the same for those who write other clients, and vectors/ has examples of each with every intermediate value.
+//! The formats that teemark puts on the wire, into files and into tokens, with both directions of each in one module.
+//! docs/FORMATS.md describes them for authors of other clients, and vectors/ has examples of each with every
+//! intermediate value.
 //!
-//! This crate opens no socket and no file and starts no thread; what it is given is untrusted, and every parser here is
-//! bounded. The daemon in the enclave and the programs outside both use it, and neither needs the other's code.
+//! This crate opens no sockets or files and starts no threads. Its input is untrusted, and every parser is bounded.
+//! Both the daemon in the enclave and the programs outside use it, so that neither needs the other's code.
 //!
 //! ```text
 //! grants         who may have which file: tokens, signed and checked
@@ -17,11 +18,11 @@
 //! file_keys      FILE_KEYS
 //! jwks           GRANT_KEYS
 //! items          the names of a bundle's items
-//! object         the members of a JSON object           refusal    why a bundle is not taken
-//! allow_list     where the enclave may connect to       address    vsock:PORT, tcp:HOST:PORT, unix:PATH
+//! object         the members of a JSON object           refusal    why a bundle is refused
+//! allow_list     where the enclave may connect        address    vsock:PORT, tcp:HOST:PORT, unix:PATH
 //! hpke           sealing to a public key                signature  Ed25519
-//! json           text taken from where it lies          base64     in lines or not, padded or not
-//! digest         SHA-256                                time       moments as people read them
+//! json           objects and strings, without copies     base64     with or without lines and padding
+//! digest         SHA-256                                time       times as people read them
 //! ```
 
 #![forbid(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod allow_list;
 pub mod attestation;
 pub mod base64;
 pub mod bundle;
+mod bytes;
 pub mod certificates;
 pub mod digest;
 pub mod file_keys;

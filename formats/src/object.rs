@@ -1,7 +1,6 @@
-//! The members of a JSON object, without building what nobody asked for.
+//! The members of a JSON object, without parsing those that nobody asked for.
 //!
-//! A JSON value of 1 MiB can become 80 MiB of memory. Here the members that count are kept as the text they are, and
-//! the others are read over.
+//! A JSON value of 1 MiB can become 80 MiB of memory. Here known members are kept as text, and the others are skipped.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,32 +11,33 @@ use serde_json::value::RawValue;
 use crate::json::{self, Text, string};
 use crate::refusal::{Refusal, refuse};
 
-/// How many unknown names are remembered, and the longest that is shown, in bytes: a key of 32 bytes in base64, set
-/// in the wrong place, is longer.
-const NAMES_TOLD: usize = 16;
+/// How many unknown names are kept, and the longest that is shown, in bytes. A key of 32 bytes in base64 that was put
+/// in the wrong place is longer.
+const MAX_IGNORED: usize = 16;
 const NAME_TOLD: usize = 40;
 
 /// The members of an object.
 pub struct Object<'a> {
-    /// Those that were asked for, in their order; a repeated one counts as it stands last.
+    /// The members that were asked for, in order. If one is repeated, its last value counts.
     pub known: Vec<(Cow<'a, str>, &'a RawValue)>,
-    /// What does not count, made safe to print: the names of other members, and of those that are null.
+    /// What is ignored, made safe to print: the names of unknown members, and of members that are null.
     pub ignored: Vec<String>,
 }
 
 /// Which members to keep.
 #[derive(Clone, Copy)]
 pub enum Keep<'k> {
+    /// Those with these names.
     Named(&'k [&'k str]),
-    /// All, but not more than so many.
+    /// All, up to this many.
     Most(usize),
 }
 
 impl<'a> Object<'a> {
-    /// Reads an object; `field` is what a refusal names.
+    /// Parses an object; `field` is the name that a refusal gives.
     ///
     /// # Errors
-    /// It is cut off, not JSON, not an object, or has too many members.
+    /// The text is cut off, not JSON, not an object, or has too many members.
     pub fn parse(field: &str, bytes: &'a [u8], keep: Keep<'_>) -> Result<Object<'a>, Refusal> {
         let text = json::text(bytes).or_else(|e| refuse(field, e.to_string()))?;
         if !text.trim_ascii_start().starts_with('{') {
@@ -55,13 +55,13 @@ impl<'a> Object<'a> {
         self.known.iter().map(|(name, value)| (&**name, *value)).filter(|(_, value)| !is_null(value))
     }
 
-    /// What does not count in this object, with the object's own name.
+    /// The ignored members, with the object's own name in front.
     pub fn ignored_in<'o>(&'o self, field: &'o str) -> impl Iterator<Item = String> + 'o {
         self.ignored.iter().map(move |name| format!("{field}.{name}"))
     }
 
     fn ignore(&mut self, name: String) {
-        if self.ignored.len() < NAMES_TOLD {
+        if self.ignored.len() < MAX_IGNORED {
             self.ignored.push(name);
         }
     }
@@ -69,7 +69,7 @@ impl<'a> Object<'a> {
     /// The text of a member; `field` is the object's own name.
     ///
     /// # Errors
-    /// It is missing, or not a string.
+    /// The member is missing, or not a string.
     pub fn text(&self, field: &str, name: &str) -> Result<Cow<'a, str>, Refusal> {
         match self.get(name).map(string) {
             Some(Some(text)) => Ok(text),
@@ -78,13 +78,14 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The value of a member. Null is as good as none: programs write it for what is not set.
+    /// The value of a member. Null counts as absent: programs write it for what is not set.
     pub fn get(&self, name: &str) -> Option<&'a RawValue> {
-        self.get_even_null(name).filter(|value| !is_null(value))
+        self.get_including_null(name).filter(|value| !is_null(value))
     }
 
-    /// The value of a member that only restricts, and so must not be lost in an empty variable.
-    pub fn get_even_null(&self, name: &str) -> Option<&'a RawValue> {
+    /// The value of a member, even if it is null: for members that restrict, which must not vanish because a variable
+    /// was empty.
+    pub fn get_including_null(&self, name: &str) -> Option<&'a RawValue> {
         self.known.iter().rev().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 }
@@ -93,8 +94,8 @@ fn is_null(value: &RawValue) -> bool {
     value.get() == "null"
 }
 
-/// An object's text: of the value itself, or of a string that holds one. In the environment, and in key/value secrets of
-/// AWS Secrets Manager, there are strings only.
+/// The text of an object that is given as such or as a string. The environment, and key/value secrets of AWS Secrets
+/// Manager, hold only strings.
 ///
 /// # Errors
 /// It is neither.
@@ -106,16 +107,16 @@ pub fn object_text<'a>(field: &str, value: &'a RawValue) -> Result<Cow<'a, str>,
     }
 }
 
-/// What is wrong with JSON of any shape: serde_json tells the place and no content then.
+/// What is wrong with JSON of any shape: then serde_json reports the place, and no content.
 fn reason(e: serde_json::Error) -> String {
     match e.is_eof() {
         true => format!("is cut off at line {} column {}", e.line(), e.column()),
-        false if e.is_data() => e.to_string(), // what Members said
+        false if e.is_data() => e.to_string(), // from the visitor below
         false => format!("is not JSON: {e}"),
     }
 }
 
-/// A name as it may be printed. A long one may be a key in the wrong place.
+/// A name that is safe to print. A long one may be a key in the wrong place, so it is not shown.
 pub fn shown(name: &str) -> String {
     match name.len() {
         0..=NAME_TOLD => name.escape_debug().to_string(),
@@ -177,7 +178,7 @@ mod tests {
     fn a_member_that_is_null_counts_as_absent_and_is_named() {
         let object = Object::parse("f", br#"{"a":1,"b":null,"a":null}"#, Keep::Named(&["a", "b"])).unwrap();
         assert!(object.get("a").is_none() && object.get("b").is_none() && object.members().next().is_none());
-        assert!(object.get_even_null("a").is_some());
+        assert!(object.get_including_null("a").is_some());
         assert_eq!(object.ignored_in("f").collect::<Vec<_>>(), ["f.b (null)", "f.a (null)"]);
     }
 
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_without_a_word_of_it() {
+    fn what_is_not_an_object_is_refused_without_quoting_it() {
         for text in [
             "\"secret\"",
             "[\"secret\"]",

@@ -14,10 +14,10 @@ const DASHES: &str = "-----";
 
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEYS: [&str; 3] = ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"];
-/// Before an EC key, `openssl ecparam -genkey` writes its curve, which the key names too.
+/// `openssl ecparam -genkey` writes this block before an EC key. The key itself names the curve too.
 const CURVE: &str = "EC PARAMETERS";
 const LOCKED: &str = "ENCRYPTED PRIVATE KEY";
-/// Other kinds of blocks, which a refusal may name. Other names are not shown: they may be a secret in the wrong place.
+/// Other kinds of blocks that a refusal may name. Unknown names are not shown: they may be a secret in the wrong place.
 const OTHERS: [&str; 10] = [
     "PUBLIC KEY",
     "CERTIFICATE REQUEST",
@@ -31,10 +31,10 @@ const OTHERS: [&str; 10] = [
     "OPENSSH PRIVATE KEY",
 ];
 
-/// All the certificates of a part, at least one.
+/// Parses all certificates of a part, at least one.
 ///
 /// # Errors
-/// It holds none or something else, or not all of it can be read.
+/// It holds no certificate, or something else, or cannot be read completely.
 pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'static>>, PartError> {
     let bytes = decode(part, given)?;
     if !is_pem(&bytes) {
@@ -47,10 +47,10 @@ pub fn certificates(part: Part, given: &[u8]) -> Result<Vec<CertificateDer<'stat
         .collect())
 }
 
-/// The one private key of client_key.
+/// Parses the one private key of client_key.
 ///
 /// # Errors
-/// It holds none, several or something else, or cannot be read.
+/// It holds no key, several, or something else, or cannot be read.
 pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, PartError> {
     let bytes = decode(Part::Key, given)?;
     if !is_pem(&bytes) {
@@ -67,9 +67,9 @@ pub fn private_key(given: &[u8]) -> Result<PrivateKeyDer<'static>, PartError> {
     }
 }
 
-/// The bytes that a part stands for: PEM or DER as it is, or what base64 of either decodes to.
+/// The bytes that a part stands for: PEM or DER unchanged, or base64 of either, decoded.
 fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, PartError> {
-    const SEQUENCE: u8 = 0x30; // every certificate and key in DER begins so (X.690, 8.9)
+    const SEQUENCE: u8 = 0x30; // every certificate and key in DER begins with it (X.690, 8.9)
     let text = std::str::from_utf8(given);
     if is_pem(given) || given.first() == Some(&SEQUENCE) && text.is_err() {
         return Ok(given.to_owned());
@@ -81,13 +81,13 @@ fn decode(part: Part, given: &[u8]) -> Result<Vec<u8>, PartError> {
     }
 }
 
-/// Whether there is a PEM block in it, or half of one.
+/// Whether the bytes contain a PEM block, or half of one.
 pub fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(BEGIN.len()).any(|w| w == BEGIN.as_bytes())
 }
 
-/// Reads every block that begins, wherever in a line it does: where files without a last line end were put together,
-/// an end and a beginning share a line. Text between blocks is left alone, but not one with half of a block in it.
+/// Reads every block, wherever in a line it begins: where files without a final line end were joined, an end and a
+/// beginning share a line. Text between blocks is ignored, unless it contains half a block.
 fn blocks(part: Part, bytes: &[u8]) -> Result<Vec<Item>, PartError> {
     let (wanted, place) = match part {
         Part::Key => (&PRIVATE_KEYS[..], "a private key belongs"),
@@ -107,7 +107,7 @@ fn blocks(part: Part, bytes: &[u8]) -> Result<Vec<Item>, PartError> {
         if ended.is_none_or(|after| after.contains(END)) {
             return damaged();
         }
-        // PKCS#8 says so in its label, the others in a header (RFC 1421, 4.6.1.1).
+        // PKCS#8 says so in its label, other formats in a header (RFC 1421, 4.6.1.1).
         if part == Part::Key && (label == LOCKED || body.contains("ENCRYPTED")) {
             return refuse(part, "is protected by a passphrase: give it without one (openssl pkey -in client.key)");
         }
@@ -131,16 +131,18 @@ fn shown(label: &str) -> Cow<'static, str> {
     known.map_or("a PEM block of an unknown kind".into(), |known| format!("a PEM block {known}").into())
 }
 
-/// One block as the parser wants it: each label in a line of its own, no white space in the base64.
+/// One block in the form that the parser expects: each label on its own line, no white space in the base64.
 fn strict(label: &str, body: &str) -> String {
     let body: String = body.split_ascii_whitespace().collect();
     format!("{BEGIN}{label}{DASHES}\n{body}\n{END}{label}{DASHES}\n")
 }
 
+/// Writes certificates as PEM, in order.
 pub fn of_certificates(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|c| armour(CERTIFICATE, c)).collect()
 }
 
+/// Writes a private key as PEM, labelled with its format.
 pub fn of_key(key: &PrivateKeyDer<'_>) -> String {
     let label = match key {
         PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",

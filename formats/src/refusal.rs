@@ -1,20 +1,22 @@
-//! Why a bundle is not taken.
+//! Why a bundle is refused.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-/// What is wrong with a bundle: the field, and why. Never a value.
+/// What is wrong with a bundle: the field and the reason. Never contains a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// The path of the field, such as `FILE_KEYS.k`, or [`WHOLE`].
     pub field: String,
+    /// What is wrong with it, to follow the field's name.
     pub reason: String,
 }
 
-/// The field of a refusal that concerns the bundle as a whole.
+/// The field of a refusal that concerns the whole bundle.
 pub const WHOLE: &str = "bundle";
 
-/// A refusal as an error.
+/// Refuses a field.
 ///
 /// # Errors
 /// Always.
@@ -23,7 +25,7 @@ pub fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<
 }
 
 impl Refusal {
-    /// The answer of the handshake.
+    /// The handshake's answer.
     pub fn to_json(&self) -> Value {
         json!({"ok": false, "field": self.field, "error": self.reason})
     }

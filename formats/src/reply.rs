@@ -1,53 +1,64 @@
-//! What makes an answer the user's own: sealed to a key of theirs, and signed by the enclave.
+//! Answers for one user: sealed to the user's key, and signed by the enclave.
 //!
-//! A sealed answer is `enc (32 bytes) || chunk || chunk …`. Each chunk is 64 KiB of the file, the last one what is
-//! left (nothing, for an empty file), sealed by HPKE ([`crate::hpke`]) in their order, so each is 16 bytes longer. A
-//! chunk's associated data is a byte that is 1 for the last chunk and 0 before, the length of the file id (2 bytes, big
-//! endian), the file id, and the user id: no chunk can be left out, moved, or taken for another file's.
+//! A sealed answer is `enc (32 bytes) || chunk || chunk …`. Each chunk is 64 KiB of the file; the last one is the rest
+//! (empty for an empty file). HPKE ([`crate::hpke`]) seals the chunks in order and adds 16 bytes to each. A chunk's
+//! associated data is a byte that is 1 for the last chunk and 0 before, the length of the file id (2 bytes, big
+//! endian), the file id, and the user id. So no chunk can be left out, moved, or used for another file.
 //!
-//! The signature (Ed25519, of the identity key in the attestation document) is over BCS, as Nautilus signs: `intent:
+//! The signature (Ed25519, by the identity key in the attestation document) is over BCS, as Nautilus signs: `intent:
 //! u8, timestamp_ms: u64, {sha256: vector<u8>, content_sha256: vector<u8>, file_id: string, user_id: string,
-//! watermarked: bool}`. The first hash is that of the bytes that are given out: of a sealed answer as it is, so that a
-//! signature says nothing about a file to who cannot open it. The second is that of the encrypted file in the request:
-//! no answer can be taken for that of another one. The intent is 0, and 1 where the answer is sealed.
+//! watermarked: bool}`. The first hash is that of the bytes that are returned: of a sealed answer as it is, so that a
+//! signature reveals nothing about a file to anyone who cannot open it. The second is that of the encrypted file in the
+//! request, so that an answer cannot be used for that of another request. The intent is 1 if the answer is sealed, else
+//! 0.
 
 use crate::digest::{Sha256, sha256};
 use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, TAG_LEN};
 
-/// Header fields of the raw route: the key that a request wants its answer sealed to, and what an answer tells.
+/// Header field of a request on the raw route: the key that the answer is to be sealed to, in base64.
 pub const REPLY_KEY: &str = "Teemark-Reply-Key";
+/// Header field of its answer: whether the file is marked, `true` or `false`.
 pub const WATERMARKED: &str = "Teemark-Watermarked";
+/// Header field of its answer: whether the body is sealed, `true` or `false`.
 pub const SEALED: &str = "Teemark-Sealed";
+/// Header field of its answer: when it was signed, in milliseconds since 1970.
 pub const TIMESTAMP: &str = "Teemark-Timestamp";
+/// Header field of its answer: the signature, in base64.
 pub const SIGNATURE: &str = "Teemark-Signature";
 
 /// HPKE's info.
 pub const PURPOSE: &[u8] = b"teemark answer v1";
 /// Bytes of the file in a chunk.
 pub const CHUNK: usize = 64 << 10;
-/// What the signature is about: a file as it is, or a sealed one.
+/// What the signature is about: a plain file, or a sealed one.
 const INTENT_FILE: u8 = 0;
 const INTENT_SEALED_FILE: u8 = 1;
 
-/// The file that an answer is about, and who asked.
+/// The file that an answer is about, and the user who asked for it.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
+    /// The file's id.
     pub file_id: &'a str,
+    /// The user's id, which the mark carries.
     pub user_id: &'a str,
 }
 
-/// What the enclave says of an answer, by its signature.
+/// What the enclave's signature says about an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Statement<'a> {
+    /// The file and the user.
     pub about: About<'a>,
-    /// SHA-256 of the encrypted file that the request had.
+    /// SHA-256 of the encrypted file in the request.
     pub content_sha256: Sha256,
+    /// Whether the watermark service marked the file.
     pub watermarked: bool,
+    /// Whether the answer is sealed to the user's key.
     pub sealed: bool,
+    /// When it was signed, in milliseconds since 1970.
     pub timestamp_ms: u64,
 }
 
-/// Bytes of the sealed answer for a file of `n` bytes.
+/// Length of the sealed answer for a file of `n` bytes.
 pub fn sealed_len(n: usize) -> usize {
     KEY_LEN + n + n.div_ceil(CHUNK).max(1) * TAG_LEN
 }
@@ -81,7 +92,7 @@ pub fn seal(
 /// Opens a sealed answer: the user's side.
 ///
 /// # Errors
-/// It was not sealed to this key for this file and user, or not all of it is there as it was.
+/// It was not sealed to this key for this file and user, or is incomplete or altered.
 pub fn open(sealed: &mut [u8], about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>, HpkeError> {
     let (enc, mut rest) = sealed.split_first_chunk_mut::<KEY_LEN>().ok_or(HpkeError)?;
     let enc = PublicKey::from_bytes(*enc).ok_or(HpkeError)?;
@@ -106,7 +117,7 @@ impl About<'_> {
 }
 
 impl Statement<'_> {
-    /// What is signed when these bytes are given out.
+    /// The bytes that are signed when these bytes are returned.
     pub fn to_bcs(&self, given: &[u8]) -> Vec<u8> {
         let About { file_id, user_id } = self.about;
         let mut bcs = vec![if self.sealed { INTENT_SEALED_FILE } else { INTENT_FILE }];
@@ -120,13 +131,13 @@ impl Statement<'_> {
     }
 }
 
-/// A length as BCS writes it.
+/// Writes a length as BCS does.
 fn uleb128(mut n: usize, out: &mut Vec<u8>) {
     while n >= 0x80 {
-        out.push(n as u8 | 0x80);
+        out.push(n.to_le_bytes()[0] | 0x80);
         n >>= 7;
     }
-    out.push(n as u8);
+    out.push(n.to_le_bytes()[0]);
 }
 
 #[cfg(test)]
@@ -146,7 +157,7 @@ mod tests {
     #[test]
     fn a_file_of_any_length_comes_back_whole() {
         for n in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5] {
-            let file: Vec<u8> = (0..n).map(|i| (i * 7 % 251) as u8).collect();
+            let file: Vec<u8> = (0..n).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
             let mut sealed = sealed(&file);
             assert_eq!(sealed.len(), sealed_len(n));
             assert_eq!(open(&mut sealed, ABOUT, &key(1)).unwrap(), file);
@@ -161,7 +172,10 @@ mod tests {
         assert!(!opens(whole.clone(), ABOUT, 3), "another's key");
         assert!(!opens(whole.clone(), About { file_id: "report-8", ..ABOUT }, 1));
         assert!(!opens(whole.clone(), About { user_id: "bob", ..ABOUT }, 1));
-        assert!(!opens(whole.clone(), About { file_id: "report-7a", user_id: "lice" }, 1), "where one id ends");
+        assert!(
+            !opens(whole.clone(), About { file_id: "report-7a", user_id: "lice" }, 1),
+            "the boundary between the ids"
+        );
         let chunk = CHUNK + TAG_LEN;
         for cut in [0, 31, 32, 33, 32 + chunk, 32 + 2 * chunk, whole.len() - 1] {
             assert!(!opens(whole[..cut].to_vec(), ABOUT, 1), "cut at {cut}");

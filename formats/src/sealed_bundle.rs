@@ -1,9 +1,9 @@
-//! A sealed bundle, which whoever relays it cannot read, alter or send again.
+//! A sealed bundle: whoever relays it can neither read nor alter nor replay it.
 //!
 //! `{"sealed_bundle": {"boot_nonce", "counter", "enc", "ciphertext", "signature"}}`. The bundle is sealed by HPKE to
-//! the enclave's sealing key, which its attestation document names, and all of it is signed by an operator's key
-//! (Ed25519), whose public half stands in the image. The boot nonce ties it to this boot; the counter, which has to be
-//! above that of the last bundle in force, keeps an older one from replacing a newer.
+//! the enclave's sealing key, which its attestation document names, and all of it is signed with an operator's key
+//! (Ed25519), whose public half is in the image. The boot nonce binds it to this boot. The counter must be above that
+//! of the last bundle in force, so that an older bundle cannot replace a newer one.
 
 use ring::signature::Ed25519KeyPair;
 use serde_json::json;
@@ -19,23 +19,30 @@ use crate::signature::VerifyingKey;
 /// The member that holds a sealed bundle.
 pub const SEALED: &str = "sealed_bundle";
 const MEMBERS: [&str; 5] = ["boot_nonce", "counter", "enc", "ciphertext", "signature"];
-/// HPKE's info, and the beginning of what is signed: neither means anything elsewhere.
+/// HPKE's info, and the prefix of what is signed: neither has a meaning elsewhere.
 pub const PURPOSE: &[u8] = b"teemark sealed bundle v1";
 
 /// The enclave that a bundle is for, as its attestation document names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
+    /// The key that it is sealed to.
     pub sealing_key: PublicKey,
+    /// The boot that it is for.
     pub boot_nonce: BootNonce,
 }
 
-/// A sealed bundle in its parts.
+/// The parts of a sealed bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedBundle {
+    /// The boot that it is for.
     pub boot_nonce: BootNonce,
+    /// The operator's counter, above that of the last bundle in force.
     pub counter: u64,
+    /// HPKE's encapsulated key.
     pub enc: PublicKey,
+    /// The sealed bundle.
     pub ciphertext: Vec<u8>,
+    /// The operator's signature, 64 bytes, of [`SealedBundle::to_be_signed`].
     pub signature: Vec<u8>,
 }
 
@@ -64,20 +71,23 @@ pub fn associated(boot_nonce: &BootNonce, counter: u64) -> Vec<u8> {
 }
 
 impl SealedBundle {
-    /// Reads a sealed bundle.
+    /// Parses a sealed bundle.
     ///
     /// # Errors
-    /// It is not one, or a member is missing or of another form.
+    /// It is not a sealed bundle, or a member is missing or malformed.
     pub fn parse(bytes: &[u8]) -> Result<SealedBundle, Refusal> {
         let object = Object::parse(WHOLE, bytes, Keep::Named(&[SEALED]))?;
         let Some(sealed) = object.get(SEALED) else {
-            return refuse(WHOLE, "is not sealed, and this enclave takes no other: teemark secrets --seal");
+            return refuse(
+                WHOLE,
+                "is not sealed, but this enclave takes only sealed bundles: use teemark secrets --seal",
+            );
         };
         let sealed = Object::parse(SEALED, sealed.get().as_bytes(), Keep::Named(&MEMBERS))?;
         let text = |name| sealed.text(SEALED, name);
         let bytes = |name| base64::decode(&text(name)?).map_or_else(|| refuse(field(name), "is not base64"), Ok);
         let Some(enc) = PublicKey::from_bytes(exactly("enc", bytes("enc")?)?) else {
-            return refuse(field("enc"), "is not a key that anything can be sealed with");
+            return refuse(field("enc"), "is not a usable X25519 public key");
         };
         let boot_nonce = hex::decode(&*text("boot_nonce")?).or_else(|_| refuse(field("boot_nonce"), "is not hex"))?;
         let boot_nonce = BootNonce::from_bytes(exactly("boot_nonce", boot_nonce)?);
@@ -89,12 +99,12 @@ impl SealedBundle {
         Ok(SealedBundle { boot_nonce, counter, enc, ciphertext, signature })
     }
 
-    /// What tells it from every other.
+    /// Identifies this bundle.
     pub fn id(&self) -> BundleId {
         BundleId { counter: self.counter, sha256: sha256(&self.ciphertext) }
     }
 
-    /// A line of JSON.
+    /// The bundle as a line of JSON.
     pub fn to_json(&self) -> String {
         let text = json!({SEALED: {
             "boot_nonce": self.boot_nonce,
@@ -106,25 +116,26 @@ impl SealedBundle {
         text.to_string() + "\n"
     }
 
-    /// What the operator signs. Everything but the last part has a fixed length, so no two bundles give the same bytes.
+    /// The bytes that the operator signs. All parts but the last have a fixed length, so no two bundles give the same
+    /// bytes.
     pub fn to_be_signed(&self) -> Vec<u8> {
         let counter = self.counter.to_be_bytes();
         [PURPOSE, self.boot_nonce.as_ref(), &counter, self.enc.as_ref(), &self.ciphertext].concat()
     }
 
-    /// Checks that one of these operators signed it.
+    /// Checks that one of these operators signed the bundle.
     ///
     /// # Errors
-    /// None of them did.
+    /// It is not signed by any of them.
     pub fn check_signature(&self, operators: &[VerifyingKey]) -> Result<(), Refusal> {
         let signed = self.to_be_signed();
         if operators.iter().any(|operator| operator.verifies(&signed, &self.signature)) {
             return Ok(());
         }
-        refuse(field("signature"), "is not of an operator whose key is in the image (TEEMARK_OPERATOR_KEYS)")
+        refuse(field("signature"), "is not by an operator whose key is in the image (TEEMARK_OPERATOR_KEYS)")
     }
 
-    /// Opens it: the enclave's side.
+    /// Opens the bundle: the enclave's side.
     ///
     /// # Errors
     /// It was not sealed to this key.
@@ -141,7 +152,7 @@ impl SealedBundle {
     }
 }
 
-/// A member's name as refusals tell it.
+/// A member's name as refusals give it.
 pub fn field(name: &str) -> String {
     format!("{SEALED}.{name}")
 }

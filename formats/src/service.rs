@@ -2,15 +2,16 @@
 
 use http::Uri;
 
-/// What an answer of the service may hold: so many times the request, and so many bytes more. Services that write JSON in
-/// ASCII only, as Python does by default, make six bytes of two (`\u0434`), and twelve of four.
+/// Limit of the service's answer, as a multiple of the request. Services that write JSON in ASCII only, as Python does
+/// by default, turn two bytes into six (`\u0434`), and four into twelve.
 pub const ANSWER_TIMES: usize = 3;
+/// Bytes that the service's answer may have beyond [`ANSWER_TIMES`] times the request.
 pub const ANSWER_SLACK: usize = 1 << 20;
 
-/// The port of a URL that names none.
+/// The port of a URL without one.
 const HTTPS_PORT: u16 = 443;
 
-/// An https URL with a host, and neither a user name, a query nor a fragment.
+/// An https URL with a host, and without a user name, query or fragment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceUrl {
     text: String,
@@ -19,10 +20,10 @@ pub struct ServiceUrl {
 }
 
 impl ServiceUrl {
-    /// Reads a URL. White space around it does not count: `echo` and files end with a newline.
+    /// Parses a URL. Surrounding white space is ignored: `echo` and files end with a newline.
     ///
     /// # Errors
-    /// Why it will not do.
+    /// Why the URL cannot be used.
     pub fn parse(text: &str) -> Result<ServiceUrl, &'static str> {
         let text = text.trim_ascii();
         let Ok(url) = text.parse::<Uri>() else { return Err("is not a URL") };
@@ -39,20 +40,22 @@ impl ServiceUrl {
         Ok(ServiceUrl { text: text.to_owned(), host, port })
     }
 
-    /// As it was written.
+    /// The text as it was given.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// What the service's own paths come after: the URL without a slash at its end.
+    /// The prefix of the service's own paths: the URL without a trailing slash.
     pub fn base(&self) -> &str {
         self.text.trim_end_matches('/')
     }
 
+    /// The host: a name, or an IP address.
     pub fn host(&self) -> &str {
         &self.host
     }
 
+    /// The port; 443 if the URL has none.
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -1,4 +1,4 @@
-//! Moments as people read them: `2026-11-23T19:06:35Z`.
+//! Times as people read them: `2026-11-23T19:06:35Z`.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,7 +1,7 @@
-//! vectors/*.json: an example of each format with every intermediate value, for clients in other languages to be held
-//! against. All keys in it are fixed, so each run writes the same bytes.
+//! vectors/*.json: an example of each format with every intermediate value, to test clients in other languages with.
+//! All keys in it are fixed, so each run writes the same bytes.
 //!
-//! `make vectors` writes the files; the tests below compare, and use them as another implementation would.
+//! `make vectors` writes the files. The tests below compare them, and use them as another implementation would.
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -35,7 +35,7 @@ const MARKED: &[u8] = b"The quick brown fox jumps over the lazy dog. [marked for
 const COUNTER: u64 = 1_764_000_000_000;
 const NOW: u64 = 1_764_000_000;
 const IV: [u8; 12] = [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28, 0x29, 0x2a, 0x2b];
-/// The id of the file key, as Tink's prefix can hold it.
+/// The file key's id, which fits into Tink's prefix.
 const KEY_ID: &str = "7";
 
 /// 32 bytes that count up from this one.
@@ -51,7 +51,7 @@ fn x25519(first: u8) -> PrivateKey {
     PrivateKey::new(Box::new(bytes(first)))
 }
 
-// Whose key begins with which byte.
+// The byte that each key begins with.
 const OPERATOR: u8 = 0x10;
 const IDENTITY: u8 = 0x30;
 const ISSUER: u8 = 0x50;
@@ -120,7 +120,7 @@ fn bundle() -> Vec<u8> {
     outgoing.to_json()
 }
 
-/// What HPKE computes on the way (RFC 9180, 5.1).
+/// HPKE's intermediate values (RFC 9180, 5.1).
 fn kem(recipient: &PublicKey, info: &[u8], ephemeral: u8) -> Value {
     let key = x25519(ephemeral);
     let agreed = key.agree(recipient);
@@ -234,7 +234,7 @@ fn request() -> Value {
     })
 }
 
-/// A marked file that takes more than one chunk: bytes that count up to 250, again and again.
+/// A marked file of more than one chunk: the bytes 0 to 250, again and again.
 fn large() -> Vec<u8> {
     (0..=250).cycle().take(CHUNK + 1000).collect()
 }
@@ -292,7 +292,7 @@ fn statement() -> Value {
     })
 }
 
-/// Each file's name, and what belongs into it.
+/// Each file's name and content.
 fn all() -> [(&'static str, Value); 8] {
     [
         ("keys", keys()),
@@ -310,7 +310,7 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors").join(name).with_extension("json")
 }
 
-/// A file of vectors, as another implementation reads it.
+/// Reads a file of vectors as another implementation would.
 fn read(name: &str) -> Value {
     serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
 }

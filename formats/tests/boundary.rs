@@ -1,8 +1,8 @@
-//! The trust boundary stands in the folder names: what is shared is this crate, and nothing drags the other side's code in.
+//! The trust boundary follows the folders: the two sides share only this crate, and neither links the other's code.
 
 use std::process::Command;
 
-/// The names of all crates that a package links, in its tests too where those are asked for.
+/// The names of all crates that a package links; `edges` says whether its tests count.
 fn links(package: &str, edges: &str) -> Vec<String> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["tree", "--offline", "--package", package, "--edges", edges, "--prefix", "none", "--format", "{p}"]);

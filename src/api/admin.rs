@@ -1,4 +1,4 @@
-//! What operators may ask.
+//! Routes of the admin listener, for operators.
 
 use formats::time::Utc;
 use serde_json::json;
@@ -11,7 +11,7 @@ use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
-pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     match *target.path() {
         ["ping"] => ("ping", allow(request, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, "GET").map(|()| status(api))),
@@ -23,8 +23,8 @@ pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Route
     }
 }
 
-/// What is counted, as Prometheus reads it.
-pub fn metrics(api: &Api) -> Answer {
+/// The metrics in Prometheus' text format.
+pub(crate) fn metrics(api: &Api) -> Answer {
     Answer::text(&METRICS.print(api.memory.left()))
 }
 

@@ -1,4 +1,4 @@
-//! What every request may use.
+//! What all requests share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,26 +14,36 @@ use crate::net::egress::Route;
 use crate::secrets::store::Store;
 use crate::settings::{Settings, WatermarkApi};
 
-/// What every request may use.
+/// What all requests share.
 pub struct Api {
+    /// The secrets in force.
     pub store: Arc<Store>,
+    /// The enclave's keys and its attestation.
     pub attestation: Arc<Attestation>,
+    /// Which grants are required, and which have been used.
     pub grants: Grants,
+    /// The allow list.
     pub allowed: Arc<AllowList>,
+    /// How allowed endpoints are reached.
     pub route: Route,
+    /// The memory of all requests.
     pub memory: Budget,
+    /// The limits of a request.
     pub limits: Limits,
+    /// Whether the plain file is returned if the service's success answer has no marked file.
     pub allow_unwatermarked: bool,
-    /// The form of a call of the watermark service.
+    /// How the watermark service is called.
     pub watermark_api: WatermarkApi,
-    /// Whether /metrics is on the public listener too.
+    /// Whether the public listener serves /metrics too.
     pub public_metrics: bool,
+    /// When the daemon started.
     pub started: Instant,
+    /// The last health check.
     pub health: Health,
 }
 
 impl Api {
-    /// By the settings, with what the start has made.
+    /// Combines the settings with what the start has made.
     pub fn new(
         store: Arc<Store>,
         allowed: Arc<AllowList>,

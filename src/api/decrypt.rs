@@ -1,8 +1,8 @@
 //! The daemon's job, in one pipeline for both routes.
 //!
-//! Each step is made only from the one before: who is [`Admitted`] may send a file; a file that is [`Received`] is the
-//! one that the grant is for, under secrets that are in force now that it is there; what is [`Marked`] came back from
-//! the watermark service; and only that is [`Given`]. So no route can leave a step out.
+//! Each step can be made only from the one before. A request that is [`Admitted`] may send a file. A file that is
+//! [`Received`] is the one that the grant is for, with the secrets in force once it has arrived. A file that is
+//! [`Marked`] came back from the watermark service, and only that is [`Given`]. So no route can skip a step.
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use formats::time::now_ms;
 
 use super::context::Api;
 use super::error::ApiError;
-use super::forms::{Asked, Form};
-use super::permit::{Covered, Permit};
+use super::forms::{Form, Given};
+use super::permit::{Asked, Covered, Permit};
 use crate::memory::Reservation;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
@@ -22,12 +22,12 @@ use crate::net::request::Request;
 use crate::secrets::store::Ready;
 use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 
-/// Answers a request for a file, and settles its grant by what came of it.
+/// Answers a request for a file, then settles its grant by the outcome.
 ///
 /// # Errors
 /// Why there is no file.
-pub fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
-    let permit = Permit::take(api, request)?;
+pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
+    let permit = Permit::take(&api.grants, &api.store, request)?;
     let outcome = Admitted::admit(api, &permit)
         .and_then(|admitted| admitted.receive(form, request))
         .and_then(Received::mark)
@@ -44,19 +44,19 @@ struct Admitted<'a> {
     memory: Reservation,
 }
 
-/// A file that is there, and that the permit is for.
+/// A file that has arrived and that the permit covers.
 struct Received<'a> {
     api: &'a Api,
     asked: Covered,
     file: Vec<u8>,
     /// SHA-256 of the encrypted file.
     content_sha256: Sha256,
-    /// What is in force now that the file is there.
+    /// The secrets in force once the file has arrived.
     secrets: Ready,
     memory: Reservation,
 }
 
-/// A file that has been through the watermark service.
+/// A file that came back from the watermark service.
 struct Marked<'a> {
     api: &'a Api,
     asked: Covered,
@@ -66,19 +66,6 @@ struct Marked<'a> {
     memory: Reservation,
 }
 
-/// An answer's content: the file or what it is sealed into, with the enclave's signature over just these bytes.
-pub struct Given {
-    pub asked: Covered,
-    pub data: Vec<u8>,
-    pub sealed: bool,
-    pub watermarked: bool,
-    pub timestamp_ms: u64,
-    /// Base64 of 64 bytes.
-    pub signature: String,
-    /// What the answer holds, until it is sent.
-    pub memory: Reservation,
-}
-
 impl<'a> Admitted<'a> {
     fn admit(api: &'a Api, permit: &'a Permit<'a>) -> Result<Admitted<'a>, ApiError> {
         let mut memory = api.memory.open();
@@ -86,19 +73,19 @@ impl<'a> Admitted<'a> {
         Ok(Admitted { api, permit, memory })
     }
 
-    /// Reads what is asked, and the file. It may take long to come, so what was in force when it began counts for
-    /// nothing.
+    /// Reads the parameters and the file. The file may take long to arrive, so what was in force when it began does not
+    /// count.
     fn receive(mut self, form: &Form<'_>, request: &mut Request<'_>) -> Result<Received<'a>, ApiError> {
         let Admitted { api, permit, .. } = self;
         let (asked, file) = form.read(&api.limits, request, &mut self.memory, |asked| permit.covers(asked))?;
         let content_sha256 = formats::digest::sha256(&file);
-        let secrets = permit.is_good_still(api, request, content_sha256)?;
+        let secrets = permit.recheck(&api.grants, &api.store, request, content_sha256)?;
         Ok(Received { api, asked, file, content_sha256, secrets, memory: self.memory })
     }
 }
 
 impl<'a> Received<'a> {
-    /// Opens the file and has it marked.
+    /// Decrypts the file and has it marked.
     fn mark(self) -> Result<Marked<'a>, ApiError> {
         let Received { api, asked, file, content_sha256, secrets, mut memory } = self;
         let Asked { file_id, user_id, key_id, .. } = asked.asked();
@@ -126,7 +113,7 @@ impl<'a> Received<'a> {
 }
 
 impl Marked<'_> {
-    /// Seals the file, if it is to be sealed, and signs what is given out.
+    /// Seals the file, if requested, and signs what is returned.
     fn give(mut self, form: &Form<'_>) -> Result<Given, ApiError> {
         self.memory.cover(form.answer_cost(self.data.len()))?;
         let Marked { api, asked, data, watermarked, content_sha256, memory } = self;

@@ -13,33 +13,33 @@ use crate::net::http::{HttpError, MAX_FIELDS, MAX_HEAD};
 use crate::net::request::BodyError;
 use crate::watermark::WatermarkError;
 
-/// A route's name, as the metrics show it, and what came of the request.
-pub type Routed = (&'static str, Result<Answer, ApiError>);
+/// A route's name, as in the metrics, and the outcome of the request.
+pub(crate) type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// What went wrong with a request, in the caller's terms.
 #[derive(Debug)]
 pub enum ApiError {
     /// The request cannot be understood: which part, and why.
     Invalid(String),
-    /// It is not served as HTTP has it.
+    /// The request breaks HTTP's rules or limits.
     Http(HttpError),
-    /// The client went away before it had its answer. Nobody reads this one.
+    /// The client closed the connection before it had its answer. Nobody reads this one.
     ClientGone,
     NotFound,
-    /// The request has no right to its file.
+    /// The request is not entitled to its file.
     Grant(GrantError),
-    /// The path is right, the method is not; these are.
+    /// The path exists, but only for these methods.
     MethodNotAllowed(&'static str),
     FileTooLarge(TooLarge),
     UnknownKey,
-    /// Wrong key, tag, length or associated data. Which one is not told.
+    /// Wrong key, tag, length or associated data. The answer does not tell which.
     DecryptFailed,
     WatermarkFailed(String),
-    /// What the service gave back is not the marked file: why.
+    /// What the service returned is not the marked file: why.
     WatermarkMissing(String),
     /// The watermark service does not mark files like this one: why.
     WatermarkUnsupported(String),
-    /// The watermark service has too much to do; again in so many seconds.
+    /// The watermark service is busy; try again after this many seconds.
     WatermarkBusy(u64),
     WatermarkTimeout,
     /// These items have not been delivered yet.
@@ -47,7 +47,7 @@ pub enum ApiError {
     Overloaded,
     /// There is no Nitro Secure Module that could sign an attestation document.
     CannotAttest,
-    /// More attestation documents are asked for than the module can make; again in so many seconds.
+    /// More attestation documents were requested than the module can make; try again after this many seconds.
     TooManyDocuments(u64),
     /// The request's own thread panicked, or the system or the Nitro Secure Module failed; the log says which.
     Internal,
@@ -59,21 +59,21 @@ impl ApiError {
         match self {
             ApiError::Invalid(reason) => (400, "invalid_request", reason.clone()),
             ApiError::Http(e) => http_row(*e),
-            // As nginx counts it.
-            ApiError::ClientGone => (499, "client_gone", "the client went away".into()),
+            // nginx's status code for this.
+            ApiError::ClientGone => (499, "client_gone", "the client closed the connection".into()),
             ApiError::Grant(e) => {
                 let (status, code) = grant_row(e);
                 (status, code, e.to_string())
             }
             ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
-            ApiError::UnknownKey => (404, "unknown_key", "no key of this id is in force".into()),
+            ApiError::UnknownKey => (404, "unknown_key", "no key with this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
             ApiError::FileTooLarge(limit) => (413, "file_too_large", limit.message()),
             ApiError::WatermarkUnsupported(reason) => (422, "watermark_unsupported", reason.clone()),
             ApiError::WatermarkBusy(seconds) => (503, "watermark_busy", WatermarkError::Busy(*seconds).to_string()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
             ApiError::TooManyDocuments(_) => {
-                (429, "too_many_requests", "attestation documents are made ten a second".into())
+                (429, "too_many_requests", "the limit is ten attestation documents a second".into())
             }
             ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),
@@ -92,23 +92,23 @@ impl ApiError {
     }
 }
 
-/// What is wrong with a request before anybody has looked at what it asks.
+/// Errors from before anything looks at what the request asks for.
 fn http_row(e: HttpError) -> (u16, &'static str, String) {
     let invalid = |status, message: &str| (status, "invalid_request", message.to_owned());
     match e {
         HttpError::Malformed(reason) => invalid(400, reason),
         HttpError::HeadTooLarge => {
-            invalid(431, &format!("the head is over {} KiB or {MAX_FIELDS} header fields", MAX_HEAD >> 10))
+            invalid(431, &format!("the request's head is over {} KiB or {MAX_FIELDS} header fields", MAX_HEAD >> 10))
         }
-        HttpError::LengthRequired => (411, "length_required", "send Content-Length, or chunks".into()),
+        HttpError::LengthRequired => (411, "length_required", "send Content-Length or a chunked body".into()),
         HttpError::TooLarge(n) => (413, "file_too_large", format!("the body is over {n} bytes")),
-        HttpError::UnknownExpectation => invalid(417, "only 100-continue is expected"),
+        HttpError::UnknownExpectation => invalid(417, "the only supported value of Expect is 100-continue"),
         HttpError::TooSlow => invalid(408, "the request came too slowly"),
         HttpError::Overloaded => (503, "overloaded", "too many requests are in flight; try again in a second".into()),
     }
 }
 
-/// 401 where another token is needed, 403 where this one is good for something else (RFC 6750, 3.1).
+/// 401 if another token is needed, 403 if this one is valid for something else (RFC 6750, 3.1).
 fn grant_row(e: &GrantError) -> (u16, &'static str) {
     match e {
         GrantError::Missing => (401, "grant_missing"),

@@ -1,4 +1,4 @@
-//! The two forms in which a file is asked for and given: raw bytes, or JSON.
+//! The two forms of a request for a file and of its answer: raw bytes, or JSON.
 
 use formats::base64;
 use formats::grants;
@@ -7,40 +7,42 @@ use formats::json::{self, Text};
 use formats::reply;
 use serde::{Deserialize, Serialize};
 
-use super::decrypt::Given;
 use super::error::ApiError;
 use super::limits::{FIXED_COST, Limits, cost, json_cost};
-use super::permit::Covered;
+use super::permit::{Asked, Covered};
 use super::request::{Target, body, decode, header, id};
 use crate::memory::Reservation;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
-/// How a file is asked for, and so how it is given.
-pub enum Form<'t> {
+/// How a file is requested, and so how it is returned.
+pub(crate) enum Form<'t> {
     /// All of it in JSON.
     Json,
-    /// The body is the file; the rest stands in path, query and header fields.
+    /// The body is the file; the rest is in the path, the query and header fields.
     Raw { file_id: &'t str, target: &'t Target<'t> },
 }
 
-/// What a request asks, beside its file.
-#[derive(Debug)]
-pub struct Asked {
-    pub file_id: String,
-    pub user_id: String,
-    pub key_id: Option<String>,
-    /// The key that the answer is to be sealed to, if any.
-    pub reply_key: Option<PublicKey>,
+/// An answer's content: the file or its sealed form, with the enclave's signature over exactly these bytes.
+pub(crate) struct Given {
+    pub asked: Covered,
+    pub data: Vec<u8>,
+    pub sealed: bool,
+    pub watermarked: bool,
+    pub timestamp_ms: u64,
+    /// Base64 of 64 bytes.
+    pub signature: String,
+    /// The memory that the answer holds until it is sent.
+    pub memory: Reservation,
 }
 
 impl Form<'_> {
-    /// Reads what is asked and the encrypted file. `covers` says whether the request may have what it asks; of a raw
-    /// request that is known before its body is read.
+    /// Reads the parameters and the encrypted file. `covers` decides whether the request may have what it asks for; for
+    /// a raw request, before its body is read.
     ///
     /// # Errors
-    /// The request is not understood or not permitted, or its body does not come.
-    pub fn read(
+    /// The request is malformed or not permitted, or its body does not arrive.
+    pub(crate) fn read(
         &self,
         limits: &Limits,
         request: &mut Request<'_>,
@@ -60,8 +62,8 @@ impl Form<'_> {
         }
     }
 
-    /// What it takes to answer with a marked file of `n` bytes: as JSON, its base64 stands there twice for a moment.
-    pub fn answer_cost(&self, n: usize) -> usize {
+    /// The memory for an answer with a marked file of `n` bytes. As JSON, its base64 exists twice for a moment.
+    pub(crate) fn answer_cost(&self, n: usize) -> usize {
         let copies = match self {
             Form::Json => 4,
             Form::Raw { .. } => 3,
@@ -69,11 +71,11 @@ impl Form<'_> {
         n.saturating_mul(copies).saturating_add(FIXED_COST)
     }
 
-    /// The answer that gives the file.
+    /// The answer with the file.
     ///
     /// # Errors
-    /// `Internal` if JSON could not hold it.
-    pub fn answer(&self, given: Given) -> Result<Answer, ApiError> {
+    /// `Internal` if it cannot be written as JSON.
+    pub(crate) fn answer(&self, given: Given) -> Result<Answer, ApiError> {
         match self {
             Form::Json => json_answer(given),
             Form::Raw { .. } => Ok(raw_answer(given)),
@@ -99,7 +101,7 @@ struct JsonRequest<'a> {
 struct JsonAnswer<'a> {
     file_id: &'a str,
     user_id: &'a str,
-    /// The marked file; or, sealed to the reply key, the answer of [`formats::reply`].
+    /// The marked file; or, if it is sealed to the reply key, `sealed_data` instead ([`formats::reply`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     decrypted_data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_json_is_an_error_and_no_overflow() {
+    fn deep_json_is_an_error_and_does_not_overflow_the_stack() {
         let deep = format!("{{\"x\":{}", "[".repeat(1_000_000));
         assert!(matches!(parse(deep.as_bytes()), Err(ApiError::Invalid(_))));
     }

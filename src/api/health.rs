@@ -1,35 +1,36 @@
-//! The health check: is everything there that a file needs on its way?
+//! The health check: does everything work that a file depends on?
 //!
-//! Each endpoint is tried and the service is asked at the same time, each in a thread of its own, and whatever has not
-//! answered by the end of [`LIMIT`] counts as a failure: name resolution and a vsock connect cannot be interrupted. A
-//! thread that hangs is left behind, and until it ends there is no second one for the same question.
+//! All endpoints and the service are probed at the same time, each in a thread of its own. Name resolution and a vsock
+//! connect cannot be interrupted, so a probe without a result at the end of [`LIMIT`] counts as failed. A thread that
+//! hangs is left behind, and until it ends its probe is not started again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use formats::allow_list::Endpoint;
+use formats::allow_list::{AllowList, Endpoint};
 use log::error;
 use serde_json::{Map, Value, json};
 
-use super::context::Api;
 use crate::net::answer::Answer;
+use crate::net::egress::Route;
+use crate::secrets::store::Store;
 use crate::threads;
 use crate::watermark::check_watermark_health;
 
-/// How long the result of a health check is kept.
+/// How long the result of a health check is reused.
 const KEPT: Duration = Duration::from_secs(5);
-/// Time for a health check, so that its answer is there within 3 s.
+/// Time limit of a health check, so that its answer arrives within 3 s.
 const LIMIT: Duration = Duration::from_millis(2800);
-/// Time to reach an endpoint, and for the service to answer: shorter, so that the reason is told.
-const QUESTION_LIMIT: Duration = Duration::from_millis(2500);
+/// Time limit to reach an endpoint, and for the service to answer: shorter, so that the reason is reported.
+const PROBE_LIMIT: Duration = Duration::from_millis(2500);
 
-/// The last health check. Only one is made at a time.
+/// The last health check. Only one runs at a time.
 pub struct Health {
     state: Mutex<State>,
     done: Condvar,
-    /// For each endpoint, and then for the service: whether a thread is asking.
-    asking: Vec<Arc<AtomicBool>>,
+    /// Whether a probe is still running: one flag per endpoint, and then the service's.
+    running: Vec<Arc<AtomicBool>>,
 }
 
 #[derive(Default)]
@@ -46,28 +47,28 @@ struct Checked {
     result: Value,
 }
 
-/// What a thread finds out: whether something is well, or why it cannot be told.
-type Question = Box<dyn FnOnce() -> Result<bool, String> + Send>;
+/// What runs in a thread: returns whether the target is healthy, or why that is not known.
+type Probe = Box<dyn FnOnce() -> Result<bool, String> + Send>;
 
-/// Tries every endpoint and asks the watermark service, unless that was done a moment ago.
-pub fn health_check(api: &Api) -> Answer {
-    let checked = api.health.latest(LIMIT, || check(api));
+/// Probes every endpoint and the watermark service, unless there is a recent result.
+pub(crate) fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
+    let checked = health.latest(LIMIT, || check(&health.running, allowed, route, store));
     Answer::json(checked.status, &checked.result)
 }
 
 impl Health {
-    /// For so many endpoints.
+    /// For this many endpoints.
     pub fn new(endpoints: usize) -> Health {
-        let asking = std::iter::repeat_with(Arc::default).take(endpoints + 1).collect();
-        Health { state: Mutex::default(), done: Condvar::new(), asking }
+        let running = std::iter::repeat_with(Arc::default).take(endpoints + 1).collect();
+        Health { state: Mutex::default(), done: Condvar::new(), running }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last result while it is fresh, else that of `check`. A caller that comes while another one checks gets the
-    /// last result; where there is none yet it waits for the new one, `within` at most.
+    /// Returns the last result while it is fresh, else that of `check`. While another caller's check runs, returns the
+    /// last result; if there is none yet, waits for the new one, `within` at most.
     fn latest(&self, within: Duration, check: impl FnOnce() -> Checked) -> Checked {
         let mut state = self.lock();
         match &state.last {
@@ -87,7 +88,7 @@ impl Health {
     }
 }
 
-/// A check under way; over when it is dropped, by a panic too.
+/// A check in progress; it ends when this is dropped, also by a panic.
 struct Checking<'a>(&'a Health);
 
 impl Drop for Checking<'_> {
@@ -112,83 +113,83 @@ impl Checked {
         Checked { at: Instant::now(), status: if healthy { 200 } else { 503 }, result }
     }
 
-    /// For a caller that waited for another's check in vain.
+    /// For a caller that waited in vain for another caller's check.
     fn unfinished() -> Checked {
         Checked::new(Map::new(), Err("the health check is not finished yet: ask again".into()))
     }
 }
 
-fn check(api: &Api) -> Checked {
-    let reach = |endpoint: &Endpoint| -> Question {
-        let (route, endpoint) = (api.route, endpoint.clone());
-        Box::new(move || Ok(route.dial(&endpoint, QUESTION_LIMIT).is_ok()))
+fn check(running: &[Arc<AtomicBool>], allowed: &AllowList, route: Route, store: &Arc<Store>) -> Checked {
+    let reach = |endpoint: &Endpoint| -> Probe {
+        let endpoint = endpoint.clone();
+        Box::new(move || Ok(route.dial(&endpoint, PROBE_LIMIT).is_ok()))
     };
-    let service: Question = match api.store.now().ready() {
+    let service: Probe = match store.now().ready() {
         Ok(ready) => {
-            let store = api.store.clone();
-            Box::new(move || check_watermark_health(&ready, &store, QUESTION_LIMIT).map_err(|e| e.to_string()))
+            let store = store.clone();
+            Box::new(move || check_watermark_health(&ready, &store, PROBE_LIMIT).map_err(|e| e.to_string()))
         }
         Err(missing) => Box::new(move || Err(format!("not asked; missing: {}", missing.join(", ")))),
     };
-    let questions = api.allowed.iter().map(reach).chain([service]).collect();
-    let mut answers = ask(&api.health.asking, questions, LIMIT);
-    let service = answers.pop().unwrap_or(Ok(false));
+    let probes = allowed.iter().map(reach).chain([service]).collect();
+    let mut results = run_probes(running, probes, LIMIT);
+    let service = results.pop().unwrap_or(Ok(false));
     let mut endpoints = Map::new();
-    for (endpoint, answer) in api.allowed.iter().zip(answers) {
-        endpoints.insert(endpoint.to_string(), (answer == Ok(true)).into());
+    for (endpoint, result) in allowed.iter().zip(results) {
+        endpoints.insert(endpoint.to_string(), (result == Ok(true)).into());
     }
     Checked::new(endpoints, service)
 }
 
-/// Asks all questions at the same time, but for those that are still being asked from before, and gives the answers that
-/// come within `limit`.
-fn ask(asking: &[Arc<AtomicBool>], questions: Vec<Question>, limit: Duration) -> Vec<Result<bool, String>> {
+/// Runs all probes at the same time, except those that still run from before, and returns the results that arrive
+/// within `limit`.
+fn run_probes(running: &[Arc<AtomicBool>], probes: Vec<Probe>, limit: Duration) -> Vec<Result<bool, String>> {
     let end = Instant::now() + limit;
     let not_answered = Err(format!("not answered within {} ms", limit.as_millis()));
-    let all = Mutex::new((vec![not_answered; questions.len()], 0));
-    let answers = Arc::new(Answers { all, one_more: Condvar::new() });
-    for (i, (asking, question)) in asking.iter().zip(questions).enumerate() {
-        if asking.swap(true, Ordering::AcqRel) {
+    let all = Mutex::new((vec![not_answered; probes.len()], 0));
+    let results = Arc::new(Results { all, one_more: Condvar::new() });
+    for (i, (running, probe)) in running.iter().zip(probes).enumerate() {
+        if running.swap(true, Ordering::AcqRel) {
             continue;
         }
-        answers.lock().1 += 1;
-        let asking = Asking { asking: asking.clone(), answers: answers.clone() };
+        results.lock().1 += 1;
+        let running = Running { running: running.clone(), results: results.clone() };
         let started = threads::start("health", move || {
-            let answer = question();
-            asking.answers.lock().0[i] = answer;
+            let result = probe();
+            running.results.lock().0[i] = result;
         });
         if let Err(e) = started {
             error!("cannot start a thread for the health check: {e}");
         }
     }
-    let (all, left) = (answers.lock(), end.saturating_duration_since(Instant::now()));
-    let waited = answers.one_more.wait_timeout_while(all, left, |(_, open)| *open > 0);
+    let (all, left) = (results.lock(), end.saturating_duration_since(Instant::now()));
+    let waited = results.one_more.wait_timeout_while(all, left, |(_, open)| *open > 0);
     waited.unwrap_or_else(PoisonError::into_inner).0.0.clone()
 }
 
-/// The answers to all questions, and how many are still being asked.
-struct Answers {
+/// The results of all probes, and how many still run.
+struct Results {
     all: Mutex<(Vec<Result<bool, String>>, usize)>,
     one_more: Condvar,
 }
 
-impl Answers {
+impl Results {
     fn lock(&self) -> MutexGuard<'_, (Vec<Result<bool, String>>, usize)> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A question being asked; answered, or given up by a panic, when it is dropped.
-struct Asking {
-    asking: Arc<AtomicBool>,
-    answers: Arc<Answers>,
+/// A probe that runs; it ends when this is dropped, also by a panic.
+struct Running {
+    running: Arc<AtomicBool>,
+    results: Arc<Results>,
 }
 
-impl Drop for Asking {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.asking.store(false, Ordering::Release);
-        self.answers.lock().1 -= 1;
-        self.answers.one_more.notify_all();
+        self.running.store(false, Ordering::Release);
+        self.results.lock().1 -= 1;
+        self.results.one_more.notify_all();
     }
 }
 
@@ -199,10 +200,10 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::thread;
 
-    /// Longer than any machine is busy.
+    /// Longer than any test takes.
     const LONG: Duration = Duration::from_secs(600);
 
-    fn asking<const N: usize>() -> [Arc<AtomicBool>; N] {
+    fn running<const N: usize>() -> [Arc<AtomicBool>; N] {
         std::array::from_fn(|_| Arc::default())
     }
 
@@ -211,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_has_not_answered_and_is_not_asked_again_until_it_ends() {
+    fn a_probe_that_hangs_is_not_started_again_until_it_ends() {
         let (release, released) = channel::<()>();
-        let (asking, asked) = (asking::<1>(), Arc::new(AtomicUsize::new(0)));
-        let question = |wait: Box<dyn FnOnce() + Send>| -> Vec<Question> {
+        let (running, asked) = (running::<1>(), Arc::new(AtomicUsize::new(0)));
+        let probe = |wait: Box<dyn FnOnce() + Send>| -> Vec<Probe> {
             let asked = asked.clone();
             vec![Box::new(move || {
                 asked.fetch_add(1, Ordering::Relaxed);
@@ -223,40 +224,40 @@ mod tests {
             })]
         };
         // It hangs until the test drops its end.
-        let hangs = question(Box::new(move || assert!(released.recv().is_err())));
+        let hangs = probe(Box::new(move || assert!(released.recv().is_err())));
         let not_answered = vec![Err("not answered within 50 ms".to_owned())];
-        assert_eq!(ask(&asking, hangs, Duration::from_millis(50)), not_answered);
+        assert_eq!(run_probes(&running, hangs, Duration::from_millis(50)), not_answered);
         for _ in 0..3 {
-            assert_eq!(ask(&asking, question(Box::new(|| {})), Duration::from_millis(50)), not_answered);
+            assert_eq!(run_probes(&running, probe(Box::new(|| {})), Duration::from_millis(50)), not_answered);
         }
         drop(release);
-        while asking[0].load(Ordering::Acquire) {
+        while running[0].load(Ordering::Acquire) {
             thread::yield_now();
         }
-        assert_eq!(ask(&asking, question(Box::new(|| {})), LONG), [Ok(true)]);
+        assert_eq!(run_probes(&running, probe(Box::new(|| {})), LONG), [Ok(true)]);
         assert_eq!(asked.load(Ordering::Relaxed), 2, "once while it hung, and once afterwards");
     }
 
     #[test]
-    fn no_question_waits_for_another() {
+    fn no_probe_waits_for_another() {
         let (answered, other_answered) = channel::<()>();
-        let waits: Question = Box::new(move || Ok(other_answered.recv().is_ok()));
-        let other: Question = Box::new(move || Ok(answered.send(()).is_ok()));
-        assert_eq!(ask(&asking::<2>(), vec![waits, other], LONG), [Ok(true), Ok(true)]);
+        let waits: Probe = Box::new(move || Ok(other_answered.recv().is_ok()));
+        let other: Probe = Box::new(move || Ok(answered.send(()).is_ok()));
+        assert_eq!(run_probes(&running::<2>(), vec![waits, other], LONG), [Ok(true), Ok(true)]);
     }
 
     #[test]
-    fn a_question_that_panics_has_not_answered_and_can_be_asked_again() {
-        let asking = asking::<1>();
-        assert!(ask(&asking, vec![Box::new(|| panic!("as asked"))], LONG)[0].is_err());
-        while asking[0].load(Ordering::Acquire) {
+    fn a_probe_that_panics_has_no_result_and_can_be_started_again() {
+        let running = running::<1>();
+        assert!(run_probes(&running, vec![Box::new(|| panic!("as asked"))], LONG)[0].is_err());
+        while running[0].load(Ordering::Acquire) {
             thread::yield_now();
         }
-        assert_eq!(ask(&asking, vec![Box::new(|| Ok(true))], LONG), [Ok(true)]);
+        assert_eq!(run_probes(&running, vec![Box::new(|| Ok(true))], LONG), [Ok(true)]);
     }
 
     #[test]
-    fn a_caller_that_comes_during_the_first_check_waits_for_it_but_not_for_ever() {
+    fn a_caller_that_comes_during_the_first_check_waits_for_it_but_not_forever() {
         let health = Health::new(0);
         let (begun, has_begun) = channel();
         let (release, released) = channel::<()>();

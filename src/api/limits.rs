@@ -1,4 +1,4 @@
-//! How much may be asked for: the settings that bound a request, and what they come to together.
+//! The limits of requests: the settings that bound them, and the memory that they add up to.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use serde_json::{Value, json};
 
 use crate::settings::Settings;
 
-/// Room in a JSON request beside the file, in bytes.
+/// Room in a JSON request for everything but the file, in bytes.
 const JSON_SLACK: usize = 64 << 10;
-/// Bytes past the largest body that still come through, so that the request's own route says what is wrong.
+/// Bytes beyond the largest body that are still read, so that the request's own route reports the error.
 const BODY_SLACK: usize = 2 << 20;
 
-/// What a request holds whatever its size: buffers of its connections, a thread's stack, in bytes.
+/// Memory of any request, whatever its size: connection buffers and a thread's stack, in bytes.
 pub const FIXED_COST: usize = 256 << 10;
 
-/// What a request of `n` bytes comes to hold: the file, its JSON for the service, the answer and the marked file, of
-/// which never more than this is there at once. What turns out larger is reserved when that is known.
+/// Peak memory of a request of `n` bytes: of the file, its JSON for the service, the answer and the marked file, at
+/// most four buffers of that size exist at once. Growth beyond that is reserved when it is known.
 pub fn cost(n: usize) -> usize {
     n.saturating_mul(4).saturating_add(FIXED_COST)
 }
 
-/// The same for a JSON request whose body has so many bytes: body, text with its escapes undone, and file, which are
-/// there together while it is parsed, are 2.75 times the body; and four times the file is three times its base64.
+/// The same for a JSON request whose body has this many bytes. While it is parsed, the body, the text without escapes
+/// and the file together are 2.75 times the body; later, four times the file is three times its base64.
 pub fn json_cost(body: usize) -> usize {
     body.saturating_mul(3).saturating_add(FIXED_COST)
 }
@@ -35,27 +35,27 @@ pub struct Limits {
     pub max_file: usize,
     /// Bytes that all requests together may hold.
     pub memory: usize,
-    /// Connections of a listener at once, and requests at once.
+    /// Most connections of a listener, and most requests in flight.
     pub connections: usize,
-    /// Time for one call of the watermark service.
+    /// Time limit of one call of the watermark service.
     pub timeout: Duration,
 }
 
-/// The limit that a request is past.
+/// The limit that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TooLarge {
-    /// A file may have so many bytes.
+    /// Largest file, in bytes.
     File(usize),
-    /// The request needs more than all requests may hold together, in bytes.
+    /// Memory that all requests together may hold, in bytes: the request needs more.
     Memory(usize),
-    /// The watermark service takes no file of this size.
+    /// The watermark service does not accept a file of this size.
     Service,
-    /// A bundle may have so many bytes.
+    /// Largest bundle, in bytes.
     Bundle(usize),
 }
 
 impl TooLarge {
-    /// Which limit, in bytes, and which setting it is.
+    /// Names the limit, in bytes, and its setting.
     pub fn message(self) -> String {
         match self {
             TooLarge::File(n) => format!("the file is too large: the limit is {n} bytes (TEEMARK_MAX_FILE)"),
@@ -68,23 +68,25 @@ impl TooLarge {
     }
 }
 
-/// A body's limit, and what is said of one that is past it.
+/// A body's limit, and the error for a body that exceeds it.
 #[derive(Clone, Copy)]
 pub struct BodyLimit {
+    /// Most bytes of the body.
     pub bytes: usize,
+    /// The error for a body with more.
     pub past: TooLarge,
 }
 
-/// The limit of a bundle. One byte more than it may have is read, so that the handshake itself says what is wrong.
+/// The limit of a bundle. One byte more is read, so that the handshake itself reports the error.
 pub const BUNDLE: BodyLimit = BodyLimit { bytes: MAX_BUNDLE + 1, past: TooLarge::Bundle(MAX_BUNDLE) };
 
 impl Limits {
-    /// As the settings have them; `connections` is what the system allows of theirs.
+    /// From the settings; `connections` is how many of theirs the system allows.
     pub fn new(settings: &Settings, connections: usize) -> Limits {
         Limits { max_file: settings.max_file, memory: settings.memory, connections, timeout: settings.timeout }
     }
 
-    /// What is said of a file that has too many bytes.
+    /// The error for a file that is too large.
     pub fn past_file(&self) -> TooLarge {
         TooLarge::File(self.max_file)
     }
@@ -95,20 +97,20 @@ impl Limits {
     }
 
     /// The limit of the JSON route's body, with the encrypted file as base64. It may be in lines of 76 characters (RFC
-    /// 2045, 6.8), each with an end that JSON escapes as four.
+    /// 2045, 6.8), each with a line end that JSON escapes as four.
     pub fn json_body(&self) -> BodyLimit {
         let file = (self.max_file + files::OVERHEAD).div_ceil(3) * 4;
         BodyLimit { bytes: file + file / 19 + JSON_SLACK, past: self.past_file() }
     }
 
-    /// The limit of any body, past which nothing looks at it.
+    /// The limit of any body: whatever is larger, the ingress refuses.
     pub fn any_body(&self) -> BodyLimit {
         let limit = self.json_body();
         BodyLimit { bytes: limit.bytes + BODY_SLACK, ..limit }
     }
 
-    /// Bytes of the largest file that can come by the raw route and by the JSON route: TEEMARK_MAX_FILE, or less where
-    /// that does not fit TEEMARK_MEMORY.
+    /// The largest files that fit by the raw route and by the JSON route, in bytes: TEEMARK_MAX_FILE, or less if that
+    /// does not fit into TEEMARK_MEMORY.
     pub fn largest_files(&self) -> [usize; 2] {
         let raw = |file: usize| cost(file + files::OVERHEAD + 1);
         let json = |file: usize| json_cost((file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK + 1);
@@ -124,7 +126,7 @@ impl Limits {
         fits
     }
 
-    /// For an operator's eyes.
+    /// The limits as operators see them.
     pub fn to_json(&self) -> Value {
         let [raw, json] = self.largest_files();
         json!({
@@ -144,10 +146,10 @@ mod tests {
     use crate::settings::three_fifths;
 
     const MIB: usize = 1 << 20;
-    /// What of an enclave's memory is not available when the daemon starts. With 512 MiB, Linux takes 8 for its page
+    /// Memory of an enclave that is not available when the daemon starts. With 512 MiB, Linux takes 8 for its page
     /// structures (64 bytes a page), some 16 for the kernel and its tables, 6 for the ramdisks and what is unpacked
-    /// from them, 2 for init and the daemon, and keeps 3 back (min_free_kbytes and the watermarks above it). The VM
-    /// scenario `handshake` holds a booted enclave against what the daemon makes of this.
+    /// from them, 2 for init and the daemon, and keeps 3 in reserve (min_free_kbytes and the watermarks above it). The
+    /// VM scenario `handshake` compares a booted enclave with the value that the daemon derives from this.
     const NOT_AVAILABLE: usize = 48 * MIB;
 
     /// ENCLAVE_MEMORY's default in host/deploy/run-enclave.sh, in bytes.
@@ -174,14 +176,14 @@ mod tests {
         let limits = Limits::new(&shipped(), 256);
         assert_eq!(limits.largest_files(), [limits.max_file; 2], "{limits:?}");
         let budget = Budget::new(limits.memory, 1);
-        // A byte more than the limit is read, to notice what is past it.
+        // One byte more than the limit is read, to notice a larger body.
         for cost in [cost(limits.raw_body().bytes + 1), json_cost(limits.json_body().bytes + 1)] {
             assert!(budget.open().cover(cost).is_ok(), "{cost} bytes of {limits:?}");
         }
     }
 
     #[test]
-    fn what_admission_may_give_leaves_the_enclave_room_for_all_else() {
+    fn admission_leaves_the_enclave_room_for_everything_else() {
         // The daemon's peak is five quarters of TEEMARK_MEMORY (SPECIFICATION.md).
         let (memory, available) = (shipped().memory, memory_of_an_enclave() - NOT_AVAILABLE);
         assert!(memory / 4 * 5 <= available / 4 * 3, "{memory} of {available} bytes");

@@ -1,4 +1,4 @@
-//! Requests and answers: what the ingress hands over is routed, handled, and gets exactly one answer.
+//! Requests and answers: what the ingress hands over is routed and handled, and gets exactly one answer.
 
 mod admin;
 mod context;
@@ -26,16 +26,20 @@ pub use context::Api;
 use error::{ApiError, Routed};
 use request::Target;
 
-/// Which of the two listeners a request came by.
+/// The listener that a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// The public listener, for users.
     Public,
+    /// The admin listener, for operators.
     Admin,
 }
 
-/// One side of the daemon, as the ingress sees it.
+/// One listener's routes, as the ingress sees them.
 pub struct Served {
+    /// What all requests share.
     pub api: Arc<Api>,
+    /// The listener.
     pub side: Side,
 }
 
@@ -54,7 +58,7 @@ impl Service for Served {
     }
 
     fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration) {
-        // Probes come every few seconds and say nothing new; and what anybody may cause is not to fill the log.
+        // Probes come every few seconds and say nothing new, and anonymous clients must not be able to fill the log.
         let level = match (route, status) {
             ("decrypt" | "decrypt_raw", 401) => Level::Debug,
             ("decrypt" | "decrypt_raw" | "update_secrets" | "panicked", _) => Level::Info,
@@ -64,7 +68,7 @@ impl Service for Served {
     }
 }
 
-/// The answer to what was routed. A panic in one request must not end the others.
+/// Runs a route. A panic in one request must not end the others.
 fn answer(route: impl FnOnce() -> Routed) -> Answer {
     let (route, result) = catch_unwind(AssertUnwindSafe(route)).unwrap_or_else(|_| {
         METRICS.panics.add(1);

@@ -1,4 +1,4 @@
-//! What a request may have.
+//! What a request may have, and by which grant.
 
 use formats::digest::Sha256;
 use formats::grants::{Grant, GrantError};
@@ -6,9 +6,7 @@ use formats::hpke::PublicKey;
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
 
-use super::context::Api;
 use super::error::ApiError;
-use super::forms::Asked;
 use super::limits::TooLarge;
 use super::request::header;
 use crate::grants::{Use, UsedGrants};
@@ -16,10 +14,10 @@ use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
 use crate::net::request::Request;
-use crate::secrets::store::Ready;
+use crate::secrets::store::{Ready, Store};
 use crate::settings::Settings;
 
-/// Whether grants are asked for, whom they may be for, and which have been used.
+/// Whether grants are required, which audiences they may name, and which have been used.
 pub struct Grants {
     required: bool,
     audiences: Vec<String>,
@@ -27,35 +25,57 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// A grant may be for this enclave, by the hex of its identity key, or for its fleet.
+    /// A grant's audience is this enclave, by its identity key in hex, or its fleet.
     pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
         Grants { required: settings.grants, audiences, used: UsedGrants::default() }
     }
+
+    /// The request's grant, if it is valid now.
+    fn check(&self, request: &Request<'_>, secrets: &Ready) -> Result<Grant, ApiError> {
+        let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
+        let grant = match given {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
+                secrets.grants.check(token.trim(), &self.audiences, Utc::now())
+            }
+            _ => Err(GrantError::Missing),
+        };
+        grant.map_err(refused)
+    }
 }
 
 /// The right to one answer.
-pub enum Permit<'a> {
-    /// Nobody needs a grant.
+pub(crate) enum Permit<'a> {
+    /// Grants are not required.
     Open,
-    /// By a grant, which is in use.
+    /// A grant, which is in use.
     Granted(Grant, Use<'a>),
 }
 
-/// What a request asks and may have: one file for one user, in an answer that is sealed to this key or to none.
-pub struct Covered {
+/// What a request asks for, apart from the file that it sends.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub file_id: String,
+    pub user_id: String,
+    pub key_id: Option<String>,
+    /// The key to seal the answer to, if the request names one.
+    pub reply_key: Option<PublicKey>,
+}
+
+/// What a request asks for and may have: one file for one user, in an answer that is sealed to this key, or plain.
+pub(crate) struct Covered {
     asked: Asked,
     reply_key: Option<PublicKey>,
 }
 
 impl Covered {
-    /// What the request asks.
-    pub fn asked(&self) -> &Asked {
+    /// What the request asks for.
+    pub(crate) fn asked(&self) -> &Asked {
         &self.asked
     }
 
-    /// The key that the answer is to be sealed to, if any: what the request asks for and what the grant says together.
-    pub fn reply_key(&self) -> Option<PublicKey> {
+    /// The key to seal the answer to, if any: the request and the grant together decide.
+    pub(crate) fn reply_key(&self) -> Option<PublicKey> {
         self.reply_key
     }
 }
@@ -64,22 +84,22 @@ impl<'a> Permit<'a> {
     /// Takes the request's grant: a second request with it gets `grant_used` until this one ends.
     ///
     /// # Errors
-    /// The grant is missing, not valid, or used already; or the secrets are not there yet.
-    pub fn take(api: &'a Api, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
-        let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
-        if !api.grants.required {
+    /// The grant is missing, invalid or already used; or not all secrets have been delivered.
+    pub(crate) fn take(grants: &'a Grants, store: &Store, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
+        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
+        if !grants.required {
             return Ok(Permit::Open);
         }
-        let grant = grant(api, request, &secrets)?;
-        let taken = api.grants.used.take(&grant, Utc::now()).map_err(refused)?;
+        let grant = grants.check(request, &secrets)?;
+        let taken = grants.used.take(&grant, Utc::now()).map_err(refused)?;
         Ok(Permit::Granted(grant, taken))
     }
 
-    /// What a request may have of what it asks.
+    /// Checks that the request may have what it asks for.
     ///
     /// # Errors
     /// The grant is for another file or user, or names another key.
-    pub fn covers(&self, asked: Asked) -> Result<Covered, ApiError> {
+    pub(crate) fn covers(&self, asked: Asked) -> Result<Covered, ApiError> {
         let reply_key = match self {
             Permit::Open => asked.reply_key,
             Permit::Granted(grant, _) => grant
@@ -90,34 +110,40 @@ impl<'a> Permit<'a> {
         Ok(Covered { asked, reply_key })
     }
 
-    /// Whether the permit is still good, and for the encrypted file of this SHA-256. Gives the secrets that this was
-    /// held against: those in force now.
+    /// Checks that the permit still holds, and is for the encrypted file with this SHA-256. Returns the secrets that
+    /// this was checked with: those in force now.
     ///
     /// # Errors
-    /// The grant is for another file, has expired, or is signed by a key that is not in force any more.
-    pub fn is_good_still(&self, api: &Api, request: &Request<'_>, content: Sha256) -> Result<Ready, ApiError> {
-        let secrets = api.store.now().ready().map_err(ApiError::NotReady)?;
+    /// The grant is for another file, has expired, or was signed by a key that is no longer in force.
+    pub(crate) fn recheck(
+        &self,
+        grants: &Grants,
+        store: &Store,
+        request: &Request<'_>,
+        content: Sha256,
+    ) -> Result<Ready, ApiError> {
+        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
         if let Permit::Granted(taken, _) = self {
-            grant(api, request, &secrets)?;
+            grants.check(request, &secrets)?;
             taken.covers_content(content).map_err(refused)?;
         }
         Ok(secrets)
     }
 
-    /// Whose the request is, where that is known.
-    pub fn owner(&self) -> Option<Owner> {
+    /// The owner of the request, if that is known.
+    pub(crate) fn owner(&self) -> Option<Owner> {
         match self {
             Permit::Open => None,
             Permit::Granted(grant, _) => Some(grant.owner()),
         }
     }
 
-    /// What becomes of the grant: one that gave a file is used up. One whose request came too slowly, or whose file the
-    /// service does not take, may be tried again twice; any other is as good as it was.
-    pub fn settle<T>(self, outcome: &Result<T, ApiError>) {
+    /// Decides what becomes of the grant. If it gave a file, it is used up. If the request came too slowly, or the
+    /// service does not accept the file, it may be tried again twice. Otherwise it stays as it was.
+    pub(crate) fn settle<T>(self, outcome: &Result<T, ApiError>) {
         let Permit::Granted(_, taken) = self else { return };
         match outcome {
-            Ok(_) => taken.up(),
+            Ok(_) => taken.use_up(),
             Err(
                 ApiError::Http(HttpError::TooSlow)
                 | ApiError::FileTooLarge(TooLarge::Service)
@@ -126,18 +152,6 @@ impl<'a> Permit<'a> {
             Err(_) => {}
         }
     }
-}
-
-/// The request's grant, which is valid at this moment.
-fn grant(api: &Api, request: &Request<'_>, secrets: &Ready) -> Result<Grant, ApiError> {
-    let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
-    let grant = match given {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
-            secrets.grants.check(token.trim(), &api.grants.audiences, Utc::now())
-        }
-        _ => Err(GrantError::Missing),
-    };
-    grant.map_err(refused)
 }
 
 fn refused(e: GrantError) -> ApiError {

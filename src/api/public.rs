@@ -1,4 +1,4 @@
-//! What users may ask.
+//! Routes of the public listener, for users.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,14 +17,16 @@ use crate::attest::DocumentError;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
-pub fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");
     let post = |request: &Request<'_>| allow(request, "POST");
     match *target.path() {
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
-        ["health_check"] => ("health_check", get(request).map(|()| health_check(api))),
+        ["health_check"] => {
+            ("health_check", get(request).map(|()| health_check(&api.health, &api.allowed, api.route, &api.store)))
+        }
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
@@ -46,7 +48,7 @@ fn ready(api: &Api) -> Answer {
     Answer::json(if ready { 200 } else { 503 }, &answer)
 }
 
-/// The attestation document, as Nautilus serves it: hex. Where a test root signs it, with that root.
+/// The attestation document in hex, as Nautilus serves it; if a test root signs it, with that root.
 fn get_attestation(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let nonce = target.query("nonce")?.map(hex::decode).transpose();
     let nonce = nonce.ok().filter(|nonce| nonce.as_ref().is_none_or(|n| (1..=MAX_NONCE).contains(&n.len())));

@@ -1,4 +1,4 @@
-//! What a request asks for.
+//! A request's target, parameters and body.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -8,46 +8,46 @@ use percent_encoding::percent_decode_str;
 use super::error::ApiError;
 use super::limits::{BodyLimit, TooLarge};
 use crate::memory::{Reservation, SILENCE};
-use crate::net::request::{Came, Request};
+use crate::net::request::{Progress, Request};
 
 /// Longest file id and user id, in bytes.
 const MAX_ID: usize = 256;
 
 /// A request's path as it came, and its query, decoded.
 ///
-/// A path has one spelling only, so that a limit in front of one cannot be passed by another (but for ids in it, which
-/// [`decode`] reads).
-pub struct Target<'a> {
+/// A path has only one spelling, so that a limit in front of it cannot be bypassed by another (except for ids in it,
+/// which [`decode`] reads).
+pub(crate) struct Target<'a> {
     path: Vec<&'a str>,
     query: Vec<(String, String)>,
 }
 
 impl<'a> Target<'a> {
-    /// Takes a request target apart.
+    /// Splits a request target.
     ///
     /// # Errors
     /// The query is not UTF-8.
-    pub fn parse(target: &'a str) -> Result<Target<'a>, ApiError> {
+    pub(crate) fn parse(target: &'a str) -> Result<Target<'a>, ApiError> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let path = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // Forms and query builders write a blank as + (URL Standard, 5.1).
+            // Forms and query builders write a space as + (URL Standard, 5.1).
             Ok((decode(&name.replace('+', " "), "the query")?, decode(&value.replace('+', " "), "the query")?))
         });
         Ok(Target { path, query: pairs.collect::<Result<_, ApiError>>()? })
     }
 
     /// The path's segments as they came; one empty segment for `/`.
-    pub fn path(&self) -> &[&'a str] {
+    pub(crate) fn path(&self) -> &[&'a str] {
         &self.path
     }
 
-    /// The value of a parameter that may stand once.
+    /// The value of a parameter that may be given once.
     ///
     /// # Errors
-    /// It stands more often.
-    pub fn query(&self, name: &str) -> Result<Option<&str>, ApiError> {
+    /// It is given more than once.
+    pub(crate) fn query(&self, name: &str) -> Result<Option<&str>, ApiError> {
         let mut values = self.query.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str());
         match (values.next(), values.next()) {
             (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
@@ -59,17 +59,17 @@ impl<'a> Target<'a> {
 /// Undoes percent-encoding.
 ///
 /// # Errors
-/// It does not give UTF-8; `place` is where it stands.
-pub fn decode(text: &str, place: &str) -> Result<String, ApiError> {
+/// The result is not UTF-8; `place` names the text in the error.
+pub(crate) fn decode(text: &str, place: &str) -> Result<String, ApiError> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Cow::into_owned).map_err(|_| ApiError::Invalid(format!("{place} is not UTF-8")))
 }
 
-/// The value of a header field that may stand once.
+/// The value of a header field that may occur once.
 ///
 /// # Errors
-/// It stands more often, or is not UTF-8.
-pub fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+/// It occurs more than once, or is not UTF-8.
+pub(crate) fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let mut values = request.head.values(name);
     match (values.next().map(str::from_utf8), values.next()) {
         (_, Some(_)) => Err(ApiError::Invalid(format!("{name} is given twice"))),
@@ -78,37 +78,37 @@ pub fn header<'a>(request: &'a Request<'_>, name: &'static str) -> Result<Option
     }
 }
 
-/// Lets one method pass; HEAD passes for GET.
+/// Accepts one method; HEAD is accepted for GET.
 ///
 /// # Errors
-/// It is another one.
-pub fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError> {
+/// The request has another method.
+pub(crate) fn allow(request: &Request<'_>, method: &'static str) -> Result<(), ApiError> {
     let same = request.head.method == method || (method == "GET" && request.head.head_only());
     if same { Ok(()) } else { Err(ApiError::MethodNotAllowed(method)) }
 }
 
-/// An id that may stand in a request and in a mark: 1 to 256 bytes without control characters.
+/// Checks an id that a request names and a mark contains: 1 to 256 bytes without control characters.
 ///
 /// # Errors
-/// It is missing, or no such id.
-pub fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
+/// It is missing or invalid.
+pub(crate) fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiError> {
     match id {
         None => Err(ApiError::Invalid(format!("{name} is missing"))),
         Some(id) if id.is_empty() || id.len() > MAX_ID || id.chars().any(char::is_control) => {
-            Err(ApiError::Invalid(format!("{name} is not of 1 to {MAX_ID} bytes without control characters")))
+            Err(ApiError::Invalid(format!("{name} must be 1 to {MAX_ID} bytes without control characters")))
         }
         Some(id) => Ok(id),
     }
 }
 
-/// How often a silent request asks whether it is in the way.
-const ASKS_EVERY: Duration = Duration::from_millis(100);
+/// How often a silent request checks whether it has to give way.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// Reads the body, within `limit`. Memory is reserved as it comes; once it is there, `cost` of its length.
+/// Reads the body, at most `limit`. Memory is reserved as it arrives; once it is complete, `cost` of its length.
 ///
 /// # Errors
-/// It is too large, too slow, does not fit the memory, is cut off, or gives way to others.
-pub fn body(
+/// It is too large or too slow, does not fit into memory, is cut off, or gives way to others.
+pub(crate) fn body(
     request: &mut Request<'_>,
     limit: BodyLimit,
     memory: &mut Reservation,
@@ -121,26 +121,26 @@ pub fn body(
         return Err(ApiError::FileTooLarge(limit.past));
     }
     if announced.is_some_and(|length| cost(length) > memory.total()) {
-        // Before the body is asked for.
+        // Before the client is told to send the body.
         return Err(ApiError::FileTooLarge(TooLarge::Memory(memory.total())));
     }
     let mut bytes = Vec::new();
     memory.receiving(Instant::now());
     loop {
         if bytes.len() == bytes.capacity() {
-            // While it grows the old buffer is there too.
+            // While the buffer grows, the old one exists too.
             let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
             request.pause(memory.cover(cost(0).saturating_add(room + bytes.len()))?);
             memory.receiving(request.last_content());
             bytes.reserve_exact(room - bytes.len());
         }
         let silent = request.last_content().elapsed();
-        let patience = SILENCE.saturating_sub(silent).max(ASKS_EVERY);
+        let patience = SILENCE.saturating_sub(silent).max(CHECK_EVERY);
         let room = bytes.capacity() - bytes.len();
         match request.read(&mut bytes, room, patience)? {
-            Came::Content => memory.receiving(Instant::now()),
-            Came::Nothing => {}
-            Came::End => break,
+            Progress::Content => memory.receiving(Instant::now()),
+            Progress::Nothing => {}
+            Progress::End => break,
         }
         if bytes.len() > limit.bytes {
             return Err(ApiError::FileTooLarge(limit.past));

@@ -13,14 +13,14 @@ use minicbor::encode::Error as EncodeError;
 use super::Claims;
 
 /// Encodes what `write` writes. Writing to memory does not fail.
-pub fn encode(write: impl FnOnce(&mut Encoder<Vec<u8>>) -> Result<(), EncodeError<Infallible>>) -> Vec<u8> {
+pub(crate) fn encode(write: impl FnOnce(&mut Encoder<Vec<u8>>) -> Result<(), EncodeError<Infallible>>) -> Vec<u8> {
     let mut encoder = Encoder::new(Vec::new());
     write(&mut encoder).unwrap_or_default();
     encoder.into_writer()
 }
 
 /// The request for a document.
-pub fn attestation_request(claims: &Claims<'_>) -> Vec<u8> {
+pub(crate) fn attestation_request(claims: &Claims<'_>) -> Vec<u8> {
     encode(|e| {
         e.map(1)?.str("Attestation")?.map(3)?;
         optional_claims(e, claims)
@@ -28,7 +28,7 @@ pub fn attestation_request(claims: &Claims<'_>) -> Vec<u8> {
 }
 
 /// Three members of a map, each bytes or null. A document has them as a request has.
-pub fn optional_claims(e: &mut Encoder<Vec<u8>>, claims: &Claims<'_>) -> Result<(), EncodeError<Infallible>> {
+pub(crate) fn optional_claims(e: &mut Encoder<Vec<u8>>, claims: &Claims<'_>) -> Result<(), EncodeError<Infallible>> {
     for (name, value) in [("user_data", claims.user_data), ("nonce", claims.nonce), ("public_key", claims.public_key)] {
         match value {
             Some(bytes) => e.str(name)?.bytes(bytes)?,
@@ -39,7 +39,7 @@ pub fn optional_claims(e: &mut Encoder<Vec<u8>>, claims: &Claims<'_>) -> Result<
 }
 
 /// The request for random numbers.
-pub fn random_request() -> Vec<u8> {
+pub(crate) fn random_request() -> Vec<u8> {
     encode(|e| e.str("GetRandom").map(drop))
 }
 
@@ -47,11 +47,11 @@ pub fn random_request() -> Vec<u8> {
 ///
 /// # Errors
 /// What the module says instead, or that it says something else.
-pub fn answer<'a>(answer: &'a [u8], variant: &str, member: &str) -> Result<&'a [u8], String> {
+pub(crate) fn answer<'a>(answer: &'a [u8], variant: &str, member: &str) -> Result<&'a [u8], String> {
     let mut d = Decoder::new(answer);
     let unexpected = |e: Error| format!("its answer cannot be read: {e}");
     if d.map().map_err(unexpected)? != Some(1) {
-        return Err("its answer is no variant".into());
+        return Err("its answer names no variant".into());
     }
     match d.str().map_err(unexpected)? {
         "Error" => Err(format!("it refuses: {}", d.str().map_err(unexpected)?)),
@@ -80,14 +80,14 @@ fn find<'d, 'a>(d: &'d mut Decoder<'a>, member: &str) -> Result<&'d mut Decoder<
 /// from the module itself.
 ///
 /// # Errors
-/// The document is none (AWS's Nitro Enclaves documentation, "Verifying the root of trust").
-pub fn module_and_time(document: &[u8]) -> Result<(String, u64), Error> {
+/// It is not an attestation document (AWS's Nitro Enclaves documentation, "Verifying the root of trust").
+pub(crate) fn module_and_time(document: &[u8]) -> Result<(String, u64), Error> {
     let mut d = Decoder::new(document);
     if d.datatype()? == Type::Tag {
         d.tag()?;
     }
     if d.array()? != Some(4) {
-        return Err(Error::message("no COSE_Sign1"));
+        return Err(Error::message("not a COSE_Sign1"));
     }
     d.skip()?;
     d.skip()?;

@@ -1,8 +1,8 @@
 //! Who this enclave is, and the proof of it.
 //!
-//! At boot two key pairs are made, and nobody else ever has them: the identity key signs what the enclave gives out,
-//! and what is sealed to the sealing key only this enclave opens. A Nitro Secure Module signs documents that name the
-//! image (its PCRs) and both keys, so that whoever checks one knows which code holds them.
+//! Two key pairs are made at boot, and nobody else ever has them: the identity key signs what the enclave returns, and
+//! only this enclave opens what is sealed to the sealing key. A Nitro Secure Module signs documents that name the image
+//! (its PCRs) and both keys, so that whoever verifies one knows which code holds them.
 
 mod cbor;
 #[cfg(feature = "test-nsm")]
@@ -28,8 +28,7 @@ pub use nsm::DevNsm;
 #[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
 
-/// A document takes the module some milliseconds, and it does nothing else meanwhile: so many at once, and one more
-/// each so often.
+/// A document keeps the module busy for some milliseconds: how many are made at once, and then one in each interval.
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -47,13 +46,13 @@ pub trait Nsm: Send + Sync {
     /// See [`NsmError`].
     fn random(&self, bytes: &mut [u8]) -> Result<(), NsmError>;
 
-    /// Its name, and its time.
+    /// The module's name and time.
     ///
     /// # Errors
     /// See [`NsmError`].
     fn module_and_time(&self) -> Result<(String, SystemTime), NsmError>;
 
-    /// The certificate, in DER, that documents are signed under where it is none of AWS's.
+    /// The certificate, in DER, that documents are signed under if it is not AWS's.
     ///
     /// # Errors
     /// See [`NsmError`].
@@ -62,11 +61,14 @@ pub trait Nsm: Send + Sync {
     }
 }
 
-/// What a document says beside what the module says itself. `None` leaves a member out.
+/// What a document says besides what the module itself says. `None` leaves a member out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claims<'a> {
+    /// The identity key.
     pub public_key: Option<&'a [u8]>,
+    /// What [`UserData::to_json`] writes.
     pub user_data: Option<&'a [u8]>,
+    /// The client's nonce.
     pub nonce: Option<&'a [u8]>,
 }
 
@@ -106,10 +108,11 @@ pub fn module() -> Result<Option<Box<dyn Nsm>>, NsmError> {
 /// Why there is no document.
 #[derive(Debug)]
 pub enum DocumentError {
-    /// Too many were asked for; again after this time.
+    /// Too many were requested; try again after this time.
     TooMany(Duration),
     /// This machine has no module.
     NoModule,
+    /// The module failed.
     Nsm(NsmError),
 }
 
@@ -123,13 +126,13 @@ pub struct Attestation {
     allow_list: Sha256,
     /// The last sealed bundle in force.
     in_force: Mutex<BundleId>,
-    /// When the next document is due, if they came evenly.
+    /// When the next document would be due at an even rate.
     next: Mutex<Instant>,
 }
 
 impl Attestation {
     /// Makes the keys, from the module's random numbers or, without a module, the kernel's. `allow_list` is the SHA-256
-    /// of the file that says where the enclave may connect to.
+    /// of the allow list's file.
     ///
     /// # Errors
     /// There are no random numbers.
@@ -150,7 +153,7 @@ impl Attestation {
         Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next })
     }
 
-    /// What a document says of this enclave beside its identity key.
+    /// What a document says about this enclave besides its identity key.
     fn user_data(&self) -> UserData {
         UserData::new(self.sealing.public(), self.allow_list, self.boot_nonce, self.in_force())
     }
@@ -160,12 +163,13 @@ impl Attestation {
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This bundle has come into force; the store puts one after the other there.
+    /// Records that this bundle has come into force. The store puts one at a time in force.
     pub fn put_in_force(&self, bundle: BundleId) {
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
     }
 
-    /// A document with both keys, and a nonce of at most [`formats::attestation::MAX_NONCE`] bytes so that its asker knows it to be fresh.
+    /// A document with both keys, and a nonce of at most [`formats::attestation::MAX_NONCE`] bytes, by which the client
+    /// knows that it is fresh.
     ///
     /// # Errors
     /// See [`DocumentError`].
@@ -209,12 +213,12 @@ impl Attestation {
         &self.sealing
     }
 
-    /// What tells this boot from every other.
+    /// Identifies this boot.
     pub fn boot_nonce(&self) -> BootNonce {
         self.boot_nonce
     }
 
-    /// The root of documents that prove nothing; none where the module is real.
+    /// The root of documents that prove nothing; `None` if the module is real.
     ///
     /// # Errors
     /// See [`NsmError`].

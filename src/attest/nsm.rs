@@ -1,4 +1,4 @@
-//! The Nitro Secure Module by its device.
+//! The Nitro Secure Module's device.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,14 +8,14 @@ use super::{Claims, Nsm, NsmError, cbor, raw};
 
 const DEVICE: &str = "/dev/nsm";
 
-/// The module of the enclave that this is.
+/// The module of the enclave that this process runs in.
 pub struct DevNsm(File);
 
 impl DevNsm {
-    /// Opens the device; `None` where this machine has none.
+    /// Opens the device; `None` if this machine has none.
     ///
     /// # Errors
-    /// It is there and cannot be opened.
+    /// The device exists but cannot be opened.
     pub fn open() -> Result<Option<DevNsm>, NsmError> {
         match OpenOptions::new().read(true).write(true).open(DEVICE) {
             Ok(device) => Ok(Some(DevNsm(device))),
@@ -50,7 +50,7 @@ impl Nsm for DevNsm {
             let random = random.map_err(|e| NsmError(format!("GetRandom: {e}")))?;
             let n = random.len().min(bytes.len() - filled);
             if n == 0 {
-                return Err(NsmError("GetRandom: it gives nothing".into()));
+                return Err(NsmError("GetRandom: it returned no bytes".into()));
             }
             bytes[filled..filled + n].copy_from_slice(&random[..n]);
             filled += n;

@@ -20,11 +20,11 @@ const MAX_RESPONSE: usize = 0x3000;
 // NSM_IOCTL_RAW: _IOWR(NSM_MAGIC, 0x0, struct nsm_raw).
 nix::ioctl_readwrite!(nsm_ioctl_raw, 0x0a, 0, Raw);
 
-/// Sends a request to the device and gives its answer.
+/// Sends a request to the device and returns its answer.
 ///
 /// # Errors
-/// What the system says.
-pub fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
+/// The system's error.
+pub(crate) fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut response = vec![0; MAX_RESPONSE];
     let mut raw = Raw {
         request: request.as_ptr() as u64,
@@ -34,7 +34,7 @@ pub fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     };
     // SAFETY: `raw` is the structure that this request of the kernel takes, and it lives until the call returns; so do
     // both buffers, whose lengths are the ones given. The kernel reads from the first and writes to the second only.
-    // On a file that is no NSM device the call does nothing but fail.
+    // On a file that is not an NSM device the call only fails.
     unsafe { nsm_ioctl_raw(device.as_raw_fd(), &raw mut raw) }?;
     response.truncate(usize::try_from(raw.response_length).unwrap_or(usize::MAX));
     Ok(response)
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_nsm_device_is_an_error() {
+    fn what_is_not_an_nsm_device_is_an_error() {
         assert!(call(&File::open("/dev/null").unwrap(), b"request").is_err());
     }
 }

@@ -1,8 +1,9 @@
-//! ca_cert: whom the watermark service is certified by.
+//! ca_cert: the certificates that the watermark service is verified by.
 //!
-//! A certificate that may sign others is a root. Besides, each is trusted when the service shows that very certificate:
-//! `openssl req -x509` makes a server's certificate that calls itself a CA's, which webpki takes for no server's, and
-//! others make one that may sign nothing, not even itself. Whoever has its key is the service, whatever it may sign.
+//! A certificate that may sign others is a root. Besides, each is trusted if the service presents that very
+//! certificate: `openssl req -x509` makes a server certificate that claims to be a CA's, which webpki does not accept
+//! for a server, and other tools make one that may sign nothing, not even itself. Whoever has its key is the service,
+//! whatever it may sign.
 
 use std::fmt;
 
@@ -19,10 +20,10 @@ use super::check_validity;
 use crate::net::certificate::Certificate;
 use crate::net::cryptography::SIGNATURES;
 
-/// Most certificates of which something is said.
-const TOLD: usize = 16;
+/// Most certificates that warnings are given for.
+const MAX_WARNINGS: usize = 16;
 
-pub struct Authorities {
+pub(crate) struct Authorities {
     roots: RootCertStore,
     given: Vec<CertificateDer<'static>>,
 }
@@ -34,12 +35,11 @@ impl fmt::Debug for Authorities {
 }
 
 impl Authorities {
-    /// Checks ca_cert as of `now`; `anchors` are its certificates as roots. Says of those that are of no use, beside one that
-    /// is: while a CA is replaced, the old one may run out.
+    /// Checks ca_cert as of `now`; `anchors` are its certificates as roots. If one of them is usable, the others only
+    /// cause warnings: while a CA is replaced, the old one may expire.
     ///
-    /// # Errors
-    /// What is wrong with the first, where none is of use.
-    pub fn check(
+    /// None is usable: what is wrong with the first.
+    pub(crate) fn check(
         given: Vec<CertificateDer<'static>>,
         anchors: &[TrustAnchor<'static>],
         now: Utc,
@@ -66,31 +66,33 @@ impl Authorities {
         if !useful {
             return refuse(Part::Authority, warnings.swap_remove(0));
         }
-        if let more @ 1.. = warnings.len().saturating_sub(TOLD) {
-            warnings.truncate(TOLD);
-            warnings.push(format!("there is something to say of {more} more certificates"));
+        if let more @ 1.. = warnings.len().saturating_sub(MAX_WARNINGS) {
+            warnings.truncate(MAX_WARNINGS);
+            warnings.push(format!("there are warnings about {more} more certificates"));
         }
         Ok((Authorities { roots, given }, warnings.into_iter().map(|warning| format!("ca_cert: {warning}")).collect()))
     }
 }
 
-/// What would surprise about this certificate; an error where no call could use it.
+/// What may be unexpected about this certificate; an error if no call could use it.
 fn look(n: usize, certificate: &Certificate) -> Result<Option<String>, String> {
     if let Some(kind) = certificate.unknown_key() {
         return Err(format!("certificate {n} has a key whose signatures cannot be verified here: {kind}"));
     }
     if !certificate.may_sign && !certificate.may_serve {
         return Err(format!(
-            "certificate {n} may not sign others (basicConstraints, keyUsage), nor is it one that a server could show"
+            "certificate {n} may not sign others (basicConstraints, keyUsage), and a server could not present it either"
         ));
     }
     if !certificate.may_sign {
-        return Ok(Some(format!("certificate {n} is not a CA's: a service has to show this very certificate")));
+        return Ok(Some(format!(
+            "certificate {n} is not a CA certificate: the service must present this very certificate"
+        )));
     }
     let signs_like_itself = certificate.issuer == certificate.subject;
     match certificate.is_signed_by(certificate) {
         None if signs_like_itself => Ok(Some(format!(
-            "certificate {n} is signed by {}, which cannot be verified here: a service whose certificate is so too is refused",
+            "certificate {n} is signed by {}, which cannot be verified here: a service whose certificate is signed like this is refused",
             certificate.signed_by(certificate)
         ))),
         _ => Ok(None),
@@ -109,7 +111,7 @@ impl ServerCertVerifier for Authorities {
         let parsed = ParsedCertificate::try_from(leaf)?;
         match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, SIGNATURES.all) {
             Ok(()) => {}
-            // webpki says either only of a certificate that is valid now.
+            // webpki reports either error only for a certificate that is valid now.
             Err(e) if self.given.contains(leaf) && is_untrusted(&e) => {}
             Err(e) => return Err(e),
         }
@@ -140,7 +142,7 @@ impl ServerCertVerifier for Authorities {
     }
 }
 
-/// Whether nothing is wrong with a certificate, but that nobody vouches for it or that it calls itself a CA's.
+/// Whether nothing is wrong with a certificate except that no CA vouches for it, or that it claims to be a CA's.
 fn is_untrusted(e: &Error) -> bool {
     match e {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,

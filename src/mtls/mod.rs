@@ -1,5 +1,5 @@
-//! Who the enclave is to the watermark service, and whom it takes for that: certificates and a key in any accepted form
-//! ([`formats::pem`]), checked once, and the ureq agent that shows them and verifies the service by `authorities`.
+//! Mutual TLS with the watermark service: certificates and a key in any accepted form ([`formats::pem`]), checked once,
+//! and the ureq agent that presents them and verifies the service by `authorities`.
 
 mod authorities;
 
@@ -30,11 +30,11 @@ use crate::net::tls::MAX_ANSWER_HEAD;
 
 /// Idle connections kept for the next request.
 const POOLED: usize = 32;
-/// Time to connect and shake hands.
+/// Time limit to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A client certificate with the key that fits it, valid now and good for TLS clients, and those whom the service must
-/// be certified by.
+/// A client certificate with its key, valid now and usable by TLS clients, and the CAs that the service's certificate
+/// must come from.
 pub struct Identity {
     config: Arc<ClientConfig>,
     pem: Parts<String>,
@@ -42,9 +42,9 @@ pub struct Identity {
     pub begins: Utc,
     /// When the first certificate of the client's chain expires.
     pub ends: Utc,
-    /// What the operator may not have meant, and no call has to fail for.
+    /// What the operator may not have intended, though calls can succeed.
     pub warnings: Vec<String>,
-    /// Each root's.
+    /// The fingerprint of each root.
     roots: Vec<Fingerprint>,
 }
 
@@ -52,7 +52,7 @@ impl Identity {
     /// Checks client_cert, client_key and ca_cert, each PEM, DER, or base64 of either, as of `now`.
     ///
     /// # Errors
-    /// The first part that will not do.
+    /// The first part that cannot be used.
     pub fn check(parts: &Parts<&[u8]>, now: Utc) -> Result<Identity, PartError> {
         let chain = pem::certificates(Part::Certificate, parts.get(Part::Certificate))?;
         let key = pem::private_key(parts.get(Part::Key))?;
@@ -80,15 +80,15 @@ impl Identity {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(authorities))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-        // Pooled connections make handshakes rare; without resumption each one shows the certificate in force.
+        // Pooled connections make handshakes rare; without resumption each one presents the certificate in force.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(Identity { config: Arc::new(config), pem, begins, ends, warnings, roots: fingerprints })
     }
 
-    /// Lets it pass if each of its roots is among the `pinned` ones, or none is pinned.
+    /// Accepts the identity if each of its roots is among the `pinned` ones, or none is pinned.
     ///
     /// # Errors
-    /// The first root that is not.
+    /// The first root that is not pinned.
     pub fn within(self, pinned: &[Fingerprint]) -> Result<Identity, PartError> {
         match self.roots.iter().position(|root| !pinned.contains(root)) {
             Some(i) if !pinned.is_empty() => {
@@ -98,10 +98,10 @@ impl Identity {
         }
     }
 
-    /// Reads the three files of `folder`; `None` if none of them is there.
+    /// Reads the three files of `folder`; `None` if none of them exists.
     ///
     /// # Errors
-    /// A file that cannot be read, or is refused by [`Identity::check`].
+    /// A file cannot be read, or [`Identity::check`] refuses it.
     pub fn load(folder: &Path, now: Utc) -> Result<Option<Identity>, PartError> {
         if Part::ALL.iter().all(|part| !folder.join(part.file()).exists()) {
             return Ok(None);
@@ -114,10 +114,10 @@ impl Identity {
         Identity::check(&Parts(files.each_ref().map(Vec::as_slice)), now).map(Some)
     }
 
-    /// Writes the three files into `folder`, as PEM. All are complete before the first takes its name.
+    /// Writes the three files into `folder`, as PEM. All are complete before the first is renamed to its final name.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let new = |name| folder.join(format!(".{name}.new"));
@@ -131,8 +131,8 @@ impl Identity {
         Part::ALL.iter().try_for_each(|part| fs::rename(new(part.file()), folder.join(part.file())))
     }
 
-    /// The way to the watermark service under this identity. `limit` bounds a whole call, and an idle connection is kept
-    /// for the next one for `keepalive`.
+    /// The client of the watermark service under this identity. `limit` bounds a whole call; idle connections are kept
+    /// for `keepalive`.
     pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration, keepalive: Duration) -> MutualTls {
         let agent = |pooled| {
             let config = Agent::config_builder()
@@ -158,15 +158,15 @@ impl Identity {
 /// The agents of one identity.
 #[derive(Debug)]
 pub struct MutualTls {
-    /// Uses connections again.
+    /// Reuses connections.
     pub pooled: Agent,
     /// Opens a new connection each time: for the one retry after a pooled connection proved stale.
     pub fresh: Agent,
-    /// Time for a whole call.
+    /// Time limit of a whole call.
     pub limit: Duration,
 }
 
-/// Each of ca_cert as what a chain may lead to.
+/// The certificates of ca_cert as trust anchors.
 fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, PartError> {
     let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
         Ok(anchor) => Ok(anchor.to_owned()),
@@ -175,8 +175,8 @@ fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>
     given.iter().enumerate().map(anchor).collect()
 }
 
-/// Each certificate has to be issued by the next (RFC 5246, 7.4.2): a chain in another order is one that services read
-/// differently. Names that differ may still mean the same, so where they do the signature decides, if it can be verified.
+/// Checks that each certificate is issued by the next (RFC 5246, 7.4.2): services treat chains in another order
+/// differently. Names that differ may still mean the same, so then the signature decides, if it can be verified.
 fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), PartError> {
     let parsed = chain.iter().enumerate().map(|(i, der)| {
         Certificate::parse(der)
@@ -208,8 +208,8 @@ fn certify(
     const UNSUPPORTED: &str = "is not of a supported kind: RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
     let (key, failure) = match elliptic_secret(key.secret_der()) {
         None => (key, UNSUPPORTED),
-        // Its public half may be left out (RFC 5915, 3), and ring asks for it. The certificate has it, and ring looks
-        // whether the two are a pair.
+        // The public half may be missing (RFC 5915, 3), but ring needs it. The certificate has it, and ring checks that
+        // the two match.
         Some(secret) => {
             let certificate = Certificate::parse(&chain[0]);
             let point = certificate.as_ref().and_then(Certificate::point);
@@ -227,11 +227,11 @@ fn certify(
     })
 }
 
-/// From when on this certificate, number `i` of its part, is valid, and when it expires. Refuses one that has, one that does not hold yet, and one that
-/// cannot be read.
+/// When this certificate, number `i` of its part, becomes valid, and when it expires. Refuses one that has expired, is
+/// not valid yet, or cannot be read.
 ///
-/// webpki keeps the dates to itself but tells them in its error when a certificate is too young or too old, so it is
-/// asked about the beginning and the end of time.
+/// webpki does not expose the dates, but reports them in its error for a certificate that is too young or too old, so
+/// it is asked about the beginning and the end of time.
 fn check_validity(part: Part, i: usize, certificate: &CertificateDer<'_>, now: Utc) -> Result<(Utc, Utc), PartError> {
     let n = i + 1;
     match verify(certificate, &[], &[], Duration::from_secs(now.0)) {
@@ -256,7 +256,8 @@ fn check_validity(part: Part, i: usize, certificate: &CertificateDer<'_>, now: U
     }
 }
 
-/// Whether a TLS client may show this certificate to who knows these CAs. Its own dates and purpose are looked at first.
+/// Whether a TLS client may present this certificate to a peer that trusts these CAs. Its own dates and purpose are
+/// checked first.
 fn verify(
     certificate: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -268,17 +269,17 @@ fn verify(
     leaf.verify_for_usage(SIGNATURES.all, anchors, intermediates, time, usage, None, None).map(drop)
 }
 
-/// What openssl makes without an extension file is of version 1.
+/// Without an extension file, openssl makes certificates of version 1.
 const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without unknown critical extensions)";
 
-/// Whether the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Says also whether it leads to ca_cert, as far as
-/// that can be verified here: it is the usual case, but which CA its clients need is the service's affair.
+/// Checks that the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Returns whether it leads to ca_cert, as far
+/// as that can be verified here. It usually does, but which CA its clients need is the service's decision.
 fn check_usage(anchors: &[TrustAnchor<'_>], chain: &[CertificateDer<'_>], now: Utc) -> Result<bool, PartError> {
     match verify(&chain[0], &chain[1..], anchors, Duration::from_secs(now.0)) {
         Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
             refuse(Part::Certificate, "is not for TLS clients: its extendedKeyUsage lacks clientAuth")
         }
-        // webpki does not look at the usage of such a one: it has no business at the end of a chain.
+        // webpki does not check the usage of a CA's certificate, which does not belong at the end of a chain.
         Err(webpki::Error::CaUsedAsEndEntity) => {
             refuse(Part::Certificate, "is a CA's certificate: use one that was issued to a client")
         }

@@ -1,4 +1,4 @@
-//! Answers, in tiny_http's words.
+//! Answers, in tiny_http's terms.
 
 use std::io;
 
@@ -9,18 +9,22 @@ use crate::memory::Reservation;
 
 /// An answer before it is sent.
 pub struct Answer {
-    /// Which route gives it: a name of the daemon's own, for metrics and the log.
+    /// The route's name, one of the daemon's own, for metrics and the log.
     pub route: &'static str,
+    /// HTTP's status code.
     pub status: u16,
+    /// The Content-Type.
     pub content_type: &'static str,
+    /// Other header fields.
     pub headers: Vec<(&'static str, String)>,
+    /// The body.
     pub body: Vec<u8>,
-    /// What the body holds of the budget, until it is sent.
+    /// The memory that the body holds until it is sent.
     pub held: Option<Reservation>,
 }
 
 impl Answer {
-    /// JSON.
+    /// An answer in JSON.
     pub fn json(status: u16, value: &Value) -> Answer {
         let body = value.to_string().into_bytes();
         Answer { route: "", status, content_type: "application/json", headers: Vec::new(), body, held: None }
@@ -40,7 +44,7 @@ impl Answer {
         let response = Response::new(self.status.into(), headers, io::empty(), Some(self.body.len()), None)
             .with_chunked_threshold(usize::MAX);
         let mut head = Vec::with_capacity(512);
-        // A Vec takes everything. tiny_http leaves Connection to its own server.
+        // Writing to a Vec cannot fail. tiny_http leaves Connection to its own server.
         let _ = response.raw_print(&mut head, HTTPVersion(1, 1), &[], true, None);
         if close {
             head.truncate(head.len().saturating_sub(2));

@@ -1,5 +1,6 @@
-//! What webpki keeps to itself of a certificate (RFC 5280, 4.1): who issued it, by which algorithm, what its key is and
-//! what it may be used for. It is what the certificate says; nothing is verified here but a signature, where that is asked.
+//! What webpki does not expose of a certificate (RFC 5280, 4.1): its issuer, its signature's algorithm, its kind of key
+//! and its permitted uses. That is what the certificate claims; nothing is verified here except a signature, on
+//! request.
 
 use rustls::pki_types::alg_id;
 
@@ -26,7 +27,7 @@ const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
 
-/// Bits of RSA keys whose signatures can be verified.
+/// Sizes of RSA keys whose signatures can be verified, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// The parts of a certificate.
@@ -37,18 +38,20 @@ pub struct Certificate<'a> {
     signature: &'a [u8],
     /// Names: the content of each SEQUENCE.
     pub issuer: &'a [u8],
+    /// The subject's name: the content of its SEQUENCE.
     pub subject: &'a [u8],
     /// The content of the key's AlgorithmIdentifier, and the key.
     key_algorithm: &'a [u8],
     key: &'a [u8],
-    /// Whether it may sign other certificates: it is a CA's, and its keyUsage says nothing else. One of version 1 cannot
-    /// say so.
+    /// Whether it may sign other certificates: it is a CA's, and its keyUsage does not forbid it. A certificate of
+    /// version 1 cannot say so.
     pub may_sign: bool,
-    /// Whether it names a host, and may be a TLS server's.
+    /// Whether it names a host and may be used by a TLS server.
     pub may_serve: bool,
 }
 
 impl<'a> Certificate<'a> {
+    /// Takes a certificate in DER apart; `None` if it is not one.
     pub fn parse(mut der: &'a [u8]) -> Option<Certificate<'a>> {
         let mut outer = take(&mut der, SEQUENCE)?;
         let whole = outer;
@@ -110,12 +113,12 @@ impl<'a> Certificate<'a> {
         Some(algorithm.verify_signature(issuer.key, self.signed, self.signature).is_ok())
     }
 
-    /// What its signature is made by, where `issuer` has the key.
+    /// The algorithm of its signature, which the key of `issuer` made.
     pub fn signed_by(&self, issuer: &Certificate) -> String {
         name(self.signature_algorithm, Some(issuer.key_algorithm))
     }
 
-    /// What kind of key it has, where no signature of that can be verified.
+    /// The kind of its key, if signatures of that kind cannot be verified.
     pub fn unknown_key(&self) -> Option<String> {
         let known = SIGNATURES.all.iter().any(|algorithm| *algorithm.public_key_alg_id() == *self.key_algorithm);
         match self.rsa_bits() {
@@ -136,12 +139,13 @@ impl<'a> Certificate<'a> {
         Some((modulus.len() - first) * 8 - modulus[first].leading_zeros() as usize)
     }
 
-    /// Its public key, if that is on the curve P-256 or P-384: the uncompressed point.
+    /// Its public key as an uncompressed point, if it is on the curve P-256 or P-384.
     pub fn point(&self) -> Option<&'a [u8]> {
         let known = [alg_id::ECDSA_P256, alg_id::ECDSA_P384].iter().any(|id| **id == *self.key_algorithm);
         (known && self.key.starts_with(&[4])).then_some(self.key)
     }
 
+    /// Whether its key is on an elliptic curve.
     pub fn has_elliptic_key(&self) -> bool {
         is_elliptic(self.key_algorithm)
     }
@@ -151,7 +155,7 @@ fn is_elliptic(mut algorithm: &[u8]) -> bool {
     take(&mut algorithm, OBJECT) == Some(EC_PUBLIC_KEY)
 }
 
-/// The secret number of an EC private key: of ECPrivateKey (RFC 5915, 3), or of that in PKCS#8 (RFC 5958, 2).
+/// The secret number of an EC private key, from ECPrivateKey (RFC 5915, 3), plain or in PKCS#8 (RFC 5958, 2).
 pub fn elliptic_secret(mut der: &[u8]) -> Option<&[u8]> {
     let mut key = take(&mut der, SEQUENCE)?;
     take(&mut key, INTEGER)?; // version, of either
@@ -163,8 +167,8 @@ pub fn elliptic_secret(mut der: &[u8]) -> Option<&[u8]> {
     take(&mut key, OCTET_STRING)
 }
 
-/// ECPrivateKey of this secret number and this uncompressed point. Some programs leave out the zeros that the number
-/// begins with, or put one more before it; here it has the length that its curve asks for.
+/// ECPrivateKey with this secret number and this uncompressed point. Some programs leave out the number's leading
+/// zeros, or add one; here it has the length of its curve.
 pub fn elliptic_key(secret: &[u8], point: &[u8]) -> Option<Vec<u8>> {
     let length = point.len() / 2;
     let secret = &secret[secret.iter().take_while(|&&b| b == 0).count()..];
@@ -177,10 +181,10 @@ pub fn elliptic_key(secret: &[u8], point: &[u8]) -> Option<Vec<u8>> {
     ))
 }
 
-/// Takes the next element, if it is of this tag, and gives its content (X.690, 8.1).
+/// Takes the next element if it has this tag, and returns its content (X.690, 8.1).
 fn take<'a>(input: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
     let (&first, rest) = input.strip_prefix(&[tag])?.split_first()?;
-    // Long lengths say first how many bytes they have.
+    // A long length begins with how many bytes it has.
     let (length, rest) = match first {
         0..=0x7f => (usize::from(first), rest),
         0x81..=0x83 => {
@@ -201,7 +205,7 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     if content.len() >= 0x80 {
         bytes.push(0x81);
     }
-    bytes.push(content.len() as u8);
+    bytes.push(u8::try_from(content.len()).expect("at most 255 bytes"));
     bytes.extend(content);
     bytes
 }

@@ -1,7 +1,7 @@
 //! What TLS may use: ring's algorithms, with AES-GCM as the only cipher.
 //!
-//! It is rustls' own ring provider written out, without ChaCha20-Poly1305. Every processor that has enclaves has AES
-//! instructions, and naming rustls' default provider, even to take suites out of it, links all of them: 50 KB.
+//! This is rustls' own ring provider written out, without ChaCha20-Poly1305. Every processor that has enclaves has AES
+//! instructions, and naming rustls' default provider, even to remove suites from it, links all of them: 50 KB.
 
 use std::sync::Arc;
 
@@ -47,8 +47,8 @@ impl KeyProvider for Ring {
     }
 }
 
-/// Signatures in certificates, and which of them each scheme of a handshake means. TLS 1.2's ECDSA schemes leave the
-/// curve open (RFC 8446, 4.2.3).
+/// Signature algorithms of certificates, and which of them each scheme of a handshake means. TLS 1.2's ECDSA schemes
+/// leave the curve open (RFC 8446, 4.2.3).
 pub static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: &[
         algorithm::ECDSA_P256_SHA256,

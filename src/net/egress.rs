@@ -1,4 +1,4 @@
-//! The only way out of the enclave.
+//! Connections out of the enclave: there is no other way.
 
 use std::io;
 use std::str::FromStr;
@@ -17,9 +17,14 @@ use super::tls::{TlsTransport, deadline, with_timeout};
 /// How an allowed endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// By the parent's vsock-proxy: endpoint i at `first_port + i` of this CID.
-    Parent { cid: u32, first_port: u32 },
-    /// By TCP from here, as on a development machine.
+    /// Through the parent's vsock-proxy: endpoint i at `first_port + i` of this CID.
+    Parent {
+        /// The parent's CID.
+        cid: u32,
+        /// The vsock port of the first endpoint.
+        first_port: u32,
+    },
+    /// By TCP from this machine, in development.
     Direct,
 }
 
@@ -39,11 +44,12 @@ impl Route {
     /// Connects to an endpoint within `limit` (a vsock connection within the kernel's 2 s).
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn dial(&self, endpoint: &Endpoint, limit: Duration) -> io::Result<Stream> {
         let address = match *self {
             Route::Parent { cid, first_port } => {
-                let port = first_port.checked_add(endpoint.index() as u32).ok_or(io::ErrorKind::AddrNotAvailable)?;
+                let port = u32::try_from(endpoint.index()).ok().and_then(|i| first_port.checked_add(i));
+                let port = port.ok_or(io::ErrorKind::AddrNotAvailable)?;
                 Address::Vsock { cid: Some(cid), port }
             }
             Route::Direct => Address::Tcp { host: endpoint.host().to_owned(), port: endpoint.port() },
@@ -52,12 +58,15 @@ impl Route {
     }
 }
 
-/// Makes ureq's connections: a host on the allow list, reached by the route, under mutual TLS. Anything else fails
-/// before there is a socket.
+/// Makes ureq's connections: to a host on the allow list, by the route, under mutual TLS. Anything else fails before a
+/// socket exists.
 #[derive(Debug)]
 pub struct Egress {
+    /// The endpoints that may be dialled.
     pub allowed: Arc<AllowList>,
+    /// How they are reached.
     pub route: Route,
+    /// The client certificate, and how the service is verified.
     pub tls: Arc<ClientConfig>,
 }
 
@@ -73,7 +82,7 @@ impl Connector for Egress {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only https leaves the enclave").into());
         }
         let limit = details.timeout.not_zero().map_or(Duration::from_secs(30), |d| *d);
-        // One deadline for both: what dialling takes, the TLS handshake has no more.
+        // One deadline for both: time spent dialling is not available for the TLS handshake.
         let deadline = deadline(details.timeout);
         let stream = self.route.dial(endpoint, limit)?;
         let transport = TlsTransport::handshake(stream, endpoint, self.tls.clone(), deadline);
@@ -81,8 +90,8 @@ impl Connector for Egress {
     }
 }
 
-/// Names are not looked up here: by the parent's proxy there is nothing to look up, and a direct route does it while
-/// it connects, after the allow list has been asked.
+/// Does not resolve names: the parent's proxy needs no address, and a direct route resolves the name when it connects,
+/// after the allow list was checked.
 #[derive(Debug)]
 pub struct NoLookup;
 

@@ -1,8 +1,8 @@
-//! One thread that waits for every connection that waits, by poll(2).
+//! The event loop: one thread that waits for all idle connections, by poll(2).
 //!
-//! A connection that waits costs a descriptor and a few hundred bytes here, and no thread. The event loop knows nothing
-//! of HTTP: a [`Session`] says what it waits for and moves its own bytes; the loop calls it when its time has come,
-//! accepts new connections, runs what has to be done every so often, and ends all of it when the daemon stops.
+//! A waiting connection costs a descriptor and a few hundred bytes here, and no thread. The loop knows nothing about
+//! HTTP: a [`Session`] says what it waits for and moves its own bytes. The loop calls it when that has happened,
+//! accepts new connections, runs periodic tasks, and ends all of it when the daemon stops.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,65 +21,69 @@ use super::socket::{Listener, Stream};
 use crate::metrics::METRICS;
 use crate::threads;
 
-/// Bytes read at once.
+/// Most bytes read at once.
 const SCRATCH: usize = 64 << 10;
-/// Connections that are accepted of one listener before others get their turn.
+/// Most connections accepted from one listener before the others get their turn.
 const ACCEPTED_AT_ONCE: usize = 64;
-/// Pause after accept(2) failed, for want of descriptors for instance, or where no connection gives way to another: the
+/// Pause after accept(2) failed, for lack of descriptors for instance, or if no connection gives way to a new one: the
 /// listener stays readable meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time for what is in flight when the daemon stops.
+/// Time limit for what is in flight when the daemon stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether a session goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
+    /// It stays in the loop.
     GoOn,
+    /// It leaves the loop.
     Over,
 }
 
-/// One connection, or two, that wait.
+/// One waiting connection, or two.
 pub trait Session: Send {
-    /// The ends and what they wait for. An end is called for errors and hang-ups in any case.
+    /// The ends and what they wait for. Errors and hang-ups of an end are reported in any case.
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2];
-    /// Moves what can be moved. `ready` says what happened on each end.
+    /// Moves what can be moved. `ready` says what happened at each end.
     fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn;
     /// When [`Session::overdue`] is to be called, if nothing happens before.
     fn deadline(&self) -> Option<Instant>;
     /// The deadline has passed.
     fn overdue(&mut self, now: Instant) -> Turn;
-    /// Whether it gives way to a new connection where there is no room: those of the lowest rank first, and of these
-    /// the one that has been so for longest.
+    /// Whether it gives way to a new connection when there is no room. The lowest rank goes first, and within a rank
+    /// the one that has been in it for longest.
     fn gives_way(&self, _now: Instant) -> Option<(u8, Instant)> {
         None
     }
-    /// Whether it waits for its turn at something that others use, and wants to try whenever the loop runs.
+    /// Whether it waits for something that others use, and wants to try again whenever the loop runs.
     fn is_queued(&self) -> bool {
         false
     }
-    /// The daemon stops: end after what is in flight.
+    /// The daemon stops: end once nothing is in flight.
     fn finish(&mut self) -> Turn;
 }
 
-/// What becomes of a new connection.
+/// The session of a new connection, if it gets one.
 pub type Opened = io::Result<Option<Box<dyn Session>>>;
 
-/// A listener, and what it makes of a connection.
+/// A listener, and how its connections become sessions.
 pub struct Acceptor {
+    /// Where connections arrive.
     pub listener: Listener,
-    /// Connections that may wait at once. Past it, new ones stay in the listener's backlog until one gives way.
+    /// Most connections that may wait at once. Beyond it, new ones stay in the listener's backlog until one gives way.
     pub limit: usize,
+    /// Makes the session of a connection.
     pub open: Box<dyn Fn(Stream) -> Opened + Send>,
 }
 
-/// What is done every so often.
+/// A periodic task.
 struct Periodic {
     every: Duration,
     next: Instant,
     run: Box<dyn FnMut() + Send>,
 }
 
-/// The running loop, from outside.
+/// A running loop.
 pub struct Handle {
     wake: UnixStream,
     thread: thread::JoinHandle<()>,
@@ -87,39 +91,39 @@ pub struct Handle {
 
 /// Brings sessions to the loop from other threads, and wakes it.
 #[derive(Clone, Debug)]
-pub struct Inlet {
+pub struct Waker {
     wake: Arc<UnixStream>,
     sessions: Sender<Arrival>,
-    /// What works for the loop elsewhere and may still bring a session.
+    /// Connections that have left the loop and may come back.
     in_flight: Arc<AtomicUsize>,
 }
 
-/// Work for a connection that has left the loop and may come back. The loop does not end before, but for
-/// [`STOP_LIMIT`].
+/// A connection that has left the loop and may come back. The loop does not end before this is dropped, or
+/// 10 s have passed.
 #[derive(Debug)]
-pub struct InFlight(Inlet);
+pub struct InFlight(Waker);
 
-/// A session, and which acceptor's it is.
+/// A session, and the index of its acceptor.
 struct Arrival {
     acceptor: usize,
     session: Box<dyn Session>,
 }
 
-impl Inlet {
+impl Waker {
     /// Adds a session to those of an acceptor.
     pub fn add(&self, acceptor: usize, session: Box<dyn Session>) {
-        // This fails only when the loop has ended, and the session with it.
+        // This fails only if the loop has ended; then the session ends too.
         let _ = self.sessions.send(Arrival { acceptor, session });
         self.wake();
     }
 
-    /// Has the loop run, so that queued sessions try again.
+    /// Makes the loop run, so that queued sessions try again.
     pub fn wake(&self) {
-        // Where the socket is full of wakes, one more is not needed.
+        // If the socket is full of wakes, one more is not needed.
         let _ = (&*self.wake).write(b".");
     }
 
-    /// Something is in flight from now on.
+    /// Counts a connection as in flight until the value is dropped.
     pub fn in_flight(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         InFlight(self.clone())
@@ -132,12 +136,12 @@ impl Drop for InFlight {
     }
 }
 
-/// An event loop before it runs.
+/// An event loop that does not run yet.
 pub struct EventLoop {
     acceptors: Vec<(Acceptor, Option<Instant>)>,
     periodics: Vec<Periodic>,
     woken: UnixStream,
-    inlet: Inlet,
+    waker: Waker,
     arrivals: Receiver<Arrival>,
     sessions: Vec<Arrival>,
     stop_by: Option<Instant>,
@@ -154,20 +158,20 @@ impl EventLoop {
         woken.set_nonblocking(true)?;
         wake.set_nonblocking(true)?;
         let (sessions, arrivals) = channel();
-        let inlet = Inlet { wake: Arc::new(wake), sessions, in_flight: Arc::default() };
+        let waker = Waker { wake: Arc::new(wake), sessions, in_flight: Arc::default() };
         let (acceptors, periodics, sessions) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(EventLoop { acceptors, periodics, woken, inlet, arrivals, sessions, stop_by: None })
+        Ok(EventLoop { acceptors, periodics, woken, waker, arrivals, sessions, stop_by: None })
     }
 
-    /// A way in for sessions made elsewhere.
-    pub fn inlet(&self) -> Inlet {
-        self.inlet.clone()
+    /// Adds sessions and wakes the loop from other threads.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Adds a listener.
     ///
     /// # Errors
-    /// It cannot be made not to block.
+    /// It cannot be made non-blocking.
     pub fn add(&mut self, acceptor: Acceptor) -> io::Result<()> {
         acceptor.listener.set_nonblocking(true)?;
         self.acceptors.push((acceptor, None));
@@ -179,7 +183,7 @@ impl EventLoop {
         self.acceptors.len()
     }
 
-    /// Has `run` called once in each interval. It must not wait for anything.
+    /// Calls `run` once in each interval. It must not block.
     pub fn every(&mut self, every: Duration, run: impl FnMut() + Send + 'static) {
         self.periodics.push(Periodic { every, next: Instant::now() + every, run: Box::new(run) });
     }
@@ -187,9 +191,9 @@ impl EventLoop {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system has no threads left.
     pub fn start(self) -> io::Result<Handle> {
-        let wake = self.inlet.wake.try_clone()?;
+        let wake = self.waker.wake.try_clone()?;
         let thread = threads::start("event loop", move || {
             // A daemon that accepts nothing must not look alive.
             if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
@@ -203,33 +207,34 @@ impl EventLoop {
         let mut scratch = vec![0; SCRATCH];
         while !self.is_done() {
             if !self.sessions.is_empty() {
-                self.sessions.rotate_left(1); // so that none is always the last to try
+                self.sessions.rotate_left(1); // so that no session is always the last to try
             }
             let (acceptors, sessions) = self.wait();
             let now = Instant::now();
-            // Wakes are taken before sessions get their turn: one that comes while they have it is for the next round.
+            // Wakes are read before the sessions get their turn, so that a wake during their turn causes another round.
             let stop = self.take_wakes();
-            // Those that have come have their turn at once: what they wait for may be there, and wake nobody.
+            // New arrivals get their turn at once: what they wait for may already be there, and then nothing wakes the
+            // loop.
             let arrivals = self.arrivals.try_iter();
             self.sessions.extend(arrivals);
             self.move_bytes(&sessions, &mut scratch, now);
             self.begin_to_stop(stop, now);
             for acceptor in acceptors {
-                // Some at once, so that a flood of connections does not cost a round each.
+                // Several at once, so that a flood of connections does not cost a round each.
                 let _ = (0..ACCEPTED_AT_ONCE).try_for_each(|n| self.accept(acceptor, n == 0, now).then_some(()));
             }
             self.run_periodics(now);
-            let in_flight = self.inlet.in_flight.load(Ordering::Acquire);
+            let in_flight = self.waker.in_flight.load(Ordering::Acquire);
             METRICS.connections_open.set((self.sessions.len() + in_flight) as u64);
         }
     }
 
     fn is_done(&self) -> bool {
-        let idle = || self.sessions.is_empty() && self.inlet.in_flight.load(Ordering::Acquire) == 0;
+        let idle = || self.sessions.is_empty() && self.waker.in_flight.load(Ordering::Acquire) == 0;
         self.stop_by.is_some_and(|by| idle() || Instant::now() >= by)
     }
 
-    /// Waits for something to happen. Says which acceptors have a connection and what happened to each session.
+    /// Waits for something to happen. Returns which acceptors have a connection, and what happened to each session.
     fn wait(&self) -> (Vec<usize>, Vec<[PollFlags; 2]>) {
         let now = Instant::now();
         let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
@@ -248,7 +253,7 @@ impl EventLoop {
         }
         let deadlines = self.sessions.iter().filter_map(|arrival| arrival.session.deadline());
         let paused = self.acceptors.iter().filter_map(|(_, again)| *again).filter(|again| *again > now);
-        // While the daemon stops, nobody tells when the last request in flight has ended.
+        // While the daemon stops, nothing wakes the loop when the last request in flight has ended.
         let stopping = self.stop_by.map(|by| by.min(now + ACCEPT_PAUSE));
         let next =
             deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|periodic| periodic.next)).min();
@@ -272,7 +277,7 @@ impl EventLoop {
     fn move_bytes(&mut self, ready: &[[PollFlags; 2]], scratch: &mut [u8], now: Instant) {
         let mut ready = ready.iter();
         self.sessions.retain_mut(|Arrival { session, .. }| {
-            // Of those that have just come nothing is known.
+            // Nothing is known yet about sessions that have just arrived.
             let flags = ready.next().copied().unwrap_or([PollFlags::empty(); 2]);
             let mut turn = Turn::GoOn;
             if session.is_queued() || flags.iter().any(|f| !f.is_empty()) {
@@ -285,7 +290,7 @@ impl EventLoop {
         });
     }
 
-    /// Reads what woke the loop; says whether it was the order to stop.
+    /// Reads what woke the loop; returns whether it was the order to stop.
     fn take_wakes(&self) -> bool {
         let (mut bytes, mut stop) = ([0; 64], false);
         while let Ok(n @ 1..) = (&self.woken).read(&mut bytes) {
@@ -297,7 +302,7 @@ impl EventLoop {
         stop
     }
 
-    /// Once the order to stop has come, nothing new is taken in and each session is told to end.
+    /// After the order to stop, nothing new is accepted and each session is told to end.
     fn begin_to_stop(&mut self, stop: bool, now: Instant) {
         if stop && self.stop_by.is_none() {
             self.stop_by = Some(now + STOP_LIMIT);
@@ -309,14 +314,14 @@ impl EventLoop {
         }
     }
 
-    /// Accepts a connection, if there is one and a place for it; says whether it did. Only for the first of a round
-    /// another gives way: what those that were accepted before it have sent is read first.
+    /// Accepts a connection, if there is one and a place for it; returns whether it did. Another gives way only to the
+    /// first of a round, so that what the others have sent is read first.
     fn accept(&mut self, index: usize, is_first: bool, now: Instant) -> bool {
         let waiting = self.sessions.iter().filter(|arrival| arrival.acceptor == index && !arrival.session.is_queued());
         let full = waiting.count() >= self.acceptors.get(index).map_or(0, |(acceptor, _)| acceptor.limit);
         if full {
-            // Nobody gives way to nobody.
-            if !is_first || !self.is_called(index) {
+            // Nothing gives way if no connection is there.
+            if !is_first || !self.is_pending(index) {
                 return false;
             }
             if !self.give_way(index, now) {
@@ -342,7 +347,7 @@ impl EventLoop {
     }
 
     /// Whether a connection is there to be accepted.
-    fn is_called(&self, index: usize) -> bool {
+    fn is_pending(&self, index: usize) -> bool {
         self.acceptors.get(index).is_some_and(|(acceptor, _)| {
             let mut listener = [PollFd::new(acceptor.listener.as_fd(), PollFlags::POLLIN)];
             poll(&mut listener, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -355,7 +360,7 @@ impl EventLoop {
         }
     }
 
-    /// Ends the session of this acceptor that is the first to give way, if one does.
+    /// Ends the session of this acceptor that gives way first, if one does.
     fn give_way(&mut self, index: usize, now: Instant) -> bool {
         let of_acceptor = self.sessions.iter().enumerate().filter(|(_, arrival)| arrival.acceptor == index);
         let first = of_acceptor.filter_map(|(i, arrival)| Some((arrival.session.gives_way(now)?, i))).min();
@@ -374,7 +379,7 @@ impl EventLoop {
 }
 
 impl Handle {
-    /// Accepts nothing more, lets what is in flight end, 10 s at most, and returns then.
+    /// Accepts nothing more, lets what is in flight end, 10 s at most, and returns.
     pub fn stop(self) {
         let _ = (&self.wake).write(&[STOP]);
         if self.thread.join().is_err() {
@@ -392,7 +397,7 @@ mod tests {
         let (done, is_done) = channel();
         let (mut event_loop, begun) = (EventLoop::new().unwrap(), Instant::now());
         event_loop.every(Duration::from_millis(1), move || {
-            // It fails once the test has heard enough.
+            // This fails once the test has heard enough.
             let _ = done.send(Instant::now());
         });
         let handle = event_loop.start().unwrap();

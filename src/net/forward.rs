@@ -1,4 +1,4 @@
-//! Carries other processes' connections to allowed hosts: to 127.0.0.(64 + i) inside, by the parent's proxy outside.
+//! Forwards other processes' connections to allowed hosts: from 127.0.0.(64 + i) inside, through the parent's proxy.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -17,32 +17,32 @@ use super::outbox::Outbox;
 use super::socket::{Listener, Stream};
 use crate::threads;
 
-/// Time to reach the endpoint.
+/// Time limit to reach the endpoint.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A tunnel through which nothing moves for so long is closed.
+/// A tunnel through which nothing moves for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
 
-/// Has the event loop listen for each endpoint.
+/// Makes the event loop listen for each endpoint.
 ///
 /// # Errors
-/// An address is taken: names which.
+/// An address is in use: names which.
 pub fn add(event_loop: &mut EventLoop, allowed: &AllowList, route: Route, limit: usize) -> io::Result<()> {
     for endpoint in allowed.iter() {
         let address = Address::Tcp { host: endpoint.loopback().to_string(), port: endpoint.port() };
         let listener = Listener::open(&address).map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
         info!("forward: {address} leads to {endpoint}");
-        let (inlet, acceptor, endpoint) = (event_loop.inlet(), event_loop.next_acceptor(), endpoint.clone());
-        // Each tunnel holds a reference, while it is dialled too; and this closure another.
+        let (waker, acceptor, endpoint) = (event_loop.waker(), event_loop.next_acceptor(), endpoint.clone());
+        // Each tunnel holds a reference, also while it is being dialled, and so does this closure.
         let places = Arc::new(());
         let open = move |stream| -> super::event_loop::Opened {
             if Arc::strong_count(&places) > limit {
                 return Ok(None);
             }
-            let (inlet, endpoint, place) = (inlet.clone(), endpoint.clone(), places.clone());
+            let (waker, endpoint, place) = (waker.clone(), endpoint.clone(), places.clone());
             // In a thread of its own, since it may take seconds.
             let dial =
                 move || match route.dial(&endpoint, CONNECT_LIMIT).and_then(|s| s.set_nonblocking(true).map(|()| s)) {
-                    Ok(far) => inlet.add(acceptor, Box::new(Tunnel::new(stream, far, place))),
+                    Ok(far) => waker.add(acceptor, Box::new(Tunnel::new(stream, far, place))),
                     Err(e) => debug!("forward: {endpoint} cannot be reached: {e}"),
                 };
             threads::start("dial", dial).map(|_| None)
@@ -52,12 +52,12 @@ pub fn add(event_loop: &mut EventLoop, allowed: &AllowList, route: Route, limit:
     Ok(())
 }
 
-/// Two streams, each carried into the other until both have ended.
+/// Two streams, each copied into the other until both have ended.
 struct Tunnel {
     ends: [Stream; 2],
-    /// Bytes on their way into each end.
+    /// Bytes that are still to be written to each end.
     into: [Outbox; 2],
-    /// What came from each end is all there is.
+    /// Whether each end has sent everything.
     ended: [bool; 2],
     moved: Instant,
     _place: Arc<()>,
@@ -81,7 +81,7 @@ impl Tunnel {
         }
         self.into[to].flush(&mut self.ends[to])?;
         if self.ended[from] && self.into[to].is_empty() {
-            // The other end may have closed already, which is where this leads anyway.
+            // The other end may already be closed, which is what this is for.
             let _ = self.ends[to].shutdown(Shutdown::Write);
         }
         Ok(())

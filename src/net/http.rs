@@ -1,36 +1,37 @@
-//! HTTP/1.1 as far as the way in needs it: a request's head, and how long its body is (RFC 9112).
+//! HTTP/1.1 as far as the ingress needs it: a request's head, and the framing of its body (RFC 9112).
 //!
 //! Whatever two programs could read differently is refused: a line ends with CR LF and with nothing else, a body has
-//! one length, a field that decides something stands once.
+//! one length, and a field that decides something occurs once.
 
 use httparse::{EMPTY_HEADER, Header, Status};
 
 /// Longest head of a request in bytes, and most fields in it.
 pub const MAX_HEAD: usize = 16 << 10;
+/// Most header fields of a request.
 pub const MAX_FIELDS: usize = 64;
 /// Longest line that announces a chunk, and longest trailer section, in bytes.
 const MAX_CHUNK_LINE: usize = 256;
 const MAX_TRAILER: usize = 4 << 10;
-/// What chunks may take beside their content, in bytes: so much, and so many times the content.
+/// Bytes that the framing of chunks may take: this many, plus this many times the content.
 const FRAMING: u64 = 16 << 10;
 const FRAMING_A_BYTE: u64 = 8;
 
-/// Why a request is not served, before anybody has looked at what it asks.
+/// Why a request is refused before anything looks at what it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpError {
-    /// It is not a request as HTTP has it: why.
+    /// It breaks HTTP's rules: how.
     Malformed(&'static str),
     /// Its head is over [`MAX_HEAD`] bytes or [`MAX_FIELDS`] fields.
     HeadTooLarge,
-    /// It has to have a length.
+    /// It must announce a length.
     LengthRequired,
-    /// Its body is over the largest that is taken, in bytes.
+    /// Its body is over this many bytes.
     TooLarge(u64),
     /// It expects something other than 100 (Continue).
     UnknownExpectation,
-    /// It, or its body, comes too slowly.
+    /// The request or its body comes too slowly.
     TooSlow,
-    /// There is no thread for it.
+    /// No thread is free for it.
     Overloaded,
 }
 
@@ -41,20 +42,22 @@ const fn malformed(reason: &'static str) -> HttpError {
 /// A request's head, checked.
 #[derive(Debug)]
 pub struct RequestHead {
+    /// The method, as it came.
     pub method: String,
     /// The target's path and query, as they came.
     pub target: String,
-    /// The lines of its fields, each with a line feed.
+    /// The lines of its fields, each ended by a line feed.
     fields: Vec<u8>,
+    /// The body that is still to come.
     pub body: Body,
-    /// The client's connection may carry another request.
+    /// Whether the connection may carry another request.
     pub keep_alive: bool,
-    /// The client waits for 100 (Continue) before it sends the body.
+    /// Whether the client waits for 100 (Continue) before it sends the body.
     pub expects: bool,
 }
 
 impl RequestHead {
-    /// The values of a field, without the blanks around them.
+    /// The values of a field, without surrounding blanks.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.fields.split(|&b| b == b'\n').filter_map(move |line| {
             let (found, value) = line.split_at_checked(line.iter().position(|&b| b == b':')?)?;
@@ -62,16 +65,16 @@ impl RequestHead {
         })
     }
 
-    /// The answer has no body, whatever its length says.
+    /// Whether the answer has no body, whatever its length says.
     pub fn head_only(&self) -> bool {
         self.method == "HEAD"
     }
 }
 
-/// Reads a request's head from the start of `input`. Gives it with its length once it is complete.
+/// Parses a request's head at the start of `input`. Returns it with its length once it is complete.
 ///
 /// # Errors
-/// It will never be one that is served.
+/// It can never become an acceptable request.
 pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, usize)>, HttpError> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -90,7 +93,7 @@ pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, 
     let fields = &*request.headers;
     match (named(fields, "host").count(), http_1_1) {
         (1, _) | (0, false) => {}
-        _ => return Err(malformed("an HTTP/1.1 request has one Host field")),
+        _ => return Err(malformed("an HTTP/1.1 request must have exactly one Host field")),
     }
     let expects = match value(fields, "expect")? {
         Some(v) if v.eq_ignore_ascii_case(b"100-continue") => http_1_1,
@@ -108,7 +111,7 @@ pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, 
     Ok(Some((head, length)))
 }
 
-/// httparse takes a bare LF for the end of a line too.
+/// httparse also accepts a bare LF as a line's end.
 fn lines_end_with_cr_lf(head: &[u8]) -> bool {
     head.iter().enumerate().all(|(i, b)| *b != b'\n' || (i > 0 && head[i - 1] == b'\r'))
 }
@@ -137,11 +140,11 @@ fn named<'a>(fields: &'a [Header<'a>], name: &'a str) -> impl Iterator<Item = &'
     fields.iter().filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.trim_ascii())
 }
 
-/// The value of a field that may stand once.
+/// The value of a field that may occur once.
 fn value<'a>(fields: &'a [Header<'a>], name: &'static str) -> Result<Option<&'a [u8]>, HttpError> {
     let mut values = named(fields, name);
     match (values.next(), values.next()) {
-        (_, Some(_)) => Err(malformed("a header field that may stand once is repeated")),
+        (_, Some(_)) => Err(malformed("a header field that may occur only once is repeated")),
         (value, None) => Ok(value),
     }
 }
@@ -168,7 +171,7 @@ fn body(method: &str, fields: &[Header<'_>], http_1_1: bool, max_body: u64) -> R
 /// What is still to come of a request's body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body {
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
     /// Chunks.
     Chunked(Chunks),
@@ -178,10 +181,10 @@ pub enum Body {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunks {
     at: ChunkPart,
-    /// Bytes that chunks have announced, and bytes that announced them.
+    /// Bytes of content that chunks have announced, and bytes of framing.
     content: u64,
     framing: u64,
-    /// What all of them may hold together, in bytes.
+    /// Most content of all chunks together, in bytes.
     max_body: u64,
 }
 
@@ -195,16 +198,15 @@ enum ChunkPart {
 }
 
 impl Body {
-    /// Whether all of it has come.
+    /// Whether the whole body has come.
     pub fn is_done(&self) -> bool {
         matches!(self, Body::Length(0) | Body::Chunked(Chunks { at: ChunkPart::Done, .. }))
     }
 
-    /// Takes what belongs to the body from the start of `input`, gives content to `out`, `room` bytes of it at most, and
-    /// says how many bytes of `input` were taken.
+    /// Takes the body's bytes from the start of `input`, appends their content to `out`, `room` bytes of it at most,
+    /// and returns how many bytes of `input` were taken.
     ///
-    /// # Errors
-    /// It is not framed as it should be, or too large.
+    /// Its framing is wrong, or it is too large.
     pub fn take(&mut self, input: &[u8], room: usize, out: &mut Vec<u8>) -> Result<usize, HttpError> {
         match self {
             Body::Length(left) => Ok(take_some(left, input, room, out)),
@@ -229,7 +231,7 @@ impl Chunks {
         Ok(taken)
     }
 
-    /// Takes the next part, if it is there; says how many bytes it had.
+    /// Takes the next part, if it is complete; returns its length.
     fn step(&mut self, rest: &[u8], room: usize, out: &mut Vec<u8>) -> Result<Option<usize>, HttpError> {
         match &mut self.at {
             ChunkPart::Size => {
@@ -286,15 +288,15 @@ impl Chunks {
             .ok_or(HttpError::TooLarge(self.max_body))?;
         match self.framing <= FRAMING + self.content.saturating_mul(FRAMING_A_BYTE) {
             true => Ok(()),
-            false => Err(malformed("the chunks' extensions are too long for what is in them")),
+            false => Err(malformed("the chunks' extensions are too long for their content")),
         }
     }
 }
 
-/// The line that `input` begins with, without its CR LF; `None` where it has not come.
+/// The line that `input` begins with, without its CR LF; `None` if it is not complete.
 ///
 /// # Errors
-/// It is longer than `most` bytes with its CR LF.
+/// It is longer than `most` bytes, with its CR LF.
 fn line(input: &[u8], most: usize) -> Result<Option<&[u8]>, ()> {
     match input[..input.len().min(most)].windows(2).position(|w| w == b"\r\n") {
         Some(end) => Ok(Some(&input[..end])),
@@ -303,7 +305,7 @@ fn line(input: &[u8], most: usize) -> Result<Option<&[u8]>, ()> {
     }
 }
 
-/// The size that a chunk's line announces: hex digits, and extensions, which mean nothing here.
+/// The size that a chunk's line announces: hex digits, and extensions, which are ignored.
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let end = line.iter().position(|&b| b == b';').unwrap_or(line.len());
     let (digits, extensions) = line.split_at(end);
@@ -312,7 +314,7 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     are_extensions(extensions).then_some(size)
 }
 
-/// `;name`, `;name=token` or `;name="quoted"`, as often as they like (RFC 9112, 7.1.1), without blanks between.
+/// `;name`, `;name=token` or `;name="quoted"`, any number of them (RFC 9112, 7.1.1), without blanks between.
 fn are_extensions(mut rest: &[u8]) -> bool {
     while let [b';', after @ ..] = rest {
         let name = token_length(after);
@@ -336,7 +338,7 @@ fn token_length(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|b| is_tchar(**b)).count()
 }
 
-/// The length of a quoted string behind its first quote, its last quote included.
+/// The length of a quoted string after its opening quote, with its closing quote.
 fn quoted_length(text: &[u8]) -> Option<usize> {
     let mut escaped = false;
     for (i, &b) in text.iter().enumerate() {

@@ -1,9 +1,9 @@
-//! The way in: who waits, and who is served.
+//! The ingress: connections that wait for a request, and requests in flight.
 //!
 //! A connection without a complete request waits in the event loop, where it costs a descriptor. Once a request's head
-//! is there and correct, the connection leaves the loop for a thread of [`Workers`], which reads the body, answers, and
-//! gives the connection back. So a client that says nothing, or says it slowly, or talks nonsense, gets no thread; and
-//! complete requests have places of their own, which those that wait cannot take.
+//! is complete and correct, the connection leaves the loop for a thread of [`Workers`], which reads the body, answers,
+//! and returns the connection to the loop. So a client that sends nothing, sends slowly or sends nonsense gets no
+//! thread, and complete requests have places of their own, which waiting connections cannot take.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -16,7 +16,7 @@ use log::debug;
 use nix::poll::PollFlags;
 
 use super::answer::Answer;
-use super::event_loop::{Acceptor, EventLoop, InFlight, Inlet, Session, Turn};
+use super::event_loop::{Acceptor, EventLoop, InFlight, Session, Turn, Waker};
 use super::http::{HttpError, MAX_HEAD, RequestHead, request_head};
 use super::outbox::Outbox;
 use super::pace::Pace;
@@ -26,66 +26,67 @@ use super::wait;
 use super::workers::Workers;
 use crate::metrics::METRICS;
 
-/// Time for the first byte and for a request's head.
+/// Time limit for the first byte, and for a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// Time that a complete head may wait for a thread.
+/// Time limit for a complete head to wait for a thread.
 const QUEUE_LIMIT: Duration = Duration::from_secs(5);
-/// Time that a kept-alive connection may wait for its next request.
+/// Time limit for the next request on a kept-alive connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Time for a client to take the last answer and close. What it still sends is thrown away: closing with bytes
-/// unread would reset the connection and could destroy the answer (RFC 9112, 9.6).
+/// Time for a client to take the last answer and close. What it still sends is discarded: closing with unread bytes
+/// would reset the connection and could destroy the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(5);
-/// A head that takes longer, or to begin, gives way to new connections where there is no room.
+/// A connection whose first byte or head takes longer gives way to new connections when there is no room.
 const YOUNG: Duration = Duration::from_secs(1);
-/// For so long a thread stays with a connection that it has answered: who asks again at once costs no change of hands.
-const LOITER: Duration = Duration::from_millis(2);
-/// Places for requests without a body beyond those for all: health is told however many files are in flight.
+/// How long a thread stays with a connection that it has answered, so that a client that continues at once costs no
+/// handover.
+const FOLLOW_UP_LIMIT: Duration = Duration::from_millis(2);
+/// Extra places for requests without a body, so that health checks are answered however many files are in flight.
 const PLACES_WITHOUT_BODY: usize = 16;
 
-/// What answers requests.
+/// Answers requests.
 pub trait Service: Send + Sync {
     /// Answers a request.
     fn answer(&self, request: &mut Request<'_>) -> Answer;
-    /// Answers what never became a request.
+    /// Answers input that never became a request.
     fn refuse(&self, error: HttpError) -> Answer;
-    /// An answer is on its way, so many bytes of it, after so long.
+    /// An answer has been sent, of this many bytes, after this time.
     fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration);
 }
 
-/// One listener's way in.
+/// One listener's ingress.
 pub struct Ingress {
     service: Arc<dyn Service>,
     workers: Workers,
-    inlet: Inlet,
+    waker: Waker,
     /// The index of its acceptor in the event loop.
     acceptor: usize,
     limit: usize,
     max_body: u64,
-    /// Connections from which nothing has come yet.
+    /// Connections that have sent nothing yet.
     unused: AtomicUsize,
-    /// Requests whose head is complete and that wait for a thread.
+    /// Requests with a complete head that wait for a thread.
     queued: Arc<AtomicUsize>,
-    /// The daemon stops: each answer is its connection's last.
+    /// Set when the daemon stops: each answer is then the last on its connection.
     stopping: Arc<AtomicBool>,
 }
 
-/// What an ingress is made with.
+/// The options of an ingress.
 pub struct Options {
-    /// Connections that may wait for a head at once, requests that may wait for a thread at once, and requests that
-    /// may be in flight at once.
+    /// Most connections that may wait for a head, most requests that may wait for a thread, and most requests in
+    /// flight.
     pub limit: usize,
     /// Largest body in bytes.
     pub max_body: u64,
-    /// Where to keep count of the requests that wait for a thread.
+    /// Counts the requests that wait for a thread.
     pub queued: Arc<AtomicUsize>,
     /// Set when the daemon stops.
     pub stopping: Arc<AtomicBool>,
 }
 
-/// Has the event loop serve what comes to a listener.
+/// Makes the event loop serve a listener's connections.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn add(
     event_loop: &mut EventLoop,
     listener: Listener,
@@ -93,15 +94,15 @@ pub fn add(
     with: Options,
 ) -> io::Result<Arc<Ingress>> {
     let Options { limit, max_body, queued, stopping } = with;
-    let (inlet, acceptor) = (event_loop.inlet(), event_loop.next_acceptor());
-    let (waker, waiting, stops) = (inlet.clone(), queued.clone(), stopping.clone());
+    let (waker, acceptor) = (event_loop.waker(), event_loop.next_acceptor());
+    let (wake, waiting, stops) = (waker.clone(), queued.clone(), stopping.clone());
     let workers = Workers::new(limit, move || {
         if waiting.load(Ordering::Acquire) > 0 || stops.load(Ordering::Acquire) {
-            waker.wake();
+            wake.wake();
         }
     });
     let unused = AtomicUsize::new(0);
-    let ingress = Arc::new(Ingress { service, workers, inlet, acceptor, limit, max_body, unused, queued, stopping });
+    let ingress = Arc::new(Ingress { service, workers, waker, acceptor, limit, max_body, unused, queued, stopping });
     let of_new = ingress.clone();
     let open = move |stream| -> super::event_loop::Opened {
         METRICS.connections.add(1);
@@ -112,19 +113,19 @@ pub fn add(
     Ok(ingress)
 }
 
-/// A connection that waits.
+/// A waiting connection.
 struct Waiting {
     ingress: Arc<Ingress>,
     stream: Arc<Stream>,
-    /// Bytes from the client that nobody has looked at yet.
+    /// Bytes from the client that have not been looked at yet.
     inbox: Vec<u8>,
     state: State,
-    /// When its state began.
+    /// When it entered its state.
     since: Instant,
 }
 
 enum State {
-    /// Nothing has come of a request; whether another was answered before.
+    /// Nothing of a request has come; `used` if an earlier one was answered.
     Idle { used: bool },
     /// A head has begun.
     Head,
@@ -132,7 +133,7 @@ enum State {
     Unread,
     /// A head is complete and waits for a thread.
     Queued(RequestHead),
-    /// The last answer is on its way; the client may still be sending, or has ended.
+    /// The last answer is being sent; `ended` once the client has stopped sending.
     Closing { outbox: Outbox, ended: bool },
 }
 
@@ -149,7 +150,7 @@ impl Waiting {
         waiting
     }
 
-    /// Where connections in this state are counted.
+    /// The counter of connections in this state.
     fn counted(&self) -> Option<&AtomicUsize> {
         match self.state {
             State::Idle { used: false } => Some(&self.ingress.unused),
@@ -170,7 +171,7 @@ impl Waiting {
         }
     }
 
-    /// Enters a state, and gives the one before.
+    /// Enters a state, and returns the previous one.
     fn enter(&mut self, state: State, now: Instant) -> State {
         self.count_out();
         self.since = now;
@@ -179,12 +180,7 @@ impl Waiting {
         before
     }
 
-    /// The state before the connection leaves the loop.
-    fn leave(&mut self, now: Instant) -> State {
-        self.enter(State::Unread, now)
-    }
-
-    /// Answers what never became a request, and closes.
+    /// Answers input that never became a request, and closes.
     fn refuse(&mut self, error: HttpError, now: Instant) {
         let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
         let answer = self.ingress.service.refuse(error);
@@ -195,7 +191,7 @@ impl Waiting {
         self.enter(State::closing(bytes), now);
     }
 
-    /// Reads what is there of a head.
+    /// Reads what has come of a head.
     fn read_head(&mut self, scratch: &mut [u8], now: Instant) -> io::Result<Turn> {
         let room = MAX_HEAD.saturating_sub(self.inbox.len());
         match (&*self.stream).read(&mut scratch[..room]) {
@@ -209,8 +205,8 @@ impl Waiting {
         Ok(self.look_for_head(true, now))
     }
 
-    /// Looks whether a head is complete. A connection that comes back from a request, not a new one, may wait for a thread
-    /// however many others do.
+    /// Checks whether a head is complete. Only a new connection is refused if too many others wait for a thread; one
+    /// that comes back from a request may wait.
     fn look_for_head(&mut self, is_new: bool, now: Instant) -> Turn {
         match request_head(&self.inbox, self.ingress.max_body) {
             Ok(None) => Turn::GoOn,
@@ -231,15 +227,15 @@ impl Waiting {
         }
     }
 
-    /// Gives a complete request to a thread, if there is one for it; the connection leaves the loop then.
+    /// Hands a complete request to a thread, if one is free; the connection then leaves the loop.
     fn dispatch(&mut self, now: Instant) -> Turn {
         let State::Queued(head) = &self.state else { return Turn::GoOn };
         if !self.ingress.workers.has_place(if head.body.is_done() { PLACES_WITHOUT_BODY } else { 0 }) {
             return Turn::GoOn;
         }
-        let State::Queued(head) = self.leave(now) else { return Turn::GoOn };
+        let State::Queued(head) = self.enter(State::Unread, now) else { return Turn::GoOn };
         let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
-        let (ingress, in_flight) = (self.ingress.clone(), self.ingress.inlet.in_flight());
+        let (ingress, in_flight) = (self.ingress.clone(), self.ingress.waker.in_flight());
         if self.ingress.workers.run(Box::new(move || ingress.serve(connection, head, in_flight))).is_err() {
             self.refuse(HttpError::Overloaded, now);
             return Turn::GoOn;
@@ -247,7 +243,7 @@ impl Waiting {
         Turn::Over
     }
 
-    /// Has the last answer out, and reads until the client has closed.
+    /// Sends the last answer, and reads until the client has closed.
     fn close(&mut self, scratch: &mut [u8]) -> io::Result<Turn> {
         let State::Closing { outbox, ended } = &mut self.state else { return Ok(Turn::GoOn) };
         let was_empty = outbox.is_empty();
@@ -255,7 +251,7 @@ impl Waiting {
         if outbox.is_empty() && !was_empty {
             self.stream.shutdown(Shutdown::Write)?;
         }
-        // Once a turn: one that sends as fast as this reads does not keep the others from theirs.
+        // Once per turn, so that a client that sends as fast as this reads does not keep others from their turn.
         if !*ended {
             match (&*self.stream).read(scratch) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
@@ -273,11 +269,11 @@ impl Waiting {
                 self.look_for_head(false, now)
             }
             State::Queued(_) if ready.is_empty() => self.dispatch(now),
-            // The client has gone before its request had a thread.
+            // The client closed before its request had a thread.
             State::Queued(_) => Turn::Over,
             State::Closing { .. } => return self.close(scratch),
         };
-        // What was refused just now goes out without another round.
+        // A refusal goes out without another round.
         if matches!(self.state, State::Closing { .. }) { self.close(scratch) } else { Ok(turn) }
     }
 }
@@ -321,7 +317,7 @@ impl Session for Waiting {
 
     fn gives_way(&self, now: Instant) -> Option<(u8, Instant)> {
         let is_old = now.duration_since(self.since) >= YOUNG;
-        // A client whose first bytes are on their way keeps its place, unless silent ones take most of the places.
+        // A client whose first bytes may be on their way keeps its place, unless silent ones hold most of the places.
         let are_many = |unused: &AtomicUsize| unused.load(Ordering::Acquire) > self.ingress.limit.div_ceil(2);
         let rank = match self.state {
             State::Closing { .. } => 0,
@@ -339,10 +335,9 @@ impl Session for Waiting {
 
     fn finish(&mut self) -> Turn {
         match &self.state {
-            State::Queued(_) => Turn::GoOn,
-            // A client that is still sending would lose its answer otherwise.
-            State::Closing { .. } => Turn::GoOn,
-            _ => Turn::Over,
+            // A complete request is answered; a client that is still sending would lose its answer otherwise.
+            State::Queued(_) | State::Closing { .. } => Turn::GoOn,
+            State::Idle { .. } | State::Head | State::Unread => Turn::Over,
         }
     }
 }
@@ -361,14 +356,14 @@ impl Ingress {
             match self.exchange(&mut connection, head) {
                 After::Keep => next = self.next(&mut connection),
                 After::Close if connection.stream.shutdown(Shutdown::Write).is_ok() => {
-                    return self.give_back(connection.stream, Vec::new(), State::closing(Vec::new()), in_flight);
+                    return self.return_to_loop(connection.stream, Vec::new(), State::closing(Vec::new()), in_flight);
                 }
                 After::Close | After::Broken => return,
             }
         }
         let Connection { stream, inbox } = connection;
         let state = if inbox.is_empty() { State::Idle { used: true } } else { State::Unread };
-        self.give_back(stream, inbox, state, in_flight);
+        self.return_to_loop(stream, inbox, state, in_flight);
     }
 
     /// One request and its answer.
@@ -398,21 +393,21 @@ impl Ingress {
             Ok(()) if keep => After::Keep,
             Ok(()) => After::Close,
             Err(e) => {
-                debug!("an answer was not taken: {e}");
+                debug!("an answer could not be sent: {e}");
                 After::Broken
             }
         }
     }
 
-    /// The next request of a connection, if it comes at once and nobody waits for this thread. What is not one whole
+    /// The next request of a connection, if it comes at once and no other waits for this thread. What is not a complete
     /// head stays in the inbox: the loop waits for the rest of it, or refuses it.
     fn next(&self, connection: &mut Connection) -> Option<RequestHead> {
         if self.queued.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire) {
             return None;
         }
         if connection.inbox.is_empty() {
-            wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + LOITER)).ok()?;
-            // Where the client has closed, the loop finds that out.
+            wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + FOLLOW_UP_LIMIT)).ok()?;
+            // If the client has closed, the loop will notice.
             let _ = (&*connection.stream).take(MAX_HEAD as u64).read_to_end(&mut connection.inbox);
         }
         let (head, length) = request_head(&connection.inbox, self.max_body).ok()??;
@@ -420,9 +415,9 @@ impl Ingress {
         Some(head)
     }
 
-    /// Gives a connection back to the loop.
-    fn give_back(self: &Arc<Ingress>, stream: Arc<Stream>, inbox: Vec<u8>, state: State, in_flight: InFlight) {
-        self.inlet.add(self.acceptor, Box::new(Waiting::new(stream, inbox, state, self.clone())));
+    /// Returns a connection to the loop.
+    fn return_to_loop(self: &Arc<Ingress>, stream: Arc<Stream>, inbox: Vec<u8>, state: State, in_flight: InFlight) {
+        self.waker.add(self.acceptor, Box::new(Waiting::new(stream, inbox, state, self.clone())));
         drop(in_flight);
     }
 }
@@ -430,7 +425,7 @@ impl Ingress {
 /// Largest body that goes out in one piece with its head, in bytes.
 const SMALL: usize = 16 << 10;
 
-/// What follows an exchange.
+/// What becomes of the connection after an exchange.
 enum After {
     Keep,
     Close,

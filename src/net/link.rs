@@ -1,4 +1,4 @@
-//! The enclave's own network: a loopback interface and a hosts file. There is nothing else in an enclave.
+//! The enclave's own network: a loopback interface and a hosts file. An enclave has nothing else.
 
 use std::fmt::Write;
 use std::fs;
@@ -22,10 +22,10 @@ pub fn in_enclave() -> bool {
     nix::unistd::getppid().as_raw() == 1 && fs::read_link("/proc/1/exe").is_ok_and(|exe| exe == Path::new("/init"))
 }
 
-/// Brings the loopback interface up. The kernel gives it 127.0.0.1/8 then.
+/// Brings up the loopback interface. The kernel then gives it 127.0.0.1/8.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's error.
 pub fn bring_loopback_up() -> io::Result<()> {
     let link = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     let mut request = Vec::with_capacity(32);
@@ -60,7 +60,7 @@ pub fn bring_loopback_up() -> io::Result<()> {
 /// Writes the hosts file: localhost, and a loopback address for each allowed host.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub fn write_hosts(file: &Path, allowed: &AllowList) -> io::Result<()> {
     let mut text = String::from("127.0.0.1 localhost\n");
     for endpoint in allowed.iter() {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_no_enclave() {
+    fn this_machine_is_not_an_enclave() {
         assert!(!in_enclave());
     }
 

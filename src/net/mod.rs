@@ -1,4 +1,4 @@
-//! How bytes get in and out of the enclave.
+//! Connections into and out of the enclave.
 
 pub mod answer;
 pub mod certificate;

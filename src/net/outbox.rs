@@ -1,28 +1,30 @@
-//! Bytes on their way into a stream that may not take them all at once.
+//! Bytes to be written to a stream that may not take them all at once.
 
 use std::io::{self, ErrorKind, Write};
 
-/// What is still to be written.
+/// Bytes that are still to be written.
 #[derive(Default)]
 pub struct Outbox {
+    /// The bytes, of which some may already be written.
     pub bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Outbox {
-    /// Has these bytes written.
+    /// Begins with these bytes.
     pub fn new(bytes: Vec<u8>) -> Outbox {
         Outbox { bytes, sent: 0 }
     }
 
+    /// Whether everything is written.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Writes what the stream takes. The memory is given back once all is written: most connections wait.
+    /// Writes what the stream takes. The memory is freed once all is written, since most connections only wait.
     ///
     /// # Errors
-    /// What the stream says.
+    /// The stream's error.
     pub fn flush(&mut self, stream: &mut impl Write) -> io::Result<usize> {
         let before = self.sent;
         while self.sent < self.bytes.len() {

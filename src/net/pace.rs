@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// A peer keeps pace while its bytes come at 32 KiB a second on average, after a grace of 10 s, and never pause for as
-/// long as that. So a slow line is served, and a peer that only wants to hold a connection is not.
+/// A peer keeps pace while its bytes come at 32 KiB a second on average, after a grace period of 10 s, and never pause
+/// for as long as that. So a slow line is served, and a peer that only wants to hold a connection is not.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     since: Instant,
@@ -15,12 +15,12 @@ impl Pace {
     const GRACE: Duration = Duration::from_secs(10);
     const BYTES_A_SECOND: u64 = 32 << 10;
 
-    /// The peer may begin.
+    /// Starts the clock.
     pub fn from(now: Instant) -> Pace {
         Pace { since: now, last: now, bytes: 0 }
     }
 
-    /// So many bytes have moved.
+    /// This many bytes have moved.
     pub fn moved(&mut self, bytes: usize, now: Instant) {
         if bytes > 0 {
             self.last = now;
@@ -28,18 +28,18 @@ impl Pace {
         }
     }
 
-    /// The peer was kept waiting for so long: that time is not counted against it.
+    /// The peer was kept waiting for this long, which is not counted against it.
     pub fn pause(&mut self, waited: Duration) {
         self.since += waited;
         self.last += waited;
     }
 
-    /// When bytes moved last.
+    /// When bytes last moved.
     pub fn last(&self) -> Instant {
         self.last
     }
 
-    /// When the peer is too slow, unless more bytes move before.
+    /// When the peer becomes too slow, unless more bytes move before.
     pub fn deadline(&self) -> Instant {
         let average = self.since + Duration::from_millis(self.bytes * 1000 / Pace::BYTES_A_SECOND);
         average.min(self.last) + Pace::GRACE

@@ -1,4 +1,4 @@
-//! A request in flight: its head, and its body as it comes.
+//! A request in flight: its head, and its body as it arrives.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use super::pace::Pace;
 use super::socket::Stream;
 use super::wait;
 
-/// Most bytes that are read at once of a chunked body.
+/// Most bytes of a chunked body that are read at once.
 const PIECE: usize = 64 << 10;
 
-/// A client's connection, in the hands of one thread.
+/// A client's connection, owned by one thread.
 pub struct Connection {
-    /// It does not block.
+    /// Non-blocking.
     pub stream: Arc<Stream>,
-    /// Bytes from the client that nobody has looked at yet.
+    /// Bytes from the client that have not been looked at yet.
     pub inbox: Vec<u8>,
 }
 
 impl Connection {
-    /// Writes all of it, as fast as the client takes it.
+    /// Writes all bytes, as fast as the client takes them.
     ///
     /// # Errors
-    /// The client is gone or does not keep pace.
+    /// The client is gone or too slow.
     pub fn send(&self, mut bytes: &[u8], pace: &mut Pace) -> io::Result<()> {
         while !bytes.is_empty() {
             match (&*self.stream).write(bytes) {
@@ -46,23 +46,23 @@ impl Connection {
     }
 }
 
-/// What came of a body.
+/// The outcome of a read of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Came {
+pub enum Progress {
     /// Content.
     Content,
-    /// Nothing, for as long as was waited.
+    /// Nothing, in the time allowed.
     Nothing,
-    /// All of it is there.
+    /// The body is complete.
     End,
 }
 
-/// Why a body does not come.
+/// Why a body does not arrive.
 #[derive(Debug)]
 pub enum BodyError {
-    /// It is not as HTTP has it, too large, or too slow.
+    /// It breaks HTTP's rules, or is too large or too slow.
     Http(HttpError),
-    /// The client has gone away.
+    /// The client has closed the connection.
     Gone,
 }
 
@@ -72,13 +72,14 @@ impl From<HttpError> for BodyError {
     }
 }
 
-/// A request whose head has come.
+/// A request whose head is complete.
 pub struct Request<'a> {
+    /// The request's head.
     pub head: RequestHead,
     connection: &'a mut Connection,
-    /// The pace of the content: framing does not count.
+    /// The pace of the content; framing does not count.
     pace: Pace,
-    /// The client has been told to send the body that it held back, or sends it without.
+    /// Whether the client has been told to send a body that it held back, or sends it anyway.
     asked_for_body: bool,
 }
 
@@ -89,7 +90,7 @@ impl Request<'_> {
         Request { head, connection, pace: Pace::from(Instant::now()), asked_for_body }
     }
 
-    /// The length of the body, where it was announced.
+    /// The length of the body, if it was announced.
     pub fn announced(&self) -> Option<u64> {
         match self.head.body {
             Body::Length(length) => Some(length),
@@ -97,12 +98,12 @@ impl Request<'_> {
         }
     }
 
-    /// Adds what comes of the body to `into`, `room` bytes at most. Waits no longer than `patience`, and reads as long
-    /// as something is there.
+    /// Adds content that arrives to `into`, `room` bytes at most. Waits no longer than `patience`, and reads as long as
+    /// there is something.
     ///
     /// # Errors
-    /// See [`BodyError`]. Nothing more comes then.
-    pub fn read(&mut self, into: &mut Vec<u8>, room: usize, patience: Duration) -> Result<Came, BodyError> {
+    /// See [`BodyError`]. After an error nothing more comes.
+    pub fn read(&mut self, into: &mut Vec<u8>, room: usize, patience: Duration) -> Result<Progress, BodyError> {
         if !std::mem::replace(&mut self.asked_for_body, true) {
             let mut pace = Pace::from(Instant::now());
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n", &mut pace).map_err(|_| BodyError::Gone)?;
@@ -110,13 +111,13 @@ impl Request<'_> {
         let until = Instant::now() + patience;
         loop {
             if self.head.body.is_done() {
-                return Ok(Came::End);
+                return Ok(Progress::End);
             }
             let before = into.len();
             let ended = self.take(into, room)?;
             if into.len() > before {
                 self.pace.moved(into.len() - before, Instant::now());
-                return Ok(Came::Content);
+                return Ok(Progress::Content);
             }
             match ended {
                 Some(ErrorKind::WouldBlock) => {
@@ -125,7 +126,7 @@ impl Request<'_> {
                         Err(e) if e.kind() == ErrorKind::TimedOut && Instant::now() >= slow => {
                             return Err(HttpError::TooSlow.into());
                         }
-                        Err(e) if e.kind() == ErrorKind::TimedOut => return Ok(Came::Nothing),
+                        Err(e) if e.kind() == ErrorKind::TimedOut => return Ok(Progress::Nothing),
                         Err(_) => return Err(BodyError::Gone),
                         Ok(_) => {}
                     }
@@ -136,7 +137,7 @@ impl Request<'_> {
         }
     }
 
-    /// Takes content from the inbox, or else from the stream; says why the stream gave nothing, if it did not.
+    /// Takes content from the inbox, else from the stream; returns why the stream gave nothing, if it did not.
     fn take(&mut self, into: &mut Vec<u8>, room: usize) -> Result<Option<ErrorKind>, BodyError> {
         let Connection { stream, inbox } = &mut *self.connection;
         let taken = self.head.body.take(inbox, room, into)?;
@@ -145,7 +146,7 @@ impl Request<'_> {
             return Ok(None);
         }
         let read = match &mut self.head.body {
-            // Straight to where it belongs.
+            // Straight to its destination.
             Body::Length(left) => {
                 let before = into.len();
                 let most = usize::try_from(*left).unwrap_or(usize::MAX).min(room);
@@ -162,17 +163,17 @@ impl Request<'_> {
         })
     }
 
-    /// The client was kept waiting for so long.
+    /// The client was kept waiting for this long.
     pub fn pause(&mut self, waited: Duration) {
         self.pace.pause(waited);
     }
 
-    /// The moment when content came last.
+    /// When content last came.
     pub fn last_content(&self) -> Instant {
         self.pace.last()
     }
 
-    /// Whether another request may follow on the connection: the rest of this one's body is there, without waiting.
+    /// Whether another request may follow on the connection: the rest of this one's body is already there.
     pub fn is_complete(&mut self) -> bool {
         let mut rest = Vec::new();
         while self.asked_for_body && !self.head.body.is_done() && rest.len() < PIECE {

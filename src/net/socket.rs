@@ -1,5 +1,5 @@
-//! The one kind of stream and listener that the daemon knows, whatever carries it: AF_VSOCK (vsock(7)) inside the enclave,
-//! TCP or a Unix socket on a development machine.
+//! The daemon's only kind of stream and of listener, over any transport: AF_VSOCK (vsock(7)) inside the enclave, TCP or
+//! a Unix socket on a development machine.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -21,8 +21,9 @@ fn dial_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     let addrs: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
     for (i, addr) in addrs.iter().enumerate() {
-        // Each address has its share of what is left, so that one that drops packets does not use up the others' time.
-        let share = end.saturating_duration_since(Instant::now()) / (addrs.len() - i) as u32;
+        // Each address gets its share of the time that is left, so that one that drops packets does not use up the
+        // others'.
+        let share = end.saturating_duration_since(Instant::now()) / u32::try_from(addrs.len() - i).unwrap_or(u32::MAX);
         match TcpStream::connect_timeout(addr, share.max(Duration::from_millis(1))) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
@@ -37,20 +38,26 @@ fn dial_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
 /// A connected socket of one of the three families.
 #[derive(Debug)]
 pub enum Stream {
+    /// AF_VSOCK.
     Vsock(VsockStream),
+    /// TCP.
     Tcp(TcpStream),
+    /// A Unix socket.
     Unix(UnixStream),
 }
 
 /// A listening socket of one of the three families.
 #[derive(Debug)]
 pub enum Listener {
+    /// AF_VSOCK.
     Vsock(VsockListener),
+    /// TCP.
     Tcp(TcpListener),
+    /// A Unix socket.
     Unix(UnixListener),
 }
 
-/// Calls the same method whichever family the socket is of.
+/// Calls the same method on a socket of any family.
 macro_rules! each {
     ($kind:ident, $socket:expr, $s:ident => $call:expr) => {
         match $socket {
@@ -62,11 +69,11 @@ macro_rules! each {
 }
 
 impl Stream {
-    /// Connects within `limit`. For AF_VSOCK the kernel's own limit holds instead (2 s, VSOCK_DEFAULT_CONNECT_TIMEOUT
+    /// Connects within `limit`. For AF_VSOCK the kernel's own limit applies instead (2 s, VSOCK_DEFAULT_CONNECT_TIMEOUT
     /// in net/vmw_vsock/af_vsock.c); a Unix socket connects at once or fails.
     ///
     /// # Errors
-    /// What the system says; `InvalidInput` for a vsock address without a CID.
+    /// The system's error; `InvalidInput` for a vsock address without a CID.
     pub fn dial(address: &Address, limit: Duration) -> io::Result<Stream> {
         match address {
             Address::Vsock { cid: None, port } => Err(io::Error::new(
@@ -81,16 +88,17 @@ impl Stream {
         }
     }
 
-    /// How long one read may wait; `None` waits for ever.
+    /// How long one read may block; `None` for no limit.
     pub fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         each!(Stream, self, s => s.set_read_timeout(limit))
     }
 
-    /// How long one write may wait; `None` waits for ever.
+    /// How long one write may block; `None` for no limit.
     pub fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         each!(Stream, self, s => s.set_write_timeout(limit))
     }
 
+    /// Makes reads and writes fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Stream, self, s => s.set_nonblocking(on))
     }
@@ -113,7 +121,7 @@ impl Write for &Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // a socket holds nothing back
+        Ok(()) // a socket has nothing to flush
     }
 }
 
@@ -140,10 +148,10 @@ impl AsFd for Stream {
 }
 
 impl Listener {
-    /// Listens there. A Unix socket that an earlier run left behind is removed; one that answers is not.
+    /// Listens on an address. Removes a Unix socket that an earlier run left behind, but not one that answers.
     ///
     /// # Errors
-    /// What the system says: the port is taken, the host is unknown, the path cannot be written.
+    /// The system's error: the port is taken, the host is unknown, the path cannot be written.
     pub fn open(address: &Address) -> io::Result<Listener> {
         let listener = match address {
             Address::Vsock { cid, port } => {
@@ -165,7 +173,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     pub fn accept(&self) -> io::Result<Stream> {
         match self {
             Listener::Vsock(l) => l.accept().map(|(s, _)| Stream::Vsock(s)),
@@ -177,11 +185,12 @@ impl Listener {
         }
     }
 
+    /// Makes `accept` fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Listener, self, l => l.set_nonblocking(on))
     }
 
-    /// The address it really listens on: with the port that the system chose where 0 was asked for.
+    /// The address that it really listens on: with the port that the system chose, if 0 was asked for.
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Listener::Vsock(l) => Address::Vsock { cid: None, port: l.local_addr()?.port() },

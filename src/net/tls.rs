@@ -1,9 +1,9 @@
 //! One TLS connection to the watermark service, as ureq's transport.
 //!
-//! A file may be large and the service may answer before it has all of it: with 413 from the head alone, for instance.
-//! So while a request goes out, this transport also looks at what comes in. An answer that is there before the last
-//! byte of its request was sent is an error here, [`EarlyAnswer`], and the connection is not used again. In this way it
-//! can only refuse: it never becomes the answer to a file that the service has not seen whole.
+//! A file may be large, and the service may answer before it has received all of it: with 413 after the head alone, for
+//! instance. So while a request goes out, this transport also looks at what comes in. An answer that comes before the
+//! last byte of its request was sent is an error here, [`EarlyAnswer`], and the connection is not used again. Such an
+//! answer can only refuse: it never becomes the answer to a file that the service has not received completely.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,33 +22,34 @@ use super::socket::Stream;
 use super::wait::{Timed, ready_for_client as wait};
 use crate::metrics::METRICS;
 
-/// Longest head of an answer in bytes, and most fields in it. ureq has the second number too, and no setting for it.
+/// Longest head of an answer in bytes, and most fields in it. The second number is also ureq's, which has no setting
+/// for it.
 pub const MAX_ANSWER_HEAD: usize = 64 << 10;
+/// Most header fields of an answer.
 pub const MAX_ANSWER_FIELDS: usize = 128;
 
-/// Reads in a row that may bring nothing but TLS' own records.
+/// Most reads in a row that bring nothing but TLS' own records.
 const MAX_READS: usize = 1000;
 
-/// A connection that has served before was found closed, or with bytes on it that no request had asked for, before a
-/// byte of this request's body was written. The service cannot have acted on the request, so it may be sent again on a
-/// new connection.
+/// A used connection was closed, or had bytes on it that no request had asked for, before a byte of this request's body
+/// was written. The service cannot have acted on the request, so it may be sent again on a new connection.
 #[derive(Debug)]
 pub struct Stale;
 
 impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the pooled connection was of no use any more")
+        f.write_str("the pooled connection was no longer usable")
     }
 }
 
 impl std::error::Error for Stale {}
 
-/// The service answered before the request was sent whole.
+/// The service answered before the whole request was sent.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EarlyAnswer {
     /// The answer's status, 200 to 999.
     pub status: u16,
-    /// What the answer's Retry-After says, in seconds.
+    /// The answer's Retry-After, in seconds.
     pub retry_after: Option<u64>,
 }
 
@@ -84,12 +85,12 @@ impl fmt::Display for NotHttp {
 
 impl std::error::Error for NotHttp {}
 
-/// How far the current request has come. ureq hands over the head first, and the body in further pieces.
+/// How far the current request has progressed. ureq passes the head first, and the body in further pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// No request has begun.
     Idle,
-    /// The head is being sent, or was; no byte of a body was written.
+    /// The head is being sent, or has been; no byte of a body was written.
     Head,
     /// A byte of the body was written.
     Body,
@@ -97,13 +98,13 @@ enum Phase {
     Answer,
 }
 
-/// A TLS connection whose handshake is done. Its socket does not block: poll(2) waits for both directions at once.
+/// A TLS connection after its handshake. Its socket is non-blocking: poll(2) waits for both directions at once.
 pub struct TlsTransport {
     tls: ClientConnection,
     stream: Stream,
     buffers: LazyBuffers,
     phase: Phase,
-    /// A former request was answered on this connection.
+    /// Whether an earlier request was answered on this connection.
     served: bool,
 }
 
@@ -114,7 +115,7 @@ impl fmt::Debug for TlsTransport {
 }
 
 impl TlsTransport {
-    /// Shakes hands over a fresh stream. The endpoint's name must stand in the service's certificate.
+    /// Shakes hands over a new stream. The service's certificate must contain the endpoint's name.
     ///
     /// # Errors
     /// The certificate does not verify, the service refuses, the stream fails or the deadline has passed.
@@ -138,18 +139,18 @@ impl TlsTransport {
         Ok(TlsTransport::new(tls, timed.into_inner()))
     }
 
-    /// A connection over a stream that does not block.
+    /// A connection over a non-blocking stream.
     fn new(tls: ClientConnection, stream: Stream) -> TlsTransport {
         TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false }
     }
 
-    /// Takes in what has come, without waiting, as far as the first plaintext. Says whether more can come.
+    /// Reads what has arrived, without waiting, up to the first plaintext. Returns whether more can come.
     fn take_in(&mut self) -> io::Result<bool> {
         for _ in 0..MAX_READS {
             let state = match self.tls.process_new_packets() {
                 Ok(state) => state,
                 Err(e) => {
-                    // The service is to hear why, if it still listens.
+                    // Tells the service why, if it still listens.
                     let _ = self.tls.write_tls(&mut self.stream);
                     return Err(io::Error::other(e));
                 }
@@ -172,7 +173,7 @@ impl TlsTransport {
         Err(io::Error::other(NotHttp))
     }
 
-    /// Whether the connection is open and nothing has come by it that nobody asked for. Session tickets are fine.
+    /// Whether the connection is open and nothing has come on it that was not requested. Session tickets are fine.
     fn is_quiet(&mut self) -> bool {
         let nothing_came =
             |tls: &mut ClientConnection| tls.process_new_packets().is_ok_and(|s| s.plaintext_bytes_to_read() == 0);
@@ -183,7 +184,7 @@ impl TlsTransport {
     fn send(&mut self, is_body: bool, deadline: Option<Instant>) -> io::Result<()> {
         while self.tls.wants_write() {
             let ready = wait(&self.stream, PollFlags::POLLIN | PollFlags::POLLOUT, deadline)?;
-            // First of all: an answer spares the rest of a large file.
+            // First of all: an answer saves sending the rest of a large file.
             if ready != PollFlags::POLLOUT {
                 self.look_for_answer(deadline)?;
             }
@@ -202,14 +203,14 @@ impl TlsTransport {
         Ok(())
     }
 
-    /// Fails where the service has answered or closed, though it has not been sent all. Interim answers are passed
-    /// over (RFC 9110, 15.2).
+    /// Fails if the service has answered or closed before it was sent everything. Interim answers are skipped (RFC
+    /// 9110, 15.2).
     fn look_for_answer(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let mut head = Vec::new();
         loop {
             let open = self.take_in()?;
             read_what_is_there(&mut self.tls, &mut head)?;
-            // Empty lines before it belong to the answer before (RFC 9112, 2.2, has the same for requests).
+            // Leading empty lines belong to the previous answer (RFC 9112, 2.2, has the same for requests).
             let blank = head.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
             head.drain(..blank);
             while let Some((answer, length)) = answer_head(&head)? {
@@ -227,7 +228,7 @@ impl TlsTransport {
         }
     }
 
-    /// How the connection has ended: one that went stale in the pool is told from one that failed.
+    /// The error for a connection that has ended: it went stale in the pool, or it failed.
     fn closed(&self) -> io::Error {
         match self.phase {
             Phase::Head if self.served => io::Error::other(Stale),
@@ -242,7 +243,7 @@ impl TlsTransport {
             self.served |= self.phase == Phase::Answer;
             self.phase = Phase::Head;
             if !self.served {
-                // The service may say already why it does not want this client: in TLS 1.3 its alert comes only now.
+                // The service may already have said why it refuses this client: in TLS 1.3 its alert comes only now.
                 self.look_for_answer(deadline)?;
             } else if !self.is_quiet() {
                 return Err(self.closed());
@@ -252,7 +253,7 @@ impl TlsTransport {
         self.send(!begins, deadline)
     }
 
-    /// Waits for a piece of the answer. Says whether one has come; none does once the service has closed in good order.
+    /// Waits for a piece of the answer. Returns whether one has come; none does once the service has closed properly.
     fn receive(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
         let mut open = true;
         loop {
@@ -274,7 +275,7 @@ impl TlsTransport {
                 }
                 Err(e) => return Err(e),
             }
-            // TLS itself may have something to say, such as a new key.
+            // TLS itself may have something to send, such as a key update.
             let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
             if wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
                 match self.tls.write_tls(&mut self.stream) {
@@ -287,7 +288,7 @@ impl TlsTransport {
     }
 }
 
-/// The alert by which the service refused, where a write found the connection closed before it was read.
+/// The alert by which the service refused, if a write found the connection closed before the alert was read.
 fn last_alert(tls: &mut ClientConnection, stream: &mut Timed) -> Option<io::Error> {
     while let Ok(1..) = tls.read_tls(stream) {
         if let Err(alert) = tls.process_new_packets() {
@@ -297,17 +298,18 @@ fn last_alert(tls: &mut ClientConnection, stream: &mut Timed) -> Option<io::Erro
     None
 }
 
-/// Adds the plaintext that has been taken in.
+/// Adds the plaintext that has been decrypted.
 fn read_what_is_there(tls: &mut ClientConnection, into: &mut Vec<u8>) -> io::Result<()> {
     let came = tls.reader().read_to_end(into);
-    // At the end of what is there, the reader says that it would wait, or that the end was no proper one.
+    // At the end of what is there, the reader reports that it would block, or that the connection was not closed
+    // properly.
     came.map(drop).or_else(|e| match e.kind() {
         ErrorKind::WouldBlock | ErrorKind::UnexpectedEof => Ok(()),
         _ => Err(e),
     })
 }
 
-/// The answer whose head these bytes begin with, and the head's length; `None` where it is not complete.
+/// The answer whose head these bytes begin with, and the head's length; `None` if it is not complete.
 fn answer_head(bytes: &[u8]) -> io::Result<Option<(EarlyAnswer, usize)>> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_ANSWER_FIELDS];
     let mut answer = httparse::Response::new(&mut fields);
@@ -328,8 +330,8 @@ fn is_closed(e: &io::Error) -> bool {
     matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// Buffers for the longest head of an answer and a TLS record of a request (RFC 8446, 5.1). They take memory when they
-/// are used.
+/// Buffers for the longest head of an answer and a TLS record of a request (RFC 8446, 5.1). They take memory only when
+/// they are used.
 fn buffers() -> LazyBuffers {
     LazyBuffers::new(MAX_ANSWER_HEAD + 1, 16 << 10)
 }
@@ -341,10 +343,12 @@ fn protocol(tls: &ClientConnection) -> &'static str {
     }
 }
 
+/// When this time limit of ureq's ends, from now; `None` if it has none.
 pub fn deadline(timeout: NextTimeout) -> Option<Instant> {
     timeout.not_zero().and_then(|left| Instant::now().checked_add(*left))
 }
 
+/// An error as ureq reports it: a timeout with the limit that ended.
 pub fn with_timeout(e: io::Error, timeout: NextTimeout) -> Error {
     if e.kind() == ErrorKind::TimedOut { Error::Timeout(timeout.reason) } else { e.into() }
 }
@@ -364,8 +368,8 @@ impl Transport for TlsTransport {
         self.receive(deadline(timeout)).map_err(|e| with_timeout(e, timeout))
     }
 
-    /// ureq asks before it puts a connection into the pool and when it takes it out. The buffers hold pieces of files by
-    /// then, so they are given back, and wiped thereby; the next request makes new ones.
+    /// ureq asks before it puts a connection into the pool and when it takes it out. By then the buffers hold pieces of
+    /// files, so they are freed, which wipes them; the next request makes new ones.
     fn is_open(&mut self) -> bool {
         self.buffers = buffers();
         self.is_quiet()

@@ -1,4 +1,4 @@
-//! Why TLS with the watermark service failed, in words for whom it wakes at night. docs/TROUBLE.md has a line for each.
+//! Why TLS with the watermark service failed, in words for the operator on call. docs/TROUBLE.md has a line for each.
 
 use formats::time::Utc;
 use rustls::pki_types::{ServerName, UnixTime};
@@ -9,7 +9,7 @@ use super::certificate;
 /// Most names of a certificate that are shown.
 const NAMES: usize = 4;
 
-/// What failed.
+/// Describes the failure.
 pub fn words(e: &Error) -> String {
     match e {
         Error::InvalidCertificate(e) => of_certificate(e),
@@ -113,7 +113,7 @@ mod tests {
         CertificateError::Other(OtherError(Arc::new(e))).into()
     }
 
-    /// One of each that a user can meet.
+    /// One of each failure that a user can meet.
     fn failures() -> Vec<Error> {
         let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_764_000_000));
         let expected = ServerName::try_from("localhost").unwrap();
@@ -154,7 +154,7 @@ mod tests {
         all
     }
 
-    /// The rows of the table of a page: what stands in backquotes first in each line, in pieces between its gaps.
+    /// The rows of a page's table: the text in backquotes that begins each line, split at its placeholders.
     fn rows(page: &str) -> Vec<Vec<&str>> {
         let rows = page.lines().filter_map(|line| line.strip_prefix("| `the service")?.split_once("` |"));
         let rows: Vec<Vec<&str>> = rows.map(|(words, _)| words.split('…').collect()).collect();

@@ -1,5 +1,5 @@
-//! Waiting for a stream that does not block, with an end in sight: by poll(2), not by a socket's own time-outs, which
-//! start anew with each byte and cost a system call each time they are set.
+//! Waiting for a non-blocking stream until a deadline: by poll(2), not by a socket's own timeouts, which start again
+//! with each byte and cost a system call each time they are set.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::socket::Stream;
 
-/// Waits until `stream` is ready for one of `flags`, or has ended or failed, which a read or write then tells.
+/// Waits until `stream` is ready for one of `flags`, or has ended or failed, which a read or write then reports.
 ///
 /// # Errors
 /// `TimedOut` once the deadline has passed.
@@ -29,8 +29,8 @@ pub fn ready_for_client(stream: &Stream, flags: PollFlags, deadline: Option<Inst
     CLIENT.with_borrow(|client| match client {
         None => ready(stream, flags, deadline),
         Some(client) => {
-            // Hang-ups and errors are told without being asked for. A client that has only ended its sending side
-            // still wants its answer.
+            // Hang-ups and errors are always reported. A client that has ended only its sending side still wants its
+            // answer.
             let mut fds = [PollFd::new(stream.as_fd(), flags), PollFd::new(client.as_fd(), PollFlags::empty())];
             let stream = poll_until(&mut fds, deadline)?;
             if fds[1].any() == Some(true) {
@@ -41,7 +41,7 @@ pub fn ready_for_client(stream: &Stream, flags: PollFlags, deadline: Option<Inst
     })
 }
 
-/// Polls until something happens, and says what happened to the first.
+/// Polls until something happens, and returns what happened to the first.
 fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<PollFlags> {
     loop {
         let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -62,10 +62,10 @@ thread_local! {
     static CLIENT: RefCell<Option<Arc<Stream>>> = const { RefCell::new(None) };
 }
 
-/// While this lives, the thread works for a client.
+/// While this exists, the thread works for a client.
 pub struct OnBehalf(());
 
-/// From now on this thread works for `client`, and what it waits for is not worth waiting for once the client is gone.
+/// From now on this thread works for `client`, and its waits fail once that client is gone.
 pub fn on_behalf_of(client: &Arc<Stream>) -> OnBehalf {
     CLIENT.set(Some(client.clone()));
     OnBehalf(())
@@ -77,7 +77,7 @@ impl Drop for OnBehalf {
     }
 }
 
-/// The client of this thread's request has gone away.
+/// The client of this thread's request has closed the connection.
 #[derive(Debug)]
 pub struct ClientGone;
 
@@ -89,34 +89,34 @@ impl fmt::Display for ClientGone {
 
 impl std::error::Error for ClientGone {}
 
-/// A stream on which every read and write fails with `TimedOut` once the deadline has passed, so that a peer that sends
-/// a byte now and then gains nothing.
+/// A stream on which every read and write fails with `TimedOut` once the deadline has passed, so that a peer gains
+/// nothing by sending a byte now and then.
 #[derive(Debug)]
 pub struct Timed {
     stream: Stream,
-    /// Without one, reads and writes wait for ever.
+    /// Without one, reads and writes block without a limit.
     pub deadline: Option<Instant>,
 }
 
 impl Timed {
     /// # Errors
-    /// The stream cannot be made not to block.
+    /// The stream cannot be made non-blocking.
     pub fn new(stream: Stream, deadline: Option<Instant>) -> io::Result<Timed> {
         stream.set_nonblocking(true)?;
         Ok(Timed { stream, deadline })
     }
 
-    /// The stream, which does not block.
+    /// The stream, which is non-blocking.
     pub fn into_inner(self) -> Stream {
         self.stream
     }
 
-    /// The stream, which does not block.
+    /// The stream, which is non-blocking.
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
 
-    /// Does `io` as soon as it can be done without blocking.
+    /// Runs `io` as soon as it can be done without blocking.
     fn when(&mut self, flags: PollFlags, mut io: impl FnMut(&mut Stream) -> io::Result<usize>) -> io::Result<usize> {
         loop {
             if self.deadline.is_some_and(|at| at <= Instant::now()) {

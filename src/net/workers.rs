@@ -1,4 +1,4 @@
-//! Threads for requests: one for each that is in flight, kept for the next for a while, and bounded.
+//! Threads for requests: one for each request in flight, kept for the next one for a while, and bounded in number.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,11 +10,11 @@ use log::error;
 use crate::metrics::METRICS;
 use crate::threads;
 
-/// How long a thread waits for its next request, and how many do at most.
+/// How long a thread waits for its next request, and how many threads do so at most.
 const KEPT: Duration = Duration::from_secs(5);
 const MOST_IDLE: usize = 4;
 
-/// What a thread is to do.
+/// A thread's task.
 pub type Job = Box<dyn FnOnce() + Send>;
 
 /// A bounded number of threads.
@@ -23,7 +23,7 @@ pub struct Workers(Arc<Shared>);
 
 struct Shared {
     most: usize,
-    /// Called when a place has become free.
+    /// Called when a place becomes free.
     freed: Box<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
     given: Condvar,
@@ -33,29 +33,29 @@ struct Shared {
 struct State {
     /// Threads that wait for a job.
     idle: usize,
-    /// Jobs that are being done, or lie ready.
+    /// Jobs that are running or ready.
     busy: usize,
-    /// Jobs that lie ready, each for a thread that waits or has just been started.
+    /// Jobs that are ready, each for a thread that waits or has just been started.
     jobs: VecDeque<Job>,
 }
 
 impl Workers {
-    /// As many threads as `most`; none yet. `freed` is called each time that a place has become free: whoever found
-    /// none may try again.
+    /// A pool of at most `most` threads; none has been started. `freed` is called each time a place becomes free, so
+    /// that a caller that found none may try again.
     pub fn new(most: usize, freed: impl Fn() + Send + Sync + 'static) -> Workers {
         let (state, given, freed) = (Mutex::default(), Condvar::new(), Box::new(freed));
         Workers(Arc::new(Shared { most, freed, state, given }))
     }
 
-    /// Whether there is a place for one more job; with `beyond`, also in so many places beyond those for all.
+    /// Whether there is a place for one more job; `beyond` adds extra places.
     pub fn has_place(&self, beyond: usize) -> bool {
         self.state().busy < self.0.most + beyond
     }
 
-    /// Has a thread do the job now. Whether there is a place for it, its caller has asked.
+    /// Runs the job in a thread now. The caller has checked that there is a place for it.
     ///
     /// # Errors
-    /// The system has no thread left: the job comes back.
+    /// The system has no threads left; returns the job.
     pub fn run(&self, job: Job) -> Result<(), Job> {
         let mut state = self.state();
         let one_is_idle = state.idle > state.jobs.len();
@@ -70,7 +70,7 @@ impl Workers {
         if let Err(e) = started {
             error!("cannot start a thread for a request: {e}");
             state.busy -= 1;
-            // It is the last: the lock was held since.
+            // It is the last one: the lock has been held since.
             return state.jobs.pop_back().map_or(Ok(()), Err);
         }
         Ok(())
@@ -90,7 +90,7 @@ impl Workers {
         }
     }
 
-    /// The next job; `None` where none comes in [`KEPT`], or where enough threads wait for one already.
+    /// The next job; `None` if none comes within [`KEPT`], or if enough threads already wait for one.
     fn next(&self) -> Option<Job> {
         let mut state = self.state();
         if let Some(job) = state.jobs.pop_front() {
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn of_many_threads_four_wait_for_the_next_job_at_most() {
+    fn at_most_four_threads_wait_for_the_next_job() {
         let workers = Workers::new(64, || {});
         let all = Arc::new(Barrier::new(33));
         for _ in 0..32 {
             let all = all.clone();
             assert!(workers.run(Box::new(move || _ = all.wait())).is_ok());
         }
-        // Each thread has a reference, and this test.
+        // Each thread has a reference, and so has this test.
         assert_eq!(Arc::strong_count(&workers.0), 33);
         all.wait();
         until(|| Arc::strong_count(&workers.0) <= 1 + MOST_IDLE);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_told_of_a_free_place_finds_it() {
+    fn a_caller_that_is_told_of_a_free_place_finds_it() {
         let (freed, is_freed) = std::sync::mpsc::channel();
         let workers = Workers::new(1, move || freed.send(()).unwrap());
         for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! The bundle, held against the image: its certificates are checked, and the service has to be on the allow list.
+//! A bundle that has been checked against the image: its certificates are valid, and its service is on the allow list.
 
 use std::ffi::OsString;
 
@@ -16,30 +16,35 @@ use serde_json::{Map, Value};
 
 use crate::mtls::Identity;
 
-/// Checked items. An item that the sender left out is `None` and stays as it was.
+/// Checked items. An item that the sender left out is `None` and keeps its value.
 #[derive(Default)]
 pub struct Bundle {
+    /// The client certificate, its key, and the service's CAs.
     pub identity: Option<Identity>,
+    /// The watermark service.
     pub service: Option<Service>,
+    /// Keys of encrypted files.
     pub keys: Option<FileKeys>,
+    /// Keys that sign grants.
     pub grants: Option<GrantKeys>,
     /// As in [`Received`].
     pub ignored: Vec<String>,
 }
 
-/// The watermark service's place, on the allow list.
+/// The watermark service, which is on the allow list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// `https://host:port` and perhaps a path, without a slash at the end.
+    /// `https://host:port` and possibly a path, without a trailing slash.
     pub url: String,
+    /// Its host and port, which may be dialled.
     pub endpoint: Endpoint,
 }
 
 impl Bundle {
-    /// Parses and checks a bundle as of `now`. Where CAs are `pinned`, it may bring no other.
+    /// Parses and checks a bundle as of `now`. If CAs are `pinned`, it may bring no others.
     ///
     /// # Errors
-    /// The first thing that is wrong; a bundle without any known item is.
+    /// The first error. A bundle without any known item is one.
     pub fn parse(bytes: &[u8], allowed: &AllowList, pinned: &[Fingerprint], now: Utc) -> Result<Bundle, Refusal> {
         let Received { certificates, service, file_keys, grant_keys, ignored } = Received::parse(bytes)?;
         Ok(Bundle {
@@ -52,7 +57,7 @@ impl Bundle {
     }
 }
 
-/// The items that the environment holds, as a bundle like any other; `None` where it holds none.
+/// The items in the environment, as a bundle like any other; `None` if there are none.
 pub fn bundle_of_environment(names: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Option<Vec<u8>> {
     let mut items = Map::new();
     for &name in names {

@@ -1,4 +1,4 @@
-//! The handshake's listener: one JSON object until end of file, one JSON line in answer.
+//! The handshake's listener: receives one JSON object until end of file, and answers with one line of JSON.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -15,46 +15,46 @@ use crate::net::socket::Stream;
 use crate::net::wait::Timed;
 use crate::threads;
 
-/// Time to send a bundle, and to take the answer.
+/// Time limit to send a bundle, and to take the answer.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Time for the rest of what a refused sender still sends: closing with bytes unread would destroy the answer
-/// (RFC 9293, 3.6.1: a reset follows).
+/// Time for what a refused sender still sends: closing with unread bytes would reset the connection and destroy the
+/// answer (RFC 9293, 3.6.1).
 const LINGER: Duration = Duration::from_secs(2);
-/// Senders at once. One that stalls holds up nobody while there are other places; past them the newest is told to try
-/// again, and past TURNED_AWAY of those, closed.
+/// Most senders at once. A sender that stalls blocks nobody while there are other places. Beyond them, up to
+/// REFUSED new senders are told to try again, and any more are closed.
 const SENDERS: usize = 8;
-const TURNED_AWAY: usize = 32;
+const REFUSED: usize = 32;
 
-/// Takes in those who send bundles.
+/// Receives bundles.
 pub struct Handshakes {
     store: Arc<Store>,
     // Each sender's thread holds a reference to one of these.
     senders: Arc<()>,
-    turned_away: Arc<()>,
+    refused: Arc<()>,
 }
 
 impl Handshakes {
-    /// What is sent goes to the store.
+    /// Passes bundles to this store.
     pub fn new(store: Arc<Store>) -> Handshakes {
-        Handshakes { store, senders: Arc::default(), turned_away: Arc::default() }
+        Handshakes { store, senders: Arc::default(), refused: Arc::default() }
     }
 
     /// Serves a sender, in a thread of its own.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system has no threads left.
     pub fn serve(&self, stream: Stream) -> io::Result<()> {
         let (serve, place): (fn(Stream, &Store) -> _, _) = if Arc::strong_count(&self.senders) <= SENDERS {
             (handshake, self.senders.clone())
-        } else if Arc::strong_count(&self.turned_away) <= TURNED_AWAY {
-            (|stream, _| turn_away(stream), self.turned_away.clone())
+        } else if Arc::strong_count(&self.refused) <= REFUSED {
+            (|stream, _| refuse_busy(stream), self.refused.clone())
         } else {
             return Ok(());
         };
         let store = self.store.clone();
         threads::start("handshake", move || {
             let _place = place;
-            serve(stream, &store).unwrap_or_else(|e| debug!("secrets: a sender went away: {e}"));
+            serve(stream, &store).unwrap_or_else(|e| debug!("secrets: the connection to a sender failed: {e}"));
         })
         .map(drop)
     }
@@ -79,7 +79,7 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
 }
 
 /// Tells a sender to try again.
-fn turn_away(stream: Stream) -> io::Result<()> {
+fn refuse_busy(stream: Stream) -> io::Result<()> {
     METRICS.handshakes_refused.add(1);
     let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
     reply(Timed::new(stream, None)?, &format!("{}\n", refusal.to_json()))

@@ -1,4 +1,4 @@
-//! The handshake, and what it delivered.
+//! The handshake, and the secrets that it delivered.
 
 pub mod bundle;
 pub mod listener;

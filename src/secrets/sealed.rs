@@ -1,5 +1,5 @@
-//! The sealed handshake: what is taken of sealed bundles, and what is not: those that an operator signed, for this boot, each
-//! once, and none older than the last.
+//! The sealed handshake: accepts only bundles that an operator signed for this boot, each once, and none older than the
+//! last.
 
 use std::sync::Arc;
 
@@ -11,24 +11,25 @@ use formats::signature::VerifyingKey;
 use crate::attest::Attestation;
 
 /// Opens the bundles that an operator sealed to this enclave.
-pub struct Seal {
+pub struct Unsealer {
     attestation: Arc<Attestation>,
     operators: Vec<VerifyingKey>,
 }
 
 /// A bundle that came sealed.
 pub struct Opened {
+    /// The bundle in the clear.
     pub bundle: Vec<u8>,
     id: BundleId,
 }
 
-impl Seal {
-    /// Opens what these operators sign, for this boot.
-    pub fn new(attestation: Arc<Attestation>, operators: Vec<VerifyingKey>) -> Seal {
-        Seal { attestation, operators }
+impl Unsealer {
+    /// Accepts what these operators sign, for this boot.
+    pub fn new(attestation: Arc<Attestation>, operators: Vec<VerifyingKey>) -> Unsealer {
+        Unsealer { attestation, operators }
     }
 
-    /// Opens a sealed bundle. The signature is looked at first, so that nobody but an operator learns more.
+    /// Opens a sealed bundle. The signature is checked first, so that only an operator learns more from an error.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -36,17 +37,20 @@ impl Seal {
         let sealed = SealedBundle::parse(bytes)?;
         sealed.check_signature(&self.operators)?;
         if sealed.boot_nonce != self.attestation.boot_nonce() {
-            return refuse(field("boot_nonce"), "is of another boot: ask for a new attestation and seal anew");
+            return refuse(
+                field("boot_nonce"),
+                "is from another boot: get a new attestation document and seal the bundle again",
+            );
         }
         let last = self.attestation.in_force().counter;
         if sealed.counter <= last {
-            return refuse(field("counter"), format!("is not above {last}, that of the last bundle in force"));
+            return refuse(field("counter"), format!("is not above {last}, the counter of the last bundle in force"));
         }
         let id = sealed.id();
         Ok(Opened { bundle: sealed.open(self.attestation.sealing())?, id })
     }
 
-    /// The bundle has taken effect: none of its counter or below will.
+    /// The bundle has taken effect: from now on none with its counter or a lower one will.
     pub fn took_effect(&self, opened: &Opened) {
         self.attestation.put_in_force(opened.id);
     }
@@ -63,7 +67,7 @@ mod tests {
 
     struct Scene {
         operator: Ed25519KeyPair,
-        seal: Seal,
+        unsealer: Unsealer,
         to: Destination,
     }
 
@@ -72,7 +76,7 @@ mod tests {
         let operator = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
         let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: attestation.boot_nonce() };
         let operators = [[9; 32], operator.public_key().as_ref().try_into().unwrap()].map(VerifyingKey::from_bytes);
-        Scene { operator, seal: Seal::new(attestation, operators.into()), to }
+        Scene { operator, unsealer: Unsealer::new(attestation, operators.into()), to }
     }
 
     impl Scene {
@@ -81,31 +85,31 @@ mod tests {
         }
 
         fn refused(&self, bytes: &str) -> Refusal {
-            self.seal.open(bytes.as_bytes()).err().expect("a bundle was opened that has to be refused")
+            self.unsealer.open(bytes.as_bytes()).err().expect("a bundle was opened that has to be refused")
         }
     }
 
     #[test]
-    fn a_bundle_takes_effect_once_and_an_older_one_not_after_a_newer() {
+    fn a_bundle_takes_effect_once_and_never_after_a_newer_one() {
         let scene = scene();
         let (old, new) = (scene.sealed(7), scene.sealed(8));
-        let opened = scene.seal.open(new.as_bytes()).unwrap();
-        assert!(scene.seal.open(old.as_bytes()).is_ok(), "one that did not take effect counts for nothing");
-        scene.seal.took_effect(&opened);
+        let opened = scene.unsealer.open(new.as_bytes()).unwrap();
+        assert!(scene.unsealer.open(old.as_bytes()).is_ok(), "a bundle that did not take effect does not count");
+        scene.unsealer.took_effect(&opened);
         for late in [&old, &new] {
             let refusal = scene.refused(late);
             assert!(refusal.field == "sealed_bundle.counter" && refusal.reason.contains("above 8"), "{refusal}");
         }
-        assert!(scene.seal.open(scene.sealed(9).as_bytes()).is_ok());
+        assert!(scene.unsealer.open(scene.sealed(9).as_bytes()).is_ok());
     }
 
     #[test]
-    fn a_bundle_for_another_boot_or_of_a_stranger_is_refused() {
+    fn a_bundle_for_another_boot_or_from_a_stranger_is_refused() {
         let (this, other) = (scene(), scene());
         assert_eq!(this.refused(&other.sealed(1)).field, "sealed_bundle.boot_nonce");
         let stranger = Scene { operator: Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap(), ..scene() };
         assert_eq!(stranger.refused(&stranger.sealed(1)).field, "sealed_bundle.signature");
-        // Sealed to another key, and signed for this boot all the same.
+        // Sealed to another key, although signed for this boot.
         let key = PrivateKey::new(Box::new([5; 32])).public();
         let elsewhere = Destination { sealing_key: key, ..this.to };
         let sealed = seal(b"b", &elsewhere, 1, &this.operator, &PrivateKey::new(Box::new([2; 32]))).unwrap();

@@ -1,4 +1,4 @@
-//! What is in force now.
+//! The secrets in force.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -15,31 +15,35 @@ use log::{info, warn};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, Service};
-use super::sealed::Seal;
+use super::sealed::Unsealer;
 use super::validity::{Remark, Validity};
 use crate::metrics::METRICS;
 use crate::mtls::{Identity, MutualTls};
 use crate::net::egress::Route;
 use crate::settings::Settings;
 
-/// The secrets of one moment. A request takes them once and finishes on them, whatever is rotated meanwhile.
+/// The secrets of one moment. A request takes them once and finishes with them, whatever is rotated meanwhile.
 #[derive(Clone, Debug, Default)]
 pub struct Secrets {
     mtls: Option<Arc<MutualTls>>,
-    /// Of the client certificate.
+    /// The client certificate's.
     validity: Option<Validity>,
     service: Option<Service>,
     keys: Option<Arc<FileKeys>>,
-    /// Empty keys where no grant is asked for.
+    /// Empty if TEEMARK_GRANTS is off.
     grants: Option<Arc<GrantKeys>>,
 }
 
 /// Secrets with nothing missing.
 #[derive(Clone, Debug)]
 pub struct Ready {
+    /// The clients of the watermark service, under the identity in force.
     pub mtls: Arc<MutualTls>,
+    /// The watermark service.
     pub service: Service,
+    /// Keys of encrypted files.
     pub keys: Arc<FileKeys>,
+    /// Keys that sign grants.
     pub grants: Arc<GrantKeys>,
 }
 
@@ -55,15 +59,15 @@ impl Secrets {
         items.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
     }
 
-    /// Why the client certificate, if there is one, cannot be used at `now`: it was good when it came.
+    /// Why the client certificate, if there is one, cannot be used at `now`, although it was valid when it came.
     pub fn certificate_fault(&self, now: Utc) -> Option<String> {
         self.validity?.fault(now)
     }
 
-    /// All of them.
+    /// The complete secrets.
     ///
     /// # Errors
-    /// What is missing.
+    /// The items that are missing.
     pub fn ready(&self) -> Result<Ready, Vec<&'static str>> {
         match self {
             Secrets { mtls: Some(mtls), service: Some(service), keys: Some(keys), grants: Some(grants), .. } => {
@@ -74,15 +78,15 @@ impl Secrets {
     }
 }
 
-/// Holds the secrets and changes them, a whole bundle at a time.
+/// Holds the secrets and replaces them, a whole bundle at a time.
 pub struct Store {
     in_force: RwLock<Arc<Secrets>>,
     /// Held while a bundle is written and put in force, so that two do not mix.
     changing: Mutex<()>,
-    /// What was last said of the client certificate in force.
+    /// The last remark about the client certificate in force.
     said: Mutex<Option<Remark>>,
-    /// Opens what the handshake brings; none where that is plain.
-    seal: Option<Seal>,
+    /// Opens what the handshake brings; `None` if that is plain.
+    unsealer: Option<Unsealer>,
     certs: PathBuf,
     pinned: Vec<Fingerprint>,
     allowed: Arc<AllowList>,
@@ -91,18 +95,21 @@ pub struct Store {
     keepalive: Duration,
 }
 
-/// What an accepted bundle did.
+/// The effect of an accepted bundle.
 #[derive(Debug)]
 pub struct Accepted {
+    /// The items that changed.
     pub updated: Vec<&'static str>,
+    /// Names that were ignored, with the reason.
     pub ignored: Vec<String>,
-    /// What may not be as the operator meant it.
+    /// What the operator may not have intended.
     pub warnings: Vec<String>,
+    /// The items that are still missing.
     pub missing: Vec<&'static str>,
 }
 
 impl Accepted {
-    /// The answer of the handshake.
+    /// The handshake's answer.
     pub fn to_json(&self) -> Value {
         let Accepted { updated, ignored, warnings, missing } = self;
         json!({"ok": true, "updated": updated, "ignored": ignored, "warnings": warnings, "missing": missing})
@@ -110,14 +117,14 @@ impl Accepted {
 }
 
 impl Store {
-    /// An empty store. The handshake's bundles are opened by `seal`, where there is one.
-    pub fn new(settings: &Settings, allowed: Arc<AllowList>, seal: Option<Seal>) -> Store {
+    /// An empty store. `unsealer` opens the handshake's bundles, if they come sealed.
+    pub fn new(settings: &Settings, allowed: Arc<AllowList>, unsealer: Option<Unsealer>) -> Store {
         let grants = (!settings.grants).then(Arc::default);
         Store {
             in_force: RwLock::new(Arc::new(Secrets { grants, ..Secrets::default() })),
             changing: Mutex::new(()),
             said: Mutex::default(),
-            seal,
+            unsealer,
             certs: settings.certs.clone(),
             pinned: settings.pinned.clone(),
             allowed,
@@ -127,12 +134,12 @@ impl Store {
         }
     }
 
-    /// What is in force now.
+    /// The secrets in force now.
     pub fn now(&self) -> Arc<Secrets> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The whole handshake: opens a bundle's bytes where bundles come sealed, checks them and puts them in force.
+    /// Handles a handshake: opens the bundle if bundles come sealed, checks it and puts it in force.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
@@ -152,24 +159,24 @@ impl Store {
     }
 
     fn open_and_put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        // Checking takes memory, so that too is done for one at a time.
-        let _one_at_a_time = self.close();
+        // Checking takes memory, so bundles are checked one at a time too.
+        let _one_at_a_time = self.exclusive();
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
         }
-        let Some(seal) = &self.seal else { return self.check_and_replace(bytes) };
-        let opened = seal.open(bytes)?;
+        let Some(unsealer) = &self.unsealer else { return self.check_and_replace(bytes) };
+        let opened = unsealer.open(bytes)?;
         let accepted = self.check_and_replace(&opened.bundle)?;
-        seal.took_effect(&opened);
+        unsealer.took_effect(&opened);
         Ok(accepted)
     }
 
-    /// Puts a bundle in force that no handshake brought.
+    /// Puts a bundle in force that did not come by the handshake.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        let _one_at_a_time = self.close();
+        let _one_at_a_time = self.exclusive();
         self.check_and_replace(bytes)
     }
 
@@ -188,10 +195,10 @@ impl Store {
         Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
     }
 
-    /// Takes the certificates that are in the folder already; says whether there are any.
+    /// Loads the certificates that are already in the folder; returns whether there are any.
     ///
     /// # Errors
-    /// Why they are refused, with the file's part as the field.
+    /// Why they are refused, with the part's file as the field.
     pub fn accept_files(&self) -> Result<bool, Refusal> {
         let found = Identity::load(&self.certs, Utc::now())
             .and_then(|found| found.map(|identity| identity.within(&self.pinned)).transpose())
@@ -201,13 +208,13 @@ impl Store {
         Ok(true)
     }
 
-    /// Waits until no bundle is being written, and lets none begin.
-    pub fn close(&self) -> impl Sized + '_ {
+    /// Waits until no bundle is being written. None begins before the result is dropped.
+    pub fn exclusive(&self) -> impl Sized + '_ {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Warns of a client certificate that expires soon or has expired, once each time that there is more to say.
-    pub fn look_at_certificate(&self, now: Utc) {
+    /// Warns once of each new remark about the client certificate: it expires soon, or has expired.
+    pub fn check_certificate(&self, now: Utc) {
         let Some(validity) = self.now().validity else { return };
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(warning) = validity.warning(&mut said, now) {
@@ -242,7 +249,7 @@ impl Store {
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
         if updated.contains(&CERTIFICATES) {
             *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.look_at_certificate(Utc::now());
+            self.check_certificate(Utc::now());
         }
         updated
     }

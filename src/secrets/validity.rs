@@ -1,24 +1,28 @@
-//! The time for which the client certificate is valid, and the warnings that come before its end.
+//! The client certificate's validity, and the warnings before it ends.
 
 use formats::time::Utc;
 
-/// A certificate that expires within so many days is warned of, once for each.
+/// How many days before a certificate expires there is a warning.
 const WARNED_OF: [u64; 3] = [1, 7, 30];
 const DAY: u64 = 86_400;
 
 /// The first and the last second at which a certificate chain is valid.
 #[derive(Clone, Copy, Debug)]
 pub struct Validity {
+    /// The first second.
     pub begins: Utc,
+    /// The last second.
     pub ends: Utc,
 }
 
-/// What there is to say of a certificate at some moment.
+/// What there is to say about a certificate at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remark {
-    /// It expires within so many days.
+    /// It expires within this many days.
     ExpiresWithin(u64),
+    /// It has expired.
     Expired,
+    /// It is not valid yet.
     NotYetValid,
 }
 
@@ -35,7 +39,7 @@ impl Validity {
         }
     }
 
-    /// The warning that is due at `now`, when `last` was said last; which is kept in `last`.
+    /// The warning that is due at `now`, if `last` was the last remark; updates `last`.
     pub fn warning(&self, last: &mut Option<Remark>, now: Utc) -> Option<String> {
         let remark = self.remark(now);
         if std::mem::replace(last, remark) == remark {
@@ -80,7 +84,7 @@ mod tests {
     fn a_warning_comes_once_at_30_7_and_1_days_before_the_end_and_once_when_it_has_come() {
         let mut last = None;
         let mut warnings = Vec::new();
-        // Every hour of a year and a bit.
+        // Every hour for a year and a bit.
         for hour in 0..=366 * 24 {
             let now = Utc(VALIDITY.begins.0 + hour * 3600);
             warnings.extend(VALIDITY.warning(&mut last, now).map(|warning| (hour, warning)));
@@ -106,7 +110,7 @@ mod tests {
         let warning = VALIDITY.warning(&mut last, before_the_end(3 * DAY)).unwrap();
         assert!(warning.starts_with("expires within 7 days"), "{warning}");
         assert_eq!(VALIDITY.warning(&mut last, before_the_end(2 * DAY)), None);
-        // Another one in its place, for which nothing has been said.
+        // Another certificate in its place, about which nothing has been said.
         last = None;
         assert!(VALIDITY.warning(&mut last, before_the_end(2 * DAY)).is_some());
     }

@@ -1,11 +1,11 @@
-//! What kind of file bytes are, by how they begin, where that leaves no doubt.
+//! The kind of a file by its first bytes, if they leave no doubt.
 //!
 //! This tells a picture from a page of text that a service marked in its place. It does not tell whether a file is
-//! whole, nor whether it is marked.
+//! complete or marked.
 
-/// A kind of file that is told by its first bytes.
+/// A kind of file that is recognized by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Png,
     Jpeg,
     Gif,
@@ -28,8 +28,8 @@ pub enum Kind {
 const PDF_WITHIN: usize = 1024;
 
 impl Kind {
-    /// The kind of a file; `None` where its first bytes leave a doubt.
-    pub fn of(file: &[u8]) -> Option<Kind> {
+    /// The kind of a file; `None` if its first bytes leave a doubt.
+    pub(crate) fn of(file: &[u8]) -> Option<Kind> {
         Some(match file {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Kind::Png,
             [0xff, 0xd8, 0xff, ..] => Kind::Jpeg,
@@ -51,8 +51,9 @@ impl Kind {
         })
     }
 
-    /// Whether a marked file of the other kind can be this file's: a picture may come back as another kind of picture.
-    pub fn can_become(self, other: Kind) -> bool {
+    /// Whether a marked file of the other kind can come from this one: a picture may come back as another kind of
+    /// picture.
+    pub(crate) fn can_become(self, other: Kind) -> bool {
         match (self, other) {
             (Kind::IsoMedia { .. }, Kind::IsoMedia { .. }) => true,
             _ => self == other || (self.is_picture() && other.is_picture()),
@@ -64,8 +65,8 @@ impl Kind {
         matches!(self, Png | Jpeg | Gif | WebP | Tiff | Bmp | IsoMedia { picture: true })
     }
 
-    /// Its name, behind "a file of the kind".
-    pub fn name(self) -> &'static str {
+    /// Its name, to follow "a file of the kind".
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Png => "PNG",
             Kind::Jpeg => "JPEG",
@@ -83,8 +84,8 @@ impl Kind {
     }
 }
 
-/// Two letters are little, so the lengths have to be right too: BITMAPFILEHEADER has the file's and where the pixels
-/// begin, and a BITMAPINFOHEADER or another of the known ones begins with its own.
+/// Two letters are not much, so the lengths must be right too: BITMAPFILEHEADER has the file's and the offset of the
+/// pixels, and a BITMAPINFOHEADER or another known one begins with its own.
 fn is_bmp(file: &[u8]) -> bool {
     const INFO: usize = 14;
     let number = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().ok()?) as usize);
@@ -93,14 +94,14 @@ fn is_bmp(file: &[u8]) -> bool {
     file.starts_with(b"BM") && length == file.len() && known && (INFO + info..=length).contains(&pixels)
 }
 
-/// Four letters can be a text's, as in "The ftyp box", so the box's length has to be one: two fields of four bytes each
-/// behind its header, and further brands of four (ISO/IEC 14496-12, 4.3).
+/// Four letters can occur in a text, as in "The ftyp box", so the box's length must be possible: two fields of four
+/// bytes each after its header, then further brands of four (ISO/IEC 14496-12, 4.3).
 fn is_file_type_box(file: &[u8]) -> bool {
     let length = file.first_chunk().map_or(0, |length| u32::from_be_bytes(*length) as usize);
     (16..=file.len()).contains(&length) && length % 4 == 0
 }
 
-/// Whether the brands, of which the first is the major one, say that it is a picture (ISO/IEC 23008-12, and AVIF).
+/// Whether the brands, the first of which is the major one, name a picture (ISO/IEC 23008-12, and AVIF).
 fn is_picture(brands: &[u8]) -> bool {
     matches!(
         brands.get(..4),
@@ -120,8 +121,8 @@ fn is_synchsafe(rest: &[u8]) -> bool {
     rest.len() >= 4 && rest[..4].iter().all(|b| b & 0x80 == 0)
 }
 
-/// The length in bytes of a frame of MPEG audio layer III by its header (ISO/IEC 11172-3, 2.4.2.3; 13818-3 for half
-/// the rates); `None` where there is no such frame.
+/// The length in bytes of a frame of MPEG audio layer III by its header (ISO/IEC 11172-3, 2.4.2.3; 13818-3 for half the
+/// rates); `None` if it is not one.
 fn frame_length(bytes: &[u8]) -> Option<usize> {
     /// kbit/s by the header's four bits, of version 1 and of versions 2 and 2.5.
     const RATES: [[usize; 16]; 2] = [
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_a_doubt_no_kind_is_told() {
+    fn in_doubt_no_kind_is_reported() {
         let too_late_pdf = [&[b' '; 1020][..], b"%PDF-"].concat();
         for file in [
             &b""[..],

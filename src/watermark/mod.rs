@@ -1,4 +1,4 @@
-//! The client of the watermark service: docs/FORMATS.md, "The watermark service", says what it is asked and how.
+//! The client of the watermark service. docs/FORMATS.md, "The watermark service", describes the protocol.
 
 mod kind;
 mod wire;
@@ -23,16 +23,18 @@ use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
 use wire::WireRequest;
 
-/// Largest answer that is read of a health check, or beside a status that is not a success, in bytes.
+/// Most bytes that are read of a health check's answer, or of an answer that is not a success.
 const SHORT_ANSWER: u64 = 64 << 10;
-/// For how long a user is asked to wait where the service is busy, in seconds: without a word of its own, and at most.
+/// Seconds that a user is asked to wait if the service is busy: if it does not say how long, and at most.
 const BUSY_FOR: u64 = 5;
 const BUSY_FOR_AT_MOST: u64 = 60;
 
 /// A file to be marked for a user.
 #[derive(Clone, Copy)]
 pub struct WatermarkRequest<'a> {
+    /// The file's id, which the mark carries.
     pub file_id: &'a str,
+    /// The user's id, which the mark carries.
     pub user_id: &'a str,
     /// The file.
     pub data: &'a [u8],
@@ -40,14 +42,14 @@ pub struct WatermarkRequest<'a> {
 
 /// The service's success answer.
 pub struct WatermarkResponse {
-    /// The marked file, or why what came is none.
+    /// The marked file, or why the answer has none.
     pub watermarked_data: Result<Vec<u8>, Unmarked>,
 }
 
-/// A success answer by which the file is as it was.
+/// A success answer without a marked file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmarked {
-    /// watermarked_data is left out.
+    /// watermarked_data is missing.
     LeftOut,
     /// watermarked_data is the file that was sent, byte for byte.
     Unchanged,
@@ -62,23 +64,24 @@ impl fmt::Display for Unmarked {
     }
 }
 
-/// Under which secrets the service is called, and in which form.
+/// How the service is called: under which secrets, and in which form.
 #[derive(Clone, Copy)]
 pub struct Caller<'a> {
     /// The secrets in force when the call begins.
     pub ready: &'a Ready,
-    /// Has those in force later, should the call be repeated.
+    /// Holds the secrets in force later, if the call is repeated.
     pub store: &'a Store,
+    /// The form of the call.
     pub form: WatermarkApi,
 }
 
 /// Why there is no marked file.
 #[derive(Debug)]
 pub enum WatermarkError {
-    /// The service was not done in time.
+    /// The service did not answer in time.
     Timeout,
-    /// The service could not be reached or trusted, refused, or gave no usable answer. The text says which; what the
-    /// service said is left out, since it may quote the file.
+    /// The service could not be reached or trusted, refused, or gave no usable answer. The text says which; it leaves
+    /// out what the service said, which may quote the file.
     Failed(String),
     /// What came back cannot be the marked file: why.
     Missing(String),
@@ -86,11 +89,11 @@ pub enum WatermarkError {
     Unsupported(u16),
     /// The file is too large for the service.
     TooLarge,
-    /// The service has too much to do, and asks to come again after so many seconds, 1 to 60.
+    /// The service is busy; try again after this many seconds, 1 to 60.
     Busy(u64),
     /// The request or its answer does not fit into the memory that is left.
     NoMemory(NoMemory),
-    /// Who asked for the file has gone away, and the call was ended.
+    /// The client that asked for the file is gone, so the call was ended.
     ClientGone,
 }
 
@@ -105,7 +108,7 @@ impl fmt::Display for WatermarkError {
             WatermarkError::TooLarge => {
                 f.write_str("the file is too large for the watermark service (it answered HTTP 413)")
             }
-            WatermarkError::Busy(_) => f.write_str("the watermark service has too much to do now"),
+            WatermarkError::Busy(_) => f.write_str("the watermark service is busy"),
             WatermarkError::NoMemory(_) => f.write_str("no memory for the call"),
             WatermarkError::ClientGone => ClientGone.fmt(f),
         }
@@ -134,7 +137,7 @@ impl From<Error> for WatermarkError {
     }
 }
 
-/// What a failure of the connection means, or an answer that came before its time.
+/// What a failure of the connection means, or an answer that came too early.
 fn of_connection(e: &std::io::Error) -> WatermarkError {
     let inner = e.get_ref();
     if let Some(early) = inner.and_then(|inner| inner.downcast_ref::<EarlyAnswer>()) {
@@ -161,7 +164,7 @@ fn of_connection(e: &std::io::Error) -> WatermarkError {
     }
 }
 
-/// What a status that is not a success means. A user's mistake is not the operator's alarm.
+/// What a status that is not a success means. A user's mistake must not alarm the operator.
 fn refused(status: u16, retry_after: Option<u64>) -> WatermarkError {
     match status {
         413 => WatermarkError::TooLarge,
@@ -175,7 +178,7 @@ fn failed(reason: impl Into<String>) -> WatermarkError {
     WatermarkError::Failed(reason.into())
 }
 
-/// Has a file marked. `memory` comes to cover what the call needs beside the file itself.
+/// Has a file marked. `memory` grows to cover what the call needs besides the file itself.
 ///
 /// # Errors
 /// See [`WatermarkError`].
@@ -215,13 +218,13 @@ fn exchange(
     let limit = json.len().saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
     drop(json);
     if !response.status().is_success() {
-        // Read to its end, if that is near, the connection can serve again.
+        // Read to its end, if that is near, so that the connection can be reused.
         let _ = response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec();
         let retry_after =
             response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
         return Err(refused(response.status().as_u16(), retry_after));
     }
-    // Beside the answer there is the file, and then the marked file.
+    // Besides the answer there is the file, and then the marked file.
     let file = request.data.len();
     let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
     memory.cover(file.saturating_add(json::cost(&answer)))?;
@@ -243,8 +246,8 @@ fn read_answer(
     })
 }
 
-/// Makes a call on a pooled connection, and once more on a new one where that proved stale: under the secrets that are
-/// in force by then.
+/// Makes a call on a pooled connection, and repeats it on a new one if that proved stale, under the secrets that are in
+/// force by then.
 fn with_repeat(
     ready: &Ready,
     store: &Store,
@@ -256,7 +259,8 @@ fn with_repeat(
             METRICS.watermark_retries.add(1);
             let now = store.now().ready().map_err(|_| WatermarkError::Busy(1))?;
             if !(Arc::ptr_eq(&now.keys, &ready.keys) && Arc::ptr_eq(&now.grants, &ready.grants)) {
-                // The file was opened, and its grant looked at, under keys that may have been taken out: ask anew.
+                // The file was opened, and its grant checked, under keys that may have been removed: the client has to
+                // ask again.
                 return Err(WatermarkError::Busy(1));
             }
             Ok(call(&now, &now.mtls.fresh)?)
@@ -269,7 +273,7 @@ fn is_stale(e: &Error) -> bool {
     matches!(e, Error::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<Stale>()))
 }
 
-/// Whether the service says within `limit` that it is well: 2xx from its /health.
+/// Whether the service reports within `limit` that it is healthy: 2xx from its /health.
 ///
 /// # Errors
 /// It could not be asked.
@@ -280,7 +284,7 @@ pub fn check_watermark_health(ready: &Ready, store: &Store, limit: Duration) -> 
         agent.get(format!("{}/health", ready.service.url)).config().timeout_global(Some(left)).build().call()
     };
     let mut response = with_repeat(ready, store, get)?;
-    // Read to its end, the connection can serve again.
+    // Read to its end, so that the connection can be reused.
     response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec()?;
     Ok(response.status().is_success())
 }

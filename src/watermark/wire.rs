@@ -1,4 +1,4 @@
-//! The two forms in which the service is called: docs/FORMATS.md, "The watermark service".
+//! The two forms of a call of the service: docs/FORMATS.md, "The watermark service".
 
 use ::base64::display::Base64Display;
 use ::base64::engine::general_purpose::STANDARD;
@@ -11,18 +11,18 @@ use super::{Unmarked, WatermarkError, WatermarkRequest, failed};
 use crate::memory::Reservation;
 use crate::settings::WatermarkApi;
 
-/// How a file was sent, which says how its marked file has to come back.
+/// How a file was sent, which decides how its marked file must come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub(crate) enum Sent {
     Text,
     Base64,
 }
 
-/// Bytes at the beginning of a file by whose base64 it is recognized; a multiple of three.
+/// Bytes at the beginning of a file whose base64 is recognized; a multiple of three.
 const RECOGNIZED: usize = 48;
 
 /// A request to be sent.
-pub struct WireRequest {
+pub(crate) struct WireRequest {
     pub json: Vec<u8>,
     pub sent: Sent,
 }
@@ -54,7 +54,7 @@ impl Serialize for Content<'_> {
 }
 
 impl Content<'_> {
-    /// Its length within JSON.
+    /// Its length in JSON.
     fn len(&self) -> usize {
         match self {
             Content::Text(text) => escaped_len(text.as_bytes()),
@@ -64,11 +64,11 @@ impl Content<'_> {
 }
 
 impl WireRequest {
-    /// The request as JSON, in a buffer made once and large enough, for which `memory` comes to hold what it takes.
+    /// The request as JSON, in a buffer that is allocated once and large enough; `memory` grows to cover what it takes.
     ///
     /// # Errors
     /// There is no memory for it.
-    pub fn new(
+    pub(crate) fn new(
         form: WatermarkApi,
         request: WatermarkRequest<'_>,
         memory: &mut Reservation,
@@ -92,7 +92,7 @@ impl WireRequest {
     }
 }
 
-/// Bytes of a string within JSON, as serde_json escapes it.
+/// Length of a string in JSON, as serde_json escapes it.
 fn escaped_len(text: &[u8]) -> usize {
     let one = |b: &u8| match b {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
@@ -103,7 +103,7 @@ fn escaped_len(text: &[u8]) -> usize {
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct WireAnswer<'a> {
     #[serde(borrow)]
     status: Text<'a>,
     #[serde(borrow)]
@@ -112,17 +112,17 @@ struct Answer<'a> {
     encoding: Option<Text<'a>>,
 }
 
-/// The marked file in an answer, once it was looked at: whether it can be this file's marked one.
+/// The marked file in an answer, once it was checked that it can be this file's.
 ///
 /// # Errors
-/// The answer cannot be used, or what it holds cannot be the marked file.
-pub fn marked(
+/// The answer cannot be used, or its content cannot be the marked file.
+pub(crate) fn marked(
     form: WatermarkApi,
     sent: Sent,
     file: &[u8],
     answer: &[u8],
 ) -> Result<Result<Vec<u8>, Unmarked>, WatermarkError> {
-    let answer: Answer =
+    let answer: WireAnswer =
         json::object(answer).map_err(|_| failed("the watermark service's answer is not the expected JSON"))?;
     if &*answer.status != "success" {
         return Err(failed("the watermark service reports that it could not mark the file"));
@@ -159,8 +159,8 @@ fn not_base64(form: WatermarkApi) -> &'static str {
     }
 }
 
-/// Whether what came back can be the marked file of what was sent. It guards against mistakes, not against a service
-/// that lies.
+/// Checks that what came back can be the marked file of what was sent. This guards against mistakes, not against a
+/// service that lies.
 fn check(sent: Sent, file: &[u8], marked: &[u8]) -> Result<(), WatermarkError> {
     let missing = |reason: String| Err(WatermarkError::Missing(reason));
     if marked.is_empty() {
@@ -172,7 +172,7 @@ fn check(sent: Sent, file: &[u8], marked: &[u8]) -> Result<(), WatermarkError> {
             Err(_) => missing("the watermark service was sent text and gave back bytes that are not UTF-8".into()),
         };
     }
-    // Base64 that was marked as text, and then encoded once more: the whole file stands in it.
+    // Base64 that was marked as text, and then encoded again, contains the whole file.
     let beginning = base64::encode(&file[..file.len().min(RECOGNIZED)]);
     if file.len() >= RECOGNIZED / 4 && marked.starts_with(beginning.trim_end_matches('=').as_bytes()) {
         return missing("the watermark service marked base64 as if it were text".into());

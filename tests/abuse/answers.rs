@@ -1,4 +1,4 @@
-//! Clients that do not take their answer as they should, or are gone before it.
+//! Clients that do not take their answer as they should, or are gone before it comes.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn a_client_that_half_closes_after_its_request_gets_its_whole_answer_however_slowly_it_reads() {
     let scene = Scene::new(&[], &[]);
     let large = encrypt(&KEY, &vec![b'x'; 4 * MIB]);
-    scene.beside(|| {
+    scene.during(|| {
         let mut stream = connect(scene.public());
         stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -24,7 +24,7 @@ fn a_client_that_half_closes_after_its_request_gets_its_whole_answer_however_slo
     scene.ends_as_it_began();
 }
 
-/// Reads a success answer's head and gives the length of its body.
+/// Reads a success answer's head and returns the length of its body.
 fn read_head(stream: &mut TcpStream) -> usize {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -40,13 +40,13 @@ fn read_head(stream: &mut TcpStream) -> usize {
 #[test]
 fn clients_that_never_read_their_large_answer_hold_up_nobody() {
     let scene = Scene::new(&[], &[]);
-    // More than the system takes for a connection whose client does not read, at both ends (tcp(7)).
+    // More than the system buffers at both ends of a connection whose client does not read (tcp(7)).
     let largest = |name: &str| -> usize {
         let limits = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
         limits.split_whitespace().nth(2).unwrap().parse().unwrap()
     };
     let large = encrypt(&KEY, &vec![b'x'; (largest("tcp_wmem") + largest("tcp_rmem")).max(16 * MIB)]);
-    scene.beside(|| {
+    scene.during(|| {
         let unread: Vec<TcpStream> = (0..4)
             .map(|_| {
                 let mut stream = connect(scene.public());
@@ -63,7 +63,7 @@ fn clients_that_never_read_their_large_answer_hold_up_nobody() {
 #[test]
 fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_of_threads() {
     let scene = Scene::new(&[], &["slow=0.2"]);
-    let most = scene.beside(|| {
+    let most = scene.during(|| {
         let mut most = 0;
         for _ in 0..200 {
             let mut stream = connect(scene.public());
@@ -81,7 +81,7 @@ fn clients_that_go_away_while_their_request_is_under_way_leave_a_bounded_number_
     scene.ends_as_it_began();
 }
 
-/// Has the connection reset when it is dropped.
+/// Makes the connection reset when it is dropped.
 fn reset(stream: TcpStream) {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
@@ -106,7 +106,7 @@ fn a_client_that_is_gone_ends_its_call_of_the_service_and_one_that_half_closes_g
     assert_eq!(read_answer(&mut half_closed).expect("an answer").status, 200);
     assert!(held() < all, "the calls go on");
     gone.into_iter().for_each(reset);
-    // Long before the service answers, or the daemon gives it up.
+    // Long before the service answers or the daemon gives up.
     wait_for("the calls to end", || (held() == all).then_some(()));
     assert_eq!(daemon.metric("teemark_panics_total"), 0.0);
 }

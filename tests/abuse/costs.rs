@@ -32,7 +32,7 @@ fn a_request_costs_a_thread_and_a_descriptor_besides_the_services_connection() {
     let service = Service::start(&CERTS, &["--fault", "slow=600"]);
     let daemon = Daemon::ready(&service, &CERTS);
     let file = encrypt(&KEY, b"a file like any other\n");
-    // The main thread, the event loop's and the log's are left.
+    // What remains is the main thread, the event loop's and the log's.
     wait_for("the handshake's thread to end", || (threads(&daemon) == 3).then_some(()));
     let descriptors_before = descriptors(&daemon);
     let _in_flight: Vec<TcpStream> = (0..REQUESTS)
@@ -82,7 +82,7 @@ fn no_socket_of_the_daemon_can_be_found_by_name_but_those_that_are_set() {
     assert_eq!(named, [scene.daemon.secrets.to_str().unwrap()]);
 }
 
-/// A daemon whose standard error is a pipe that the test stops reading once it listens; the pipe.
+/// A daemon whose standard error is a pipe that the test stops reading once the daemon listens; and the pipe.
 fn with_a_log_that_nobody_reads(setup: &Setup) -> (Process, SocketAddr, ChildStderr) {
     let mut child = setup.command().stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::with_capacity(1, child.stderr.take().unwrap());
@@ -126,7 +126,7 @@ fn after_a_moment_without_descriptors_requests_are_answered_again() {
     let pid = daemon.process.child.id().to_string();
     let limit = |soft: usize| run(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]));
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    // Where the limit is in the way depends on what else is open at that moment.
+    // Which step fails for lack of descriptors depends on what else is open at that moment.
     let mut failed = 0;
     for limited in open - 6..open + 4 {
         limit(limited);
@@ -136,7 +136,7 @@ fn after_a_moment_without_descriptors_requests_are_answered_again() {
         failed += usize::from(read_answer(&mut stream).is_none_or(|answer| answer.status != 200));
         limit(1024);
     }
-    assert!(failed > 0, "the limit was never in the way");
+    assert!(failed > 0, "the limit was never reached");
     wait_for("requests to be answered again", || (daemon.get("/health").status == 200).then_some(()));
-    assert!(daemon.process.has_logged("cannot accept a connection"), "it was not the daemon that had none");
+    assert!(daemon.process.has_logged("cannot accept a connection"), "it was not the daemon that ran out");
 }

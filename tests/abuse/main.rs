@@ -1,4 +1,4 @@
-//! Abuse: whatever some clients do, the others keep getting their answers, and nothing stays behind.
+//! Abuse: whatever some clients do, the others keep getting their answers, and nothing is left behind.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -51,8 +51,8 @@ impl Scene {
         self.daemon.public
     }
 
-    /// Runs `abuse` while an ordinary client sends file after file, each of which is served.
-    fn beside<T>(&self, abuse: impl FnOnce() -> T) -> T {
+    /// Runs `abuse` while an ordinary client sends one file after another, each of which is served.
+    fn during<T>(&self, abuse: impl FnOnce() -> T) -> T {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let client = scope.spawn(|| {
@@ -74,7 +74,7 @@ impl Scene {
         })
     }
 
-    /// The daemon is what it was: no thread, no descriptor and no memory is held, and it works.
+    /// The daemon is as it was: no thread, descriptor or memory is held, and it works.
     fn ends_as_it_began(&self) {
         wait_for("the threads to end", || (threads(&self.daemon) <= self.threads + 2).then_some(()));
         if let Some(before) = self.descriptors {
@@ -88,7 +88,7 @@ impl Scene {
     }
 }
 
-/// Ends the ordinary client also where the abuse panics.
+/// Ends the ordinary client even if the abuse panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -102,7 +102,7 @@ fn threads(daemon: &Daemon) -> u64 {
     status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().parse().unwrap()
 }
 
-/// Open descriptors. The daemon's folder is root's alone, since nobody may look into its memory.
+/// Open descriptors. The daemon's folder in /proc belongs to root, since nobody may look into its memory.
 fn descriptors(daemon: &Daemon) -> Option<usize> {
     match fs::read_dir(format!("/proc/{}/fd", daemon.process.child.id())) {
         Ok(entries) => Some(entries.count()),
@@ -120,7 +120,7 @@ fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Waits until the daemon has closed this connection, and gives what it said before.
+/// Waits until the daemon has closed this connection, and returns what it sent before.
 fn until_closed(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {

@@ -1,4 +1,4 @@
-//! Requests that are not as they should be, and bodies that do not come.
+//! Malformed requests, and bodies that do not come.
 
 use super::shares::Granted;
 use super::*;
@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn a_body_that_stops_half_way_is_cut_after_ten_seconds_with_408_and_one_that_ends_is_dropped() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let send = || {
             let mut stream = connect(scene.public());
             stream.write_all(format!("{}half", raw_head(1000)).as_bytes()).unwrap();
@@ -53,14 +53,14 @@ fn every_malformed_request_gets_its_refusal() {
         ("a huge length", 413, post(raw, "Content-Length: 18446744073709551615\r\n", b"abc")),
         ("a length and chunks", 400, post(raw, "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n")),
         ("no length", 411, post(raw, "", b"")),
-        ("a chunk size that is none", 400, chunked(b"zz\r\nabc\r\n0\r\n\r\n")),
+        ("an invalid chunk size", 400, chunked(b"zz\r\nabc\r\n0\r\n\r\n")),
         ("a negative chunk size", 400, chunked(b"-3\r\nabc\r\n0\r\n\r\n")),
         ("a chunk longer than its size", 400, chunked(b"1\r\nabc\r\n0\r\n\r\n")),
         ("a huge chunk", 413, chunked(b"ffffffffffffffff\r\nabc")),
         ("an endless chunk line", 400, chunked(&b"1".repeat(MIB))),
-        ("a chunk's size with a blank behind it", 400, chunked(b"3 \r\nabc\r\n0\r\n\r\n")),
-        ("an extension that is none", 400, chunked(b"3;\r\nabc\r\n0\r\n\r\n")),
-        ("a trailer that is no field", 400, chunked(b"3\r\nabc\r\n0\r\nGET /ready HTTP/1.1\r\n\r\n")),
+        ("a chunk size followed by a blank", 400, chunked(b"3 \r\nabc\r\n0\r\n\r\n")),
+        ("an invalid extension", 400, chunked(b"3;\r\nabc\r\n0\r\n\r\n")),
+        ("a trailer that is not a field", 400, chunked(b"3\r\nabc\r\n0\r\nGET /ready HTTP/1.1\r\n\r\n")),
         ("lines that end with a line feed alone", 400, b"GET / HTTP/1.1\nHost: x\n\n".to_vec()),
         ("no Host", 400, b"GET / HTTP/1.1\r\n\r\n".to_vec()),
         ("two Hosts", 400, b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n".to_vec()),
@@ -71,10 +71,10 @@ fn every_malformed_request_gets_its_refusal() {
         ("5 MiB, refused by its head", 413, post(raw, "Content-Length: 5242880\r\n", &vec![b'x'; 5 * MIB])),
         ("3 MiB, refused while it comes", 413, post(raw, "Content-Length: 3145728\r\n", &vec![b'x'; 3 * MIB])),
     ];
-    scene.beside(|| {
+    scene.during(|| {
         for (what, status, bytes) in cases {
             let mut stream = connect(scene.public());
-            // All of it is taken before the answer is read: a reset in between would destroy the answer.
+            // All of it is sent before the answer is read: a reset in between would destroy the answer.
             stream.write_all(&bytes).unwrap_or_else(|e| panic!("{what}: cannot be sent: {e}"));
             let answer = read_answer(&mut stream).unwrap_or_else(|| panic!("{what}: no answer"));
             assert_eq!(answer.status, status, "{what}: {answer:?}");
@@ -100,7 +100,7 @@ fn requests_in_one_write_are_answered_in_their_order() {
 #[test]
 fn a_body_longer_than_announced_does_not_cost_the_request_its_answer() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         for excess in [&b"\0\0\0\0 more than was announced\r\n\r\n"[..], b"GET /%ff HTTP/1.1\r\n\r\n"] {
             let mut stream = connect(scene.public());
             stream.write_all(&[raw_head(scene.file.len()).as_bytes(), &scene.file, excess].concat()).unwrap();
@@ -117,7 +117,7 @@ fn a_refusal_from_the_head_alone_reaches_a_client_that_is_still_sending_or_waits
     let public = granted.daemon.public;
     let mut sending = connect(public);
     let sent = sending.write_all(raw_head(5 * MIB).as_bytes()).and_then(|()| sending.write_all(&vec![b'x'; 5 * MIB]));
-    sent.expect("all of it is taken");
+    sent.expect("all of it can be sent");
     assert_eq!(read_answer(&mut sending).expect("the answer").status, 401);
     let mut waits = connect(public);
     let head = raw_head(5 * MIB).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
@@ -136,7 +136,7 @@ fn a_chunk_that_ends_where_a_buffer_does_is_read_like_any_other() {
         let head = "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
         let mut stream = connect(scene.public());
         stream.write_all(head.as_bytes()).unwrap();
-        // The last byte stands in a chunk of its own, and each piece comes by itself.
+        // The last byte is in a chunk of its own, and each piece arrives by itself.
         for (chunk, end) in [(&file[..length - 1], ""), (&file[length - 1..], "0\r\n\r\n")] {
             let size = format!("{:x}\r\n", chunk.len());
             for piece in [size.as_bytes(), chunk, b"\r\n", end.as_bytes()] {
@@ -149,7 +149,7 @@ fn a_chunk_that_ends_where_a_buffer_does_is_read_like_any_other() {
 }
 
 #[test]
-fn what_is_around_the_content_buys_no_time() {
+fn framing_around_the_content_buys_no_time() {
     let scene = Scene::new(&[], &[]);
     let mut stream = connect(scene.public());
     let head = "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";

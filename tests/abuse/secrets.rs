@@ -35,7 +35,7 @@ fn twenty_stalled_senders_do_not_keep_a_good_one_out() {
     let mut stalled: Vec<UnixStream> = (0..20)
         .map(|_| {
             let mut stream = UnixStream::connect(&daemon.secrets).unwrap();
-            // One that is turned away may find the stream closed.
+            // A sender that is refused may find the stream closed.
             let _ = stream.write_all(b"{\"FILE_KEYS\":");
             stream
         })
@@ -44,8 +44,8 @@ fn twenty_stalled_senders_do_not_keep_a_good_one_out() {
     // As the operator's command line does: the answer says to try again.
     let accepted = wait_for("the good bundle to be taken", || {
         let answer = daemon.handshake(bundle.as_bytes());
-        let turned_away = answer["error"].as_str().is_some_and(|e| e.contains("try again"));
-        (!turned_away).then_some(answer)
+        let refused = answer["error"].as_str().is_some_and(|e| e.contains("try again"));
+        (!refused).then_some(answer)
     });
     assert_eq!(accepted["ok"], true, "{accepted}");
     for stream in &mut stalled {

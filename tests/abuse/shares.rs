@@ -15,28 +15,28 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
     };
     let called = scene.service.count("TLS handshake: client");
     let mut busy: Vec<TcpStream> = (0..4).map(|_| send()).collect();
-    // One pooled connection to the service is there; the other requests open theirs when they are under way.
+    // One pooled connection to the service exists; the other requests open theirs when they are in flight.
     wait_for("four requests under way", || (scene.service.count("TLS handshake: client") >= called + 3).then_some(()));
-    let turned_away = scene.daemon.decrypt(&scene.file, "f", "u");
-    assert_eq!((turned_away.status, turned_away.code().as_str()), (503, "overloaded"));
-    assert!(turned_away.head.to_ascii_lowercase().contains("\r\nretry-after: 1\r\n"), "{}", turned_away.head);
-    assert_eq!(scene.daemon.get("/health").status, 200, "what has no body has a place beside them");
+    let refused = scene.daemon.decrypt(&scene.file, "f", "u");
+    assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
+    assert!(refused.head.to_ascii_lowercase().contains("\r\nretry-after: 1\r\n"), "{}", refused.head);
+    assert_eq!(scene.daemon.get("/health").status, 200, "what has no body has an extra place");
     busy.iter_mut().for_each(|stream| assert_eq!(read_answer(stream).expect("an answer").status, 200));
     assert_eq!(scene.daemon.get("/").status, 200);
     drop(busy);
     scene.ends_as_it_began();
 }
 
-/// A daemon that asks for grants, its service, and a file.
-pub struct Granted {
-    pub daemon: Daemon,
+/// A daemon that requires grants, its service, and a file.
+pub(crate) struct Granted {
+    pub(crate) daemon: Daemon,
     _service: Service,
     issuer: Issuer,
     file: Vec<u8>,
 }
 
 impl Granted {
-    pub fn new(env: &[(&str, &str)], faults: &[&str], plain: usize) -> Granted {
+    pub(crate) fn new(env: &[(&str, &str)], faults: &[&str], plain: usize) -> Granted {
         let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
         let (service, issuer) = (Service::start(&CERTS, &arguments), Issuer::new());
         let setup = Setup::new(service.port).env("TEEMARK_GRANTS", "required").env("TEEMARK_FLEET", "fleet");
@@ -48,8 +48,8 @@ impl Granted {
         Granted { daemon, _service: service, issuer, file: encrypt(&KEY, &vec![b'x'; plain]) }
     }
 
-    /// The head of a user's request for the file `f`, with a body of so many bytes.
-    pub fn head(&self, user: &str, grant: &str, length: usize) -> String {
+    /// The head of a user's request for the file `f`, with a body of this many bytes.
+    pub(crate) fn head(&self, user: &str, grant: &str, length: usize) -> String {
         let mut claims = claims(grant);
         claims["sub"] = json!(user);
         let token = self.issuer.token(&claims);
@@ -59,20 +59,20 @@ impl Granted {
         )
     }
 
-    /// A request that has begun, with so much of its body.
-    pub fn begin(&self, user: &str, grant: &str, length: usize, sent: usize) -> TcpStream {
+    /// A request that has begun, with this much of its body.
+    pub(crate) fn begin(&self, user: &str, grant: &str, length: usize, sent: usize) -> TcpStream {
         let mut stream = connect(self.daemon.public);
         stream.write_all(&[self.head(user, grant, length).as_bytes(), &vec![b'x'; sent]].concat()).unwrap();
         stream
     }
 
-    pub fn ask(&self, user: &str, grant: &str) -> Answer {
+    pub(crate) fn ask(&self, user: &str, grant: &str) -> Answer {
         request(self.daemon.public, &self.head(user, grant, self.file.len()), &self.file)
     }
 
-    /// Each of these was turned away and told to come again, or was cut for its own slowness.
+    /// Each of these was refused and told to try again, or was cut for its own slowness. Returns how many were refused.
     fn gave_way(&self, streams: &mut [TcpStream], user: &str) -> usize {
-        let mut turned_away = 0;
+        let mut refused = 0;
         for (i, stream) in streams.iter_mut().enumerate() {
             let answer = read_answer(stream).expect("an answer");
             if answer.status == 408 {
@@ -80,14 +80,14 @@ impl Granted {
             }
             assert_eq!((answer.status, answer.field("Retry-After").is_some()), (503, true), "{answer:?}");
             assert_eq!(self.ask(user, &format!("{user}{i}")).status, 200, "its grant is as good as it was");
-            turned_away += 1;
+            refused += 1;
         }
-        turned_away
+        refused
     }
 }
 
 #[test]
-fn one_user_who_announces_all_of_the_memory_and_sends_nothing_turns_nobody_away() {
+fn a_user_who_announces_all_of_the_memory_and_sends_nothing_keeps_nobody_out() {
     let granted = Granted::new(&[("TEEMARK_MEMORY", "64MiB")], &[], 24_000);
     let announced = (64 * MIB - (256 << 10)) / 4;
     let _silent: Vec<TcpStream> =
@@ -104,12 +104,12 @@ fn one_user_whose_files_stop_half_way_gives_way_to_others_and_keeps_the_grants()
     let mut half: Vec<TcpStream> =
         (0..4).map(|i| granted.begin("mallory", &format!("mallory{i}"), 3 * MIB, 5 * MIB / 4)).collect();
     wait_for("the memory to be taken", || {
-        (granted.daemon.metric("teemark_memory_left_bytes") < 6.0 * MIB as f64).then_some(())
+        (granted.daemon.metric("teemark_memory_left_bytes") < as_metric(6 * MIB)).then_some(())
     });
     assert_eq!(granted.ask("alice", "alice").status, 200);
     let in_time = begun.elapsed() < LIMIT;
-    let turned_away = granted.gave_way(&mut half, "mallory");
-    assert!(turned_away > 0 || !in_time, "alice's file had no room beside them");
+    let refused = granted.gave_way(&mut half, "mallory");
+    assert!(refused > 0 || !in_time, "alice's file got no memory");
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn one_user_whose_requests_hold_all_threads_gives_some_to_others() {
         assert_eq!(granted.ask("alice", &format!("alice{i}")).status, 200);
     }
     let in_time = begun.elapsed() < LIMIT;
-    let turned_away = granted.gave_way(&mut silent, "mallory");
-    assert!(turned_away > 0 || !in_time, "alice had no thread beside them");
+    let refused = granted.gave_way(&mut silent, "mallory");
+    assert!(refused > 0 || !in_time, "alice got no thread");
 }
 
 #[test]

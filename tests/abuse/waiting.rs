@@ -1,11 +1,11 @@
-//! Connections that wait: silent ones, heads that do not end, and more of either than there are places.
+//! Connections that wait: silent ones, heads that never end, and more of either than there are places.
 
 use super::*;
 
 #[test]
 fn two_hundred_connections_that_say_nothing_are_closed_after_ten_seconds() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let start = Instant::now();
         let mut silent: Vec<TcpStream> = (0..200).map(|_| connect(scene.public())).collect();
         assert_eq!(until_closed(&mut silent[0]), "");
@@ -16,9 +16,9 @@ fn two_hundred_connections_that_say_nothing_are_closed_after_ten_seconds() {
 }
 
 #[test]
-fn of_300_silent_connections_the_oldest_give_way_to_those_that_come_later() {
+fn the_oldest_of_300_silent_connections_give_way_to_later_ones() {
     let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "256")], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let mut silent: Vec<TcpStream> = (0..300).map(|_| connect(scene.public())).collect();
         let mut newest = connect(scene.public());
         newest.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -31,7 +31,7 @@ fn of_300_silent_connections_the_oldest_give_way_to_those_that_come_later() {
 #[test]
 fn a_head_of_a_byte_a_second_is_cut_after_ten_seconds_with_408() {
     let scene = Scene::new(&[], &[]);
-    scene.beside(|| {
+    scene.during(|| {
         let slow = || {
             let mut stream = connect(scene.public());
             let start = Instant::now();
@@ -52,7 +52,7 @@ fn a_head_of_a_byte_a_second_is_cut_after_ten_seconds_with_408() {
     scene.ends_as_it_began();
 }
 
-/// Holds so many connections that have sent one byte, and opens another at once for each that is closed.
+/// Holds this many connections that have sent one byte each, and replaces each one that is closed at once.
 fn flood(to: SocketAddr, connections: usize, over: &AtomicBool) {
     let begin = || {
         let mut stream = TcpStream::connect(to)?;
@@ -72,7 +72,7 @@ fn flood(to: SocketAddr, connections: usize, over: &AtomicBool) {
     }
 }
 
-/// Asks whether the daemon is well. What it sends comes so late; `None` if this machine made it later still.
+/// Asks whether the daemon is healthy, sending this late; `None` if this machine made it later still.
 fn probe(to: SocketAddr, path: &str, late: Duration) -> Option<Option<u16>> {
     let mut stream = connect(to);
     let connected = Instant::now();
@@ -83,7 +83,7 @@ fn probe(to: SocketAddr, path: &str, late: Duration) -> Option<Option<u16>> {
     in_time.then(|| answer.map(|answer| answer.status))
 }
 
-fn are_answered_beside_a_flood_of(connections: usize) {
+fn are_answered_during_a_flood_of(connections: usize) {
     let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "256")], &[]);
     let (over, to) = (AtomicBool::new(false), scene.public());
     thread::scope(|scope| {
@@ -106,17 +106,17 @@ fn are_answered_beside_a_flood_of(connections: usize) {
 }
 
 #[test]
-fn beside_280_connections_of_one_byte_each_health_and_ready_are_answered() {
-    are_answered_beside_a_flood_of(280);
+fn health_and_ready_are_answered_during_280_connections_of_one_byte_each() {
+    are_answered_during_a_flood_of(280);
 }
 
 #[test]
-fn beside_330_connections_that_come_back_at_once_health_and_ready_are_answered() {
-    are_answered_beside_a_flood_of(330);
+fn health_and_ready_are_answered_during_330_connections_that_come_back_at_once() {
+    are_answered_during_a_flood_of(330);
 }
 
 #[test]
-fn of_300_requests_at_once_for_eight_places_none_is_lost() {
+fn none_of_300_requests_at_once_for_eight_places_is_lost() {
     let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "8")], &[]);
     let begin = || {
         let mut client = connect(scene.public());
@@ -124,7 +124,7 @@ fn of_300_requests_at_once_for_eight_places_none_is_lost() {
         client
     };
     let mut clients: Vec<TcpStream> = std::iter::repeat_with(begin).take(300).collect();
-    // As many as may be in flight, and as many again may wait; each of the others is told to come again.
+    // As many as may be in flight, and as many again may wait; the others are told to try again.
     let answers = clients.iter_mut().map(|client| read_answer(client).expect("an answer"));
     let (served, others): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status == 200);
     assert!(served.len() >= 16, "{} served", served.len());

@@ -1,11 +1,11 @@
-//! Tokens that other libraries make.
+//! Tokens made by other libraries.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::*;
 
-/// Has tokens of both algorithms made by an issuer, and uses each. `claims` makes their claims.
+/// Has an issuer make tokens of both algorithms, and uses each. `claims` makes their claims.
 fn tokens_are_accepted(mut issuer: Command, claims: impl Fn(&str) -> Value) {
     let asks: Vec<Value> = ["EdDSA", "ES256", "EdDSA", "ES256"]
         .iter()
@@ -48,7 +48,7 @@ fn tokens_that_pyjwt_makes_are_accepted_once_each() {
             tokens_are_accepted(issuer(), |jti| {
                 let mut claims = claims(jti);
                 for date in ["nbf", "exp"] {
-                    claims[date] = json!(claims[date].as_u64().unwrap() as f64 + 0.7182817);
+                    claims[date] = json!(claims[date].as_f64().unwrap() + 0.7182817);
                 }
                 claims
             });

@@ -1,6 +1,6 @@
-//! Grants at a running daemon: who has one gets its file, once, and nobody else gets any.
+//! Grants at a running daemon: a user with a grant gets the file, once, and nobody else gets any.
 //!
-//! The issuers are other people's: PyJWT, and the package jose of npm. Where one cannot be had, its test says so.
+//! The issuers are other people's code: PyJWT, and npm's package jose. If one cannot be had, its test says so.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -19,7 +19,7 @@ static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
 const FILE: &[u8] = b"All of a text, long enough to be marked. ";
 
-/// A daemon that asks for grants, with its service.
+/// A daemon that requires grants, with its service.
 struct Scene {
     daemon: Daemon,
     _service: Service,
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-/// Status and code of an answer that is a refusal.
+/// Status and code of an error answer.
 fn refusal(answer: &Answer) -> (u16, String) {
     (answer.status, answer.code())
 }

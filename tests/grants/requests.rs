@@ -24,7 +24,7 @@ fn without_a_good_grant_no_file_is_given_and_each_refusal_has_its_code() {
     assert_eq!(refusal(&scene.ask(&twice, "f", "alice")), is(400, "invalid_request"));
     assert!(scene.ask("", "f", "alice").head.contains("WWW-Authenticate: Bearer\r\n"));
     assert!(scene.ask_with("x", "f", "alice").head.contains("WWW-Authenticate: Bearer error=\"invalid_token\"\r\n"));
-    // None of these used it up.
+    // None of these requests used it up.
     let token = issuer.token(&claims("1"));
     assert_eq!(scene.ask_with(&token, "f", "alice").status, 200);
     assert_eq!(refusal(&scene.ask_with(&token, "f", "alice")), is(403, "grant_used"));
@@ -68,7 +68,7 @@ fn the_json_route_asks_for_a_grant_too() {
 }
 
 #[test]
-fn a_request_that_gave_nothing_leaves_its_grant_good_and_of_two_at_once_one_is_served() {
+fn a_request_that_returned_nothing_leaves_its_grant_valid_and_only_one_of_two_at_once_is_served() {
     let issuer = Issuer::new();
     let scene = Scene::with(&issuer.jwks(), &["--fault", "slow=2"]);
     let token = issuer.token(&claims("1"));
@@ -92,13 +92,13 @@ fn a_refusal_comes_before_the_body_is_asked_for() {
     assert_eq!(refusal(&answer), is(401, "grant_missing"));
 }
 
-/// GRANT_KEYS without the issuer's.
+/// GRANT_KEYS without the issuer's key.
 fn other_keys() -> Value {
     json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "new", "x": base64url(&[1; 32])}]})
 }
 
-/// What comes of the request with this grant where half of its file is there, then a byte now and then until that has
-/// happened, and then the rest.
+/// The answer to a request with this grant that sends half of its file, then a byte now and then until `happened`, and
+/// then the rest.
 fn meanwhile(scene: &Scene, token: &str, mut happened: impl FnMut() -> bool) -> Answer {
     let free = scene.daemon.metric("teemark_memory_left_bytes");
     let (half, mut rest) = scene.file.split_at(scene.file.len() / 2);
@@ -110,7 +110,7 @@ fn meanwhile(scene: &Scene, token: &str, mut happened: impl FnMut() -> bool) -> 
     let mut stream = TcpStream::connect(scene.daemon.public).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(&[head.as_bytes(), half].concat()).unwrap();
-    // Memory is taken for it once its grant has been looked at.
+    // Memory is reserved for it once its grant has been checked.
     wait_for("the request to begin", || (scene.daemon.metric("teemark_memory_left_bytes") < free).then_some(()));
     while !happened() {
         stream.write_all(&rest[..1]).unwrap();
@@ -122,13 +122,13 @@ fn meanwhile(scene: &Scene, token: &str, mut happened: impl FnMut() -> bool) -> 
 }
 
 #[test]
-fn a_grant_has_to_be_good_still_when_the_file_has_come() {
+fn a_grant_must_still_be_valid_when_the_file_has_arrived() {
     let issuer = Issuer::new();
-    // Its half alone may take half a minute.
+    // Half of it alone may take half a minute.
     let scene = Scene { file: encrypt(&KEY, &FILE.repeat(50_000)), ..Scene::new(&issuer.jwks()) };
     assert_eq!(meanwhile(&scene, &issuer.token(&claims("1")), || true).status, 200);
 
-    // Ten seconds more are given than it says.
+    // Ten seconds of leeway are added to it.
     let exp = Utc::now().0;
     let expired = meanwhile(&scene, &issuer.token(&with("2", "exp", json!(exp))), || Utc::now().0 >= exp + 10);
     assert_eq!(refusal(&expired), is(401, "grant_expired"));
@@ -140,7 +140,7 @@ fn a_grant_has_to_be_good_still_when_the_file_has_come() {
 }
 
 #[test]
-fn while_a_request_is_coming_no_other_waits_beside_it_with_the_same_grant() {
+fn while_a_request_arrives_no_other_can_use_the_same_grant() {
     let issuer = Issuer::new();
     let scene = Scene::new(&issuer.jwks());
     let token = issuer.token(&claims("1"));
@@ -155,7 +155,7 @@ fn while_a_request_is_coming_no_other_waits_beside_it_with_the_same_grant() {
 }
 
 #[test]
-fn keys_that_are_replaced_sign_nothing_any_more() {
+fn replaced_keys_can_no_longer_sign_grants() {
     let issuer = Issuer::new();
     let scene = Scene::new(&issuer.jwks());
     let answer = scene.daemon.handshake(json!({"GRANT_KEYS": other_keys()}).to_string().as_bytes());

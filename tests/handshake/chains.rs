@@ -1,11 +1,11 @@
-//! Chains and files of several roots.
+//! Chains, and files with several roots.
 
 use super::*;
 use support::openssl::*;
 
 const NOT_BY_CA: &str = "client_cert is not issued by ca_cert: the service must know its CA";
 
-/// A root `ca`, an intermediate `middle`, and `client` by the intermediate.
+/// A root `ca`, an intermediate `middle`, and `client` issued by the intermediate.
 fn with_intermediate() -> Certs {
     let certs = Certs::with_root();
     certs.issue("middle", P_256, "ca", FOR_AUTHORITY, VALID);
@@ -26,7 +26,7 @@ fn a_client_certificate_is_shown_with_the_intermediates_that_it_came_with() {
     }
     assert_eq!(tls_handshakes(&service, &certs.serial("client")), 2);
 
-    // The service knows the root only: that the calls above succeeded is due to the intermediate.
+    // The service knows only the root: the calls above succeeded thanks to the intermediate.
     accepted_with(&daemon, &bundle(service.port, parts(&leaf, &key, &root)), &[NOT_BY_CA]);
     assert_eq!(decrypts(&daemon), 502);
 }
@@ -62,7 +62,7 @@ fn each_root_of_a_file_with_several_is_trusted_and_no_other() {
         ([&strange_pem, &theirs_pem, &strange_pem], 502),
     ] {
         let roots: String = roots.into_iter().map(String::as_str).collect();
-        // As `cat` makes it of files that do not end with a newline.
+        // As `cat` makes it from files that do not end with a newline.
         let glued = roots.replace("-----\n-----", "----------");
         assert_eq!(glued.matches("-----END CERTIFICATE----------BEGIN CERTIFICATE-----").count(), 2);
         for form in [roots.clone(), STANDARD.encode(&roots), glued] {
@@ -95,7 +95,7 @@ fn a_client_certificate_of_another_ca_than_the_services_works_where_the_service_
     certs.issue("clients", P_256, "clients", FOR_AUTHORITY, VALID);
     certs.issue("client", P_256, "clients", FOR_CLIENT, VALID);
     let servers = certs.read("ca.crt");
-    // The service takes clients of the other root; its own certificate is still by the first.
+    // The service accepts clients of the other root; its own certificate is still issued by the first.
     certs.shell("cp clients.crt ca.crt");
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
@@ -105,7 +105,7 @@ fn a_client_certificate_of_another_ca_than_the_services_works_where_the_service_
 }
 
 #[test]
-fn that_a_chain_does_not_lead_to_ca_cert_is_not_said_where_it_only_could_not_be_verified() {
+fn a_chain_that_only_could_not_be_verified_is_not_said_to_miss_ca_cert() {
     let certs = Certs::with_root();
     certs.issue("middle", &P_256.replace("P-256", "P-521"), "ca", FOR_AUTHORITY, VALID);
     certs.issue("client", P_256, "middle", FOR_CLIENT, VALID);
@@ -115,7 +115,7 @@ fn that_a_chain_does_not_lead_to_ca_cert_is_not_said_where_it_only_could_not_be_
 }
 
 #[test]
-fn a_ca_that_is_of_no_use_is_named_beside_one_that_is() {
+fn an_unusable_ca_is_named_if_another_is_usable() {
     let certs = Certs::with_root();
     certs.client("client");
     certs.issue("p521", &P_256.replace("P-256", "P-521"), "p521", FOR_AUTHORITY, VALID);
@@ -125,29 +125,29 @@ fn a_ca_that_is_of_no_use_is_named_beside_one_that_is() {
     let roots = ["p521.crt", "ca.crt", "odd.crt", "server.crt"].map(|name| certs.read(name)).concat();
     let warnings = [
         "ca_cert: certificate 1 has a key whose signatures cannot be verified here: ECDSA P-521 with SHA-256",
-        "ca_cert: certificate 3 may not sign others (basicConstraints, keyUsage), nor is it one that a server could show",
-        "ca_cert: certificate 4 is not a CA's: a service has to show this very certificate",
+        "ca_cert: certificate 3 may not sign others (basicConstraints, keyUsage), and a server could not present it either",
+        "ca_cert: certificate 4 is not a CA certificate: the service must present this very certificate",
     ];
     let parts = parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
     accepted_with(&daemon, &bundle(service.port, parts), &warnings);
     assert_eq!(decrypts(&daemon), 200);
 
-    // A whole system's CAs may have more of them than an answer should.
+    // A whole system's CAs may be more than an answer should list.
     let roots = certs.read("p521.crt").repeat(19) + &certs.read("ca.crt");
     let parts = self::parts(&certs.read("client.crt"), &certs.read("client.key"), &roots);
     let answer = daemon.handshake(json!({"MTLS_CLIENT_CERT_JSON": parts}).to_string().as_bytes());
     let told: Vec<_> = answer["warnings"].as_array().unwrap().iter().map(|told| told.as_str().unwrap()).collect();
-    assert_eq!((told.len(), told[16]), (17, "ca_cert: there is something to say of 3 more certificates"));
+    assert_eq!((told.len(), told[16]), (17, "ca_cert: there are warnings about 3 more certificates"));
 }
 
 #[test]
-fn a_ca_that_signs_itself_as_nothing_here_can_verify_is_named_by_curve_and_hash() {
+fn a_ca_with_a_self_signature_that_cannot_be_verified_is_named_by_curve_and_hash() {
     let certs = Certs::with_root();
     certs.client("client");
     certs.shell("openssl req -x509 -new -key ca.key -sha512 -subj /CN=ca -days 9 -out strong.crt");
     let daemon = Setup::new(8080).start();
     let parts = parts(&certs.read("client.crt"), &certs.read("client.key"), &certs.read("strong.crt"));
     let warning = "ca_cert: certificate 1 is signed by ECDSA P-256 with SHA-512, which cannot be verified here: a service \
-                   whose certificate is so too is refused";
+                   whose certificate is signed like this is refused";
     accepted_with(&daemon, &bundle(8080, parts), &[warning]);
 }

@@ -1,4 +1,4 @@
-//! What an accepted bundle does: the answer, the files, what else it touches.
+//! What an accepted bundle does: the answer, the files, and what else it affects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -52,7 +52,7 @@ fn before_the_handshake_the_daemon_lives_and_says_what_is_missing() {
     );
     wait_for("the line that tells what is missing", || daemon.process.log().contains(&waits).then_some(()));
 
-    // An empty object is no handshake, and neither is an empty connection.
+    // An empty object is not a handshake, and neither is an empty connection.
     assert_eq!(daemon.handshake(b"{}")["ok"], false);
     assert_eq!(daemon.handshake(b"")["ok"], false);
     not_ready(&all);
@@ -110,7 +110,7 @@ fn the_certificates_are_written_with_their_modes_and_the_log_says_where() {
     assert_written(&folder, &certs, "first");
     wait_for("the line", || (written() == 1).then_some(()));
 
-    // Modes that somebody changed do not last.
+    // Modes that somebody changed are restored.
     for (name, mode) in [("client.crt", 0o600), ("client.key", 0o644), ("ecs-ca.crt", 0o666)] {
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -159,7 +159,7 @@ fn a_bundle_replaces_only_the_items_that_it_names() {
     let changed = |name: &str| fs::metadata(folder.join(name)).unwrap().modified().unwrap();
     let before = WRITTEN.map(|(name, _)| changed(name));
 
-    // Other keys only: the old key is gone, identity and even the connection stay.
+    // Only other keys: the old key is gone, the identity and even the connection stay.
     let new_key = [7; 32];
     send("FILE_KEYS", json!({"new": STANDARD.encode(new_key)}));
     assert_eq!(decrypts(&daemon), 422);
@@ -168,13 +168,13 @@ fn a_bundle_replaces_only_the_items_that_it_names() {
     assert_eq!(tls_handshakes(&one, &certs.serial("first")), 1);
     send("FILE_KEYS", json!({"k": STANDARD.encode(KEY)}));
 
-    // Another endpoint only.
+    // Only another endpoint.
     send("ECS_WATERMARK_ENDPOINT", json!(format!("https://localhost:{}", two.port)));
     assert_eq!(decrypts(&daemon), 200);
     assert_eq!(serials(&two, 1), [certs.serial("first")]);
     assert_eq!(WRITTEN.map(|(name, _)| changed(name)), before);
 
-    // Another certificate only.
+    // Only another certificate.
     send("MTLS_CLIENT_CERT_JSON", client(&certs, "second"));
     assert_eq!(decrypts(&daemon), 200);
     assert_eq!(serials(&two, 2), [certs.serial("first"), certs.serial("second")]);
@@ -230,7 +230,7 @@ fn a_key_bound_to_the_file_id_opens_the_files_of_that_id_only() {
     let mut bound = bundle(service.port, client(&CERTS, "client"));
     bound["FILE_KEYS"] = json!({"k": {"key": STANDARD.encode(KEY), "aad": "file_id"}});
     accepted(&daemon, &bound);
-    // `teemark encrypt` seals with the file id; what was sealed without is not opened.
+    // `teemark encrypt` seals with the file id; what was sealed without it does not open.
     let folder = daemon.folder.path();
     fs::write(folder.join("keys.json"), bound["FILE_KEYS"].to_string()).unwrap();
     fs::write(folder.join("text"), "a text").unwrap();

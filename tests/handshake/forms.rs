@@ -5,8 +5,8 @@ use serde_json::json;
 use super::*;
 use support::openssl::*;
 
-/// Sends a certificate with a key of this kind in each of `encodings` (openssl commands from PEM) and in every form, and
-/// has each prove itself in a new TLS handshake with the service.
+/// Sends a certificate with a key of this kind in each of `encodings` (openssl commands from PEM) and in every form,
+/// and has each prove itself in a new TLS handshake with the service.
 fn works_in_every_form(kind: &str, encodings: &[&str]) {
     let certs = Certs::with_root();
     certs.issue("client", kind, "ca", FOR_CLIENT, VALID);
@@ -90,7 +90,7 @@ fn pem_with_text_around_it_and_with_the_line_ends_of_windows_works() {
     let daemon = Setup::new(service.port).start();
     let told = certs.shell("openssl x509 -in client.crt -text");
     assert!(told.starts_with("Certificate:"));
-    // As `openssl ecparam -genkey` writes it without -noout: the curve stands before the key.
+    // As `openssl ecparam -genkey` writes it without -noout: the curve precedes the key.
     let curve = certs.shell("openssl ecparam -name prime256v1");
     let key = curve + &certs.shell("openssl pkey -in client.key -traditional");
     accepted(&daemon, &bundle(service.port, parts(&told, &key, &certs.read("ca.crt").replace('\n', "\r\n"))));
@@ -125,7 +125,7 @@ fn pem_without_line_ends_and_with_white_space_in_it_works() {
     let service = Service::start(certs, &[]);
     let daemon = Setup::new(service.port).start();
     let [certificate, key, authority] = ["client.crt", "client.key", "ca.crt"].map(|name| certs.read(name));
-    // As a variable holds it that was not quoted; indented, as in YAML; between other texts in the same line.
+    // As an unquoted variable holds it; indented, as in YAML; between other texts on the same line.
     let unquoted = |text: &str| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
     let indented = |text: &str| text.lines().map(|line| format!("    {line} \r\n")).collect::<String>();
     let inline = |text: &str| format!("cert: {} # {{", text.trim_end());

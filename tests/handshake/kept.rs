@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use super::*;
 
-/// Endpoint and key: what the folder of certificates cannot hold.
+/// Endpoint and key, which the folder of certificates cannot hold.
 fn rest(port: u16) -> Value {
     let mut rest = bundle(port, Value::Null);
     rest.as_object_mut().unwrap().remove("MTLS_CLIENT_CERT_JSON");
@@ -154,7 +154,7 @@ fn an_unusable_environment_is_reported_and_the_daemon_waits_for_the_handshake() 
     }
 }
 
-/// `teemarkd write-certificates` under a umask, with this environment and nothing of a daemon's set-up.
+/// `teemarkd write-certificates` under a umask, with this environment and nothing else of a daemon's set-up.
 fn write_certificates(umask: &str, folder: &Path, items: &[(&str, &str)]) -> Output {
     let script = format!("umask {umask}; exec \"$0\" write-certificates");
     let mut command = Command::new("sh");
@@ -169,7 +169,7 @@ fn write_certificates_writes_the_three_files_whatever_the_umask() {
     let seeds = parts(&base64("client.crt"), &base64("client.key"), &base64("ca.crt")).to_string();
     for umask in ["000", "077", "777"] {
         let folder = tempfile::TempDir::new().unwrap();
-        // What else is in the environment does not matter, be it good or bad.
+        // The rest of the environment does not matter, valid or not.
         let items = [("MTLS_CLIENT_CERT_JSON", seeds.as_str()), ("FILE_KEYS", "[]"), ("ECS_WATERMARK_ENDPOINT", "?")];
         let output = write_certificates(umask, folder.path(), &items);
         let log = String::from_utf8(output.stderr).unwrap();

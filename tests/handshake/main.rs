@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use support::*;
 
-/// A root, the service's certificate and the client `client`: enough for a test that makes no others.
+/// A root, the service's certificate and the client `client`: enough for tests that make no others.
 static CERTS: LazyLock<Certs> = LazyLock::new(|| {
     let certs = Certs::with_root();
     certs.client("client");
@@ -31,7 +31,7 @@ fn parts(certificate: &str, key: &str, authority: &str) -> Value {
     json!({"client_cert": certificate, "client_key": key, "ca_cert": authority})
 }
 
-/// MTLS_CLIENT_CERT_JSON of a client of these certificates, as PEM.
+/// MTLS_CLIENT_CERT_JSON of a client with these certificates, as PEM.
 fn client(certs: &Certs, name: &str) -> Value {
     parts(&certs.read(&format!("{name}.crt")), &certs.read(&format!("{name}.key")), &certs.read("ca.crt"))
 }
@@ -59,7 +59,7 @@ fn accepted_with(daemon: &Daemon, bundle: &Value, warnings: &[&str]) {
     }
 }
 
-/// Has a text decrypted and marked, and gives the status.
+/// Has a text decrypted and marked, and returns the status.
 fn decrypts(daemon: &Daemon) -> u16 {
     daemon.decrypt(&encrypt(&KEY, b"a text"), "file", "user").status
 }

@@ -1,4 +1,4 @@
-//! What is refused: field and reason are named, nothing changes.
+//! What is refused: the field and the reason are named, and nothing changes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +25,7 @@ fn files(daemon: &Daemon) -> BTreeMap<String, (Vec<u8>, u32, u64)> {
     seen.collect()
 }
 
-/// Sends each case to a daemon at work. Each must be refused as it says, and afterwards everything must be as it was.
+/// Sends each case to a running daemon. Each must be refused as it says, and afterwards everything must be as it was.
 fn are_refused(cases: impl FnOnce(u16) -> Vec<Case>) {
     let certs = &*CERTS;
     let service = Service::start(certs, &[]);
@@ -47,7 +47,7 @@ fn are_refused(cases: impl FnOnce(u16) -> Vec<Case>) {
         assert!(files(&daemon) == before, "files changed after {shown}");
         assert_eq!(decrypts(&daemon), 200, "after {shown}");
     }
-    assert_eq!(daemon.metric("teemark_handshakes_refused_total"), cases.len() as f64);
+    assert_eq!(daemon.metric("teemark_handshakes_refused_total"), as_metric(cases.len()));
     let old = certs.serial("client");
     assert!(serials(&service, cases.len() + 1).iter().all(|serial| *serial == old));
     assert_eq!(service.count("TLS handshake:"), 1, "the agent was made anew");
@@ -60,7 +60,7 @@ fn other_bundle(certs: &Certs, port: u16) -> Value {
     other
 }
 
-/// The same with one place changed, given as a path of members.
+/// The same with one value changed, given by its path.
 fn with(good: &Value, path: &str, value: Value) -> Vec<u8> {
     let mut bad = good.clone();
     *bad.pointer_mut(path).unwrap() = value;
@@ -89,7 +89,7 @@ fn a_certificate_that_will_not_do_is_refused_with_its_reason() {
     certs.issue("inner", P_256, "ca", FOR_AUTHORITY, VALID);
     certs.issue("outer", P_256, "inner", FOR_CLIENT, VALID);
     certs.issue("rsa", RSA_2048, "ca", FOR_CLIENT, VALID);
-    // Another CA that has only the name of the first.
+    // Another CA that shares only the name of the first.
     let namesake = Certs::with_root();
     let bare = |name: &str| certs.shell(&format!("openssl ec -in {name}.key -no_public"));
     are_refused(|port| {
@@ -190,7 +190,7 @@ fn a_ca_file_that_will_not_do_is_refused_with_its_reason() {
 }
 
 #[test]
-fn what_is_no_certificate_or_no_key_is_refused_with_its_reason() {
+fn what_is_not_a_certificate_or_not_a_key_is_refused_with_its_reason() {
     let certs = Certs::with_root();
     certs.client("new");
     certs.issue("rsa", RSA_2048, "ca", FOR_CLIENT, VALID);
@@ -294,7 +294,7 @@ fn a_file_key_that_will_not_do_is_refused_with_its_reason() {
             (keys(json!({"": full})), "FILE_KEYS.", "is not a key id of 1 to 128 bytes"),
             (keys(json!({})), "FILE_KEYS", "holds no key"),
             (keys(json!({"k": null})), "FILE_KEYS", "holds no key"),
-            // What restricts is not lost in an empty variable.
+            // A restriction must not vanish because a variable is empty.
             (key(json!({"key": full, "aad": null})), FIELD, "has an aad other than \"file_id\""),
             (key(json!([full, "file_id"])), FIELD, "is neither base64 nor an object with a string named key"),
             (key(json!(format!("{}B", &full[..42]))), FIELD, "is not base64"),
@@ -341,7 +341,7 @@ fn an_item_of_the_wrong_type_is_refused_with_its_reason() {
 }
 
 #[test]
-fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
+fn what_is_not_a_bundle_at_all_is_refused_with_its_reason() {
     let certs = Certs::with_root();
     certs.client("new");
     are_refused(|port| {
@@ -366,7 +366,7 @@ fn what_is_no_bundle_at_all_is_refused_with_its_reason() {
         cases.extend((1..good.len()).step_by(97).map(|cut| (good[..cut].to_vec(), "bundle", "is cut off")));
         cases.push(([&good[..], b"{}"].concat(), "bundle", "is not JSON"));
         cases.push(("[".repeat(1 << 19).into_bytes(), "bundle", "is cut off"));
-        // One byte too long; then so long that the sender is still at it when the daemon has seen enough.
+        // One byte too long; then so long that the sender is still sending when the daemon has read enough.
         for size in [(1 << 20) + 1, 8 << 20] {
             let mut large = good.clone();
             large.resize(size, b' ');

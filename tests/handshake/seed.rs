@@ -1,5 +1,5 @@
-//! The seed's commands as they stand in IMPLEMENTATION_CHECKLIST.md, steps 1 and 2; only socat's address is another,
-//! since a test's daemon has no CID.
+//! The seed's commands exactly as in IMPLEMENTATION_CHECKLIST.md, steps 1 and 2; only socat's address differs, since a
+//! test's daemon has no CID.
 
 use std::fs;
 
@@ -40,7 +40,7 @@ EOF
 /// Step 2, option B: the handshake.
 const SEND: &str = "cat mtls_certs.json | socat - VSOCK-CONNECT:$ENCLAVE_CID:7777\n";
 
-/// The seed's steps against a daemon with the shipped allow list; `to` gives socat's address in VSOCK-CONNECT's place.
+/// The seed's steps against a daemon with the shipped allow list; `to` gives socat's address in place of VSOCK-CONNECT.
 fn delivers(setup: impl FnOnce(Setup) -> Setup, to: impl FnOnce(&Daemon) -> String) {
     let certs = Certs::with_root();
     let service = Service::start(&certs, &[]);
@@ -54,7 +54,7 @@ fn delivers(setup: impl FnOnce(Setup) -> Setup, to: impl FnOnce(&Daemon) -> Stri
     certs.shell(HEREDOC);
     let send = SEND.replace("VSOCK-CONNECT:$ENCLAVE_CID:7777", &to(&daemon));
     assert_ne!(send, SEND);
-    // socat waits half a second for the answer after its own end of file, which on a loaded machine may be too short.
+    // socat waits half a second for the answer after its own end of file, which may be too short on a loaded machine.
     let answer = wait_for("an answer within socat's patience", || Some(certs.shell(&send)).filter(|a| !a.is_empty()));
     assert_eq!(answer.matches('\n').count(), 1);
     let updated = ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT"];
@@ -63,7 +63,7 @@ fn delivers(setup: impl FnOnce(Setup) -> Setup, to: impl FnOnce(&Daemon) -> Stri
         json!({"ok": true, "updated": updated, "ignored": [], "warnings": [], "missing": ["FILE_KEYS"]})
     );
 
-    // The staging host is not there for a test: the local service proves the certificates that the seed's bundle brought.
+    // A test cannot reach the staging host: the local service proves the certificates that the seed's bundle brought.
     let mut here = bundle(service.port, Value::Null);
     here.as_object_mut().unwrap().remove("MTLS_CLIENT_CERT_JSON");
     certs.shell(&format!("cat > mtls_certs.json <<'EOF'\n{here}\nEOF"));
@@ -92,7 +92,7 @@ fn the_seeds_lines_deliver_certificates_over_tcp() {
 
 #[test]
 fn these_lines_are_the_seeds() {
-    // The seed lies beside the repository where teemark is built, not in a clone of it.
+    // The seed is beside the repository where teemark is built, not in a clone of it.
     let seed = repository().join("../shared/seed/IMPLEMENTATION_CHECKLIST.md");
     let Ok(text) = fs::read_to_string(&seed) else {
         return eprintln!("not compared: {} is not here", seed.display());

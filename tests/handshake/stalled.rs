@@ -26,7 +26,7 @@ fn senders_that_stall_hold_up_nobody_and_are_answered_by_the_deadline() {
     let good = bundle(service.port, client(certs, "client"));
     let text = good.to_string();
 
-    // Seven of the eight places: six stop somewhere, one of them with all said but the end of file.
+    // Seven of the eight places: six stop somewhere, one of them with only the end of file missing.
     let start = Instant::now();
     let stalled: Vec<UnixStream> = [0, 1, 20, text.len() / 2, text.len() - 1, text.len()]
         .map(|sent| {
@@ -65,11 +65,11 @@ fn senders_that_stall_hold_up_nobody_and_are_answered_by_the_deadline() {
 }
 
 #[test]
-fn past_eight_senders_at_once_the_next_is_told_so_and_is_served_once_one_is_gone() {
+fn a_ninth_sender_is_told_to_try_again_and_is_served_once_another_is_gone() {
     let service = Service::start(&CERTS, &[]);
     let daemon = Setup::new(service.port).start();
     let mut others: Vec<_> = (0..8).map(|_| UnixStream::connect(&daemon.secrets).unwrap()).collect();
-    // The listener takes senders in order, so these eight are in.
+    // The listener accepts senders in order, so these eight have their places.
     let told = daemon.handshake(b"{}");
     assert_eq!((&told["field"], told["ok"].clone()), (&json!("bundle"), json!(false)));
     assert!(told["error"].as_str().unwrap().contains("try again"), "{told}");

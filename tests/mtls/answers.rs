@@ -1,4 +1,4 @@
-//! A service that is trusted and gives no usable answer.
+//! A service that is trusted but gives no usable answer.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -47,7 +47,7 @@ fn an_answer_without_a_length_is_bounded_too() {
     assert_eq!(call(&daemon).text(), scripted::MARKED);
 }
 
-/// As Python's json.dumps writes it: six bytes for each letter, which has two in the file.
+/// As Python's json.dumps writes it: six bytes for each letter that has two in the file.
 #[test]
 fn a_text_that_comes_back_in_ascii_only_is_read() {
     const LETTERS: usize = 1 << 20;
@@ -74,7 +74,7 @@ fn what_the_service_quotes_of_the_file_is_not_passed_on() {
         let daemon = daemon_for(&[service.port]);
         assert_refused(&daemon, &call(&daemon), told, code);
     }
-    // Where the quotation breaks HTTP, the library's own message would hold it.
+    // When the quotation breaks HTTP, the library's own message would contain it.
     for bytes in [
         &b"the zebra crosses at dawn\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\nthe zebra crosses at dawn\r\n\r\n",
@@ -121,9 +121,9 @@ fn a_service_that_cannot_be_reached_gives_502() {
     assert_works(&daemon);
 }
 
-/// A user's mistake does not raise the operator's alarm, which 502 does.
+/// A user's mistake must not raise the operator's alarm, as 502 does.
 #[test]
-fn what_the_service_refuses_is_told_by_whose_affair_it_is() {
+fn a_refusal_of_the_service_is_reported_as_the_users_mistake_or_as_a_fault() {
     for (status, more, told, code, retry_after) in [
         ("413 Payload Too Large", "", 413, "file_too_large", None),
         ("415 Unsupported Media Type", "", 422, "watermark_unsupported", None),

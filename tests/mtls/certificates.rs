@@ -19,7 +19,7 @@ fn tls_1_2_and_tls_1_3_are_both_spoken() {
     }
 }
 
-/// A service with this certificate is not trusted, for this reason, and a good one is used right after.
+/// A service with this certificate is not trusted, for this reason; right after, a good one is used.
 fn assert_not_trusted(certs: &Certs, reason: &str) {
     let good = Service::start(&CERTS, &[]);
     for version in ["1.2", "1.3"] {
@@ -67,7 +67,7 @@ fn a_service_that_shows_a_clients_certificate_is_not_trusted() {
     assert_not_trusted(&with_server(&client, VALID), "is not for TLS servers: its extendedKeyUsage lacks serverAuth");
 }
 
-/// [`CERTS`] with a server certificate that openssl signed for itself, as `self`, by this line.
+/// [`CERTS`] with a server certificate that openssl self-signed, as `self`, by this line.
 fn self_signed(line: &str) -> Certs {
     let certs = with_server(FOR_SERVER, VALID);
     certs
@@ -95,7 +95,7 @@ fn a_service_is_trusted_by_the_very_certificate_that_is_ca_cert_whether_a_cas_se
             let daemon = Daemon::ready(&service, &CERTS);
             let answer = trust_the_very_certificate(&daemon, &certs);
             let warnings = answer["warnings"].to_string();
-            assert_eq!(warnings.contains("a service has to show this very certificate"), !is_ca, "{answer}");
+            assert_eq!(warnings.contains("the service must present this very certificate"), !is_ca, "{answer}");
             assert_works(&daemon);
         }
     }
@@ -142,7 +142,8 @@ fn the_very_certificate_has_to_name_the_host_and_to_be_the_one_that_is_shown() {
 
 #[test]
 fn a_certificate_that_may_not_sign_vouches_for_no_other() {
-    // The service shows a certificate that its former one signed, which is ca_cert: webpki looks at no root's right to.
+    // The service presents a certificate signed with its former one, which is ca_cert: webpki does not check whether a
+    // root may sign.
     let certs = with_server(FOR_SERVER, VALID);
     certs.issue("inner", P_256, "server", FOR_SERVER, VALID);
     let daemon_knows = certs.read("server.crt");
@@ -197,10 +198,10 @@ fn a_client_certificate_that_the_service_does_not_know_gives_502_until_the_right
         let warning = "client_cert is not issued by ca_cert: the service must know its CA";
         assert_eq!(answer["warnings"], json!([warning]));
         let message = assert_fails(&daemon);
-        // The service closes where it refuses, and a write of the request may find that before the alert is read.
+        // The service closes when it refuses, and a write of the request may notice that before the alert is read.
         let refused = "the service refused the connection (decrypt_error): client_cert is not from the CA";
         assert!(message.contains(refused), "{message}");
-        // In TLS 1.3 the client is done before the server has looked at its certificate.
+        // In TLS 1.3 the client has finished before the server checks its certificate.
         assert_eq!((service.count("TLS handshake: client"), service.count("POST")), (0, 0));
         assert_eq!(daemon.handshake(CERTS.bundle(service.port).to_string().as_bytes())["ok"], true);
         assert_works(&daemon);
@@ -230,7 +231,7 @@ fn the_development_service_lets_nobody_in_without_a_certificate_of_its_ca() {
     for refused in [curl(None), curl(Some(&OTHERS))] {
         assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
     }
-    // The service tells its log only after it has told the client.
+    // The service writes to its log only after it has told the client.
     wait_for("both refusals in the service's log", || (service.count("TLS handshake failed") == 2).then_some(()));
     assert_eq!(service.count("GET /health"), 1);
 }

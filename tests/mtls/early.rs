@@ -1,14 +1,14 @@
-//! A service that answers before it has the whole file: with a refusal, or too good to be true.
+//! A service that answers before it has the whole file: with a refusal, or with a success that cannot be true.
 
 use crate::scripted::{MARKED, Scripted, Step};
 use crate::*;
 
-/// Larger than what the sockets between the two take, so that it cannot all be on its way when the answer comes.
+/// Larger than what the sockets between the two buffer, so that it cannot all have been sent when the answer comes.
 fn large_file() -> Vec<u8> {
     encrypt(&KEY, &CONTENT.as_bytes().repeat(500_000))
 }
 
-/// A daemon whose first call meets this step, and the later ones an answer.
+/// A daemon whose first call meets this step, and whose later calls are answered.
 fn pair(step: impl Fn() -> Step + Send + Sync + 'static) -> (Scripted, Daemon) {
     let service = Scripted::start(move |connection, _| if connection == 0 { step() } else { Step::Answer });
     let daemon = daemon_for(&[service.port]);
@@ -24,7 +24,7 @@ const SUCCESS: &str =
 fn a_refusal_that_comes_while_the_file_is_being_sent_is_told_and_the_file_goes_out_once() {
     for (step, status, code) in [
         ((|| Step::EarlyClose(TOO_LARGE)) as fn() -> Step, 413, "file_too_large"),
-        // The service reads no further, so that nothing more can be written.
+        // The service stops reading, so that nothing more can be written.
         (|| Step::EarlyHold(TOO_LARGE), 413, "file_too_large"),
         (|| Step::EarlyHold(BUSY), 503, "watermark_busy"),
         (|| Step::EarlyHold("HTTP/1.1 415 What\r\n\r\n"), 422, "watermark_unsupported"),
@@ -35,7 +35,7 @@ fn a_refusal_that_comes_while_the_file_is_being_sent_is_told_and_the_file_goes_o
         assert_refused(&daemon, &answer, status, code);
         assert_eq!(answer.field("Retry-After"), (status == 503).then_some("9"));
         assert_eq!((service.requests(), service.connections()), (1, 1), "{code}");
-        // The connection, on which the rest of an answer may follow, is not used again.
+        // The connection is not reused, since the rest of an answer may follow on it.
         assert_eq!(call(&daemon).text(), MARKED);
         assert_eq!(service.connections(), 2, "{code}");
     }
@@ -63,7 +63,7 @@ fn interim_answers_are_passed_over() {
 }
 
 #[test]
-fn what_is_not_http_or_ends_in_its_head_is_told_so() {
+fn an_answer_that_is_not_http_or_ends_in_its_head_is_reported_as_such() {
     for (bytes, words) in [
         ("SSH-2.0-x\r\n", "does not speak HTTP/1.1"),
         ("HTTP/1.1 413 Payl", "closed the connection before it had answered"),

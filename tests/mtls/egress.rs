@@ -1,4 +1,4 @@
-//! Nothing is dialled but what the allow list names.
+//! Only what the allow list names is dialled.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ use teemarkd::net::egress::Route;
 
 use crate::*;
 
-/// A listener that tells whether anybody has connected.
+/// A listener that reports whether anybody has connected.
 struct Untouched(TcpListener);
 
 impl Untouched {
@@ -32,7 +32,7 @@ impl Untouched {
     }
 }
 
-/// The daemon's way out, with this list.
+/// The daemon's egress, with this list.
 fn way_out(list: &str) -> MutualTls {
     let allowed = Arc::new(AllowList::parse("list", list.as_bytes()).unwrap());
     let files = Part::ALL.map(|part| CERTS.read(part.file()));
@@ -63,7 +63,7 @@ fn an_endpoint_off_the_allow_list_is_never_dialled() {
     }
     let refused = mtls.pooled.get(format!("https://localhost:{no}/")).call().unwrap_err();
     assert!(refused.to_string().contains("is not on the allow list"), "{refused}");
-    // The listener would tell: what is listed is dialled, in any case of its letters.
+    // To show that the listener would notice: a listed host is dialled, in upper or lower case.
     assert!(mtls.pooled.get(format!("https://LOCALHOST:{yes}/")).call().is_err());
     assert!(!listed.is_untouched());
 }

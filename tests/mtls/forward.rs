@@ -11,7 +11,11 @@ use crate::*;
 const MUCH: usize = 8 << 20;
 
 fn bytes(seed: u8) -> Vec<u8> {
-    (0..MUCH).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+    let byte = |i: usize| {
+        let [low, high, ..] = i.to_le_bytes();
+        low.wrapping_mul(31).wrapping_add(high) ^ seed
+    };
+    (0..MUCH).map(byte).collect()
 }
 
 fn listener() -> (TcpListener, u16) {
@@ -20,7 +24,7 @@ fn listener() -> (TcpListener, u16) {
     (listener, port)
 }
 
-/// A daemon with forwarders, which are there once it says what it waits for.
+/// A daemon with forwarders, which exist once it says what it waits for.
 fn forwarding(setup: Setup) -> Daemon {
     let daemon = setup.env("TEEMARK_FORWARD", "on").start();
     wait_for("the forwarders", || daemon.process.log().contains("waiting for the handshake").then_some(()));
@@ -57,7 +61,7 @@ fn a_forwarder_carries_bytes_both_ways_and_each_end_by_itself() {
     assert!(read_all(&mut client) == bytes(2));
     assert!(answering.join().unwrap() == bytes(1));
 
-    // The server ends first: the client may still say what it has to say.
+    // The server ends first: the client may still send.
     let mut client = connect("127.0.0.64", port);
     let (mut far, _) = server.accept().unwrap();
     far.set_read_timeout(Some(SOON)).unwrap();
@@ -107,7 +111,7 @@ fn another_process_reaches_the_service_through_a_forwarder() {
     let service = Service::start(&CERTS, &[]);
     let _daemon = forwarding(Setup::new(service.port));
     let mut curl = Command::new("curl");
-    // As the hosts file has it inside the enclave.
+    // As in the hosts file inside the enclave.
     curl.args(["-q", "-sS", "--noproxy", "*", "--resolve", &format!("localhost:{}:127.0.0.64", service.port)]);
     curl.arg("--cacert").arg(CERTS.path("ca.crt")).arg("--cert").arg(CERTS.path("client.crt"));
     curl.arg("--key").arg(CERTS.path("client.key")).arg(format!("https://localhost:{}/health", service.port));

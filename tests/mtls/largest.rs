@@ -13,7 +13,7 @@ use crate::*;
 const MIB: usize = 1 << 20;
 /// TEEMARK_MAX_FILE's default.
 const LARGEST: usize = 64 * MIB;
-/// What of an enclave's memory the daemon finds taken: src/api/limits.rs has the sum.
+/// Memory of an enclave that is in use when the daemon starts: src/api/limits.rs has the sum.
 const NOT_AVAILABLE: usize = 48 * MIB;
 
 /// TEEMARK_MEMORY's default in an enclave of ENCLAVE_MEMORY's default, in bytes.
@@ -31,16 +31,16 @@ fn service_that_gives(answer: serde_json::Value) -> Scripted {
     Scripted::start(move |_, _| Step::Bytes(bytes.to_vec()))
 }
 
-/// A daemon with the memory of a shipped enclave and with this service.
-fn daemon_beside(service: &Scripted) -> Daemon {
+/// A daemon with the memory of a shipped enclave, and with this service.
+fn daemon_with(service: &Scripted) -> Daemon {
     let setup = Setup::new(service.port).env("TEEMARK_MEMORY", &memory().to_string());
-    // Whatever else the machine has to do; and glibc gives back what is freed, as the enclave's musl does.
+    // Enough time on a busy machine; and glibc returns freed memory, as the enclave's musl does.
     let setup = setup.env("TEEMARK_TIMEOUT", "600s").env("MALLOC_MMAP_THRESHOLD_", "131072");
     Daemon::ready_with(setup, service.port, &CERTS)
 }
 
 fn the_peak_is_bounded(daemon: &Daemon) {
-    let peak = daemon.process.memory("VmHWM") as usize * 1024;
+    let peak = usize::try_from(daemon.process.memory("VmHWM")).unwrap() * 1024;
     println!("peak RSS {} MiB, TEEMARK_MEMORY {} MiB", peak / MIB, memory() / MIB);
     assert!(peak <= memory() / 4 * 5, "{peak} bytes at the peak, with {} for requests", memory());
 }
@@ -53,7 +53,7 @@ fn with_the_memory_of_a_shipped_enclave_a_text_of_the_largest_size_passes_by_the
     text[1] = b'y';
     let marked = String::from_utf8(text).unwrap();
     let service = service_that_gives(json!({"status": "success", "watermarked_data": marked}));
-    let daemon = daemon_beside(&service);
+    let daemon = daemon_with(&service);
     let answer = daemon.decrypt(&file, "f", "u");
     assert_eq!(answer.status, 200, "{}", daemon.process.log());
     assert!(answer.body == marked.as_bytes(), "another file than the marked one");
@@ -67,7 +67,7 @@ fn with_the_memory_of_a_shipped_enclave_any_file_of_the_largest_size_passes_by_t
     file[1] = 0xfe;
     let answer = json!({"status": "success", "encoding": "base64", "watermarked_data": STANDARD.encode(&file)});
     let service = service_that_gives(answer);
-    let daemon = daemon_beside(&service);
+    let daemon = daemon_with(&service);
     let body = json!({"file_id": "f", "user_id": "u", "encrypted_content": sent}).to_string();
     let answer = daemon.post("/files/decrypt", body.as_bytes());
     assert_eq!(answer.status, 200, "{}", daemon.process.log());

@@ -19,10 +19,10 @@ use serde_json::json;
 use support::openssl::{FOR_SERVER, P_256, VALID};
 use support::*;
 
-/// A CA, a service and a client by it.
+/// A CA, and a service and a client with certificates from it.
 static CERTS: LazyLock<Certs> = LazyLock::new(certs);
 
-/// The same by a CA that nobody else knows.
+/// The same from a CA that nobody else knows.
 static OTHERS: LazyLock<Certs> = LazyLock::new(certs);
 
 fn certs() -> Certs {
@@ -39,7 +39,7 @@ fn with_server(extensions: &str, validity: (&str, &str)) -> Certs {
     certs
 }
 
-/// What the file holds, and no answer or log line may hold.
+/// The file's content, which no answer or log line may contain.
 const CONTENT: &str = "the zebra crosses at dawn\n";
 
 /// Asks for a file with [`CONTENT`].
@@ -47,14 +47,14 @@ fn call(daemon: &Daemon) -> Answer {
     daemon.decrypt(&encrypt(&KEY, CONTENT.as_bytes()), "f", "u")
 }
 
-/// The daemon gives the marked file.
+/// The daemon returns the marked file.
 fn assert_works(daemon: &Daemon) {
     let answer = call(daemon);
     assert_eq!(answer.status, 200, "{answer:?}\n{}", daemon.process.log());
     assert_eq!(extract(&answer.body), json!({"file_id": "f", "user_id": "u"}));
 }
 
-/// The answer is an error of this status and code that tells nothing of the file.
+/// The answer is an error with this status and code, and tells nothing about the file.
 fn assert_refused(daemon: &Daemon, answer: &Answer, status: u16, code: &str) {
     assert_eq!((answer.status, answer.code().as_str()), (status, code), "{answer:?}");
     for told in [answer.text(), daemon.process.log()] {
@@ -76,7 +76,7 @@ fn daemon_for(ports: &[u16]) -> Daemon {
     Daemon::ready_with(setup, ports[0], &CERTS)
 }
 
-/// Has the daemon use the service at another port.
+/// Makes the daemon use the service at another port.
 fn turn_to(daemon: &Daemon, port: u16) {
     let bundle = json!({"ECS_WATERMARK_ENDPOINT": format!("https://localhost:{port}")});
     let answer = daemon.handshake(bundle.to_string().as_bytes());

@@ -1,4 +1,4 @@
-//! Connections that are used again, and what happens when the service closes them meanwhile.
+//! Connections that are reused, and what happens when the service closes them meanwhile.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -39,7 +39,7 @@ fn after_an_error_answer_the_connection_is_used_again() {
     assert_eq!(service.count("TLS handshake: client"), 1, "{}", service.process.log());
 }
 
-/// So many calls at once, which must all succeed.
+/// Makes this many calls at once, which must all succeed.
 fn calls_at_once(daemon: &Daemon, calls: usize) {
     thread::scope(|scope| {
         let calls: Vec<_> = (0..calls).map(|_| scope.spawn(|| call(daemon))).collect();
@@ -110,7 +110,7 @@ fn a_call_is_not_repeated_once_its_file_was_on_the_way() {
     }
 }
 
-/// A health check has no body, so all of it may be sent again.
+/// A health check has no body, so the whole request may be sent again.
 #[test]
 fn a_call_is_repeated_once_only() {
     let service = Scripted::start(|connection, request| match (connection, request) {
@@ -138,8 +138,8 @@ fn an_answer_that_nobody_asked_for_reaches_no_request() {
         let daemon = daemon_for(&[service.port]);
         assert_eq!(call(&daemon).text(), MARKED);
         if late {
-            met.wait(); // the first answer is there
-            met.wait(); // the second was sent
+            met.wait(); // the first answer has been read
+            met.wait(); // the second has been sent
         }
         assert_eq!(call(&daemon).text(), MARKED, "the answer of another request");
         assert_eq!((service.requests(), service.connections()), (2, 2), "late: {late}");
@@ -200,7 +200,7 @@ fn a_call_is_repeated_under_what_is_in_force_by_then() {
     assert_eq!(call(&daemon).text(), MARKED);
     thread::scope(|scope| {
         let check = scope.spawn(|| daemon.get("/health_check"));
-        met.wait(); // its head is there
+        met.wait(); // its head has arrived
         turn_to(&daemon, after.port);
         met.wait(); // the connection is closed
         assert_eq!(check.join().unwrap().status, 200, "{}", daemon.process.log());

@@ -1,4 +1,4 @@
-//! A TLS server that does what a test says, request by request: for what the development service is too polite to do.
+//! A TLS server that does what a test says, request by request, including what the development service never does.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,14 +13,14 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::CERTS;
 
-/// What a scripted service gives as the marked file.
-pub const MARKED: &str = "marked by the script";
+/// What a scripted service returns as the marked file.
+pub(crate) const MARKED: &str = "marked by the script";
 
 /// What happens to one request.
-pub enum Step {
+pub(crate) enum Step {
     /// A success with [`MARKED`]; the connection is kept.
     Answer,
-    /// The request is read, then the connection is closed without a word.
+    /// The request is read, then the connection is closed without notice.
     Cut,
     /// The same with the TLS close that a well-behaved server sends.
     Close,
@@ -40,15 +40,15 @@ pub enum Step {
     AgainLater(Arc<Barrier>),
     /// An answer of this status whose body is the request's.
     Echo(&'static str),
-    /// A good answer of which a byte comes every 50 ms.
+    /// A good answer, sent one byte every 50 ms.
     Trickle,
     /// An answer that does not say how long it is and never ends.
     Endless,
 }
 
 /// The running server. Its threads end with the test program.
-pub struct Scripted {
-    pub port: u16,
+pub(crate) struct Scripted {
+    pub(crate) port: u16,
     requests: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
 }
@@ -56,8 +56,8 @@ pub struct Scripted {
 type Tls = StreamOwned<ServerConnection, TcpStream>;
 
 impl Scripted {
-    /// Starts it. The script is told which connection a request comes by, and which of its requests it is, from 0.
-    pub fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
+    /// Starts it. The script is told which connection a request came on, and its number on that connection, from 0.
+    pub(crate) fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
         let chain = vec![CertificateDer::from_pem_file(CERTS.path("server.crt")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(CERTS.path("server.key")).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -77,7 +77,7 @@ impl Scripted {
                 let connection = counts.1.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
                     let stream = stream.unwrap();
-                    // What a script sends before it closes is to arrive before the end does.
+                    // What a script sends before it closes must arrive before the end does.
                     stream.set_nodelay(true).unwrap();
                     let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
                     for request in 0.. {
@@ -93,11 +93,11 @@ impl Scripted {
         Scripted { port, requests, connections }
     }
 
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
@@ -116,7 +116,7 @@ fn read_body(tls: &mut Tls, head: &str) -> Vec<u8> {
     let head = head.to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map(|n| n.parse().unwrap());
     let mut body = vec![0; length.unwrap_or(0)];
-    // Where the daemon gave up, the step finds it out by itself.
+    // If the daemon has given up, the step notices by itself.
     let _ = tls.read_exact(&mut body);
     body
 }
@@ -126,7 +126,7 @@ fn answer(status: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// An answer that is not for who asks.
+/// An answer for another user.
 fn others() -> Vec<u8> {
     answer("200 OK", b"{\"status\":\"success\",\"watermarked_data\":\"the file of another user\"}")
 }
@@ -135,7 +135,7 @@ fn success() -> Vec<u8> {
     answer("200 OK", format!("{{\"status\":\"success\",\"watermarked_data\":\"{MARKED}\"}}").as_bytes())
 }
 
-/// Says whether the connection is kept.
+/// Performs the step; returns whether the connection is kept.
 fn act(tls: &mut Tls, head: &str, step: Step) -> bool {
     match &step {
         Step::CutInBody => {

@@ -1,4 +1,4 @@
-//! A service that takes its time: TEEMARK_TIMEOUT bounds a call from its first step to its last byte.
+//! A service that is slow: TEEMARK_TIMEOUT bounds a call from its first step to its last byte.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::scripted::{Scripted, Step};
 use crate::*;
 
-/// What the daemon gives a call: far more than a good service takes, on a loaded machine too.
+/// The daemon's time limit of a call: far more than a good service takes, on a loaded machine too.
 const TIMEOUT: &str = "5s";
 
 /// A daemon that may reach the good service too.
@@ -18,7 +18,7 @@ fn daemon(port: u16, good: &Service) -> Daemon {
     Daemon::ready_with(setup, port, &CERTS)
 }
 
-/// The call ends with 504 when its time is over, and a good service is used right after.
+/// The call ends with 504 when its time is over; right after, a good service is used.
 fn assert_too_slow(port: u16) {
     let good = Service::start(&CERTS, &[]);
     let daemon = daemon(port, &good);
@@ -43,7 +43,7 @@ fn a_slow_call_spoils_no_later_call_of_the_same_service() {
     let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", TIMEOUT);
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     assert_refused(&daemon, &call(&daemon), 504, "watermark_timeout");
-    // Were the connection used again, the answer of the first call would come now, or nothing.
+    // If the connection were reused, the answer of the first call would come now, or nothing.
     assert_works(&daemon);
     assert_eq!(service.count("TLS handshake: client"), 2);
 }
@@ -54,7 +54,7 @@ fn a_service_that_trickles_its_answer_gives_504() {
     assert_too_slow(service.port);
 }
 
-/// A TCP server that treats each connection so.
+/// A TCP server that treats each connection like this.
 fn tcp(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -77,7 +77,7 @@ fn a_service_that_accepts_and_says_nothing_gives_504() {
 #[test]
 fn a_service_that_trickles_through_the_tls_handshake_gives_504() {
     assert_too_slow(tcp(|mut stream| {
-        // The beginning of a handshake record of 16 KiB (RFC 8446, 5.1), which would take half an hour so.
+        // The beginning of a handshake record of 16 KiB (RFC 8446, 5.1), which would take half an hour at this rate.
         let record = [0x16, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb].into_iter().chain(std::iter::repeat(0));
         for byte in record {
             if stream.write_all(&[byte]).is_err() {

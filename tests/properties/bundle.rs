@@ -1,4 +1,4 @@
-//! The bundle: no input makes its parser panic, and no refusal tells a secret value.
+//! The bundle: no input makes its parser panic, and no refusal reveals a secret value.
 
 use std::sync::LazyLock;
 
@@ -31,7 +31,7 @@ static DER: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| {
     lines.map(|line| STANDARD.decode(CERTS.shell(&format!("{line} | base64 -w 0"))).unwrap())
 });
 
-/// IV, ciphertext, tag: by ring alone.
+/// IV, ciphertext, tag, made with ring alone.
 fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
     let mut sealed = plain.to_vec();
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
@@ -39,10 +39,10 @@ fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
     [&iv[..], &sealed].concat()
 }
 
-/// What every secret value in these tests holds, so that one that is told can be found.
+/// A part of every secret value in these tests, by which a leaked one is found.
 const SECRET: &str = "S3cretS3cret";
 
-/// What a bundle's refusal says, in all its forms.
+/// What a refusal of this bundle says, in all its forms.
 fn refusal(bytes: &[u8]) -> Option<String> {
     static ALLOWED: LazyLock<AllowList> =
         LazyLock::new(|| AllowList::parse("list", b"endpoints:\n- localhost:8080\n").unwrap());
@@ -50,7 +50,7 @@ fn refusal(bytes: &[u8]) -> Option<String> {
     Some(format!("{refusal} {refusal:?} {}", refusal.to_json()))
 }
 
-/// Names that mean something to the parser, and some that do not.
+/// Names that the parser knows, and some that it does not.
 fn name() -> impl Strategy<Value = String> {
     const KNOWN: [&str; 13] = [
         "MTLS_CLIENT_CERT_JSON",
@@ -106,7 +106,7 @@ fn secret_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A good bundle whose FILE_KEYS and certificates are those of [`CERTS`]; no value in it may be told.
+/// A good bundle with the FILE_KEYS and certificates of [`CERTS`]; no value in it may be revealed.
 fn good_bundle() -> Value {
     json!({
         "MTLS_CLIENT_CERT_JSON": json!({
@@ -208,7 +208,7 @@ proptest! {
         let base64 = parts.each_ref().map(|der| STANDARD.encode(der));
         let check = |parts: [&[u8]; 3]| Identity::check(&Parts(parts), Utc::now()).map(|identity| identity.ends);
         let (plain, coded) = (check(parts.each_ref().map(Vec::as_slice)), check(base64.each_ref().map(|t| t.as_bytes())));
-        // DER that happens to be text or nothing is taken for base64: only then may the two differ.
+        // DER that happens to be text, or nothing, is taken for base64: only then may the two differ.
         if parts[part].first() == Some(&0x30) && std::str::from_utf8(&parts[part]).is_err() {
             prop_assert_eq!(plain, coded);
         }

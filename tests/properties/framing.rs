@@ -1,4 +1,4 @@
-//! Properties of HTTP framing: however a message arrives, it is read alike.
+//! Properties of HTTP framing: however a message is split, it is read the same.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use super::config;
 
 const MAX_BODY: u64 = 4096;
 
-/// What comes of a body: its content and what stands after it, or that it is unfinished, or an error.
+/// The outcome of reading a body: its content and what follows it, or that it is unfinished, or an error.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
     Done { content: Vec<u8>, rest: Vec<u8> },
@@ -30,7 +30,7 @@ fn read(body: Body, pieces: &[Vec<u8>]) -> Read {
     read_with_room(body, pieces, usize::MAX)
 }
 
-/// The same where there is never room for more than so many bytes of content at once.
+/// The same with room for at most this many bytes of content at once.
 fn read_with_room(mut body: Body, pieces: &[Vec<u8>], room: usize) -> Read {
     let (mut buffer, mut content) = (Vec::new(), Vec::new());
     for piece in pieces {
@@ -58,7 +58,8 @@ fn announced(field: &str) -> Body {
     request_head(head.as_bytes(), MAX_BODY).unwrap().unwrap().0.body
 }
 
-/// A chunked body (RFC 9112, 7.1) in all its freedom: sizes in either case with leading zeros, extensions, trailers.
+/// A chunked body (RFC 9112, 7.1) with everything allowed: sizes in either case with leading zeros, extensions,
+/// trailers.
 fn chunked() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let extension = select(&["", ";a", ";a=b", ";name=\"v\"", ";a=1;b=2"][..]);
     let chunk = (vec(any::<u8>(), 1..200), any::<bool>(), 0..4_usize, extension.clone());
@@ -81,7 +82,7 @@ fn chunked() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     })
 }
 
-/// Request heads that are good, with fields that have no bearing on the framing.
+/// Good request heads, with fields that do not affect the framing.
 fn head() -> impl Strategy<Value = String> {
     let field = ("X-[A-Za-z0-9-]{1,12}", "[ -~]{0,30}").prop_map(|(name, value)| format!("{name}: {value}\r\n"));
     let framing = select(
@@ -98,7 +99,7 @@ fn head() -> impl Strategy<Value = String> {
         })
 }
 
-/// Bytes that are more often than not a piece of HTTP.
+/// Bytes that are often a piece of HTTP.
 fn nearly_http() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => select(&["GET / HTTP/1.1", "POST /a HTTP/1.0", "HTTP/1.1 200 OK", "HTTP/1.1 100 Continue", "\r\n", "\n", "\r", ": ",
@@ -163,7 +164,7 @@ proptest! {
     ) {
         let wire = |size: usize, data: &[u8]| [format!("{size:x}\r\n").as_bytes(), data, b"\r\n0\r\n\r\n"].concat();
         let longer = wire(data.len(), &[&data[..], &[more]].concat());
-        // One byte short, the line's end is taken for data and what follows it is none.
+        // One byte short: the line end is taken for data, and what follows is not a line end.
         for wire in [longer, wire(data.len() + 1, &data)] {
             match read(announced("Transfer-Encoding: chunked"), &pieces(&wire, &cuts)) {
                 Read::Refused(error) => prop_assert!(matches!(error, HttpError::Malformed(_)), "{:?}", error),
@@ -240,7 +241,7 @@ proptest! {
         let at = ends[line.index(ends.len())];
         let damaged = [&head[..at], lone, &head[at + 2..], "\r\n\r\n"].concat();
         let read = request_head(damaged.as_bytes(), MAX_BODY);
-        // Two line ends in a row end the head early, which is another head and not a damaged one.
+        // Two line ends in a row end the head early, which makes it another head and not a damaged one.
         prop_assert!(!matches!(read, Ok(Some((_, length))) if length > at + 2), "{:?}", read);
     }
 

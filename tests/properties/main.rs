@@ -1,4 +1,5 @@
-//! Properties that hold for every input: the bundle, HTTP's framing. Those of the formats alone are in formats/tests.
+//! Properties that hold for every input: of the bundle, and of HTTP's framing. Those of the formats are in
+//! formats/tests.
 //!
 //! The inputs are the same in each run. PROPTEST_CASES=100000 tries more, PROPTEST_RNG_SEED=7 tries others.
 

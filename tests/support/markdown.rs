@@ -1,7 +1,7 @@
 //! Documents in Markdown.
 
 /// The fenced blocks of code, each without the indentation of its fence, and the text between them.
-pub fn code_and_prose(text: &str) -> (Vec<String>, String) {
+pub(crate) fn code_and_prose(text: &str) -> (Vec<String>, String) {
     let (mut blocks, mut prose, mut fence) = (Vec::new(), String::new(), None);
     for line in text.lines() {
         let indent = line.len() - line.trim_start().len();

@@ -1,13 +1,13 @@
-//! The real programs, started for a test and gone after it: the daemon, the watermark service, openssl, curl.
+//! The real programs, started for a test and ended after it: the daemon, the watermark service, openssl, curl.
 //!
-//! `make test` builds them first. Nothing here stands in for anything: certificates come from certs/make-certs.sh or
-//! the openssl command line, connections are real sockets.
+//! `make test` builds them first. Nothing here is a stand-in: certificates come from certs/make-certs.sh or the openssl
+//! command line, and connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
-pub mod issuer;
-pub mod markdown;
-pub mod openssl;
-pub mod packages;
+pub(crate) mod issuer;
+pub(crate) mod markdown;
+pub(crate) mod openssl;
+pub(crate) mod packages;
 mod port;
 
 use std::fs::{self, File};
@@ -26,67 +26,67 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[allow(unused_imports)] // likewise
-pub use port::free_port;
+pub(crate) use port::free_port;
 
-/// After this long something that should happen is taken to never happen. It bounds tests of code that is broken, and is
-/// far from what the busiest machine needs.
-pub const SOON: Duration = Duration::from_secs(120);
+/// After this long, something that should happen is taken never to happen. It bounds tests of broken code, and is far
+/// more than the busiest machine needs.
+pub(crate) const SOON: Duration = Duration::from_secs(120);
 
 /// The key that tests use, under the id `k`.
-pub const KEY: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
+pub(crate) const KEY: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
 
-/// A file beside this test's program, built by `cargo build --workspace`.
-pub fn program(name: &str) -> PathBuf {
+/// A program in this test's target folder, built by `cargo build --workspace`.
+pub(crate) fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_teemarkd")).with_file_name(name);
     assert!(path.exists(), "{} is not built: run `make test`, or `cargo build --workspace` before", path.display());
     path
 }
 
-pub fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command, which must succeed, and gives its standard output.
-pub fn run(command: &mut Command) -> Vec<u8> {
+/// Runs a command, which must succeed, and returns its standard output.
+pub(crate) fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run (is it installed?): {e}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
 /// Runs a line of bash in `folder`, which must succeed.
-pub fn bash(folder: &Path, line: &str) -> String {
+pub(crate) fn bash(folder: &Path, line: &str) -> String {
     let script = format!("set -euo pipefail\n{line}");
     String::from_utf8(run(Command::new("bash").arg("-c").arg(script).current_dir(folder))).unwrap()
 }
 
-/// Waits until `done` gives something.
-pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+/// Waits until `done` returns something.
+pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
             return value;
         }
-        assert!(start.elapsed() < SOON, "waited in vain for {what}");
+        assert!(start.elapsed() < SOON, "still waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// CA, server and client certificate by certs/make-certs.sh, in a folder of their own.
-pub struct Certs(pub TempDir);
+pub(crate) struct Certs(pub(crate) TempDir);
 
 impl Certs {
-    pub fn make() -> Certs {
+    pub(crate) fn make() -> Certs {
         let folder = TempDir::new().unwrap();
         run(Command::new(repository().join("certs/make-certs.sh")).arg(folder.path()));
         Certs(folder)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// The items MTLS_CLIENT_CERT_JSON and ECS_WATERMARK_ENDPOINT for these certificates, in the seed's form.
-    pub fn bundle(&self, port: u16) -> Value {
+    pub(crate) fn bundle(&self, port: u16) -> Value {
         let part = |name| STANDARD.encode(fs::read(self.path(name)).unwrap());
         let parts = json!({
             "client_cert": part("client.crt"), "client_key": part("client.key"), "ca_cert": part("ecs-ca.crt"),
@@ -95,7 +95,7 @@ impl Certs {
     }
 
     /// The same with FILE_KEYS: [`KEY`] as `k`.
-    pub fn full_bundle(&self, port: u16) -> Value {
+    pub(crate) fn full_bundle(&self, port: u16) -> Value {
         let mut bundle = self.bundle(port);
         bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(KEY)});
         bundle
@@ -103,28 +103,28 @@ impl Certs {
 }
 
 /// A process that is killed with its owner, and what it writes to standard error.
-pub struct Process {
-    pub child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     log: PathBuf,
 }
 
 impl Process {
-    pub fn spawn(command: &mut Command, log: PathBuf) -> Process {
+    pub(crate) fn spawn(command: &mut Command, log: PathBuf) -> Process {
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Process::of(child, log)
     }
 
-    /// One that runs already.
-    pub fn of(child: Child, log: PathBuf) -> Process {
+    /// A process that is already running.
+    pub(crate) fn of(child: Child, log: PathBuf) -> Process {
         Process { child, log }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
-    /// Whether this stands in its log, or does soon: an answer does not wait for the lines that are about it.
-    pub fn has_logged(&self, text: impl AsRef<str>) -> bool {
+    /// Whether this is in its log now or soon: an answer does not wait for its log lines.
+    pub(crate) fn has_logged(&self, text: impl AsRef<str>) -> bool {
         let start = Instant::now();
         while !self.log().contains(text.as_ref()) {
             if start.elapsed() > SOON {
@@ -136,12 +136,12 @@ impl Process {
     }
 
     /// Sends a signal by its name, as kill(1) does.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
     }
 
     /// A figure of /proc/PID/status in KiB, such as VmRSS and VmHWM.
-    pub fn memory(&self, figure: &str) -> u64 {
+    pub(crate) fn memory(&self, figure: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix(figure)?.strip_prefix(':')).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -156,19 +156,19 @@ impl Drop for Process {
 }
 
 /// The development watermark service.
-pub struct Service {
-    pub process: Process,
-    pub port: u16,
+pub(crate) struct Service {
+    pub(crate) process: Process,
+    pub(crate) port: u16,
     _folder: TempDir,
 }
 
 impl Service {
     /// Starts it with these certificates on a port of the system's choice.
-    pub fn start(certs: &Certs, arguments: &[&str]) -> Service {
+    pub(crate) fn start(certs: &Certs, arguments: &[&str]) -> Service {
         Service::start_on(0, certs, arguments)
     }
 
-    pub fn start_on(port: u16, certs: &Certs, arguments: &[&str]) -> Service {
+    pub(crate) fn start_on(port: u16, certs: &Certs, arguments: &[&str]) -> Service {
         let folder = TempDir::new().unwrap();
         let mut command = Command::new(program("watermark-service"));
         command.arg("serve").args(["--listen", &format!("127.0.0.1:{port}")]);
@@ -182,36 +182,37 @@ impl Service {
         Service { process, port, _folder: folder }
     }
 
-    /// Lines of its log that hold `text`: `TLS handshake: client` for each TLS handshake, `POST /api/watermark` for each call.
-    pub fn count(&self, text: &str) -> usize {
+    /// Lines of its log that contain `text`: `TLS handshake: client` for each TLS handshake, `POST /api/watermark` for
+    /// each call.
+    pub(crate) fn count(&self, text: &str) -> usize {
         self.process.log().lines().filter(|line| line.contains(text)).count()
     }
 }
 
 /// How a test's daemon is set up.
-pub struct Setup {
-    pub allowed: String,
-    pub env: Vec<(String, String)>,
-    pub folder: TempDir,
+pub(crate) struct Setup {
+    pub(crate) allowed: String,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) folder: TempDir,
 }
 
 impl Setup {
     /// Everything on the loopback interface; `localhost:port` is allowed.
-    pub fn new(port: u16) -> Setup {
+    pub(crate) fn new(port: u16) -> Setup {
         let allowed = format!("endpoints:\n  - localhost:{port}\n");
         Setup { allowed, env: Vec::new(), folder: TempDir::new().unwrap() }
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Setup {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.into(), value.into()));
         self
     }
 
     /// The daemon's command, not started.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let list = self.folder.path().join("allowed_endpoints.yaml");
         fs::write(&list, &self.allowed).unwrap();
-        // The daemon that goes into the image can be put to the same tests: TEEMARKD=target/x86_64-…/teemarkd
+        // The same tests can be run on the image's daemon: TEEMARKD=target/x86_64-…/teemarkd
         let mut command = Command::new(std::env::var_os("TEEMARKD").unwrap_or(env!("CARGO_BIN_EXE_teemarkd").into()));
         for name in ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"] {
             command.env_remove(name);
@@ -220,18 +221,18 @@ impl Setup {
         command.env("TEEMARK_SECRETS", format!("unix:{}", self.folder.path().join("secrets.sock").display()));
         command.env("TEEMARK_EGRESS", "direct").env("TEEMARK_ENDPOINTS", &list);
         command.env("TEEMARK_CERTS", self.folder.path().join("certs")).env("RUST_LOG", "trace");
-        // What tests of trust are about, others leave out.
+        // Tests that are not about trust leave it out.
         command.env("TEEMARK_HANDSHAKE", "plain").env("TEEMARK_GRANTS", "off");
-        // glibc keeps the stacks of threads that have ended for the next ones; musl, which is shipped, gives them back.
+        // glibc keeps the stacks of threads that have ended for the next ones; musl, which is shipped, frees them.
         command.env("GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=0");
-        // However busy the machine is, a connection is kept from one call to the next.
+        // However busy the machine is, connections are kept from one call to the next.
         command.env("TEEMARK_WATERMARK_KEEPALIVE", "3600s");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
     }
 
     /// Starts the daemon and waits until it listens.
-    pub fn start(self) -> Daemon {
+    pub(crate) fn start(self) -> Daemon {
         let process = Process::spawn(&mut self.command(), self.folder.path().join("log"));
         let address = |name: &str| {
             let start = format!("{name}: listening on tcp:");
@@ -246,39 +247,39 @@ impl Setup {
         };
         let (public, admin) = (address("public").parse().unwrap(), address("admin").parse().unwrap());
         let secrets = self.folder.path().join("secrets.sock");
-        // The socket's file is there a moment before it listens.
+        // The socket's file exists a moment before the daemon listens.
         wait_for("the secrets listener", || process.log().contains("secrets: listening on ").then_some(()));
         Daemon { process, public, admin, secrets, folder: self.folder }
     }
 }
 
 /// A running daemon.
-pub struct Daemon {
-    pub process: Process,
-    pub public: SocketAddr,
-    pub admin: SocketAddr,
-    pub secrets: PathBuf,
-    pub folder: TempDir,
+pub(crate) struct Daemon {
+    pub(crate) process: Process,
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) secrets: PathBuf,
+    pub(crate) folder: TempDir,
 }
 
 impl Daemon {
     /// A daemon that has had its handshake with this service.
-    pub fn ready(service: &Service, certs: &Certs) -> Daemon {
+    pub(crate) fn ready(service: &Service, certs: &Certs) -> Daemon {
         Daemon::ready_with(Setup::new(service.port), service.port, certs)
     }
 
-    pub fn ready_with(setup: Setup, port: u16, certs: &Certs) -> Daemon {
+    pub(crate) fn ready_with(setup: Setup, port: u16, certs: &Certs) -> Daemon {
         let daemon = setup.start();
         let answer = daemon.handshake(certs.full_bundle(port).to_string().as_bytes());
         assert_eq!(answer["ok"], true, "{answer}");
         daemon
     }
 
-    /// Sends bytes to the secrets listener, ends the stream, and gives the answer.
-    pub fn handshake(&self, bytes: &[u8]) -> Value {
+    /// Sends bytes to the secrets listener, ends the stream, and returns the answer.
+    pub(crate) fn handshake(&self, bytes: &[u8]) -> Value {
         let mut stream = UnixStream::connect(&self.secrets).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        // A refused sender may find the stream closed before its last byte is out.
+        // A refused sender may find the stream closed before its last byte is sent.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(Shutdown::Write);
         let mut answer = String::new();
@@ -287,59 +288,64 @@ impl Daemon {
     }
 
     /// A GET request's answer.
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         get_from(self.public, path)
     }
 
     /// The same on the admin listener.
-    pub fn get_admin(&self, path: &str) -> Answer {
+    pub(crate) fn get_admin(&self, path: &str) -> Answer {
         get_from(self.admin, path)
     }
 
     /// The raw route: a file for a user.
-    pub fn decrypt(&self, file: &[u8], file_id: &str, user_id: &str) -> Answer {
+    pub(crate) fn decrypt(&self, file: &[u8], file_id: &str, user_id: &str) -> Answer {
         self.post(&format!("/files/{file_id}/decrypt?user_id={user_id}"), file)
     }
 
-    pub fn post(&self, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &[u8]) -> Answer {
         let length = body.len();
         let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
         request(self.public, &head, body)
     }
 
-    /// The value of a metric's line that begins so.
-    pub fn metric(&self, name: &str) -> f64 {
+    /// The value of the metric whose line begins with this.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.get_admin("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 }
 
+/// A number as [`Daemon::metric`] gives it.
+pub(crate) fn as_metric(n: usize) -> f64 {
+    f64::from(u32::try_from(n).expect("a number of 32 bits"))
+}
+
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The value of a header field.
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
         fields.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The code of an error answer.
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
 }
@@ -349,7 +355,7 @@ fn get_from(to: SocketAddr, path: &str) -> Answer {
 }
 
 /// Sends a request's bytes as they are and reads one answer.
-pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
+pub(crate) fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     // An early answer may close the stream before all is sent.
@@ -357,8 +363,8 @@ pub fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     read_answer(&mut stream).expect("an answer")
 }
 
-/// Waits until the answer begins, and leaves it where it is.
-pub fn wait_for_answer(stream: &TcpStream) {
+/// Waits until the answer begins, without reading it.
+pub(crate) fn wait_for_answer(stream: &TcpStream) {
     loop {
         match stream.peek(&mut [0]) {
             Ok(1) => return,
@@ -368,8 +374,8 @@ pub fn wait_for_answer(stream: &TcpStream) {
     }
 }
 
-/// Reads one answer with a Content-Length from a stream that may go on; `None` where the stream ends first.
-pub fn read_answer(stream: &mut impl Read) -> Option<Answer> {
+/// Reads one answer with a Content-Length from a stream that may go on; `None` if the stream ends first.
+pub(crate) fn read_answer(stream: &mut impl Read) -> Option<Answer> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -386,7 +392,7 @@ pub fn read_answer(stream: &mut impl Read) -> Option<Answer> {
 }
 
 /// Encrypts as Zing's clients do: IV, ciphertext, tag.
-pub fn encrypt(key: &[u8; 32], plain: &[u8]) -> Vec<u8> {
+pub(crate) fn encrypt(key: &[u8; 32], plain: &[u8]) -> Vec<u8> {
     let iv: [u8; 12] = ring::rand::generate(&ring::rand::SystemRandom::new()).unwrap().expose();
     let mut sealed = plain.to_vec();
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
@@ -395,15 +401,15 @@ pub fn encrypt(key: &[u8; 32], plain: &[u8]) -> Vec<u8> {
 }
 
 /// The ids that the mark in a file carries, by `watermark-service extract`.
-pub fn extract(marked: &[u8]) -> Value {
+pub(crate) fn extract(marked: &[u8]) -> Value {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("marked");
     fs::write(&file, marked).unwrap();
     serde_json::from_slice(&run(Command::new(program("watermark-service")).arg("extract").arg(file))).unwrap()
 }
 
-/// Says that a test is not run. Not by eprintln!, which a test that passes keeps to itself.
-pub fn not_run(test: &str, reason: &str) {
+/// Reports that a test is not run. Not by eprintln!, whose output the harness hides if a test passes.
+pub(crate) fn not_run(test: &str, reason: &str) {
     let line = format!("\n*** NOT RUN: {test}: {reason}\n");
     io::stderr().write_all(line.as_bytes()).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Searching for secrets, whatever form they have taken.
+//! Searching for secrets in whatever form.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,9 +12,9 @@ use super::support::run;
 /// Length of the pieces that are searched for: too long to occur by chance.
 const PIECE: usize = 16;
 
-/// Secrets cut into pieces. Whatever holds 31 bytes of one in a row holds a piece.
+/// Secrets cut into pieces. Any text with 31 consecutive bytes of a secret contains a piece.
 #[derive(Default)]
-pub struct Needles {
+pub(crate) struct Needles {
     pieces: HashMap<[u8; PIECE], String>,
     /// Whether a piece begins with these two bytes.
     begins: Vec<bool>,
@@ -22,7 +22,7 @@ pub struct Needles {
 
 impl Needles {
     /// Adds these bytes as they are.
-    pub fn add(&mut self, name: &str, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, bytes: &[u8]) {
         self.begins.resize(1 << 16, false);
         for piece in bytes.chunks_exact(PIECE) {
             self.begins[usize::from(piece[0]) << 8 | usize::from(piece[1])] = true;
@@ -30,12 +30,12 @@ impl Needles {
         }
     }
 
-    /// Adds the bytes, and what they look like in base64 at each alignment, in hex, and as a list of numbers.
-    pub fn add_all_forms(&mut self, name: &str, secret: &[u8]) {
+    /// Adds the bytes, and their forms in base64 at each alignment, in hex, and as a list of numbers.
+    pub(crate) fn add_all_forms(&mut self, name: &str, secret: &[u8]) {
         self.add(&format!("{name}, bytes"), secret);
         for shift in 0..3 {
             let text = STANDARD.encode([&[0; 2][..shift], secret].concat());
-            // The letters at both ends depend on the neighbours too.
+            // The letters at both ends depend on the neighbouring bytes too.
             let first = (shift * 8).div_ceil(6);
             let last = (shift + secret.len()) * 8 / 6;
             self.add(&format!("{name}, base64 at {shift}"), &text.as_bytes()[first..last]);
@@ -49,7 +49,7 @@ impl Needles {
     }
 
     /// The first piece in `hay`: where, and of what.
-    pub fn find(&self, hay: &[u8]) -> Option<(usize, &str)> {
+    pub(crate) fn find(&self, hay: &[u8]) -> Option<(usize, &str)> {
         hay.windows(PIECE).enumerate().find_map(|(at, window)| {
             let likely = self.begins[usize::from(window[0]) << 8 | usize::from(window[1])];
             likely.then(|| self.pieces.get(window)).flatten().map(|name| (at, name.as_str()))
@@ -57,7 +57,7 @@ impl Needles {
     }
 
     #[allow(dead_code)] // each test program uses its part
-    pub fn must_not_be_in(&self, place: &str, hay: &[u8]) {
+    pub(crate) fn must_not_be_in(&self, place: &str, hay: &[u8]) {
         if let Some((at, name)) = self.find(hay) {
             let around = &hay[at.saturating_sub(200)..hay.len().min(at + 60)];
             panic!("{name} is in {place}, at {at}: {}", String::from_utf8_lossy(around));
@@ -66,7 +66,7 @@ impl Needles {
 }
 
 /// The secret numbers of an RSA key, big endian, by name (RFC 8017, A.1.2).
-pub fn integers_of_rsa_key(key: &Path) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn integers_of_rsa_key(key: &Path) -> Vec<(&'static str, Vec<u8>)> {
     let der = run(Command::new("openssl").args(["rsa", "-traditional", "-outform", "DER", "-in"]).arg(key));
     let mut rest = element(&der).0;
     let mut integers = Vec::new();

@@ -1,4 +1,4 @@
-//! Other people's implementations: packages of PyPI and npm, put under target/tmp where they are not installed.
+//! Other people's implementations: packages of PyPI and npm, which are put under target/tmp unless they are installed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,15 +14,15 @@ fn works(command: &mut Command) -> bool {
 /// A Python that can import these modules of a package.
 ///
 /// # Errors
-/// The package is not here and cannot be had.
-pub fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
+/// The package is not here and cannot be installed.
+pub(crate) fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
     let own = folder(package);
     let python = own.join("bin/python");
     let has = |python: &Path| works(Command::new(python).args(["-c", &format!("import {modules}")]));
     if let Some(found) = [PathBuf::from("python3"), python.clone()].into_iter().find(|python| has(python)) {
         return Ok(found);
     }
-    // Given up after two minutes: pip without a network tries for long.
+    // With a limit of two minutes, since pip without a network tries for a long time.
     let pip = format!(
         "python3 -m venv --clear '{0}' && timeout 120 '{0}/bin/pip' install --quiet --disable-pip-version-check \
          '{package}'",
@@ -35,8 +35,8 @@ pub fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
 /// A folder in which Node.js finds a package.
 ///
 /// # Errors
-/// The package is not here and cannot be had.
-pub fn node(package: &str) -> Result<PathBuf, String> {
+/// The package is not here and cannot be installed.
+pub(crate) fn node(package: &str) -> Result<PathBuf, String> {
     let own = folder("node");
     let import = format!("import('{package}').catch(() => process.exit(1))");
     let has = || works(Command::new("node").args(["-e", &import]).current_dir(&own));

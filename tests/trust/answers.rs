@@ -1,4 +1,4 @@
-//! Sealed and signed answers, past a parent that sees and changes what it carries.
+//! Sealed and signed answers, through a parent that sees and changes what it relays.
 
 use super::relay::{Meddling, NONE, parent};
 use super::*;
@@ -11,7 +11,7 @@ fn without_reply_key(head: Vec<String>) -> Vec<String> {
     head.into_iter().filter(|line| !is_reply_key(line)).collect()
 }
 
-/// With another's key in the place of the user's.
+/// With another's key in place of the user's.
 fn with_another_reply_key(head: Vec<String>) -> Vec<String> {
     let another = format!("Teemark-Reply-Key: {}", STANDARD.encode([9; 32]));
     head.into_iter().map(|line| if is_reply_key(&line) { another.clone() } else { line }).collect()
@@ -43,7 +43,7 @@ fn a_sealed_and_verified_answer_is_the_marked_file_and_the_parent_sees_none_of_i
 }
 
 #[test]
-fn a_parent_that_has_the_answer_come_unsealed_is_found_out() {
+fn a_parent_that_asks_for_an_unsealed_answer_is_noticed() {
     let scene = Scene::ready();
     let (endpoint, _seen) = parent(&scene, Meddling { request: without_reply_key, ..NONE });
     scene.grant("grant.key", &[]);
@@ -62,7 +62,7 @@ fn a_parent_that_has_the_answer_sealed_to_itself_gets_none_where_the_grant_names
     let options = ["--grant", "grant", "--seal", "--reply-key", "alice.key"];
     scene.has_nothing(1, &scene.decrypt(&endpoint, &options), "another reply_key");
     assert_eq!(seen.recv().unwrap().status, 403);
-    // The grant is as good as it was.
+    // The grant is still valid.
     succeeds(scene.decrypt(&scene.endpoint, &options));
     scene.has_the_marked_file();
 }
@@ -96,7 +96,7 @@ fn an_answer_of_another_enclave_than_the_attested_one_is_not_written() {
     assert_eq!(seen.recv().unwrap().status, 200);
 }
 
-/// examples/client.sh, by the documents' own commands.
+/// examples/client.sh, run with the documents' own commands.
 #[test]
 fn the_client_in_shell_gets_the_marked_file_and_no_answer_that_was_changed_or_is_of_another_enclave() {
     let scene = Scene::ready();

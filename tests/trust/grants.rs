@@ -26,7 +26,7 @@ fn without_a_grant_or_with_one_for_something_else_there_is_no_file() {
     }
     succeeds(scene.teemark(&["keygen", "--for", "grants", "--output", "mallory.key"]));
     scene.grant("mallory.key", &[]);
-    scene.has_nothing(1, &scene.decrypt(&scene.endpoint, &["--grant", "grant"]), "none of GRANT_KEYS");
+    scene.has_nothing(1, &scene.decrypt(&scene.endpoint, &["--grant", "grant"]), "no key in GRANT_KEYS");
 }
 
 #[test]

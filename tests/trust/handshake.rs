@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_an_operator_seals_the_daemon_takes_by_teemark_or_by_socat() {
+fn the_daemon_accepts_what_an_operator_seals_by_teemark_or_by_socat() {
     let scene = Scene::ready();
     succeeds(scene.seal("operator.key", &["--output", "sealed"]));
     let relayed = format!("socat -t 30 - UNIX-CONNECT:{} < sealed", scene.daemon.secrets.display());
@@ -12,7 +12,7 @@ fn what_an_operator_seals_the_daemon_takes_by_teemark_or_by_socat() {
 }
 
 #[test]
-fn a_parent_that_withholds_a_bundle_and_says_that_it_was_taken_is_found_out() {
+fn a_parent_that_withholds_a_bundle_and_says_that_it_was_accepted_is_noticed() {
     let scene = Scene::new();
     let parent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", parent.local_addr().unwrap());
@@ -48,7 +48,7 @@ fn a_sealed_bundle_that_is_sent_again_is_refused_and_so_is_an_older_one() {
 }
 
 #[test]
-fn a_bundle_of_somebody_else_is_refused() {
+fn a_bundle_signed_by_somebody_else_is_refused() {
     let scene = Scene::new();
     succeeds(scene.teemark(&["keygen", "--for", "operator", "--output", "mallory.key"]));
     fails(1, &scene.seal("mallory.key", &["--send", &scene.secrets()]), "sealed_bundle.signature");
@@ -58,11 +58,11 @@ fn a_bundle_of_somebody_else_is_refused() {
 #[test]
 fn a_bundle_that_was_sealed_to_another_enclave_is_refused() {
     let (one, another) = (Scene::new(), Scene::new());
-    // By the operator of the one, to the other.
+    // By the operator of the first, to the second.
     let key = one.path("operator.key").display().to_string();
     succeeds(another.seal(&key, &["--output", "sealed"]));
     fs::copy(another.path("sealed"), one.path("sealed")).unwrap();
-    fails(1, &one.send("sealed"), "sealed_bundle.boot_nonce: is of another boot");
+    fails(1, &one.send("sealed"), "sealed_bundle.boot_nonce: is from another boot");
     assert_eq!(one.daemon.get("/ready").status, 503);
 }
 

@@ -1,5 +1,5 @@
-//! Where nothing on the way is trusted: sealed handshakes, grants, and answers that only their user reads, as operators
-//! and users have them by `teemark`.
+//! Nothing on the way is trusted: sealed handshakes, grants, and answers that only their user can read, as operators
+//! and users make them with `teemark`.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -22,14 +22,14 @@ use support::*;
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
-/// What is in the file of each test.
+/// The content of each test's file.
 const TEXT: &str = "The minutes of the board, which nobody else may read.\n";
 
-/// The options that trust a daemon without a Nitro Secure Module.
+/// The options to trust a daemon without a Nitro Secure Module.
 const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
 
-/// A daemon as it is without a word about trust, its operator `operator.key`, the issuer `grant.key` of its grants, and
-/// the user's key `alice.key`.
+/// A daemon with default settings of trust, its operator `operator.key`, the issuer `grant.key` of its grants, and the
+/// user's key `alice.key`.
 struct Scene {
     folder: TempDir,
     service: Service,
@@ -94,7 +94,7 @@ impl Scene {
         teemark(&self.folder, arguments)
     }
 
-    /// The whole bundle, by `teemark secrets`.
+    /// The whole bundle, from `teemark secrets`.
     fn bundle(&self, more: &[&str]) -> Output {
         let [cert, key, ca] =
             ["client.crt", "client.key", "ecs-ca.crt"].map(|name| CERTS.path(name).display().to_string());
@@ -104,18 +104,18 @@ impl Scene {
         self.teemark(&[&["secrets"], &certificates[..], &keys, more].concat())
     }
 
-    /// The whole bundle, sealed to the daemon in an operator's name.
+    /// The whole bundle, sealed to the daemon under this operator's key.
     fn seal(&self, operator: &str, more: &[&str]) -> Output {
         let seal = ["--seal", "--attested", &self.endpoint, "--operator-key", operator];
         self.bundle(&[&seal[..], &TRUST, more].concat())
     }
 
-    /// Sends what a file holds to the handshake.
+    /// Sends a file's content to the handshake.
     fn send(&self, file: &str) -> Output {
         self.teemark(&["secrets", "--bundle", file, "--send", &self.secrets()])
     }
 
-    /// Writes the grant that lets alice have the file, signed with this key.
+    /// Writes the grant for alice's file, signed with this key.
     fn grant(&self, key: &str, more: &[&str]) {
         self.grant_for(key, ["report-7", "alice", "test"], more);
     }
@@ -133,7 +133,7 @@ impl Scene {
         self.teemark(&[&ids[..], &["--output", "marked"], more].concat())
     }
 
-    /// What was decrypted is the file, with a mark that names who asked.
+    /// The result is the file, with a mark that names the user.
     #[track_caller]
     fn has_the_marked_file(&self) {
         let marked = fs::read(self.path("marked")).unwrap();
@@ -142,7 +142,7 @@ impl Scene {
         assert!(String::from_utf8(marked).unwrap().contains("minutes"));
     }
 
-    /// The command ended so, and wrote nothing.
+    /// The command ended with this status and message, and wrote nothing.
     #[track_caller]
     fn has_nothing(&self, status: i32, output: &Output, words: &str) {
         fails(status, output, words);

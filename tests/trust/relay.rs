@@ -1,4 +1,4 @@
-//! A parent that is not what it should be: it carries requests and answers, sees all of them, and may change them.
+//! A hostile parent: it relays requests and answers, sees all of them, and may change them.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,21 +7,21 @@ use std::thread;
 
 use super::*;
 
-/// What the parent does to requests for files and to the answers.
+/// What the parent does to requests for files and to their answers.
 #[derive(Clone, Copy)]
-pub struct Meddling {
-    /// Where it takes them, if not to the daemon that it takes the rest to.
-    pub daemon: Option<SocketAddr>,
+pub(crate) struct Meddling {
+    /// Where it sends them, if not to the daemon that gets the rest.
+    pub(crate) daemon: Option<SocketAddr>,
     /// To the lines of the request's head.
-    pub request: fn(Vec<String>) -> Vec<String>,
-    pub answer: fn(&mut Answer),
+    pub(crate) request: fn(Vec<String>) -> Vec<String>,
+    pub(crate) answer: fn(&mut Answer),
 }
 
-pub const NONE: Meddling = Meddling { daemon: None, request: |head| head, answer: |_| {} };
+pub(crate) const NONE: Meddling = Meddling { daemon: None, request: |head| head, answer: |_| {} };
 
-/// Carries requests to the daemon. Gives the parent's address, and each answer to a request for a file as it was before
-/// the parent changed it.
-pub fn parent(scene: &Scene, meddling: Meddling) -> (String, mpsc::Receiver<Answer>) {
+/// Relays requests to the daemon. Returns the parent's address, and each answer to a request for a file as it was
+/// before the parent changed it.
+pub(crate) fn parent(scene: &Scene, meddling: Meddling) -> (String, mpsc::Receiver<Answer>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (endpoint, daemon) = (format!("http://{}", listener.local_addr().unwrap()), scene.daemon.public);
     let (sender, seen) = mpsc::channel();

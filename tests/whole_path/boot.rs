@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use crate::support::*;
 
-/// Starts a daemon that must not start, and gives its log.
+/// Starts a daemon that must not start, and returns its log.
 fn refused(setup: &Setup) -> String {
     let mut child = setup.command().stderr(Stdio::piped()).spawn().unwrap();
     let mut log = String::new();
@@ -20,7 +20,7 @@ fn refused(setup: &Setup) -> String {
 }
 
 #[test]
-fn a_setting_that_makes_no_sense_stops_the_start_and_is_named() {
+fn an_invalid_setting_stops_the_start_and_is_named() {
     for (name, value) in [
         ("TEEMARK_PUBLIC", "3000"),
         ("TEEMARK_SECRETS", "vsock:x"),

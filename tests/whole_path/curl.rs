@@ -9,10 +9,10 @@ use tempfile::TempDir;
 use crate::support::*;
 use crate::*;
 
-/// Runs curl in `folder` and gives what --write-out prints. The body goes where the arguments say.
+/// Runs curl in `folder` and returns what --write-out prints. The arguments say where the body goes.
 fn curl(folder: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("curl");
-    // -q, first: a .curlrc of whoever runs the tests counts for nothing.
+    // -q comes first, so that nobody's .curlrc counts.
     command.current_dir(folder).args(["-q", "-sS", "--noproxy", "*", "--max-time", "60"]).args(arguments);
     String::from_utf8(run(&mut command)).unwrap()
 }
@@ -25,7 +25,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A daemon, and a folder with `file`, encrypted, of so many bytes.
+    /// A daemon, and a folder with `file`, encrypted, of this many bytes.
     fn new(size: usize) -> Bench {
         let (service, daemon) = pair(&[]);
         let folder = TempDir::new().unwrap();
@@ -46,7 +46,7 @@ impl Bench {
         curl(self.folder.path(), arguments)
     }
 
-    /// What curl wrote to `out` is the file, marked.
+    /// What curl wrote to `out` is the marked file.
     fn assert_marked(&self) {
         let out = self.folder.path().join("out");
         let marked = fs::read(&out).unwrap();
@@ -151,7 +151,7 @@ fn curl_uses_its_connection_again() {
     bench.assert_marked();
     let told = bench.curl(&["-o", "a", "-o", "b", "-w", "%{num_connects} ", &health, &bench.url("/nothing")]);
     assert_eq!(told, "1 0 ", "an error answer does not end the connection");
-    // After chunks too the next request is found where they end.
+    // After chunks too, the next request is found where they end.
     let chunks = ["-H", "Transfer-Encoding: chunked", "--data-binary", "@file", "-o", "out", "-o", "out"];
     let told = bench.curl(&[&chunks[..], &["-w", "%{http_code} %{num_connects}\n", &file, &file]].concat());
     assert_eq!(told, "200 1\n200 0\n");

@@ -1,4 +1,4 @@
-//! The day of an operator and of a user, by the commands of docs/OPERATOR.md and docs/USER.md as they stand there.
+//! A day of an operator and of a user, by the exact commands of docs/OPERATOR.md and docs/USER.md.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,8 +6,8 @@ use std::os::unix::fs::symlink;
 use super::markdown::code_and_prose;
 use super::*;
 
-/// What comes before the first block, in the place of building: the programs that are built, and an end for what the
-/// blocks start in terminals of their own.
+/// What replaces the build before the first block: the built programs, and an end for what the blocks start in
+/// terminals of their own.
 const BEGIN: &str = "export PATH=$PWD/target/debug:$PATH
 trap 'kill $(jobs -p) && wait' EXIT
 listens() { for _ in $(seq 300); do (: <>/dev/tcp/127.0.0.1/$1) 2>/dev/null && return; sleep 0.1; done; return 1; }

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::*;
 use crate::*;
 
-/// One request with a method of choice and an empty body.
+/// One request with any method and an empty body.
 fn ask(to: std::net::SocketAddr, method: &str, path: &str) -> Answer {
     request(to, &format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), b"")
 }

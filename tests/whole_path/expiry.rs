@@ -10,9 +10,9 @@ use crate::support::openssl::{FOR_CLIENT, P_256};
 use crate::support::*;
 use crate::*;
 
-/// The bundle with a client certificate that is valid for so many seconds from now.
+/// The bundle with a client certificate that is valid for this many seconds from now.
 fn bundle_for(certs: &Certs, port: u16, seconds: u64) -> Value {
-    // As openssl ca wants it: 20491231235959Z
+    // The form that openssl ca expects: 20491231235959Z
     let moment = |at: u64| Utc(at).to_string().replace(['-', ':', 'T'], "");
     let now = Utc::now().0;
     certs.issue("client", P_256, "ca", FOR_CLIENT, (&moment(now - 3600), &moment(now + seconds)));
@@ -24,7 +24,7 @@ fn with_an_expired_client_certificate_the_daemon_is_not_ready_and_says_why() {
     let certs = Certs::with_root();
     let service = Service::start(&certs, &[]);
     let daemon = Setup::new(service.port).start();
-    // The handshake refuses one that has expired on the way there: then the next one is valid for longer.
+    // The handshake refuses a certificate that has expired on the way; then the next one is valid for longer.
     let taken = [3, 6, 12, 24, 48].into_iter().find(|seconds| {
         let answer = daemon.handshake(bundle_for(&certs, service.port, *seconds).to_string().as_bytes());
         assert!(answer["ok"] == true || answer["reason"].as_str().unwrap().contains("expired"), "{answer}");
@@ -39,7 +39,7 @@ fn with_an_expired_client_certificate_the_daemon_is_not_ready_and_says_why() {
     assert!(fault.starts_with("expired at 2") && fault.contains("teemark secrets"), "{told}");
     let status = daemon.get_admin("/admin/status").json();
     assert_eq!((&status["ready"], &status["client_certificate"]), (&json!(false), &told["client_certificate"]));
-    // The log warned when it came; and a rotation mends it.
+    // The log warned when it arrived; and a rotation fixes it.
     let warning = "the client certificate expires within a day, at 2";
     assert!(daemon.process.has_logged(warning));
     assert_eq!(daemon.process.log().matches(warning).count(), 1, "{}", daemon.process.log());

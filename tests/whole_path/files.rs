@@ -41,7 +41,7 @@ fn a_text_comes_back_whole_and_marked_for_its_user_by_the_json_route() {
         assert_eq!(without_marks(&marked), text);
         let data = STANDARD.encode(&marked);
         let mut whole = json!({"file_id": "file-2", "user_id": "user-2", "decrypted_data": data, "watermarked": true});
-        // What is another each time; tests/attest.rs looks at these.
+        // These differ each time; tests/attest.rs checks them.
         for name in ["timestamp_ms", "signature"] {
             whole[name] = answer.json()[name].clone();
         }
@@ -118,7 +118,7 @@ fn the_operators_command_line_gets_the_marked_file_or_says_why_not() {
         command.current_dir(&folder).args(["decrypt", input, "--endpoint", &format!("http://{}", daemon.public)]);
         command.args(["--file-id", "a/b ä", "--user-id", "x+y&z", "--output", output]).output().unwrap()
     };
-    // Over 1 MiB it asks first, by Expect: 100-continue.
+    // Above 1 MiB it asks first, with Expect: 100-continue.
     for (name, plain) in [("small", b"a text".to_vec()), ("large", b"a line of text\n".repeat(100_000))] {
         fs::write(folder.path().join(name), encrypt(&KEY, &plain)).unwrap();
         let done = teemark(name, "marked");

@@ -1,4 +1,4 @@
-//! /health_check: the endpoints, the service, and what hangs.
+//! /health_check: the endpoints, the service, and what happens when one hangs.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use nix::sys::socket::{Backlog, listen};
 use crate::support::*;
 use crate::*;
 
-/// A health check's answer that is as it should be; a busy machine is asked again.
+/// The answer of a health check once it is as expected; a busy machine is asked again.
 fn checked(daemon: &Daemon, good: impl Fn(&Answer) -> bool) -> Answer {
     wait_for("a health check that is as it should be", || Some(daemon.get("/health_check")).filter(&good))
 }
@@ -59,7 +59,7 @@ fn the_result_of_a_health_check_is_kept_for_5_seconds() {
     let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
     let start = Instant::now();
     assert_eq!(daemon.get("/health_check").status, 503);
-    // The service is well again at once; the daemon does not ask it.
+    // The service is healthy again at once; the daemon does not ask it.
     let asked_again = wait_for("a new check", || {
         let status = daemon.get("/health_check").status;
         (status == 200).then(|| start.elapsed())
@@ -68,7 +68,7 @@ fn the_result_of_a_health_check_is_kept_for_5_seconds() {
     assert_eq!(service.count("GET /health"), 2);
 }
 
-/// An endpoint that nobody gets through to: its queue of connections is full, and the kernel drops what comes.
+/// An endpoint that nobody can reach: its queue of connections is full, and the kernel drops new ones.
 struct Hole {
     port: u16,
     _listener: TcpListener,
@@ -85,7 +85,7 @@ impl Hole {
 }
 
 #[test]
-fn an_endpoint_that_hangs_is_told_and_keeps_neither_the_others_nor_the_service_from_being_asked() {
+fn an_endpoint_that_hangs_is_reported_and_does_not_keep_the_others_or_the_service_from_being_probed() {
     let service = Service::start(&CERTS, &[]);
     let holes = [(); 5].map(|()| Hole::new());
     let mut setup = Setup::new(service.port);

@@ -65,7 +65,7 @@ fn tinks_prefix_picks_its_key_without_an_id() {
         let file = seal(&key, &prefix, b"", b"a text");
         assert_opens(both(&daemon, &file, "f", None));
         assert_opens(both(&daemon, &file, "f", Some(id)));
-        // A file without the prefix opens under the same key, where it is named.
+        // A file without the prefix opens under the same key if its id is given.
         assert_opens(both(&daemon, &encrypt(&key, b"a text"), "f", Some(id)));
     }
 }
@@ -79,6 +79,6 @@ fn a_key_with_aad_opens_a_file_only_under_the_file_id_that_it_was_made_for() {
     assert_errors(both(&daemon, &file, "file-2", Some("bound")), 422, "decrypt_failed");
     let unbound = seal(&OTHER, b"", b"", b"a text");
     assert_errors(both(&daemon, &unbound, "file-1", Some("bound")), 422, "decrypt_failed");
-    // The key beside it binds nothing.
+    // The key beside it is not bound to a file id.
     assert_opens(both(&daemon, &encrypt(&KEY, b"a text"), "whatever", Some("k")));
 }

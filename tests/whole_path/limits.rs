@@ -16,7 +16,7 @@ fn a_file_of_exactly_the_largest_size_passes_and_one_byte_more_does_not() {
         for answer in [daemon.decrypt(&file(20_000), "f", "u"), decrypt_json(&daemon, &file(20_000))] {
             assert_eq!(answer.status, 200, "{answer:?}");
         }
-        // One above passes or fails by the plaintext, a thousand by the body's length; both routes say the same.
+        // One byte above is decided by the plaintext, a thousand by the body's length; both routes say the same.
         for size in [20_001, 21_000, 200_000] {
             for answer in [daemon.decrypt(&file(size), "f", "u"), decrypt_json(&daemon, &file(size))] {
                 assert_error(&answer, 413, "file_too_large");
@@ -71,7 +71,7 @@ fn a_success_without_a_marked_file_gives_the_plain_one_only_where_that_is_allowe
     let json = decrypt_json(&daemon, &file);
     assert_eq!((json.status, &json.json()["watermarked"]), (200, &json!(false)), "{json:?}");
     assert_eq!(decrypted_data(&json), b"a plain text");
-    // A marked file is told as one, also there.
+    // A marked file is reported as marked, here too.
     let marked = daemon.decrypt(&file, "f", "u");
     assert_eq!(field(&marked, "Teemark-Watermarked"), Some("true"));
     assert_eq!(extract(&marked.body), json!({"file_id": "f", "user_id": "u"}));

@@ -1,4 +1,4 @@
-//! The whole path: a file goes in encrypted and comes out marked for its user, and everything that a user, an operator
+//! The whole path: a file goes in encrypted and comes out marked for its user; and everything that a user, an operator
 //! or the system can see on the way.
 
 #[path = "../support/mod.rs"]
@@ -35,7 +35,7 @@ fn pair(arguments: &[&str]) -> (Service, Daemon) {
     (service, daemon)
 }
 
-/// The same with other FILE_KEYS than the one of the support.
+/// The same with other FILE_KEYS than those in tests/support.
 fn pair_with_keys(keys: Value) -> (Service, Daemon) {
     let service = Service::start(&CERTS, &[]);
     let daemon = Setup::new(service.port).start();
@@ -60,12 +60,12 @@ fn post_json(daemon: &Daemon, body: &Value) -> Answer {
     daemon.post("/files/decrypt", body.to_string().as_bytes())
 }
 
-/// The JSON route for a file, with ids that say nothing.
+/// The JSON route for a file, with ids that do not matter.
 fn decrypt_json(daemon: &Daemon, file: &[u8]) -> Answer {
     post_json(daemon, &json!({"file_id": "f", "user_id": "u", "encrypted_content": STANDARD.encode(file)}))
 }
 
-/// What a success answer of the JSON route holds.
+/// The file in a success answer of the JSON route.
 fn decrypted_data(answer: &Answer) -> Vec<u8> {
     STANDARD.decode(answer.json()["decrypted_data"].as_str().unwrap()).unwrap()
 }

@@ -1,9 +1,9 @@
-//! Marked or not at all: what the watermark service gives back is looked at before it is signed as marked.
+//! Marked or not at all: what the watermark service returns is checked before it is signed as marked.
 
 use crate::support::*;
 use crate::*;
 
-/// A service that plays this fault, if one, and a daemon that calls it in this form.
+/// A service with this fault, if any, and a daemon that calls it in this form.
 fn pair_in(form: &str, fault: Option<&str>, more: &[(&str, &str)]) -> (Service, Daemon) {
     let arguments: Vec<&str> = fault.iter().flat_map(|fault| ["--fault", *fault]).collect();
     let service = Service::start(&CERTS, &arguments);
@@ -16,7 +16,7 @@ fn pair_in(form: &str, fault: Option<&str>, more: &[(&str, &str)]) -> (Service, 
 const TEXT: &[u8] = b"the zebra crosses at dawn\n";
 const FORMS: [&str; 2] = ["data", "image"];
 
-/// The refusals of a file by both routes, which tell the same and nothing of the file.
+/// The refusals of a file by both routes, which say the same and reveal nothing of the file.
 fn refused(daemon: &Daemon, file: &[u8], code: &str) -> String {
     let sealed = encrypt(&KEY, file);
     let answers = [daemon.decrypt(&sealed, "f", "u"), decrypt_json(daemon, &sealed)];

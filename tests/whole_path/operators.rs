@@ -125,8 +125,8 @@ fn the_metrics_move_as_they_should() {
         ("teemark_requests_total{route=\"decrypt_raw\",code=\"422\"}", 1.0),
         ("teemark_requests_total{route=\"decrypt\",code=\"200\"}", 1.0),
         ("teemark_requests_total{route=\"unknown\",code=\"404\"}", 1.0),
-        ("teemark_file_bytes_in_total", 3.0 * file.len() as f64 - 1.0),
-        ("teemark_file_bytes_out_total", 2.0 * marked.body.len() as f64),
+        ("teemark_file_bytes_in_total", as_metric(3 * file.len() - 1)),
+        ("teemark_file_bytes_out_total", as_metric(2 * marked.body.len())),
         ("teemark_decrypt_seconds_count", 3.0),
         ("teemark_watermark_seconds_count", 2.0),
         ("teemark_watermark_retries_total", 0.0),
@@ -172,8 +172,8 @@ fn value(line: &str) -> (String, f64) {
     (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("{line:?}")))
 }
 
-/// Every sample of a page, by name with labels. Checks the format on the way: each family has its HELP and its TYPE
-/// once, right before its samples, and no sample stands twice.
+/// Every sample of a page, by name with labels. Also checks the format: each family has its HELP and TYPE once,
+/// directly before its samples, and no sample is repeated.
 fn samples(page: &str) -> BTreeMap<String, f64> {
     assert!(page.ends_with('\n'));
     let mut samples = BTreeMap::new();
@@ -194,7 +194,7 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
             let family = families.last().unwrap_or_else(|| panic!("no TYPE before {line:?}"));
             assert!(suffixes.iter().any(|s| format!("{family}{s}") == name), "{line:?} under {family}");
             assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line:?}");
-            assert!(samples.insert(sample, number).is_none(), "{line:?} stands twice");
+            assert!(samples.insert(sample, number).is_none(), "{line:?} is repeated");
         }
     }
     assert_eq!(helps, families);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use crate::*;
 
-/// Waits until the service has the daemon's connection: its request is under way then.
+/// Waits until the service has the daemon's connection: then its request is in flight.
 fn wait_for_call(service: &Service) {
     wait_for("the call of the service", || (service.count("TLS handshake: client") > 0).then_some(()));
 }
@@ -30,7 +30,7 @@ fn on_sigterm_the_request_under_way_gets_its_answer_and_no_new_one_is_taken() {
     let mut under_way = TcpStream::connect(public).unwrap();
     under_way.set_read_timeout(Some(SOON)).unwrap();
     let file = encrypt(&KEY, b"a text");
-    // It would be kept alive, if the daemon did not stop.
+    // It would be kept alive if the daemon did not stop.
     write!(under_way, "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", file.len())
         .unwrap();
     under_way.write_all(&file).unwrap();

@@ -1,32 +1,32 @@
-//! NumericDate: seconds since 1970, of which JSON lets a number have a fraction and an exponent (RFC 7519, 2). Languages
-//! whose clocks count in floating point write both.
+//! NumericDate: seconds since 1970. JSON allows a fraction and an exponent (RFC 7519, 2), and languages whose clocks
+//! use floating point write both.
 
 use serde_json::value::RawValue;
 
-/// Digits and exponents of more make no moment that anybody means.
+/// Most digits, and largest exponent: no real date has more.
 const LONGEST: usize = 64;
 
-/// A moment to the second; what there is beyond makes it no more than `fraction`.
+/// A moment to the second; of what is beyond, only `fraction` is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NumericDate {
+pub(super) struct NumericDate {
     pub whole: u64,
-    /// Some fraction of a second more.
-    pub fraction: bool,
+    /// Whether the moment is a fraction of a second later.
+    pub(super) fraction: bool,
 }
 
 impl NumericDate {
-    /// The last whole second that is not after this moment: what ends then has ended.
-    pub fn down(self) -> u64 {
+    /// The last whole second that is not after this moment. What ends at the moment has ended at that second.
+    pub(super) fn down(self) -> u64 {
         self.whole
     }
 
-    /// The first whole second that is not before it: what begins then has begun.
-    pub fn up(self) -> u64 {
+    /// The first whole second that is not before it. What begins at the moment has begun at that second.
+    pub(super) fn up(self) -> u64 {
         self.whole.saturating_add(self.fraction.into())
     }
 
-    /// Reads a number exactly; `None` for one below 0, for one that is out of all reason, and for what is not a number.
-    pub fn read(number: &RawValue) -> Option<NumericDate> {
+    /// Parses a number exactly; `None` for a negative number, one far too large, and what is not a number.
+    pub(super) fn read(number: &RawValue) -> Option<NumericDate> {
         let text = number.get();
         if text.len() > LONGEST || !text.starts_with(|c: char| c.is_ascii_digit()) {
             return None;
@@ -36,7 +36,7 @@ impl NumericDate {
             None => (text, 0),
         };
         let (before, after) = digits.split_once('.').unwrap_or((digits, ""));
-        // So many of the digits stand before the decimal point.
+        // The number of digits before the decimal point.
         let point = i64::try_from(before.len()).ok()? + i64::from(exponent);
         let mut date = NumericDate { whole: 0, fraction: false };
         for (i, digit) in (0..).zip(before.bytes().chain(after.bytes())) {
@@ -84,7 +84,7 @@ mod tests {
             ("0.00000000017e19", 1_700_000_000, 1_700_000_000),
             ("18446744073709551615", u64::MAX, u64::MAX),
             ("18446744073709551615.5", u64::MAX, u64::MAX),
-            // 2^53 + 1, which no f64 is.
+            // 2^53 + 1, which f64 cannot represent.
             ("9007199254740993", 9_007_199_254_740_993, 9_007_199_254_740_993),
         ] {
             assert_eq!(read(text), Some((down, up)), "{text}");

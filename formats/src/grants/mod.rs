@@ -1,8 +1,8 @@
-//! Grants: who may have which file, as a signed token says it (JWT, RFC 7519, as JWS compact serialization, RFC 7515).
+//! Grants: signed tokens that say who may have which file (JWT, RFC 7519, in JWS compact serialization, RFC 7515).
 //!
-//! A token names one user and one file, lives for a bounded time, and is good once. The keys that may sign tokens come
-//! by the handshake as a JWK set (GRANT_KEYS). A key is of one algorithm, and a token may name no other: nothing in a
-//! token decides how it is checked (RFC 8725, 3.1).
+//! A token names one user and one file, is valid for a bounded time, and can be used once. The keys that may sign
+//! tokens come by the handshake as a JWK set (GRANT_KEYS). Each key has one algorithm, and a token may name no other:
+//! nothing in a token decides how it is checked (RFC 8725, 3.1).
 
 mod date;
 #[cfg(test)]
@@ -29,26 +29,29 @@ use crate::time::Utc;
 
 /// Longest token, in bytes.
 pub const MAX_TOKEN: usize = 4096;
-/// Longest life that is left to a token, in seconds: it is remembered for so long once it is used.
+/// Longest time that a token may still be valid, in seconds: a used token is remembered for that long.
 pub const MAX_LIFE: u64 = 24 * 3600;
-/// By how many seconds the issuer's clock may differ (RFC 7519, 4.1.4).
+/// Seconds by which the issuer's clock may differ (RFC 7519, 4.1.4).
 const LEEWAY: u64 = 10;
 
-/// A token that was checked: its signature, audience and times.
+/// A token whose signature, audience and times have been checked.
 #[derive(Debug)]
 pub struct Grant {
+    /// The user that may have the file: `sub`.
     pub user_id: String,
+    /// The file's id.
     pub file_id: String,
     /// SHA-256 of the encrypted file. Without one, any file that opens under this id will do.
     pub content_sha256: Option<Sha256>,
-    /// The key that the answer has to be sealed to. Without one, whoever holds the token chooses.
+    /// The key that the answer must be sealed to. Without one, whoever holds the token chooses.
     pub reply_key: Option<PublicKey>,
+    /// Tells whether the grant was used before.
     pub id: Id,
-    /// When it has ended for any clock, in seconds since 1970.
+    /// When it has expired by any clock, in seconds since 1970.
     pub ends: u64,
 }
 
-/// What a new grant says (RFC 7519, 4.1, and three claims of teemark's own).
+/// The claims of a new grant (RFC 7519, 4.1, and three of teemark's own).
 #[derive(Clone, Debug, Serialize)]
 pub struct NewClaims<'a> {
     sub: &'a str,
@@ -64,23 +67,29 @@ pub struct NewClaims<'a> {
     content_sha256: Option<Sha256>,
 }
 
-/// A grant to be made.
+/// What a new grant is to say.
 #[derive(Clone, Copy, Debug)]
 pub struct NewGrant<'a> {
+    /// The user that may have the file.
     pub user_id: &'a str,
+    /// The file's id.
     pub file_id: &'a str,
-    /// Where it is good: a fleet's name, or one enclave's identity key in hex.
+    /// Where it is valid: a fleet's name, or one enclave's identity key in hex.
     pub audience: &'a str,
+    /// From when it is valid, by the issuer's clock.
     pub from: Utc,
-    /// For how many seconds, at most [`MAX_LIFE`].
+    /// Seconds until it expires, at most [`MAX_LIFE`].
     pub valid: u64,
-    /// Random bits, which tell it from every other.
+    /// Random bits that make it unique.
     pub jti: [u8; 16],
+    /// The key that the answer must be sealed to, if any.
     pub reply_key: Option<PublicKey>,
+    /// SHA-256 of the only encrypted file that it is for, if any.
     pub content_sha256: Option<Sha256>,
 }
 
 impl<'a> NewGrant<'a> {
+    /// The claims to be signed.
     pub fn claims(&self) -> NewClaims<'a> {
         let Utc(now) = self.from;
         NewClaims {
@@ -97,7 +106,7 @@ impl<'a> NewGrant<'a> {
     }
 }
 
-/// A key that signs grants. What kind it is decides the algorithm.
+/// A key that signs grants. Its kind decides the algorithm.
 pub struct Issuer {
     key: SigningKey,
     public: GrantKey,
@@ -131,15 +140,15 @@ impl From<EcdsaKeyPair> for Issuer {
 }
 
 impl Issuer {
-    /// The public half, which goes into GRANT_KEYS.
+    /// The public half, for GRANT_KEYS.
     pub fn public(&self) -> &GrantKey {
         &self.public
     }
 
-    /// A token of these claims (JWS compact serialization, RFC 7515, 7.1).
+    /// Signs these claims (JWS compact serialization, RFC 7515, 7.1).
     ///
     /// # Errors
-    /// The system has no random numbers to give, which ES256 needs.
+    /// The system gave no random numbers, which ES256 needs.
     pub fn sign(&self, claims: &NewClaims<'_>) -> Result<String, Unspecified> {
         let header = NewHeader { alg: self.public.kind.alg(), kid: &self.public.kid, typ: "JWT" };
         let signed = part(&header) + "." + &part(claims);
@@ -155,23 +164,24 @@ fn part(value: &impl Serialize) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(value).expect("texts and numbers are JSON"))
 }
 
-/// Whether this has the form of a token: three parts in base64url, of at most [`MAX_TOKEN`] bytes in all.
+/// Whether the text has the form of a token: three parts in base64url, of at most [`MAX_TOKEN`] bytes in all.
 pub fn is_token(text: &str) -> bool {
     let is_part = |part: &str| !part.is_empty() && URL_SAFE_NO_PAD.decode(part).is_ok();
     text.len() <= MAX_TOKEN && text.split('.').count() == 3 && text.split('.').all(is_part)
 }
 
-/// Whether a token, which is not checked, wants the answer sealed to a key that it names.
+/// Whether a token, which is not checked here, asks for the answer to be sealed to a key that it names.
 pub fn names_reply_key(token: &str) -> bool {
     let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
     claims.is_some_and(|claims| json::object::<Claims>(&claims).is_ok_and(|claims| claims.reply_key.is_some()))
 }
 
-/// Tells grants apart: half of the SHA-256 of the key's id and the jti, which is its issuer's affair.
+/// Identifies a grant: half of the SHA-256 of the key's id and the jti, which is unique only within its issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Id([u8; 16]);
 
 impl Id {
+    /// The id of the grant that this key signed with this jti.
     pub fn of(kid: &str, jti: &str) -> Id {
         let hash = sha256(&[&(kid.len() as u64).to_be_bytes(), kid.as_bytes(), jti.as_bytes()].concat());
         let mut id = [0; 16];
@@ -180,30 +190,35 @@ impl Id {
     }
 }
 
-/// Why a request has no right to its file.
+/// Why a request is not entitled to its file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum GrantError {
     /// There is no token.
     Missing,
-    /// The token is not one, or of no issuer known, or for somebody else: what is wrong with it.
+    /// Not a JWT, from an unknown issuer, for another audience, and the like: the reason.
     Invalid(&'static str),
+    /// Its exp has passed.
     Expired,
+    /// Its nbf is still to come.
     NotYetValid,
+    /// It is for another file_id.
     OtherFile,
+    /// It is for another user_id.
     OtherUser,
     /// Another file was sent under the right id.
     OtherContent,
-    /// The answer is to be sealed to another key than the token names.
+    /// The request names another reply key than the token does.
     OtherKey,
+    /// It is in use or used up.
     Used,
-    /// As many used tokens are remembered as may be.
+    /// No more used tokens can be remembered.
     Full,
 }
 
 impl fmt::Display for GrantError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            GrantError::Missing => "no grant: send Authorization: Bearer with one",
+            GrantError::Missing => "no grant: send one as Authorization: Bearer",
             GrantError::Invalid(reason) => return write!(f, "the grant is not valid: {reason}"),
             GrantError::Expired => "the grant has expired",
             GrantError::NotYetValid => "the grant is not valid yet",
@@ -217,14 +232,14 @@ impl fmt::Display for GrantError {
     }
 }
 
-/// A JWS header (RFC 7515, 4.1). serde refuses a member that stands twice, here and in the claims.
+/// A JWS header (RFC 7515, 4.1). serde refuses repeated members, here and in the claims.
 #[derive(Deserialize)]
 struct Header<'a> {
     #[serde(borrow)]
     alg: Option<Text<'a>>,
     #[serde(borrow)]
     kid: Option<Text<'a>>,
-    #[serde(default, deserialize_with = "json::even_null")]
+    #[serde(default, deserialize_with = "json::deny_null")]
     crit: Option<IgnoredAny>,
 }
 
@@ -238,9 +253,9 @@ struct Claims<'a> {
     jti: Option<Text<'a>>,
     #[serde(borrow)]
     aud: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "json::even_null")]
+    #[serde(borrow, default, deserialize_with = "json::deny_null")]
     reply_key: Option<Text<'a>>,
-    #[serde(borrow, default, deserialize_with = "json::even_null")]
+    #[serde(borrow, default, deserialize_with = "json::deny_null")]
     content_sha256: Option<Text<'a>>,
     #[serde(borrow)]
     exp: Option<&'a RawValue>,
@@ -249,10 +264,10 @@ struct Claims<'a> {
 }
 
 impl GrantKeys {
-    /// Checks a token as of `now`. It has to be for one of `audiences`.
+    /// Checks a token as of `now`. Its audience must be one of `audiences`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the token is refused.
     pub fn check(&self, token: &str, audiences: &[String], now: Utc) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
         if token.len() > MAX_TOKEN {
@@ -273,9 +288,9 @@ impl GrantKeys {
             return Err(invalid("its header has crit"));
         }
         let kid = header.kid.ok_or(invalid("its header has no kid"))?;
-        let key = self.find(&kid).ok_or(invalid("its kid is none of GRANT_KEYS"))?;
+        let key = self.find(&kid).ok_or(invalid("no key in GRANT_KEYS has its kid"))?;
         if !header.alg.is_some_and(|alg| key.is_for(&alg)) {
-            return Err(invalid("its alg is not its key's"));
+            return Err(invalid("its alg does not match its key"));
         }
         if !key.verifies(signed, &signature) {
             return Err(invalid("its signature is wrong"));
@@ -290,7 +305,7 @@ impl Claims<'_> {
         let invalid = GrantError::Invalid;
         let exp = NumericDate::read(self.exp.ok_or(invalid("it has no exp"))?);
         let nbf = NumericDate::read(self.nbf.ok_or(invalid("it has no nbf"))?);
-        // Rounded so that a token never lives for longer than it says.
+        // Rounded so that a token is never valid for longer than it says.
         let exp = exp.ok_or(invalid("its exp is not a number of seconds since 1970"))?.down();
         let nbf = nbf.ok_or(invalid("its nbf is not a number of seconds since 1970"))?.up();
         let jti = self.jti.filter(|jti| !jti.is_empty()).ok_or(invalid("it has no jti"))?;
@@ -307,7 +322,7 @@ impl Claims<'_> {
             return Err(GrantError::NotYetValid);
         }
         if exp > now.saturating_add(MAX_LIFE + LEEWAY) {
-            return Err(GrantError::Invalid("it lives for longer than a day"));
+            return Err(GrantError::Invalid("it is valid for more than a day"));
         }
         let no_key = GrantError::Invalid("its reply_key is not base64 of 32 bytes");
         let reply_key = self.reply_key.map(|key| reply_key(&key).ok_or(no_key)).transpose()?;
@@ -318,7 +333,7 @@ impl Claims<'_> {
     }
 }
 
-/// Whether an aud claim, one text or a list of them (RFC 7519, 4.1.3), names one of these.
+/// Whether an aud claim, a string or a list of strings (RFC 7519, 4.1.3), names one of these.
 fn is_for(aud: &RawValue, audiences: &[String]) -> bool {
     let known = |name: &str| audiences.iter().any(|audience| audience == name);
     match string(aud) {
@@ -327,20 +342,20 @@ fn is_for(aud: &RawValue, audiences: &[String]) -> bool {
     }
 }
 
-/// A reply key as it is written: base64 of an X25519 public key, in the standard or the URL alphabet. `None` also for one
-/// that nothing can be sealed to.
+/// Parses a reply key: base64 of an X25519 public key, in the standard or the URL alphabet. `None` also for a key that
+/// nothing can be sealed to.
 pub fn reply_key(text: &str) -> Option<PublicKey> {
     let bytes = base64::decode(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())?;
     PublicKey::from_bytes(bytes.try_into().ok()?)
 }
 
 impl Grant {
-    /// Whose it is: the beginning of its user id's SHA-256.
+    /// Identifies the user: the beginning of the user id's SHA-256.
     pub fn owner(&self) -> u64 {
         sha256(self.user_id.as_bytes()).as_bytes()[..8].iter().fold(0, |owner, byte| owner << 8 | u64::from(*byte))
     }
 
-    /// Whether it is for this file id and this user.
+    /// Checks that the grant is for this file id and this user.
     ///
     /// # Errors
     /// Which of the two it is not for.
@@ -354,10 +369,10 @@ impl Grant {
         }
     }
 
-    /// Whether it is for the encrypted file of this SHA-256.
+    /// Checks that the grant is for the encrypted file with this SHA-256.
     ///
     /// # Errors
-    /// It is not.
+    /// It is for another one.
     pub fn covers_content(&self, content_sha256: Sha256) -> Result<(), GrantError> {
         match self.content_sha256 {
             Some(hash) if hash != content_sha256 => Err(GrantError::OtherContent),
@@ -365,10 +380,10 @@ impl Grant {
         }
     }
 
-    /// The key that the answer is sealed to: the grant's, if it names one, else the one asked for.
+    /// The key to seal the answer to: the grant's, if it names one, else the one that the request asks for.
     ///
     /// # Errors
-    /// Another one is asked for than the grant names.
+    /// The request asks for another key than the grant names.
     pub fn seals_to(&self, asked: Option<PublicKey>) -> Result<Option<PublicKey>, GrantError> {
         match (self.reply_key, asked) {
             (Some(named), Some(asked)) if named != asked => Err(GrantError::OtherKey),

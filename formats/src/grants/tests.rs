@@ -39,7 +39,7 @@ impl Issuer {
         ])
     }
 
-    /// Signs whatever it is given by the key `a`.
+    /// Signs any text with the key `a`.
     fn sign(&self, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", encode(header.as_bytes()), encode(claims.as_bytes()));
         let signature = self.ed25519.sign(signed.as_bytes());
@@ -83,7 +83,7 @@ fn tokens_of_both_kinds_of_keys_are_good() {
     let signed = format!("{}.{}", encode(br#"{"alg":"ES256","kid":"b"}"#), encode(claims().to_string().as_bytes()));
     let signature = issuer.p256.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
     issuer.check(&format!("{signed}.{}", encode(signature.as_ref()))).unwrap();
-    // What RFC 9864 calls it.
+    // RFC 9864's name for the algorithm.
     issuer.check(&issuer.sign(r#"{"alg":"Ed25519","kid":"a"}"#, &claims().to_string())).unwrap();
 }
 
@@ -129,7 +129,7 @@ fn what_a_token_says_of_its_own_checking_changes_nothing() {
         (r#"{"alg":"eddsa","kid":"a"}"#, "alg"),
         (r#"{"kid":"a"}"#, "alg"),
         (r#"{"alg":"EdDSA"}"#, "no kid"),
-        (r#"{"alg":"EdDSA","kid":"c"}"#, "none of GRANT_KEYS"),
+        (r#"{"alg":"EdDSA","kid":"c"}"#, "no key in GRANT_KEYS"),
         (r#"{"alg":"EdDSA","kid":"a","crit":["exp"],"exp":0}"#, "crit"),
         (r#"{"alg":"none","alg":"EdDSA","kid":"a"}"#, "header cannot be read"),
         (r#"{"alg":"EdDSA","kid":"c","kid":"a"}"#, "header cannot be read"),
@@ -151,7 +151,7 @@ fn what_a_token_says_of_its_own_checking_changes_nothing() {
         let token = format!("{signed}.{}", encode(hmac::sign(&secret, signed.as_bytes()).as_ref()));
         invalid(issuer.check(&token));
     }
-    // Its own key, brought along.
+    // A key of its own, which the token brings along.
     let own = Ed25519KeyPair::from_seed_unchecked(&[8; 32]).unwrap();
     let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": encode(own.public_key().as_ref())});
     let header = json!({"alg": "EdDSA", "kid": "a", "jwk": jwk}).to_string();
@@ -171,7 +171,7 @@ fn any_changed_character_makes_a_token_bad() {
 }
 
 #[test]
-fn what_is_no_token_is_refused() {
+fn what_is_not_a_token_is_refused() {
     let issuer = Issuer::new();
     let token = issuer.token(&claims());
     let padded = token.replacen('.', "=.", 1);
@@ -226,7 +226,7 @@ fn a_token_is_for_an_audience_that_it_names() {
 }
 
 #[test]
-fn a_token_lives_from_nbf_to_exp_and_for_a_day_at_most() {
+fn a_token_is_valid_from_nbf_to_exp_and_for_a_day_at_most() {
     let issuer = Issuer::new();
     let check = |name, value: u64| issuer.check(&issuer.token(&with(name, json!(value)))).map(drop);
     assert_eq!(check("exp", NOW - LEEWAY + 1), Ok(()));
@@ -235,12 +235,12 @@ fn a_token_lives_from_nbf_to_exp_and_for_a_day_at_most() {
     assert_eq!(check("nbf", NOW + LEEWAY), Ok(()));
     assert_eq!(check("nbf", NOW + LEEWAY + 1), Err(GrantError::NotYetValid));
     assert_eq!(check("exp", NOW + MAX_LIFE + LEEWAY), Ok(()));
-    assert_eq!(check("exp", NOW + MAX_LIFE + LEEWAY + 1), Err(GrantError::Invalid("it lives for longer than a day")));
-    assert_eq!(check("exp", u64::MAX), Err(GrantError::Invalid("it lives for longer than a day")));
+    assert_eq!(check("exp", NOW + MAX_LIFE + LEEWAY + 1), Err(GrantError::Invalid("it is valid for more than a day")));
+    assert_eq!(check("exp", u64::MAX), Err(GrantError::Invalid("it is valid for more than a day")));
 }
 
 #[test]
-fn dates_with_a_fraction_or_an_exponent_are_rounded_so_that_no_token_lives_for_longer() {
+fn dates_with_a_fraction_or_an_exponent_are_rounded_so_that_no_token_is_valid_for_longer() {
     let issuer = Issuer::new();
     let check = |name: &str, value: String| {
         let claims =

@@ -1,4 +1,4 @@
-//! The allow list: what is written is what is listed, in order, and nothing else.
+//! The allow list lists what was written, in order, and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -56,10 +56,10 @@ proptest! {
         prop_assert_eq!(&found, &expected);
         for (i, (host, port)) in expected.iter().enumerate() {
             let endpoint = list.find(&host.to_ascii_uppercase(), *port).unwrap();
-            prop_assert_eq!((endpoint.index(), endpoint.loopback().octets()), (i, [127, 0, 0, 64 + i as u8]));
+            prop_assert_eq!((endpoint.index(), endpoint.loopback().octets()), (i, [127, 0, 0, 64 + u8::try_from(i).unwrap()]));
         }
         prop_assert_eq!(list.find(&other.0, other.1).is_some(), known.contains(&other));
-        // The same list with an entry twice is none.
+        // The same list with an entry twice is refused.
         if let Some((host, port)) = expected.first() {
             let error = parse(&format!("{text}- {host}:{port}")).unwrap_err().to_string();
             let last = text.lines().count() + 1;

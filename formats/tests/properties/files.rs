@@ -48,7 +48,7 @@ impl Sealed {
     }
 }
 
-/// IV, ciphertext, tag: by ring alone.
+/// IV, ciphertext, tag, made with ring alone.
 fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
     let mut sealed = plain.to_vec();
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
@@ -56,7 +56,7 @@ fn seal(key: &[u8; 32], iv: [u8; 12], aad: &[u8], plain: &[u8]) -> Vec<u8> {
     [&iv[..], &sealed].concat()
 }
 
-/// What may happen to a file on its way.
+/// What may happen to a file in transit.
 #[derive(Clone, Debug)]
 enum Change {
     Bit(Index, u8),

@@ -1,5 +1,5 @@
-//! What a hostile parent may send to the sealed handshake, and a stranger as a grant or a reply key: nothing that was
-//! altered passes, and nothing makes a parser panic.
+//! What a hostile parent may send to the sealed handshake, and a stranger as a grant or a reply key: nothing altered is
+//! accepted, and no parser panics.
 
 use std::sync::LazyLock;
 
@@ -24,7 +24,7 @@ use super::config;
 
 static OPERATOR: LazyLock<Ed25519KeyPair> = LazyLock::new(|| Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap());
 
-/// A bundle that an enclave would take.
+/// A bundle that an enclave would accept.
 static SEALED: LazyLock<String> = LazyLock::new(|| {
     let to = Destination { sealing_key: sealing_key().public(), boot_nonce: BootNonce::from_bytes([5; 32]) };
     let ephemeral = PrivateKey::new(Box::new([2; 32]));
@@ -92,7 +92,7 @@ proptest! {
         let mut bytes = SEALED.clone().into_bytes();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        // A blank for another, or a digit of hex in the other case, changes nothing of what is signed.
+        // A blank for another, or hex in the other case, changes nothing that is signed.
         if let Ok(bundle) = open(&bytes) {
             prop_assert_eq!(bundle, b"{\"a\": \"bundle\"}");
         }
@@ -118,7 +118,7 @@ proptest! {
     ) {
         let check = |claims: &[u8]| keys().check(&token(&header, claims), &["a".into()], Utc(NOW));
         prop_assert!(check(&claims).is_err());
-        // These may happen to be good ones; what counts is that they come to an end.
+        // These may happen to be valid; what counts is that the parser returns.
         let mut good: Map<String, Value> = serde_json::from_str(&good_claims()).unwrap();
         good.extend(members);
         let _ = check(Value::Object(good).to_string().as_bytes());

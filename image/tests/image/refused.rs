@@ -127,7 +127,7 @@ fn an_environment_file_that_init_would_refuse_is_refused_with_its_line() {
 fn a_setting_that_the_daemon_would_refuse_is_refused_with_its_line() {
     let place = Place::new();
     for (text, reason) in [
-        ("\nTEEMARK_MAX_FILE=64MB\n", "error: env:2: TEEMARK_MAX_FILE: \"64MB\" is no"),
+        ("\nTEEMARK_MAX_FILE=64MB\n", "error: env:2: TEEMARK_MAX_FILE: \"64MB\" is not a size"),
         ("TEEMARK_PUBLIC=3000\n", "error: env:1: TEEMARK_PUBLIC: \"3000\" is not an address"),
         (
             "TEEMARK_ENDPOINTS=/list\n",

@@ -11,12 +11,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::super::event_loop::Handle;
-use super::super::request::Came;
+use super::super::request::Progress;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers with the request's target; `/held` once the test allows it.
+/// Answers with the request's target; `/held` only once the test allows it.
 struct Echo {
     begun: Sender<()>,
     allowed: Mutex<Receiver<()>>,
@@ -29,7 +29,7 @@ impl Service for Echo {
             let _ = self.allowed.lock().unwrap().recv();
         }
         let mut body = Vec::new();
-        while let Ok(Came::Content | Came::Nothing) = request.read(&mut body, 64, SECOND) {}
+        while let Ok(Progress::Content | Progress::Nothing) = request.read(&mut body, 64, SECOND) {}
         Answer::text(&request.head.target)
     }
 
@@ -46,7 +46,7 @@ impl Service for Echo {
     fn answered(&self, _: &'static str, _: u16, _: usize, _: Duration) {}
 }
 
-/// An ingress of so many places, in an event loop that the test may start.
+/// An ingress with this many places, in an event loop that the test may start.
 struct Scene {
     ingress: Arc<Ingress>,
     begun: Receiver<()>,
@@ -83,7 +83,7 @@ impl Scene {
         Running { ingress, begun, allow, handle: event_loop.start().unwrap(), listening, _folder }
     }
 
-    /// A connection in this state since a moment, and its client.
+    /// A connection that has been in this state since a moment, and its client.
     fn waiting(&self, state: State, since: Instant) -> (Waiting, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -112,7 +112,7 @@ impl Running {
     }
 }
 
-/// A request with a body, which has no place beyond those for all.
+/// A request with a body, which cannot use the extra places.
 fn post(target: &str) -> String {
     format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
 }
@@ -121,7 +121,7 @@ fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
-/// The next answer's status and body; `None` where the connection ends first.
+/// The next answer's status and body; `None` if the connection ends first.
 fn answer(stream: &mut UnixStream) -> Option<(u16, String)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -143,7 +143,7 @@ fn echo(target: &str) -> Option<(u16, String)> {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < 30 * SECOND, "waited in vain for {what}");
+        assert!(start.elapsed() < 30 * SECOND, "still waiting for {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -178,7 +178,7 @@ fn connections_give_way_in_their_order_and_some_never_do() {
 }
 
 #[test]
-fn where_silent_ones_have_most_of_the_places_the_oldest_gives_way_however_young() {
+fn when_silent_clients_hold_most_places_the_oldest_gives_way_however_young() {
     let scene = Scene::new(4);
     let now = Instant::now() + 60 * SECOND;
     let mut silent: Vec<_> =
@@ -203,12 +203,12 @@ fn a_head_has_ten_seconds_from_its_first_byte_however_many_follow() {
     assert_eq!(slow.overdue(start + 13 * SECOND), Turn::GoOn);
     assert_eq!(slow.turn([PollFlags::POLLOUT; 2], &mut [0; 64], start + 13 * SECOND), Turn::GoOn);
     assert_eq!(answer(&mut client).unwrap().0, 408);
-    assert_eq!(slow.deadline(), Some(start + 18 * SECOND), "so long it may take to close");
+    assert_eq!(slow.deadline(), Some(start + 18 * SECOND), "the time that it has to close");
     assert_eq!(slow.overdue(start + 18 * SECOND), Turn::Over);
 }
 
 #[test]
-fn a_complete_head_waits_five_seconds_for_a_thread_and_past_as_many_as_may_wait_not_at_all() {
+fn a_complete_head_waits_five_seconds_for_a_thread_and_is_refused_at_once_if_too_many_wait() {
     let scene = Scene::new(1);
     let start = Instant::now();
     let come = |text: &str| {
@@ -236,7 +236,7 @@ fn a_complete_head_waits_five_seconds_for_a_thread_and_past_as_many_as_may_wait_
 }
 
 #[test]
-fn one_that_sends_on_after_its_last_answer_is_read_a_buffer_at_a_time() {
+fn a_client_that_keeps_sending_after_its_last_answer_is_read_one_buffer_at_a_time() {
     let scene = Scene::new(1);
     let now = Instant::now();
     let (mut closing, mut client) = scene.waiting(State::closing(Vec::new()), now);
@@ -257,13 +257,13 @@ fn a_request_that_waits_for_a_thread_has_it_as_soon_as_one_is_free() {
         until("the second to wait", || scene.queued() == 1);
         scene.allow.send(()).unwrap();
         assert_eq!(answer(&mut first), echo("/held"), "round {round}");
-        assert_eq!(answer(&mut second), echo("/second"), "round {round}: nobody told that a thread was free");
+        assert_eq!(answer(&mut second), echo("/second"), "round {round}: it was not told that a thread was free");
     }
     scene.handle.stop();
 }
 
 #[test]
-fn what_stands_behind_a_request_is_looked_at_though_nothing_else_happens() {
+fn pipelined_bytes_are_read_even_if_nothing_else_happens() {
     let scene = Scene::new(1).start();
     let mut malformed = scene.send(get("/a") + "nonsense\r\n\r\n");
     assert_eq!(answer(&mut malformed), echo("/a"));
@@ -297,7 +297,7 @@ fn a_head_may_come_a_byte_at_a_time_before_and_after_another_request() {
     scene.handle.stop();
 }
 
-/// Counts how often the loop asks what it waits for.
+/// Counts how often the loop asks it what it waits for.
 struct Rounds(Arc<AtomicUsize>);
 
 impl Session for Rounds {
@@ -324,13 +324,13 @@ impl Session for Rounds {
 }
 
 #[test]
-fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
+fn the_loop_sleeps_whatever_its_connections_wait_for() {
     let scene = Scene::new(8).start();
     let mut held: Vec<UnixStream> = (0..8).map(|_| scene.send(post("/held"))).collect();
     held.iter().for_each(|_| scene.begun.recv().unwrap());
     let queued: Vec<UnixStream> = (0..4).map(|_| scene.send(post("/queued"))).collect();
     until("them to wait", || scene.queued() == 4);
-    // One that has ended its sending side is still to be answered.
+    // A client that has ended only its sending side must still be answered.
     queued[0].shutdown(Shutdown::Write).unwrap();
     let mut used = scene.send(get("/used"));
     assert_eq!(answer(&mut used), echo("/used"));
@@ -338,7 +338,7 @@ fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
     assert_eq!(answer(&mut lingering).unwrap().0, 400);
     let _others = (scene.connect(), scene.send("G"));
     let rounds = Arc::new(AtomicUsize::new(0));
-    scene.ingress.inlet.add(scene.ingress.acceptor, Box::new(Rounds(rounds.clone())));
+    scene.ingress.waker.add(scene.ingress.acceptor, Box::new(Rounds(rounds.clone())));
     until("the count to begin", || rounds.load(Ordering::Acquire) > 0);
     thread::sleep(Duration::from_millis(20)); // what has just been sent arrives
     let before = rounds.load(Ordering::Acquire);
@@ -355,7 +355,7 @@ fn whatever_connections_wait_for_the_loop_sleeps_meanwhile() {
 }
 
 #[test]
-fn at_the_stop_whoever_waits_for_a_thread_or_has_one_is_answered_and_whoever_lingers_keeps_its_answer() {
+fn at_the_stop_requests_that_wait_or_run_are_answered_and_lingering_clients_keep_their_answer() {
     let scene = Scene::new(4).start();
     let mut idle = scene.send(get("/idle"));
     assert_eq!(answer(&mut idle), echo("/idle"));

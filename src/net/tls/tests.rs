@@ -13,12 +13,12 @@ type Service = StreamOwned<ServerConnection, UnixStream>;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// A connection whose handshake is done, and the service at its other end.
+/// A connection after its handshake, and the service at its other end.
 fn connection() -> (TlsTransport, Service) {
     connection_to(false)
 }
 
-/// The same; where the service wants a client certificate, it gets none, and has sent its alert.
+/// The same. If the service wants a client certificate, it gets none, and has sent its alert.
 fn connection_to(wants_certificate: bool) -> (TlsTransport, Service) {
     let provider = Arc::new(cryptography::provider());
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -62,7 +62,7 @@ impl TlsTransport {
         self.transmit(bytes.len(), Some(Instant::now() + Duration::from_secs(60)))
     }
 
-    /// One request and its answer, as ureq has them.
+    /// One request and its answer, as ureq sends them.
     fn serve_once(&mut self, service: &mut Service) {
         self.send_bytes(b"head").unwrap();
         service.read_exact(&mut [0; 4]).unwrap();
@@ -150,7 +150,7 @@ fn a_head_of_an_early_answer_is_bounded() {
     assert_eq!(answer_head(most.as_bytes()).unwrap().unwrap().0.status, 413);
 }
 
-/// The alert, or the answer of a service that has no room for another connection, is there before the first head.
+/// The alert, or the answer of a service that has no room for another connection, comes before the first head.
 #[test]
 fn what_a_new_connection_is_told_before_its_first_request_is_not_lost() {
     let (mut client, _service) = connection_to(true);
@@ -170,7 +170,7 @@ fn a_service_that_reads_no_further_or_stops_in_an_early_answer_is_waited_for_unt
     let soon = || Some(Instant::now() + Duration::from_millis(200));
     let (mut client, _service) = connection();
     client.send_bytes(b"head").unwrap();
-    // Far more than the socket takes.
+    // Far more than the socket's buffers take.
     let error = (0..1000).find_map(|_| {
         client.buffers.output().fill(b'x');
         client.transmit(16 << 10, soon()).err()
