@@ -1,7 +1,5 @@
 //! `teemark secrets --seal`: only the attested enclave can open what is sent, and it knows the operator.
 
-use std::time::Instant;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use formats::attestation::BundleId;
