@@ -1,30 +1,30 @@
-# Every command of the project. `make demo`, `make test` and the image's need no step before them.
+# Every command of the project. None needs another step before it.
 .POSIX:
 .PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
 
 help:
-	@echo 'make demo        the main job on real input, step by step, with pictures in out/demo'
-	@echo 'make run         the same, left running on http://127.0.0.1:3000'
-	@echo 'make image       the enclave image: out/teemark.eif, its PCRs and its parts; with'
-	@echo '                   OPERATOR=FILE    the public key of who may send secrets, other than yours'
-	@echo '                   CLOSED=1         nobody may: all it needs is built in'
-	@echo '                   CERTS=certs      the three certificate files of that folder in it'
+	@echo 'make demo        does the main job on real input, step by step, with pictures in out/demo'
+	@echo 'make run         does the same, and stays running on http://127.0.0.1:3000'
+	@echo 'make image       builds the enclave image: out/teemark.eif, its PCRs and its parts; with'
+	@echo '                   OPERATOR=FILE    the public key of the operator who may send secrets, if not yours'
+	@echo '                   CLOSED=1         nobody may: everything it needs is built in'
+	@echo '                   CERTS=certs      the three certificate files of that folder built in'
 	@echo '                   ENVIRONMENT=FILE settings other than image/teemark.env'
 	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
 	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
 	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
-	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests without a Nitro Secure Module, for'
-	@echo '                                    virtual machines here; nobody else should believe it'
-	@echo 'make size        the sizes of the image, part by part, against their limits'
-	@echo 'make run-vm      the image booted here, with a parent beside it; curl http://127.0.0.1:3000'
-	@echo 'make run-enclave the image started on an EC2 instance with Nitro Enclaves'
-	@echo 'make test        every test; installs what they use (socat, curl, QEMU …) or says how. Its parts:'
-	@echo 'make quick-test  all but the two below'
-	@echo 'make vm-test     what boots the image in virtual machines'
-	@echo 'make reproduce   what builds the image twice and compares'
-	@echo 'make check       formatting, lints, licences, advisories, shell scripts, units'
-	@echo 'make footprint   the static daemon: bytes, memory and start, against their limits'
-	@echo 'make vectors     formats/vectors: an example of each format, for other implementations'
+	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests itself without a Nitro Secure Module,'
+	@echo '                                    for virtual machines here; nobody else should believe it'
+	@echo 'make size        checks the size of each part of the image against its limit'
+	@echo 'make run-vm      boots the image here, together with a parent; curl http://127.0.0.1:3000'
+	@echo 'make run-enclave starts the image on an EC2 instance with Nitro Enclaves'
+	@echo 'make test        runs every test; installs what they need (socat, curl, QEMU …) or says how to. Its parts:'
+	@echo 'make quick-test  runs all tests but those of the next two'
+	@echo 'make vm-test     boots the image in virtual machines'
+	@echo 'make reproduce   builds the image twice and compares'
+	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
+	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
+	@echo 'make vectors     writes formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
 build:
@@ -48,7 +48,7 @@ size:
 	image/build.sh --output target/size >/dev/null
 	target/debug/teemark-image size target/size/teemark.json
 
-# Stock QEMU has no Nitro Secure Module: the image brings its stand-in.
+# Stock QEMU has no Nitro Secure Module, so there the image brings a stand-in.
 run-vm:
 	host/install-tools.sh vm
 	if [ -n "$${QEMU_NITRO:-}" ]; then [ -f out/teemark.eif ] || $(MAKE) image; \
@@ -61,7 +61,8 @@ run-enclave:
 
 test: quick-test vm-test reproduce
 
-# What searches the daemon's memory does so once more with a static build, as it is shipped but for the module that signs.
+# The tests that search the daemon's memory run again with a static build, which differs from the shipped one in the
+# stand-in for the Nitro Secure Module only.
 quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace

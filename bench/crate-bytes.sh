@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints how many bytes of the daemon each crate accounts for: code and read-only data by symbol name. A function that
-# was inlined counts where it went. docs/DEPENDENCIES.md quotes it.
+# Prints how many bytes of the daemon each crate accounts for: code and read-only data by symbol name. An inlined function
+# counts for the crate into which it was inlined. docs/DEPENDENCIES.md quotes the result.
 set -eu
 cd "$(dirname "$0")/.."
 target=x86_64-unknown-linux-musl

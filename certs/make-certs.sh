@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a development CA and, from it, the watermark service's certificate and the enclave's client certificate.
-# With a ca.crt and ca.key that are there already, only what is missing is made. See README.md beside this file.
+# If ca.crt and ca.key are there already, it makes only what is missing. See README.md in this folder.
 set -eu
 umask 077
 
@@ -9,10 +9,10 @@ usage() {
 Usage: make-certs.sh [--client-only] [--days N] [--force] [DIR]
 
 Makes ca.key ca.crt, server.key server.crt, client.key client.csr client.crt and ecs-ca.crt (a copy of ca.crt)
-in DIR, by default the folder of this script. What is there already is kept.
+in DIR, by default the folder of this script. Files that are there already are kept.
 
-  --client-only  only the client's key and certificate, signed by the ca.crt and ca.key in DIR
-  --days N       how long the server's and the client's certificates are valid, 1 to 3650 (default 365)
+  --client-only  make only the client's key and certificate, signed by the ca.crt and ca.key in DIR
+  --days N       how many days the server's and the client's certificates are valid, 1 to 3650 (default 365)
   --force        replace what is there; with --client-only the CA is never replaced
 EOF
 }
@@ -22,7 +22,7 @@ die() {
     exit 1
 }
 
-# openssl tells its progress on stderr; that is of interest only when it fails.
+# openssl prints its progress on stderr, which is of interest only if it fails.
 quiet() {
     "$@" >/dev/null 2>"$new/log" || {
         cat "$new/log" >&2
@@ -30,7 +30,7 @@ quiet() {
     }
 }
 
-# The seed's commands. $1: client or server, $2: subject, $3: how to extend the certificate.
+# The checklist's commands. $1: client or server, $2: subject, $3: the certificate's extensions.
 sign() {
     quiet openssl genrsa -out "$new/$1.key" 2048
     quiet openssl req -new -key "$new/$1.key" -out "$new/$1.csr" -subj "$2"
@@ -67,7 +67,7 @@ verify() {
     [ "$2" = server ] || remedy='--client-only --force'
     result=$(openssl verify -partial_chain -purpose "ssl$2" -CAfile "$ca/ca.crt" "$1/$2.crt" 2>&1) || {
         echo "$result" >&2
-        die "$1/$2.crt does not hold against $ca/ca.crt; to replace it: $remedy"
+        die "$1/$2.crt does not verify against $ca/ca.crt; to replace it: $remedy"
     }
     wanted=$(openssl x509 -in "$1/$2.crt" -noout -pubkey)
     [ "$(openssl pkey -in "$1/$2.key" -pubout)" = "$wanted" ] ||
@@ -106,7 +106,7 @@ while [ $# -gt 0 ]; do
             die "there is no option $1"
             ;;
         *)
-            [ -z "$dir" ] || die "one folder, not two: $dir and $1"
+            [ -z "$dir" ] || die "only one folder can be given, not two: $dir and $1"
             dir=$1
             ;;
     esac
@@ -136,20 +136,20 @@ elif [ -n "$force" ]; then
     todo='ca server client'
 else
     if have_any ca.crt ca.key; then
-        have ca.crt ca.key || die "$dir has only one of ca.crt and ca.key; add the other, or --force for a new CA"
+        have ca.crt ca.key || die "$dir has only one of ca.crt and ca.key; add the other, or use --force for a new CA"
     else
         have_any server.crt server.key client.crt client.key ecs-ca.crt &&
-            die "$dir has certificates but not the CA that signed them; add ca.crt and ca.key, or --force for all anew"
+            die "$dir has certificates but not the CA that signed them; add ca.crt and ca.key, or use --force to replace all"
         todo=ca
     fi
     for name in server client; do
         have $name.crt $name.key && continue
-        have_any $name.crt $name.key && die "$dir has only one of $name.crt and $name.key; move it away, or --force"
+        have_any $name.crt $name.key && die "$dir has only one of $name.crt and $name.key; move it away, or use --force"
         todo="$todo $name"
     done
 fi
 
-# Everything is made and verified aside, then moved into place, so that a failure leaves what was there.
+# Everything is made and verified in a separate folder, then moved into place, so that a failure changes nothing.
 new=$(mktemp -d "$dir/.new.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 trap 'exit 130' INT
@@ -188,7 +188,7 @@ done
 if [ -n "$made" ]; then
     echo "made in $dir:$made"
 else
-    echo "all there already in $dir, nothing changed"
+    echo "everything is in $dir already, nothing changed"
 fi
 for name in $names; do
     echo "verified: $name.crt, valid until $(openssl x509 -in "$dir/$name.crt" -noout -enddate | cut -d= -f2)"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Looks the locked dependencies up among the published advisories: those of the stored copy where there is one, for
-# machines that cannot fetch them, else the current ones.
+# Checks the locked dependencies against the published advisories: against a stored copy if there is one, for machines
+# that cannot fetch them, else against the current ones.
 set -eu
 cd "$(dirname "$0")/.."
 known=$(sed -n 's/.*{ id = "\(RUSTSEC-[0-9-]*\)".*/--ignore \1/p' deny.toml)

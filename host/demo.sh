@@ -1,6 +1,6 @@
 #!/bin/sh
-# The main job on real input, step by step, on this machine: real certificates, real mutual TLS, the daemon that goes
-# into the enclave, with everything sealed as in an image; and at the end, in short, the plain way.
+# Does the main job on real input, step by step, on this machine: with real certificates, real mutual TLS and the daemon
+# that goes into the enclave, and with everything sealed as in an image; at the end, briefly, the plain way.
 # `make demo` runs it; `make run` runs it with --keep and leaves the programs running until Ctrl-C.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ bin=${CARGO_TARGET_DIR:-target}/debug
 out=out/demo
 rm -rf "$out"
 mkdir -p "$out"
-# A path of its own: a Unix socket's may have 107 bytes, and the folder's may be long.
+# A separate folder: the path of a Unix socket may have only 107 bytes, and this folder's may be long.
 sockets=$(mktemp -d)
 pids=
 service=
@@ -79,29 +79,29 @@ refused() { # log what, then a command that has to be refused
   grep -E '^(refused|error)' "$log" | sed 's/^/    /'
 }
 
-say "Certificates: a CA, the service's, the client's (certs/make-certs.sh, the seed's openssl commands)"
+say "Certificates: a CA, the service's, the client's (certs/make-certs.sh, with the checklist's openssl commands)"
 certs/make-certs.sh "$out/certs" >"$out/certs.log" 2>&1 || fail "no certificates"
 
-say "The watermark service starts; it wants a client certificate of that CA"
+say "The watermark service starts; it requires a client certificate from that CA"
 start_service 0
 
-say "Four keys: an operator's, whose public half an image is built with; one to sign grants; a user's; the files'"
+say "Four keys: an operator's, whose public half goes into an image; one to sign grants; a user's; one for the files"
 for use in operator grants reply; do
   "$bin/teemark" keygen --for "$use" --output "$out/$use.key" --public-output "$out/$use.pub" || fail "no $use key"
 done
 "$bin/teemark" keygen --aad --id demo --output "$out/keys.json" || fail "no key"
 
-say "teemarkd starts by run.sh as it does in an image: it takes sealed secrets only, and gives files for grants only"
+say "teemarkd starts by run.sh, with the settings of an image: it accepts only sealed secrets, and requires grants"
 printf 'endpoints:\n  - localhost:%s\n' "$port" >"$out/allowed_endpoints.yaml"
 http_port=0
 [ "$keep" != --keep ] || http_port=3000
 start_daemon teemarkd "$http_port" "TEEMARK_OPERATOR_KEYS=$(cat "$out/operator.pub")" TEEMARK_FLEET=demo
 
 say "Attestation: which keys does it have, and which code? An enclave proves both by AWS' root (--pcrs out/teemark.pcrs);"
-echo "    on this machine nobody measures the code, and --development takes the daemon's own word:"
+echo "    on this machine nobody measures the code, and --development believes the daemon itself:"
 "$bin/teemark" attest --endpoint "http://$public" --development 2>&1 | sed 's/^/    /'
 
-say "The operator seals the secrets to that key and signs them. Whoever relays the file can neither read nor change it"
+say "The operator seals the secrets to that daemon and signs them. Nobody who relays the file can read or change it"
 "$bin/teemark" secrets --client-cert "$out/certs/client.crt" --client-key "$out/certs/client.key" \
   --ca "$out/certs/ecs-ca.crt" --endpoint "https://localhost:$port" --keys "$out/keys.json" --grant-keys "$out/grants.pub" \
   --seal --attested "http://$public" --development --operator-key "$out/operator.key" --output "$out/sealed.json" \
@@ -109,12 +109,12 @@ say "The operator seals the secrets to that key and signs them. Whoever relays t
 cut -c 1-100 "$out/sealed.json" | head -n 1 | sed 's/^/    /; s/$/ .../'
 "$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd" || fail "handshake refused"
 
-say "Sent a second time it is refused, and so is a bundle that nobody sealed"
+say "The same bundle, sent a second time, is refused, and so is one that is not sealed"
 refused "$out/replay.log" "a replayed bundle" "$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd"
 refused "$out/unsealed.log" "a bundle in the clear" "$bin/teemark" secrets --keys "$out/keys.json" --plain \
   --send "unix:$sockets/teemarkd"
 
-say "A picture and a text are encrypted, as Zing's clients do"
+say "A picture and a text are encrypted, as by Zing's clients"
 "$bin/watermark-service" sample "$out/original.png"
 cp LICENSE "$out/original.txt"
 for file in original.png original.txt; do
@@ -137,7 +137,7 @@ for file in marked.png marked.txt; do
 done
 "$bin/watermark-service" difference "$out/original.png" "$out/marked.png" "$out/difference.png" --gain 64
 
-say "Without a grant, with one that was used, and with one for another file there is nothing"
+say "Without a grant, with a used one, and with one for another file, the request is refused"
 refused "$out/no-grant.log" "a request without a grant" decrypt "$out/original.txt.enc" "$out/none" original.txt
 refused "$out/used.log" "a used grant" decrypt "$out/original.txt.enc" "$out/none" original.txt --grant "$out/grant" \
   --seal --reply-key "$out/reply.key"
@@ -145,19 +145,19 @@ grant another-file "$out/original.txt.enc"
 refused "$out/other.log" "a grant for another file" decrypt "$out/original.txt.enc" "$out/none" original.txt \
   --grant "$out/grant" --seal --reply-key "$out/reply.key"
 
-say "A file under another key is refused, and nothing says why"
+say "A file encrypted under another key is refused, and the answer does not say why"
 "$bin/teemark" keygen --aad --id demo --output "$out/other-keys.json" >/dev/null 2>&1
 "$bin/teemark" encrypt "$out/original.txt" --keys "$out/other-keys.json" --file-id foreign --output "$out/foreign.enc"
 grant foreign "$out/foreign.enc"
 refused "$out/foreign.log" "a file under another key" decrypt "$out/foreign.enc" "$out/none" foreign \
   --grant "$out/grant" --seal --reply-key "$out/reply.key"
 
-say "A service that gives files back unmarked is caught (it starts anew with --fault unmarked); then the good one is back"
+say "A service that returns files unmarked is caught (it is restarted with --fault unmarked, and then without)"
 start_service "$port" --fault unmarked
 grant original.png "$out/original.png.enc"
 refused "$out/unmarked.log" "a file that was not marked" decrypt "$out/original.png.enc" "$out/none" original.png \
   --grant "$out/grant" --seal --reply-key "$out/reply.key"
-grep -q watermark_missing "$out/unmarked.log" || fail "the refusal of an unmarked file does not say so"
+grep -q watermark_missing "$out/unmarked.log" || fail "the refusal of an unmarked file does not give the reason"
 [ ! -e "$out/none" ] || fail "an unmarked file was written"
 start_service "$port"
 
@@ -174,7 +174,7 @@ trusted=$public
 start_daemon plain 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off
 sed -n 's/.*\(TEEMARK_HANDSHAKE is plain.*\)/    \1/p' "$out/plain.log"
 
-say "The bytes of the seed's command (cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777), then the file keys"
+say "The bundle of the checklist (there: cat mtls_certs.json | socat - VSOCK-CONNECT:...:7777), then the file keys"
 cd "$out/certs"
 cat >../mtls_certs.json <<JSON
 {
@@ -189,7 +189,7 @@ chmod 600 "$out/mtls_certs.json"
 decrypt "$out/original.txt.enc" "$out/plain.txt" original.txt || fail "the text was not decrypted"
 "$bin/watermark-service" extract "$out/plain.txt" | sed 's/^/    plain.txt: /'
 
-say "Likewise with a service of the other form, which wants every file as base64 in image: TEEMARK_WATERMARK_API=image"
+say "The same in the service's other form, with every file as base64 in image: TEEMARK_WATERMARK_API=image"
 start_daemon image 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off TEEMARK_WATERMARK_API=image
 "$bin/teemark" secrets --bundle "$out/mtls_certs.json" --plain --send "unix:$sockets/image" || fail "handshake refused"
 "$bin/teemark" secrets --keys "$out/keys.json" --plain --send "unix:$sockets/image" || fail "handshake refused"
@@ -201,10 +201,10 @@ cat <<EOT
 Done. Each file went in encrypted and came out marked for its user.
     $out/original.png    before
     $out/marked.png      after: looks the same
-    $out/difference.png  the difference, 64 times as strong: the mark
-    $out/marked.txt      the text, with the mark in characters that take no room
+    $out/difference.png  the difference, amplified 64 times: the mark
+    $out/marked.txt      the text, with the mark in invisible characters
     $out/sealed.json     the secrets as the parent of an enclave sees them
-    $out/teemarkd.log    what the daemon logged; plain.log and image.log are the plain ones', service.log the service's
+    $out/teemarkd.log    the daemon's log; plain.log and image.log are those of the plain ones, service.log the service's
 EOT
 
 if [ "$keep" = --keep ]; then

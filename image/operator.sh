@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the file with the public half of this user's operator key, which an image is built with; makes the key where
-# there is none. Who has the private half can send secrets to the enclave: keep it, and keep it to yourself.
+# Prints the path of the public half of this user's operator key, which goes into an image; makes the key if there is
+# none. Whoever has the private half can send secrets to the enclave: do not lose it, and do not share it.
 set -eu
 folder=${XDG_CONFIG_HOME:-$HOME/.config}/teemark
 if [ ! -s "$folder/operator.pub" ]; then
@@ -9,12 +9,12 @@ if [ ! -s "$folder/operator.pub" ]; then
   if [ ! -f "$folder/operator.key" ]; then
     openssl genpkey -algorithm ed25519 -out "$folder/operator.key.new" >&2
     mv "$folder/operator.key.new" "$folder/operator.key"
-    echo "made an operator key: $folder/operator.key. It alone can send secrets to images that are built here: keep it." >&2
+    echo "made an operator key: $folder/operator.key. Only it can send secrets to images built here: do not lose it." >&2
   fi
   openssl pkey -in "$folder/operator.key" -pubout -outform DER -out "$folder/operator.der"
-  # A SubjectPublicKeyInfo of Ed25519 has 44 bytes, of which the last 32 are the key (RFC 8410, 4).
+  # A SubjectPublicKeyInfo for Ed25519 has 44 bytes, and the last 32 are the key (RFC 8410, 4).
   if [ "$(wc -c <"$folder/operator.der")" != 44 ]; then
-    echo "$folder/operator.key is no Ed25519 key" >&2
+    echo "$folder/operator.key is not an Ed25519 key" >&2
     exit 1
   fi
   tail -c 32 "$folder/operator.der" | base64 >"$folder/operator.pub.new"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Two images, whose programs are built from two copies of the source in two folders, with cargo's folder in two places,
-# are the same bytes. The kernel comes from the cache for both; docs/IMAGE.md compares two builds of it.
+# Builds two images and checks that they are the same bytes: their programs are built from two copies of the source in two
+# folders, with cargo's folder in two places. Both take the kernel from the cache; docs/IMAGE.md compares two builds of it.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(mktemp -d)
@@ -10,7 +10,7 @@ mkdir -p "$copy" "$dir/cargo"
 
 cd "$root"
 image/build.sh --output "$dir/first" >/dev/null
-# What git would clone, with what is not committed yet.
+# What git would clone, plus files that are not committed yet.
 git ls-files --cached --others --exclude-standard -z | tar -c --null --files-from=- | tar -x -C "$copy"
 # The crates are downloaded once; the second build sees them under another path.
 ln -s "${CARGO_HOME:-$HOME/.cargo}/registry" "$dir/cargo/registry"

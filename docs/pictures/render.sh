@@ -1,6 +1,6 @@
 #!/bin/sh
-# Renders each picture of this folder from its text source (Debian's graphviz, and fonts-wqy-microhei for Chinese). The
-# SHA-256 of the source goes into the SVG, by which tests/documents.rs notices a picture that was not rendered anew.
+# Renders each picture in this folder from its text source (Debian's graphviz, and fonts-wqy-microhei for Chinese). The
+# SHA-256 of the source goes into the SVG, so that tests/documents.rs notices a picture that was not rendered again.
 set -eu
 cd "$(dirname "$0")"
 for source in *.dot; do

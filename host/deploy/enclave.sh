@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# What the scripts beside this one share: which enclave they mean. To be sourced.
+# Shared by the scripts of this folder, which source it: finds the enclave that they act on.
 #
-# It is the running enclave named ENCLAVE_NAME (teemark). ENCLAVE_CID says it outright, and nitro-cli is not asked.
+# It is the running enclave named ENCLAVE_NAME (teemark). If ENCLAVE_CID is set, it is that one, and nitro-cli is not asked.
 ENCLAVE_NAME=${ENCLAVE_NAME:-teemark}
 enclave_process=
 
@@ -12,7 +12,7 @@ die() {
 
 need() { # program package
   command -v "$1" >/dev/null 2>&1 ||
-    die "$1 is not here. This runs on the parent EC2 instance; there: sudo dnf install $2"
+    die "$1 is not here. Run this on the parent EC2 instance, after: sudo dnf install $2"
 }
 
 # Sets enclaves to the running ones, as nitro-cli's JSON.
@@ -24,12 +24,12 @@ describe_enclaves() {
     die "nitro-cli describe-enclaves did not print a list of enclaves"
 }
 
-# The described enclaves of our name, an expression of jq on them.
+# Applies a jq expression to the described enclaves that have our name.
 ours() {
   printf '%s\n' "$enclaves" | jq -r --arg name "$ENCLAVE_NAME" "map(select(.EnclaveName == \$name)) | $1"
 }
 
-# Sets ENCLAVE_CID, and enclave_process to the process that lives as long as the enclave does (empty: not known).
+# Sets ENCLAVE_CID, and enclave_process to the process that lives as long as the enclave does (empty: unknown).
 find_enclave() {
   case ${ENCLAVE_CID:-} in
     '') ;;

@@ -1,28 +1,28 @@
 #!/bin/sh
 # The handshake by socat: sends a bundle to the enclave's vsock port 7777, once it listens there, and prints the answer.
-# Ends with 1 where the enclave refuses the bundle or does not answer. certs/README.md makes such a file; where teemark
-# is installed, `teemark secrets` makes and sends it in one step.
+# Exits with 1 if the enclave refuses the bundle or does not answer. certs/README.md shows how to write such a file; where
+# teemark is installed, `teemark secrets` makes and sends it in one step.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
 . "$here/enclave.sh"
 
 if [ $# != 1 ] || [ "$1" = --help ]; then
-  echo 'Usage: [WAIT=60] send-secrets.sh FILE   (- for standard input; WAIT: seconds until the enclave must listen)' >&2
+  echo 'Usage: [WAIT=60] send-secrets.sh FILE   (-: standard input; WAIT: seconds to wait for the enclave)' >&2
   exit 2
 fi
 wait=${WAIT:-60}
 
 need socat socat
 need jq jq
-# Read once, since a pipe cannot be read again for a second attempt. Nothing of it is ever printed.
+# Read only once, since a pipe cannot be read again for a second attempt. No part of it is ever printed.
 bundle=$(cat -- "$1") || die "$1 cannot be read"
 printf '%s\n' "$bundle" | jq -es 'length == 1 and (.[0] | type == "object")' >/dev/null 2>&1 || die "$1 is not one JSON object"
 find_enclave
 
 reason=$(mktemp)
 trap 'rm -f "$reason"' EXIT
-# A signal alone would not run that in every shell.
+# Without these, a signal would not run that trap in every shell.
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -47,10 +47,10 @@ case $(printf '%s\n' "$answer" | jq .ok 2>/dev/null) in
   false)
     # The answer to an earlier attempt may have been lost.
     [ "$(printf '%s\n' "$answer" | jq -r .field)" != sealed_bundle.counter ] ||
-      die "refused; it may be in force already: teemark attest tells what is, by counter and hash"
+      die "refused; it may be in force already: teemark attest prints the counter and hash of the bundle that is"
     die "refused"
     ;;
   *) die "what answers on vsock:$ENCLAVE_CID:7777 is not teemarkd" ;;
 esac
 missing=$(printf '%s\n' "$answer" | jq -r '.missing // [] | join(", ")')
-[ -z "$missing" ] || echo "accepted, but it is not ready: it still needs $missing" >&2
+[ -z "$missing" ] || echo "accepted, but the enclave is not ready: it still needs $missing" >&2

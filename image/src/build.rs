@@ -1,4 +1,4 @@
-//! The build, told from top to bottom.
+//! The build, step by step.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,36 +8,40 @@ use formats::certificates;
 use formats::time::Utc;
 
 use crate::eif::{EifError, Image, Metadata, assemble};
-use crate::inputs::{Files, InputError, Inputs};
+use crate::files::Files;
+use crate::inputs::Inputs;
 use crate::output::{self, Output, OutputError};
 use crate::parts::Parts;
 use crate::ramdisk::{Entry, Node, RamdiskError, newc};
-use crate::record::{Part, Record};
-use crate::{contents, xz};
+use crate::read::InputError;
+use crate::record::{PartRecord, Record};
+use crate::{contents, paths, xz};
 
-/// The most bytes of a command line: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
+/// Longest command line, in bytes: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
 /// virtual machine appends (a virtio_mmio.device= for each device).
-const MOST_COMMAND_LINE: usize = 2048 - 1 - 512;
+const MAX_COMMAND_LINE: usize = 2048 - 1 - 512;
 
 /// What to build.
 pub struct Request<'a> {
+    /// Where the input files are.
     pub files: &'a Files,
-    /// In place of [`contents::command_line`].
+    /// The kernel's command line, if not [`contents::command_line`].
     pub command_line: Option<&'a str>,
     /// The image's name, and that of its files.
     pub name: &'a str,
     /// The folder of the results.
     pub output: &'a Path,
-    /// The build time that the image's metadata tells.
+    /// The build time in the image's metadata.
     pub built: Utc,
-    /// The time now, when certificates have to be valid.
+    /// The time at which certificates have to be valid: now.
     pub now: Utc,
 }
 
 /// What was built.
 pub struct Built {
+    /// What is in NAME.json.
     pub record: Record,
-    /// NAME.eif, NAME.pcrs and NAME.json.
+    /// The paths of NAME.eif, NAME.pcrs and NAME.json.
     pub paths: Vec<PathBuf>,
     /// What the operator should know.
     pub warnings: Vec<String>,
@@ -46,12 +50,17 @@ pub struct Built {
 /// Nothing was built, and the files of an earlier build are as they were.
 #[derive(Debug)]
 pub enum BuildError {
+    /// An input file cannot be used.
     Input(InputError),
-    /// Not of letters, digits, `.`, `_` and `-`, a letter or digit first.
+    /// This name has other characters than letters, digits, `.`, `_` and `-`, or does not begin with a letter or digit.
     Name(String),
+    /// The command line cannot be used, for this reason.
     CommandLine(String),
+    /// The files cannot be put into a ramdisk.
     Ramdisk(RamdiskError),
+    /// The parts cannot be put together.
     Eif(EifError),
+    /// A result cannot be written.
     Output(OutputError),
 }
 
@@ -62,7 +71,7 @@ impl fmt::Display for BuildError {
             Self::Name(name) => {
                 write!(
                     f,
-                    "{name:?} is no name for an image: letters, digits, `.`, `_` and `-`, a letter or digit first"
+                    "{name:?} is not a valid image name: use letters, digits, `.`, `_` and `-`, a letter or digit first"
                 )
             }
             Self::CommandLine(reason) => write!(f, "command line: {reason}"),
@@ -112,47 +121,47 @@ fn check_name(name: &str) -> Result<(), BuildError> {
     }
 }
 
-/// A line that the kernel takes whole, with a target that is there.
+/// Checks that the kernel takes the line whole, and that its target is in the image.
 fn check_command_line<'a>(line: &str, mut entries: impl Iterator<Item = &'a Entry>) -> Result<(), BuildError> {
     let refuse = |reason: String| Err(BuildError::CommandLine(reason));
-    if line.len() > MOST_COMMAND_LINE {
-        return refuse(format!("has {} bytes, and {MOST_COMMAND_LINE} is the most", line.len()));
+    if line.len() > MAX_COMMAND_LINE {
+        return refuse(format!("has {} bytes, and at most {MAX_COMMAND_LINE} fit", line.len()));
     }
     if let Some(other) = line.chars().find(|c| !(' '..='~').contains(c)) {
         return refuse(format!("has the character {other:?}, which is not printable ASCII"));
     }
-    // As init reads it.
+    // The last one counts, as in init.
     let target = line.split(' ').filter_map(|word| word.strip_prefix("teemark.target=")).next_back();
-    let target = target.unwrap_or(contents::DAEMON);
+    let target = target.unwrap_or(paths::DAEMON);
     let starts = |entry: &Entry| entry.path == target && matches!(entry.node, Node::File(_)) && entry.mode & 0o111 != 0;
     match entries.any(starts) {
         true => Ok(()),
-        false => refuse(format!("teemark.target={target} is no program of this image")),
+        false => refuse(format!("teemark.target={target} does not name a program in this image")),
     }
 }
 
 fn record(inputs: &Inputs, metadata: &Metadata<'_>, parts: &Parts, image: &Image) -> Record {
     let settings = &inputs.settings;
     let mut known = BTreeMap::from([
-        ("kernel", Part::of(&inputs.kernel)),
-        ("init", Part::of(&inputs.init)),
-        ("teemarkd", Part::of(&inputs.daemon)),
-        ("endpoints", Part::of(&settings.endpoints)),
-        ("ramdisk-0", Part::of(&parts.ramdisks[0])),
-        ("ramdisk-1", Part::of(&parts.ramdisks[1])),
-        ("eif", Part::of(&image.bytes)),
+        ("kernel", PartRecord::of(&inputs.kernel)),
+        ("init", PartRecord::of(&inputs.init)),
+        ("teemarkd", PartRecord::of(&inputs.daemon)),
+        ("endpoints", PartRecord::of(&settings.endpoints)),
+        ("ramdisk-0", PartRecord::of(&parts.ramdisks[0])),
+        ("ramdisk-1", PartRecord::of(&parts.ramdisks[1])),
+        ("eif", PartRecord::of(&image.bytes)),
     ]);
-    let environment = if settings.secrets.is_empty() { Part::of } else { Part::secret };
+    let environment = if settings.secrets.is_empty() { PartRecord::of } else { PartRecord::secret };
     known.insert("environment", environment(&settings.environment));
     if let Some(certificates) = &inputs.certificates {
         for (part, file) in certificates.files.iter() {
             let secret = part == certificates::Part::Key;
-            known.insert(part.file(), if secret { Part::secret(file) } else { Part::of(file) });
+            known.insert(part.file(), if secret { PartRecord::secret(file) } else { PartRecord::of(file) });
         }
     }
     if let Some(debug) = &inputs.debug {
-        known.insert("launcher", Part::of(&debug.launcher));
-        known.insert("shell", Part::of(&debug.shell));
+        known.insert("launcher", PartRecord::of(&debug.launcher));
+        known.insert("shell", PartRecord::of(&debug.shell));
     }
     Record {
         name: metadata.name.into(),
@@ -180,19 +189,19 @@ fn write(request: &Request<'_>, inputs: &Inputs, image: &Image, record: &Record)
 }
 
 fn warnings(inputs: &Inputs, eif: &Path) -> Vec<String> {
-    let mut warnings = inputs.settings.doubts.clone();
-    warnings.extend(inputs.certificates.iter().flat_map(|certificates| certificates.doubts.clone()));
+    let mut warnings = inputs.settings.warnings.clone();
+    warnings.extend(inputs.certificates.iter().flat_map(|certificates| certificates.warnings.clone()));
     let secrets = inputs.secrets();
     if !secrets.is_empty() {
         warnings.push(format!(
-            "THE IMAGE HOLDS SECRETS: {}. Everyone who can read {} has them; it has mode 600. The handshake keeps them \
-             out of the image.",
+            "THE IMAGE HOLDS SECRETS: {}. Everyone who can read {} (mode 600) has them. To keep them out of the image, \
+             deliver them by the handshake.",
             secrets.join(", "),
             eif.display()
         ));
     }
     if inputs.debug.is_some() {
-        warnings.push("this image has a shell: it is for debugging, and no secret belongs into it".into());
+        warnings.push("this image has a shell: it is for debugging; put no secrets into it".into());
     }
     warnings
 }
@@ -214,12 +223,12 @@ mod tests {
         let entries =
             [Entry::file("/teemarkd", 0o755, ""), Entry::file("/text", 0o644, ""), Entry::directory("/bin", 0o755)];
         let check = |line: &str| check_command_line(line, entries.iter()).map_err(|e| e.to_string());
-        for line in ["", "panic=1", "teemark.target=/no teemark.target=/teemarkd", &"x".repeat(MOST_COMMAND_LINE)] {
+        for line in ["", "panic=1", "teemark.target=/no teemark.target=/teemarkd", &"x".repeat(MAX_COMMAND_LINE)] {
             check(line).unwrap();
         }
         for target in ["/no", "/text", "/bin", "teemarkd", ""] {
             let refused = check(&format!("teemark.target=/teemarkd teemark.target={target}")).unwrap_err();
-            assert_eq!(refused, format!("command line: teemark.target={target} is no program of this image"));
+            assert_eq!(refused, format!("command line: teemark.target={target} does not name a program in this image"));
         }
         for (line, reason) in [("a\nb", "'\\n'"), ("a\0", "'\\0'"), ("ä", "'ä'"), (&"x".repeat(1536), "has 1536 bytes")]
         {

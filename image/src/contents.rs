@@ -1,19 +1,12 @@
-//! What stands where in the enclave.
+//! What the two ramdisks hold.
 
 use formats::certificates::Part;
 
 use crate::inputs::Inputs;
+use crate::paths::{CERTS, DAEMON, ENDPOINTS, ENVIRONMENT, INIT, LAUNCHER, SHELL};
 use crate::ramdisk::Entry;
 
-pub const INIT: &str = "/init";
-pub const DAEMON: &str = "/teemarkd";
-pub const ENDPOINTS: &str = "/allowed_endpoints.yaml";
-pub const ENVIRONMENT: &str = "/etc/teemark.env";
-pub const CERTS: &str = "/opt/enclave/certs";
-pub const LAUNCHER: &str = "/run.sh";
-pub const SHELL: &str = "/bin/busybox";
-
-/// The applets of busybox that have a name of their own in a debug image: what one looks at a system with.
+/// The applets of busybox that have a name of their own in a debug image: those for looking around in a system.
 const APPLETS: [&str; 44] = [
     "awk",
     "base64",
@@ -61,15 +54,15 @@ const APPLETS: [&str; 44] = [
     "wget",
 ];
 
-/// The first ramdisk, which counts to PCR1: PID 1, and the folders that it mounts on.
+/// The first ramdisk, which PCR1 measures: PID 1, and the folders that it mounts on.
 pub fn first(inputs: &Inputs) -> Vec<Entry> {
     let mut entries = vec![Entry::file(INIT, 0o755, inputs.init.clone()), Entry::directory("/tmp", 0o1777)];
     entries.extend(["/dev", "/etc", "/proc", "/run", "/sys"].map(|path| Entry::directory(path, 0o755)));
     entries
 }
 
-/// The second ramdisk, which is PCR2: the daemon with its allow list, settings and perhaps certificates, and what a
-/// debug image has beside them. The kernel unpacks it over the first.
+/// The second ramdisk, which PCR2 measures: the daemon with its allow list, settings and certificates if any, and what
+/// only a debug image has. The kernel unpacks it over the first.
 pub fn second(inputs: &Inputs) -> Vec<Entry> {
     let mut entries = vec![
         Entry::file(DAEMON, 0o755, inputs.daemon.clone()),
@@ -93,8 +86,8 @@ pub fn second(inputs: &Inputs) -> Vec<Entry> {
     entries
 }
 
-/// The kernel's command line where none is given. The kernel restarts the machine when it panics, which ends the
-/// enclave; the console is what nitro-cli shows of a debug enclave.
+/// The default command line of the kernel. The kernel restarts the machine when it panics, which ends the enclave;
+/// nitro-cli shows the console of an enclave in debug mode.
 pub fn command_line(debug: bool) -> String {
     let target = if debug { LAUNCHER } else { DAEMON };
     format!("reboot=k panic=1 console=ttyS0 teemark.target={target}")

@@ -1,4 +1,4 @@
-//! What an image tells about itself, and what it measures, in the shape of `nitro-cli describe-eif`.
+//! What an image says about itself, and its measurements, in the form of `nitro-cli describe-eif`.
 
 use std::fmt;
 use std::fs;
@@ -15,9 +15,11 @@ use crate::parts::{PartsError, Sections};
 /// An image that cannot be described.
 #[derive(Debug)]
 pub enum DescribeError {
+    /// It cannot be read, or is damaged.
     Parts(PartsError),
+    /// The system gives no memory for a copy of it.
     Memory(io::Error),
-    /// The image is whole, and what its sections hold makes no sense to nitro-cli's crate.
+    /// The image is whole, but nitro-cli's crate cannot read what its sections hold.
     Format(String),
 }
 
@@ -35,8 +37,9 @@ impl std::error::Error for DescribeError {}
 
 /// An image's description.
 pub struct Description {
+    /// What `nitro-cli describe-eif` prints.
     pub json: Value,
-    /// Whether it is unsigned, or signed over its own PCR0.
+    /// Whether its signature matches its PCR0; true for an unsigned image.
     pub genuine: bool,
 }
 
@@ -46,7 +49,7 @@ pub struct Description {
 /// [`DescribeError`].
 pub fn describe(eif: &Path) -> Result<Description, DescribeError> {
     let bytes = fs::read(eif).map_err(|e| DescribeError::Parts(PartsError::Read(e)))?;
-    // The crate takes the sizes in a damaged file at their word, and a list of signatures for one with an entry: in
+    // The crate trusts the sizes in a damaged file, and expects an entry in the list of signatures: in
     // CBOR (RFC 8949, 3.1) it begins with 0x80 and its length, up to 23.
     let sections = Sections::find(&bytes).map_err(DescribeError::Parts)?;
     if sections.of(EifSectionType::EifSectionSignature).any(|list| !matches!(list.first(), Some(0x81..=0x97))) {

@@ -1,4 +1,4 @@
-//! Putting an enclave image file together, by the crate that nitro-cli uses, and measuring it.
+//! Puts an enclave image file together with the crate that nitro-cli uses, and measures it.
 //!
 //! The enclave's registers (AWS, "Where to get an enclave's measurements"): PCR0 is the SHA-384 of kernel, command line
 //! and ramdisks; PCR1 of kernel, command line and the first ramdisk; PCR2 of the other ramdisks; PCR8, of a signed
@@ -25,19 +25,25 @@ use crate::signer::Signer;
 /// The flags of an image for x86-64.
 const X86_64: u16 = 0;
 
-/// What an image tells about itself. It is not measured, so it proves nothing.
+/// What an image says about itself. It is not measured, so it proves nothing.
 pub struct Metadata<'a> {
+    /// The image's name.
     pub name: &'a str,
+    /// The version of teemark that it was built from.
     pub version: &'a str,
+    /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<&'a str>,
-    /// When it was built. Two builds are the same bytes only if this is the same.
+    /// When it was built. Two builds give the same bytes only if this is the same.
     pub built: Utc,
+    /// Whether the image has a shell.
     pub debug: bool,
 }
 
 /// An image and its measurements.
 pub struct Image {
+    /// The EIF.
     pub bytes: Vec<u8>,
+    /// What `nitro-cli` would measure of it.
     pub pcrs: Pcrs,
 }
 
@@ -47,13 +53,13 @@ pub struct Image {
 pub struct Pcrs(pub BTreeMap<String, String>);
 
 impl Pcrs {
-    /// Those among the measurements as nitro-cli's crate tells them, which have the name of the hash beside them.
+    /// The registers among the measurements of nitro-cli's crate, which also name the hash algorithm.
     pub(crate) fn of(measurements: BTreeMap<String, String>) -> Pcrs {
         Pcrs(measurements.into_iter().filter(|(name, _)| name.starts_with("PCR")).collect())
     }
 }
 
-/// A line a register, `VALUE NAME`: the format of Nautilus' nitro.pcrs.
+/// One line per register, `VALUE NAME`: the format of Nautilus' nitro.pcrs.
 impl fmt::Display for Pcrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|(name, value)| writeln!(f, "{value} {name}"))
@@ -63,11 +69,11 @@ impl fmt::Display for Pcrs {
 /// No image was made.
 #[derive(Debug)]
 pub enum EifError {
-    /// The system gave no memory for a file.
+    /// The system gives no memory for a file.
     Memory(io::Error),
-    /// The command line has a zero byte, or there are no ramdisks or too many.
+    /// The command line has a zero byte, or there are not 1 to 28 ramdisks.
     Parts,
-    /// The image that was made is not what it was made of.
+    /// The image that was made does not hold what was put in.
     ReadBack(Option<PartsError>),
 }
 
@@ -77,14 +83,14 @@ impl fmt::Display for EifError {
             Self::Memory(e) => write!(f, "no memory for the image: {e}"),
             Self::Parts => write!(f, "no image can be made of this command line and number of ramdisks"),
             Self::ReadBack(Some(e)) => write!(f, "the image that was made {e}"),
-            Self::ReadBack(None) => write!(f, "the image that was made holds something else than was put in"),
+            Self::ReadBack(None) => write!(f, "the image that was made does not hold what was put in"),
         }
     }
 }
 
 impl std::error::Error for EifError {}
 
-/// A file that is nowhere but in memory. The EIF crate works on paths and panics where a disk is full; besides, a
+/// A file that exists in memory only. The EIF crate works on paths and panics if a disk is full; besides, a
 /// ramdisk may hold a private key, which has no business in a temporary folder.
 pub(crate) struct InMemory(File);
 
@@ -96,7 +102,7 @@ impl InMemory {
         Ok(InMemory(file))
     }
 
-    /// A path of it for this process, as long as it exists.
+    /// A path for it, in this process and as long as it exists.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
@@ -109,8 +115,8 @@ impl InMemory {
     }
 }
 
-/// Puts an image together, and reads it back before it counts. With a signer, the signature differs each time (ECDSA
-/// takes a random number); what is measured does not.
+/// Puts an image together, and reads it back to check it. A signature differs each time, since ECDSA takes a random
+/// number; what is measured does not.
 ///
 /// # Errors
 /// [`EifError`].

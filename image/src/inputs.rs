@@ -1,74 +1,37 @@
 //! The files that an image is built from, each checked before anything is built.
 
-use std::fmt;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use formats::allow_list::AllowListError;
 use formats::time::Utc;
 
 use crate::certificates::Certificates;
+use crate::files::Files;
+use crate::read::{InputError, read};
 use crate::settings::Settings;
 use crate::signer::Signer;
 use crate::{kernel, program};
 
-/// Where the files are.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Files {
-    /// The kernel, a bzImage
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
-    /// PID 1, a static program
-    #[arg(long, value_name = "FILE")]
-    pub init: PathBuf,
-    /// teemarkd, a static program
-    #[arg(long, value_name = "FILE")]
-    pub daemon: PathBuf,
-    /// The allow list
-    #[arg(long, value_name = "FILE")]
-    pub endpoints: PathBuf,
-    /// The daemon's settings, NAME=value a line; they are measured with the image
-    #[arg(long, value_name = "FILE")]
-    pub environment: PathBuf,
-    /// Public half of an operator's key, as `teemark keygen --for operator` prints it; may be given several times. It
-    /// goes into the daemon's settings as TEEMARK_OPERATOR_KEYS
-    #[arg(long = "operator", value_name = "FILE")]
-    pub operators: Vec<PathBuf>,
-    /// Folder of client.crt, client.key and ecs-ca.crt, to be baked in; else the handshake delivers them
-    #[arg(long, value_name = "FOLDER")]
-    pub certs: Option<PathBuf>,
-    /// Put a launcher and a shell into the image, and start the launcher
-    #[arg(long, requires_all = ["launcher", "shell"])]
-    pub debug: bool,
-    /// The launcher of a debug image: run.sh
-    #[arg(long, value_name = "FILE", requires = "debug")]
-    pub launcher: Option<PathBuf>,
-    /// The shell of a debug image: a static busybox
-    #[arg(long, value_name = "FILE", requires = "debug")]
-    pub shell: Option<PathBuf>,
-    /// Sign the image with this key, PEM, of P-384 (or P-256 or P-521); then it has a PCR8
-    #[arg(long, value_name = "FILE", requires = "sign_certificate")]
-    pub sign_key: Option<PathBuf>,
-    /// The certificate of that key, PEM
-    #[arg(long, value_name = "FILE", requires = "sign_key")]
-    pub sign_certificate: Option<PathBuf>,
-}
-
 /// The files' contents, checked.
 pub struct Inputs {
+    /// The bzImage.
     pub kernel: Vec<u8>,
-    /// What the kernel calls itself.
+    /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
+    /// PID 1.
     pub init: Vec<u8>,
+    /// teemarkd.
     pub daemon: Vec<u8>,
+    /// The allow list and the environment file.
     pub settings: Settings,
+    /// The certificates to bake in, if any.
     pub certificates: Option<Certificates>,
+    /// What a debug image has in addition.
     pub debug: Option<Debug>,
+    /// The key to sign the image with, if any.
     pub signer: Option<Signer>,
 }
 
-/// What a debug image has beside the others.
+/// What only a debug image has.
 pub struct Debug {
     /// run.sh
     pub launcher: Vec<u8>,
@@ -76,49 +39,11 @@ pub struct Debug {
     pub shell: Vec<u8>,
 }
 
-/// A file that no image is built from: which one, and why.
-#[derive(Debug)]
-pub enum InputError {
-    Unreadable {
-        file: PathBuf,
-        error: io::Error,
-    },
-    Empty(PathBuf),
-    /// The daemon would refuse the allow list. The error names file and line.
-    AllowList(AllowListError),
-    /// Its contents will not do. The line is counted from 1; 0 is the file as a whole.
-    Refused {
-        file: PathBuf,
-        line: usize,
-        reason: String,
-    },
-}
-
-impl InputError {
-    pub(crate) fn refused(file: &Path, reason: impl Into<String>) -> InputError {
-        InputError::Refused { file: file.to_owned(), line: 0, reason: reason.into() }
-    }
-}
-
-impl fmt::Display for InputError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable { file, error } => write!(f, "{} cannot be read: {error}", file.display()),
-            Self::Empty(file) => write!(f, "{} is empty", file.display()),
-            Self::AllowList(error) => write!(f, "{error}"),
-            Self::Refused { file, line: 0, reason } => write!(f, "{} {reason}", file.display()),
-            Self::Refused { file, line, reason } => write!(f, "{}:{line}: {reason}", file.display()),
-        }
-    }
-}
-
-impl std::error::Error for InputError {}
-
 impl Inputs {
-    /// Reads and checks the files; `now` is when certificates have to be valid.
+    /// Reads and checks the files. Certificates have to be valid at `now`.
     ///
     /// # Errors
-    /// The first file that will not do.
+    /// The first file that cannot be used.
     pub fn read(files: &Files, now: Utc) -> Result<Inputs, InputError> {
         let kernel = read(&files.kernel)?;
         let kernel_version = kernel::version(&kernel).map_err(|reason| InputError::refused(&files.kernel, reason))?;
@@ -147,19 +72,10 @@ impl Inputs {
         })
     }
 
-    /// What of the image is secret, so that who has the image has it: as an operator calls it.
+    /// The secrets that anyone with the image can read, by the names that operators know.
     pub fn secrets(&self) -> Vec<&'static str> {
         let key = self.certificates.iter().map(|_| "client.key");
         key.chain(self.settings.secrets.iter().copied()).collect()
-    }
-}
-
-/// The contents of a file that has any.
-pub(crate) fn read(file: &Path) -> Result<Vec<u8>, InputError> {
-    match fs::read(file) {
-        Ok(contents) if contents.is_empty() => Err(InputError::Empty(file.to_owned())),
-        Ok(contents) => Ok(contents),
-        Err(error) => Err(InputError::Unreadable { file: file.to_owned(), error }),
     }
 }
 

@@ -1,28 +1,28 @@
 //! The kernel: a bzImage for x86 (the kernel's Documentation/arch/x86/boot.rst).
 
-/// Where the setup header says that this is a boot sector, and that the header is there.
+/// Offsets and values of the two magic numbers: of a boot sector, and of the setup header.
 const BOOT_FLAG: (usize, &[u8]) = (0x1fe, &[0x55, 0xaa]);
 const HEADER: (usize, &[u8]) = (0x202, b"HdrS");
-/// Two bytes: where the version's text stands, counted from 0x200. The field is there since protocol 2.00.
+/// Offset of two bytes that say where the version's text begins, counted from 0x200; since protocol 2.00.
 const VERSION: usize = 0x20e;
 const VERSION_FROM: usize = 0x200;
-/// The header's end in protocol 2.00 and later, at least.
-const LEAST: usize = 0x230;
-/// The longest version that is told, in bytes.
-const MOST_VERSION: usize = 64;
+/// Smallest end of the header in protocol 2.00 and later.
+const MIN_LENGTH: usize = 0x230;
+/// Longest version that is read, in bytes.
+const MAX_VERSION: usize = 64;
 
-/// Checks that this is a kernel and gives its version, as `6.12.90`, or nothing where it tells none.
+/// Checks that this is a kernel and returns its version, such as `6.12.90`, if it has one.
 ///
 /// # Errors
-/// What it is not.
+/// It is not a kernel; the text completes a sentence that begins with the file's name.
 pub fn version(kernel: &[u8]) -> Result<Option<String>, &'static str> {
     let has = |(at, bytes): (usize, &[u8])| kernel[at..].starts_with(bytes);
-    if kernel.len() < LEAST || !has(BOOT_FLAG) || !has(HEADER) {
-        return Err("is no kernel for x86-64 (bzImage)");
+    if kernel.len() < MIN_LENGTH || !has(BOOT_FLAG) || !has(HEADER) {
+        return Err("is not a kernel for x86-64 (bzImage)");
     }
     let at = usize::from(u16::from_le_bytes([kernel[VERSION], kernel[VERSION + 1]]));
     let text = kernel.get(at + VERSION_FROM..).filter(|_| at != 0).unwrap_or_default();
-    let word = text.iter().take(MOST_VERSION).take_while(|b| b.is_ascii_graphic()).map(|b| *b as char);
+    let word = text.iter().take(MAX_VERSION).take_while(|b| b.is_ascii_graphic()).map(|b| *b as char);
     Ok(Some(word.collect::<String>()).filter(|word| !word.is_empty()))
 }
 
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused() {
+    fn what_is_not_a_kernel_is_refused() {
         let whole = kernel(b"6.12.90");
         let mut elf = whole.clone();
         elf[0x202] = b'h';

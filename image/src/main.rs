@@ -1,6 +1,6 @@
-//! `teemark-image`: builds the enclave image, takes one apart, and tells what is in it.
+//! `teemark-image`: builds an enclave image, takes one apart, and shows what is in it.
 //!
-//! Exit status: 0 done, 1 an image that does not pass (a limit of its size, its signature), 2 any other error.
+//! Exit status: 0 done, 1 an image that fails a check (a size limit, its signature), 2 any other error.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -14,18 +14,18 @@ use clap::{Parser, Subcommand};
 use formats::time::Utc;
 use teemark_image::build::{Request, build};
 use teemark_image::describe::describe;
-use teemark_image::inputs::Files;
+use teemark_image::files::Files;
 use teemark_image::parts::Parts;
 use teemark_image::record::Record;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Wipes memory as it is freed: a private key may be among what is built in.
+/// Wipes memory as it is freed: a private key may be built into the image.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 
-/// The enclave image of teemark: ramdisks, kernel and command line in one file, and what they measure.
+/// Build teemark's enclave image: ramdisks, kernel and command line in one file, and their measurements.
 #[derive(Parser)]
-#[command(name = "teemark-image", version, after_help = "Exit status: 0 done, 1 an image that does not pass, 2 error.")]
+#[command(name = "teemark-image", version, after_help = "Exit status: 0 done, 1 an image that fails a check, 2 error.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -34,14 +34,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Build NAME.eif, NAME.pcrs and NAME.json
-    #[command(
-        after_help = "The same files give the same bytes. SOURCE_DATE_EPOCH, where it is set, is the build time \
-        that the image's metadata tells; it is not measured. A signature differs each time."
-    )]
+    #[command(after_help = "The same files give the same bytes. SOURCE_DATE_EPOCH sets the build time in the image's \
+        metadata, which is not measured. A signature differs each time.")]
     Build {
         #[command(flatten)]
         files: Box<Files>,
-        /// In place of `reboot=k panic=1 console=ttyS0 teemark.target=/teemarkd`
+        /// The kernel's command line [default: reboot=k panic=1 console=ttyS0 teemark.target=/teemarkd]
         #[arg(long, value_name = "STRING")]
         command_line: Option<String>,
         #[arg(long, default_value = "teemark")]
@@ -50,14 +48,14 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         output: PathBuf,
     },
-    /// Take an image apart: FOLDER/kernel, cmdline, ramdisk-0, ramdisk-1
+    /// Take an image apart into FOLDER/kernel, cmdline, ramdisk-0 and ramdisk-1
     Parts { eif: PathBuf, folder: PathBuf },
-    /// Print the sizes of an image, part by part, and fail past a limit
+    /// Print the size of each part of an image, and fail if one exceeds its limit
     Size {
         #[arg(value_name = "NAME.json")]
         record: PathBuf,
     },
-    /// Check that an image is whole, measure it, and print what it tells about itself, as nitro-cli describe-eif does
+    /// Check that an image is whole, measure it, and print what it says about itself, as nitro-cli describe-eif does
     Describe { eif: PathBuf },
 }
 
@@ -100,7 +98,7 @@ fn build_time() -> Result<Utc, String> {
         None => Ok(Utc(0)),
         Some(text) => {
             let seconds = text.to_str().and_then(|text| text.parse().ok());
-            seconds.map(Utc).ok_or_else(|| format!("SOURCE_DATE_EPOCH: {text:?} is no number of seconds"))
+            seconds.map(Utc).ok_or_else(|| format!("SOURCE_DATE_EPOCH: {text:?} is not a number of seconds"))
         }
     }
 }
@@ -108,7 +106,7 @@ fn build_time() -> Result<Utc, String> {
 fn run_parts(eif: &Path, folder: &Path) -> Outcome {
     let named = |e: &dyn Error| format!("{} {e}", eif.display());
     let parts = Parts::read(eif).map_err(|e| named(&e))?;
-    // The parts are as open to others as the image is: it may hold a private key.
+    // The parts get the image's mode, since it may hold a private key.
     let mode = fs::metadata(eif).map_err(|e| named(&e))?.permissions().mode() & 0o666;
     for path in parts.write(folder, mode)? {
         print(&format!("{}\n", path.display()))?;
@@ -132,13 +130,13 @@ fn run_describe(eif: &Path) -> Outcome {
     match description.genuine {
         true => Ok(ExitCode::SUCCESS),
         false => {
-            eprintln!("{}: the signature is not one over this image", eif.display());
+            eprintln!("{}: the signature does not match this image", eif.display());
             Ok(ExitCode::from(1))
         }
     }
 }
 
-/// Writes to standard output, without the panic of `print!` where the reader has gone.
+/// Writes to standard output; unlike `print!` it does not panic when the reader is gone.
 fn print(text: &str) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }

@@ -1,5 +1,5 @@
-//! Files that are there whole or not at all: all of them are written aside, complete and on the disk, before the first
-//! takes its name.
+//! Writes files completely or not at all: each is written to a temporary file and synced to disk before the first gets
+//! its name.
 
 use std::fmt;
 use std::fs::{self, Permissions};
@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 
 use tempfile::Builder;
 
-/// The mode of a file that everyone may read whom the umask lets.
+/// Mode of a file that everyone may read, as far as the umask allows.
 pub const PUBLIC: u32 = 0o666;
-/// The mode of a file that holds a secret.
+/// Mode of a file that holds a secret.
 pub const PRIVATE: u32 = 0o600;
 
 /// A file to write.
 pub struct Output<'a> {
+    /// Its name in the folder.
     pub name: String,
+    /// All of its bytes.
     pub contents: &'a [u8],
-    /// Permission bits, less the umask.
+    /// Permission bits, before the umask is applied.
     pub mode: u32,
 }
 
@@ -37,33 +39,33 @@ impl fmt::Display for OutputError {
 
 impl std::error::Error for OutputError {}
 
-/// Writes the files into a folder, which is made where it is missing, and tells their paths. What stood there before
-/// stays as it was if one of them cannot be written.
+/// Writes the files into a folder, which is created if it is missing, and returns their paths. If one of them cannot be
+/// written, the files there stay as they were.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error, with the path.
 pub fn write(folder: &Path, files: &[Output<'_>]) -> Result<Vec<PathBuf>, OutputError> {
     let cannot = |path: PathBuf| move |error| OutputError { path, error };
     fs::create_dir_all(folder).map_err(cannot(folder.to_owned()))?;
     let mut complete = Vec::new();
     for file in files {
         let path = folder.join(&file.name);
-        // The one thing that would keep a complete file from taking its name.
+        // Nothing else could keep a complete file from getting its name.
         if path.is_dir() {
             return Err(OutputError { path, error: io::ErrorKind::IsADirectory.into() });
         }
-        let aside = || {
-            let mut aside = Builder::new()
+        let temporary = || {
+            let mut temporary = Builder::new()
                 .prefix(".teemark-")
                 .permissions(Permissions::from_mode(file.mode))
                 .tempfile_in(folder)?;
-            aside.write_all(file.contents)?;
-            aside.as_file().sync_all()?;
-            Ok(aside)
+            temporary.write_all(file.contents)?;
+            temporary.as_file().sync_all()?;
+            Ok(temporary)
         };
-        complete.push((aside().map_err(cannot(path.clone()))?, path));
+        complete.push((temporary().map_err(cannot(path.clone()))?, path));
     }
-    let place = |(aside, path): (tempfile::NamedTempFile, PathBuf)| match aside.persist(&path) {
+    let place = |(temporary, path): (tempfile::NamedTempFile, PathBuf)| match temporary.persist(&path) {
         Ok(_) => Ok(path),
         Err(e) => Err(OutputError { path, error: e.error }),
     };

@@ -1,6 +1,6 @@
-//! Taking an enclave image file apart, and distrusting it while doing so: it may be cut off or damaged.
+//! Takes an enclave image file apart, which may be cut off or damaged.
 //!
-//! The format has no document; its source is the crate aws-nitro-enclaves-image-format (src/defs/mod.rs). A header of
+//! The format is defined by the crate aws-nitro-enclaves-image-format only (src/defs/mod.rs). A header of
 //! 548 bytes holds the offset and length of up to 32 sections and ends with a CRC-32 of everything but itself. Each
 //! section begins with a header of 12 bytes, which gives its type and its length again. Numbers are big-endian.
 
@@ -16,7 +16,7 @@ use crate::output::{self, Output, OutputError};
 
 const HEADER: usize = EifHeader::size();
 const SECTION_HEADER: usize = EifSectionHeader::size();
-/// Where the CRC stands in the header.
+/// The bytes of the CRC in the header.
 const CRC: std::ops::Range<usize> = HEADER - 4..HEADER;
 
 /// What an image boots from.
@@ -26,31 +26,36 @@ pub struct Parts {
     pub kernel: Vec<u8>,
     /// The kernel's command line.
     pub command_line: String,
-    /// The ramdisks in their order; the kernel gets them one after the other, as one.
+    /// The ramdisks in their order; the kernel gets them concatenated.
     pub ramdisks: Vec<Vec<u8>>,
 }
 
 /// An image that cannot be taken apart.
 #[derive(Debug)]
 pub enum PartsError {
+    /// The file cannot be read.
     Read(io::Error),
     /// It does not begin with `.eif`.
     Magic,
-    /// Of another version than 4.
+    /// It has this version of the format, not 4.
     Version(u16),
-    /// It should be so long, and is shorter: bytes.
+    /// It is shorter than its header says.
     Truncated {
+        /// Its length in bytes.
         length: usize,
+        /// The least length in bytes that its header asks for.
         expected: u64,
     },
     /// Header and sections contradict each other.
     Sections(String),
-    /// The CRC-32 does not fit the contents.
+    /// The CRC-32 does not match the contents.
     Crc {
+        /// The value in the header.
         stated: u32,
+        /// The value computed from the contents.
         found: u32,
     },
-    /// The sections are whole, but nothing can boot from them.
+    /// The sections are whole, but an enclave cannot boot from them.
     Contents(&'static str),
 }
 
@@ -58,8 +63,8 @@ impl fmt::Display for PartsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(e) => write!(f, "cannot be read: {e}"),
-            Self::Magic => write!(f, "is no enclave image: it does not begin with .eif"),
-            Self::Version(version) => write!(f, "is of version {version} of the format, and not {CURRENT_VERSION}"),
+            Self::Magic => write!(f, "is not an enclave image: it does not begin with .eif"),
+            Self::Version(version) => write!(f, "has version {version} of the format, not {CURRENT_VERSION}"),
             Self::Truncated { length, expected } => {
                 write!(
                     f,
@@ -84,8 +89,8 @@ pub(crate) struct Sections<'a> {
 }
 
 impl<'a> Sections<'a> {
-    /// Finds the sections. They fill the file, one after the other: the enclave's loader goes by the offsets and
-    /// nitro-cli by the order, and a file that means something else to each is none.
+    /// Finds the sections, which must fill the file one after the other. The enclave's loader goes by their offsets and
+    /// nitro-cli by their order, so a file that the two would read differently is refused.
     pub(crate) fn find(eif: &'a [u8]) -> Result<Sections<'a>, PartsError> {
         if !eif.starts_with(&EIF_MAGIC) {
             return Err(PartsError::Magic);
@@ -99,7 +104,7 @@ impl<'a> Sections<'a> {
         let count = usize::from(header.num_sections);
         if count > MAX_NUM_SECTIONS {
             return Err(PartsError::Sections(format!(
-                "it claims {count} sections, and {MAX_NUM_SECTIONS} is the most"
+                "it claims {count} sections, and at most {MAX_NUM_SECTIONS} are possible"
             )));
         }
         let mut at = HEADER;
@@ -107,21 +112,23 @@ impl<'a> Sections<'a> {
         for i in 0..count {
             let (offset, size) = (header.section_offsets[i], header.section_sizes[i]);
             if offset != at as u64 {
-                return Err(PartsError::Sections(format!("section {i} is said to begin at {offset}, and not at {at}")));
+                return Err(PartsError::Sections(format!(
+                    "section {i} should begin at {at}, but its offset is {offset}"
+                )));
             }
             let end = offset.saturating_add(SECTION_HEADER as u64).saturating_add(size);
-            if end > eif.len() as u64 {
-                return Err(truncated(end));
-            }
-            let (head, body) = eif[at..end as usize].split_at(SECTION_HEADER);
+            let section = usize::try_from(end).ok().and_then(|end| eif.get(at..end)).ok_or(truncated(end))?;
+            let (head, body) = section.split_at(SECTION_HEADER);
             let head = EifSectionHeader::from_be_bytes(head)
-                .map_err(|_| PartsError::Sections(format!("section {i} is of an unknown type")))?;
+                .map_err(|_| PartsError::Sections(format!("section {i} has an unknown type")))?;
             if head.section_size != size {
                 let stated = head.section_size;
-                return Err(PartsError::Sections(format!("section {i} has {stated} or {size} bytes")));
+                return Err(PartsError::Sections(format!(
+                    "section {i} has {stated} bytes by its own header, but {size} by the file's"
+                )));
             }
             sections.push((head.section_type, body));
-            at = end as usize;
+            at += section.len();
         }
         if at != eif.len() {
             return Err(PartsError::Sections(format!("{} bytes follow the last section", eif.len() - at)));
@@ -133,11 +140,12 @@ impl<'a> Sections<'a> {
         }
     }
 
+    /// The sections of a kind, in order.
     pub(crate) fn of(&self, kind: EifSectionType) -> impl Iterator<Item = &'a [u8]> {
         self.sections.iter().filter(move |(k, _)| *k == kind).map(|(_, body)| *body)
     }
 
-    /// The one section of a kind.
+    /// The only section of a kind.
     fn one(&self, kind: EifSectionType, none: &'static str, several: &'static str) -> Result<&'a [u8], PartsError> {
         let mut found = self.of(kind);
         match (found.next(), found.next()) {
@@ -164,7 +172,7 @@ impl Parts {
     pub fn parse(eif: &[u8]) -> Result<Parts, PartsError> {
         let sections = Sections::find(eif)?;
         if sections.header.flags & EIF_HDR_ARCH_ARM64 != 0 {
-            return Err(PartsError::Contents("it is for aarch64, and not for x86-64"));
+            return Err(PartsError::Contents("it is for aarch64, not for x86-64"));
         }
         let kernel = sections.one(EifSectionType::EifSectionKernel, "it has no kernel", "it has several kernels")?;
         let command_line = sections.one(
@@ -192,11 +200,12 @@ impl Parts {
         Parts::parse(&std::fs::read(eif).map_err(PartsError::Read)?)
     }
 
-    /// Writes `kernel`, `cmdline`, `ramdisk-0`, `ramdisk-1` … into a folder, which is made where it is missing, and
-    /// tells their paths. `mode` is theirs, less the umask: that of the image, which may hold a private key.
+    /// Writes `kernel`, `cmdline`, `ramdisk-0`, `ramdisk-1` … into a folder, which is created if it is missing, and
+    /// returns their paths. They get `mode`, before the umask is applied; it should be the image's, which may hold a
+    /// private key.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error, with the path.
     pub fn write(&self, folder: &Path, mode: u32) -> Result<Vec<PathBuf>, OutputError> {
         let mut files = vec![
             Output { name: "kernel".into(), contents: &self.kernel, mode },

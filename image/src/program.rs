@@ -1,15 +1,15 @@
-//! The programs that run in the enclave: static ones, since there is no library in there.
+//! The programs that run in the enclave: static ones, since the enclave has no libraries.
 
 use object::LittleEndian as LE;
 use object::elf::{DT_NEEDED, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PT_INTERP, PT_LOAD};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 
-/// Checks that this is a program for x86-64 that needs no library and no loader, and that it is whole.
+/// Checks that this is a whole program for x86-64 that needs no library and no loader.
 ///
 /// # Errors
-/// What it is not.
+/// It is not; the text completes a sentence that begins with the file's name.
 pub fn check(program: &[u8]) -> Result<(), &'static str> {
-    const OTHER: &str = "is no program for x86-64 Linux";
+    const OTHER: &str = "is not a program for x86-64 Linux";
     const DAMAGED: &str = "is damaged or cut off: build it again";
     if !program.starts_with(b"\x7fELF") {
         return Err(OTHER);

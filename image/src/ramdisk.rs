@@ -1,5 +1,5 @@
-//! A ramdisk: an archive in the format newc (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst),
-//! the same bytes for the same entries.
+//! Makes a ramdisk: an archive in the format newc (the kernel's
+//! Documentation/driver-api/early-userspace/buffer-format.rst), the same bytes for the same entries.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::io::Write;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// The name that ends an archive, and so cannot be a file's.
+/// The name of an archive's last entry, which no file can have.
 const TRAILER: &str = "TRAILER!!!";
 /// The permission bits, with set-user-ID, set-group-ID and the sticky bit.
 const PERMISSIONS: u32 = 0o7777;
@@ -15,16 +15,18 @@ const PERMISSIONS: u32 = 0o7777;
 /// One file of a ramdisk. It belongs to root, and its time is 1970-01-01.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Absolute, as it is called once the kernel has unpacked it: `/etc/teemark.env`.
+    /// The absolute path that it has once the kernel has unpacked it, such as `/etc/teemark.env`.
     pub path: String,
     /// Permission bits, at most 0o7777.
     pub mode: u32,
+    /// Its kind and contents.
     pub node: Node,
 }
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
+    /// A directory.
     Directory,
     /// A regular file with these contents, less than 4 GiB.
     File(Vec<u8>),
@@ -33,35 +35,37 @@ pub enum Node {
 }
 
 impl Entry {
+    /// A directory. Every folder of an entry needs one, except the root.
     pub fn directory(path: &str, mode: u32) -> Entry {
         Entry { path: path.into(), mode, node: Node::Directory }
     }
 
+    /// A regular file.
     pub fn file(path: &str, mode: u32, contents: impl Into<Vec<u8>>) -> Entry {
         Entry { path: path.into(), mode, node: Node::File(contents.into()) }
     }
 
-    /// A symbolic link. Its mode has no meaning; 777 is usual.
+    /// A symbolic link. Its mode is not used; 777 is the usual one.
     pub fn link(path: &str, target: &str) -> Entry {
         Entry { path: path.into(), mode: 0o777, node: Node::Link(target.into()) }
     }
 
-    /// The path as it stands in the archive: without the leading slash.
+    /// The path as it is in the archive, without the leading slash.
     fn name(&self) -> &str {
         &self.path[1..]
     }
 }
 
-/// Entries that no ramdisk can be made of; which one, and why.
+/// Why no ramdisk can be made of the entries, with the path of the one at fault.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RamdiskError {
-    /// Not absolute, or with an empty part, `.`, `..` or a zero byte.
+    /// The path is not absolute, or has an empty part, `.`, `..` or a zero byte.
     Path(String),
-    /// More bits than permissions have.
+    /// The mode has more than the permission bits.
     Mode(String),
-    /// The path is there twice.
+    /// Two entries have this path.
     Repeated(String),
-    /// The entry's folder is not listed as one. The kernel would leave the entry out without a word.
+    /// The folder of this entry is not among the entries. The kernel would silently leave the entry out.
     NoFolder(String),
     /// A file or a link target that newc's fields of 32 bits cannot hold.
     TooLarge(String),
@@ -70,9 +74,9 @@ pub enum RamdiskError {
 impl fmt::Display for RamdiskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, reason) = match self {
-            Self::Path(path) => (path, "is no absolute path in its plain form"),
+            Self::Path(path) => (path, "is not an absolute path without `.`, `..` and empty parts"),
             Self::Mode(path) => (path, "has a mode with more than permission bits"),
-            Self::Repeated(path) => (path, "is there twice"),
+            Self::Repeated(path) => (path, "is listed twice"),
             Self::NoFolder(path) => (path, "lies in a folder that is not among the entries"),
             Self::TooLarge(path) => (path, "has 4 GiB or more"),
         };
@@ -82,8 +86,8 @@ impl fmt::Display for RamdiskError {
 
 impl std::error::Error for RamdiskError {}
 
-/// Makes an uncompressed archive. The order of the entries is of no account: they are sorted, so that a folder comes
-/// before what is in it. Its length is a multiple of 4, so that ramdisks can stand one after the other.
+/// Makes an uncompressed archive. The order of the entries does not matter: they are sorted, so that a folder comes
+/// before what is in it. The length is a multiple of 4, so that ramdisks can be concatenated.
 ///
 /// # Errors
 /// [`RamdiskError`].
@@ -92,7 +96,7 @@ pub fn newc(entries: &[Entry]) -> Result<Vec<u8>, RamdiskError> {
     sorted.sort_by_key(|entry| &entry.path);
     check(&sorted)?;
     let mut archive = Vec::new();
-    // An inode number of 0 is taken for an unused entry by some readers.
+    // Some readers take inode number 0 for an unused entry.
     for (inode, entry) in (1..).zip(sorted) {
         let (kind, contents) = match &entry.node {
             Node::Directory => (ModeFileType::Directory, &[][..]),

@@ -1,4 +1,4 @@
-//! What an image is made of, NAME.json: the size and hash of every part, and the limits that they keep.
+//! NAME.json, the record of what an image is made of: the size and hash of every part, and its limits.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,8 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::eif::Pcrs;
 
-/// A part: its name, and the most bytes that it may have, in an ordinary image and in one for debugging. Those without
-/// a limit come where they are read best.
+/// The parts in the order of the table: the name, and the limit in bytes in an ordinary image and in a debug image.
 const PARTS: [(&str, Option<u64>, Option<u64>); 14] = [
     ("kernel", Some(2_500_000), Some(2_500_000)),
     ("init", Some(65_536), Some(65_536)),
@@ -29,54 +28,62 @@ const PARTS: [(&str, Option<u64>, Option<u64>); 14] = [
     (RAMDISKS, Some(1_200_000), None),
     ("eif", Some(4_000_000), None),
 ];
-/// Both ramdisks together; it is no part of its own.
+/// Both ramdisks together, which are not a part of their own.
 const RAMDISKS: &str = "ramdisks";
 
 /// What is known about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// The image's name.
     pub name: String,
-    /// Of teemark.
+    /// The version of teemark that it was built from.
     pub version: String,
+    /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
+    /// The kernel's command line.
     pub command_line: String,
     /// Whether it has a shell.
     pub debug: bool,
+    /// Whether it is signed, and so has a PCR8.
     pub signed: bool,
-    /// What is secret in the image, and so known to everyone who has it.
+    /// The names of the secrets in it, which everyone with the image can read.
     pub secrets: Vec<String>,
+    /// Its measurements.
     pub pcrs: Pcrs,
-    /// By the names in the table of sizes.
-    pub parts: BTreeMap<String, Part>,
+    /// The parts by their names in the table of sizes.
+    pub parts: BTreeMap<String, PartRecord>,
 }
 
-/// One part of an image.
+/// What is recorded of one part of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct PartRecord {
+    /// Its size.
     pub bytes: u64,
-    /// In hexadecimal. Left out for what is secret: with it, everyone who has this file could tell whether a key that
-    /// he found is the one.
+    /// In hexadecimal. Left out for a secret: the hash would let anyone with this file check whether a key is this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
 
-impl Part {
-    pub fn of(contents: &[u8]) -> Part {
+impl PartRecord {
+    /// A part with these contents.
+    pub fn of(contents: &[u8]) -> PartRecord {
         let hash = Sha256::digest(contents);
         let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        Part { bytes: contents.len() as u64, sha256: Some(sha256) }
+        PartRecord { bytes: contents.len() as u64, sha256: Some(sha256) }
     }
 
-    /// A part with a secret in it.
-    pub fn secret(contents: &[u8]) -> Part {
-        Part { sha256: None, ..Part::of(contents) }
+    /// A part with a secret in it, whose hash is left out.
+    pub fn secret(contents: &[u8]) -> PartRecord {
+        PartRecord { sha256: None, ..PartRecord::of(contents) }
     }
 }
 
 /// A record that cannot be read.
 #[derive(Debug)]
 pub enum RecordError {
+    /// The file cannot be read.
     Read(io::Error),
+    /// It is not the JSON that [`Record::to_json`] writes.
     Json(serde_json::Error),
 }
 
@@ -84,7 +91,7 @@ impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(e) => write!(f, "cannot be read: {e}"),
-            Self::Json(e) => write!(f, "is no record of an image, as teemark-image build writes it: {e}"),
+            Self::Json(e) => write!(f, "is not an image's record as teemark-image build writes it: {e}"),
         }
     }
 }
@@ -124,7 +131,7 @@ impl Record {
         })
     }
 
-    /// Every limit that is passed, as a sentence.
+    /// One sentence for each limit that is exceeded.
     pub fn excesses(&self) -> Vec<String> {
         let past = self.lines().filter_map(|line| Some((line.name, line.bytes, line.limit?)));
         past.filter(|(_, bytes, limit)| bytes > limit)
@@ -190,7 +197,7 @@ mod tests {
             signed: false,
             secrets: vec![],
             pcrs: Pcrs(BTreeMap::new()),
-            parts: parts.into_iter().map(|(name, bytes)| (name.into(), Part { bytes, sha256: None })).collect(),
+            parts: parts.into_iter().map(|(name, bytes)| (name.into(), PartRecord { bytes, sha256: None })).collect(),
         }
     }
 
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_a_part() {
+    fn the_table_has_one_line_per_part() {
         let mut record = record(false);
         record.parts.get_mut("init").unwrap().bytes = 66_000;
         let expected = "\

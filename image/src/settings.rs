@@ -1,5 +1,5 @@
-//! The allow list and the environment file, read as init and the daemon will read them in the enclave, so that no image
-//! is built that would refuse its own settings.
+//! The allow list and the environment file, read by the code that reads them in the enclave, so that no image is built
+//! that would refuse its own settings.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,41 +17,42 @@ use teemarkd::net::egress::Route;
 use teemarkd::secrets::bundle::{Bundle, bundle_of_environment};
 use teemarkd::settings::{self, Handshake};
 
-use crate::contents;
-use crate::inputs::{Files, InputError, read};
+use crate::files::Files;
+use crate::paths;
+use crate::read::{InputError, read};
 
-/// Variables whose value is a secret.
+/// The variables whose value is a secret.
 const SECRET: [&str; 2] = [CERTIFICATES, FILE_KEYS];
 
-/// Two files that fit each other and the image.
+/// The two files, which are consistent with each other and the image.
 pub struct Settings {
     /// The allow list.
     pub endpoints: Vec<u8>,
-    /// The environment file.
+    /// The environment file, with the operators' keys.
     pub environment: Vec<u8>,
-    /// Variables of it that hold a secret.
+    /// Its variables that hold a secret.
     pub secrets: Vec<&'static str>,
-    /// The CAs that the service may be certified by; where empty, any.
+    /// The CAs that may issue the service's certificate; any if empty.
     pub pinned: Vec<Fingerprint>,
-    /// What works, and is not likely to be meant.
-    pub doubts: Vec<String>,
+    /// Settings that work, but are probably not intended or weaken a promise.
+    pub warnings: Vec<String>,
 }
 
 impl Settings {
-    /// Reads and checks the two files, and puts the operators' keys into the second. `now` is when certificates in the
-    /// environment have to be valid.
+    /// Reads and checks the two files, and adds the operators' keys to the second. Certificates in the environment have
+    /// to be valid at `now`.
     ///
     /// # Errors
-    /// What init or the daemon would refuse, and a setting that points to where the image has nothing.
+    /// What init or the daemon would refuse, or a setting with a path at which the image has nothing.
     pub fn read(files: &Files, now: Utc) -> Result<Settings, InputError> {
         let (endpoints, file, baked) = (&*files.endpoints, &*files.environment, files.certs.is_some());
         let list = read(endpoints)?;
         let allowed = AllowList::parse(&endpoints.display().to_string(), &list).map_err(InputError::AllowList)?;
         let mut text = read(file)?;
         put_operators(&files.operators, &mut text)?;
-        let mut doubts = Vec::new();
+        let mut warnings = Vec::new();
         if allowed.iter().next().is_none() {
-            doubts.push(format!("{} allows no endpoint, so the enclave can reach none", endpoints.display()));
+            warnings.push(format!("{} allows no endpoint, so the enclave can reach none", endpoints.display()));
         }
 
         let mut used_up = text.clone();
@@ -66,13 +67,13 @@ impl Settings {
             Bundle::parse(&items, &allowed, &daemon.pinned, now)
                 .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;
         }
-        if daemon.endpoints != Path::new(contents::ENDPOINTS) {
+        if daemon.endpoints != Path::new(paths::ENDPOINTS) {
             let name = "TEEMARK_ENDPOINTS";
-            return Err(refused(name, format!("{name}: the image has the list as {}", contents::ENDPOINTS)));
+            return Err(refused(name, format!("{name}: the image has the allow list at {}", paths::ENDPOINTS)));
         }
-        if baked && daemon.certs != Path::new(contents::CERTS) {
+        if baked && daemon.certs != Path::new(paths::CERTS) {
             let name = "TEEMARK_CERTS";
-            return Err(refused(name, format!("{name}: the image has the certificates in {}", contents::CERTS)));
+            return Err(refused(name, format!("{name}: the image has the certificates in {}", paths::CERTS)));
         }
 
         let at = |name| match line_of(&text, name) {
@@ -80,17 +81,17 @@ impl Settings {
             line => format!("{}:{line}", file.display()),
         };
         if daemon.egress == Route::Direct {
-            doubts.push(format!(
+            warnings.push(format!(
                 "{}: TEEMARK_EGRESS=direct reaches nothing: an enclave has no TCP",
                 at("TEEMARK_EGRESS")
             ));
         }
-        doubts.extend(trust(&daemon).into_iter().map(|(name, doubt)| format!("{}: {doubt}", at(name))));
+        warnings.extend(trust(&daemon).into_iter().map(|(name, warning)| format!("{}: {warning}", at(name))));
         let unknown = names(&environment).filter(|name| settings::is_unknown(name));
-        doubts.extend(unknown.map(|name| format!("{}: teemarkd has no setting {name}", at(name))));
+        warnings.extend(unknown.map(|name| format!("{}: teemarkd has no setting {name}", at(name))));
         let set = |name: &&&str| value_of(&environment, name).is_some_and(|value| !value.is_empty());
         let secrets = SECRET.iter().filter(set).copied().collect();
-        Ok(Settings { endpoints: list, environment: text, secrets, pinned: daemon.pinned, doubts })
+        Ok(Settings { endpoints: list, environment: text, secrets, pinned: daemon.pinned, warnings })
     }
 }
 
@@ -101,7 +102,7 @@ fn put_operators(operators: &[PathBuf], text: &mut Vec<u8>) -> Result<(), InputE
         let key = String::from_utf8(read(file)?).unwrap_or_default();
         let good = STANDARD.decode(key.trim()).is_ok_and(|bytes| VerifyingKey::from_slice(&bytes).is_some());
         if !good {
-            return Err(InputError::refused(file, "is no public half of an operator's key: base64 of 32 bytes"));
+            return Err(InputError::refused(file, "is not the public half of an operator's key (base64 of 32 bytes)"));
         }
         keys.push(key.trim().to_owned());
     }
@@ -114,39 +115,39 @@ fn put_operators(operators: &[PathBuf], text: &mut Vec<u8>) -> Result<(), InputE
     Ok(())
 }
 
-/// What an image gives up, by the setting that does.
+/// The promises that an image's settings give up, each with the name of the setting.
 fn trust(daemon: &settings::Settings) -> Vec<(&'static str, &'static str)> {
-    let mut doubts = Vec::new();
+    let mut warnings = Vec::new();
     match &daemon.handshake {
-        Handshake::Plain => doubts.push((
+        Handshake::Plain => warnings.push((
             "TEEMARK_HANDSHAKE",
             "TEEMARK_HANDSHAKE=plain lets the parent read the secrets, and send its own in their place",
         )),
-        Handshake::Sealed(operators) if operators.is_empty() => doubts.push((
+        Handshake::Sealed(operators) if operators.is_empty() => warnings.push((
             "TEEMARK_OPERATOR_KEYS",
-            "no operator's key is in the image, so nobody can send it secrets: --operator",
+            "the image has no operator's key, so nobody can send it secrets; give one with --operator",
         )),
         Handshake::Sealed(_) => {}
     }
     if daemon.allow_unwatermarked {
-        doubts.push((
+        warnings.push((
             "TEEMARK_ALLOW_UNWATERMARKED",
-            "TEEMARK_ALLOW_UNWATERMARKED=on gives out unmarked files where the service leaves the marked one out",
+            "TEEMARK_ALLOW_UNWATERMARKED=on gives out unmarked files if the service's answer has no marked one",
         ));
     }
     if !daemon.grants {
-        doubts.push(("TEEMARK_GRANTS", "TEEMARK_GRANTS=off gives any file to whoever reaches the public port"));
+        warnings.push(("TEEMARK_GRANTS", "TEEMARK_GRANTS=off gives any file to whoever reaches the public port"));
     }
     if daemon.public_metrics {
-        doubts.push((
+        warnings.push((
             "TEEMARK_PUBLIC_METRICS",
             "TEEMARK_PUBLIC_METRICS=on tells whoever reaches the public port the exact sizes of others' files",
         ));
     }
-    doubts
+    warnings
 }
 
-/// Parses the environment file as init does; the text is used up.
+/// Parses the environment file as init does, which changes the text.
 fn parse<'a>(file: &Path, text: &'a mut [u8]) -> Result<Environment<'a>, InputError> {
     if text.len() > environment::FILE_BYTES {
         return Err(InputError::refused(file, format!("has more than {} bytes", environment::FILE_BYTES)));
@@ -176,7 +177,7 @@ fn value_of<'a>(environment: &'a Environment<'_>, name: &str) -> Option<&'a OsSt
     variables(environment).find(|(n, _)| *n == name).map(|(_, value)| value)
 }
 
-/// The line that sets a variable, counted from 1; 0 where none does.
+/// The line that sets a variable, counted from 1; 0 if there is none.
 fn line_of(text: &[u8], name: &str) -> usize {
     let sets = |line: &[u8]| line.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
     text.split(|byte| *byte == b'\n').position(sets).map_or(0, |at| at + 1)

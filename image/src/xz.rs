@@ -1,4 +1,4 @@
-//! The compression of the ramdisks: xz as the kernel's decoder takes it (lib/decompress_unxz.c, Documentation/staging/
+//! Compresses ramdisks: xz as the kernel's decoder takes it (lib/decompress_unxz.c, Documentation/staging/
 //! xz.rst), which knows CRC32 as the only check.
 
 use std::io::Write;
@@ -8,14 +8,14 @@ use liblzma::write::XzEncoder;
 
 /// Largest dictionary, in bytes. The kernel allocates the whole of it while it unpacks, in an enclave that may have
 /// 64 MiB.
-const MOST_DICTIONARY: u32 = 4 << 20;
+const MAX_DICTIONARY: u32 = 4 << 20;
 /// Smallest dictionary of the format, in bytes.
-const LEAST_DICTIONARY: u32 = 4 << 10;
+const MIN_DICTIONARY: u32 = 4 << 10;
 
-/// Compresses in one block; the length is a multiple of 4, so that ramdisks can stand one after the other.
+/// Compresses in one block. The length is a multiple of 4, so that ramdisks can be concatenated.
 ///
-/// Machine code becomes smaller where the targets of its jumps are made absolute before (the BCJ filter), other
-/// contents larger, so the smaller of both results is taken.
+/// The BCJ filter, which makes the targets of jumps absolute, makes machine code smaller and other contents larger, so
+/// both ways are tried and the smaller result is taken.
 pub fn compress(contents: &[u8]) -> Vec<u8> {
     let mut options = LzmaOptions::new_preset(9 | PRESET_EXTREME).expect("the preset exists");
     options.dict_size(dictionary(contents.len()));
@@ -30,10 +30,10 @@ fn encode(contents: &[u8], filters: &Filters) -> Vec<u8> {
     encoder.write_all(contents).and_then(|()| encoder.finish()).expect("memory takes every byte")
 }
 
-/// The smallest size that covers the contents: 2^n or 2^n + 2^(n-1) bytes, which are the ones the format can tell.
+/// The smallest size that covers the contents: 2^n or 2^n + 2^(n-1) bytes, which are what the format can express.
 fn dictionary(contents: usize) -> u32 {
-    let sizes = (0..).flat_map(|n| [LEAST_DICTIONARY << n, (LEAST_DICTIONARY << n) / 2 * 3]);
-    sizes.take_while(|size| *size < MOST_DICTIONARY).find(|size| *size as usize >= contents).unwrap_or(MOST_DICTIONARY)
+    let sizes = (0..).flat_map(|n| [MIN_DICTIONARY << n, (MIN_DICTIONARY << n) / 2 * 3]);
+    sizes.take_while(|size| *size < MAX_DICTIONARY).find(|size| *size as usize >= contents).unwrap_or(MAX_DICTIONARY)
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn what_was_compressed_comes_back() {
-        let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
         for contents in [&b""[..], b"a", &[0; 70_000], &noise] {
             let packed = compress(contents);
             assert_eq!(packed.len() % 4, 0);

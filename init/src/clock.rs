@@ -1,4 +1,4 @@
-//! Time since the kernel's start, the only time that an enclave has of its own.
+//! Time since the kernel's start, the only clock that is the enclave's own.
 
 use core::fmt;
 use core::time::Duration;
@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// The time since the kernel's start.
 pub fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+    Duration::from_secs(now.tv_sec.unsigned_abs()) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
 }
 
 /// Prints a time as seconds with three decimals: `0.291 s`.

@@ -1,5 +1,5 @@
-//! What the kernel's command line, which is measured with the image, says to PID 1: `teemark.target=`, the program to
-//! start.
+//! Reads the parameter `teemark.target=`, the program to start, from the kernel's command line, which is measured with the
+//! image.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -7,13 +7,13 @@ use core::fmt;
 use crate::files;
 
 const FILE: &CStr = c"/proc/cmdline";
-/// Bytes that the command line may have; the kernel's own limit is 2,048 (COMMAND_LINE_SIZE, arch/x86 and arm64).
+/// Longest command line, in bytes; the kernel's own limit is 2,048 (COMMAND_LINE_SIZE, arch/x86 and arm64).
 pub const BYTES: usize = 4096;
 const TARGET: &[u8] = b"teemark.target=";
-/// The target where the command line names none.
+/// The target if the command line names none.
 const DEFAULT_TARGET: &CStr = c"/teemarkd";
 
-/// No target is known.
+/// Why the target is not known.
 #[derive(Debug)]
 pub enum Error {
     /// The command line cannot be read.
@@ -39,8 +39,8 @@ pub fn read_target(buffer: &mut [u8; BYTES + 1]) -> Result<&CStr, Error> {
     target(files::read_text(FILE, buffer).map_err(Error::File)?)
 }
 
-/// The target that a command line names: the last one, as the kernel takes its own parameters; /teemarkd where there
-/// is none. A path with spaces cannot be named. The line ends with a line feed.
+/// The target of a command line, which ends with a line feed: the last one counts, as with the kernel's own parameters,
+/// and /teemarkd is the default. A path with spaces is not possible.
 fn target(line: &mut [u8]) -> Result<&CStr, Error> {
     let words = line.split_inclusive_mut(u8::is_ascii_whitespace);
     let Some(word) = words.filter(|word| word.starts_with(TARGET)).last() else {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_no_absolute_path_is_an_error() {
+    fn a_target_that_is_not_an_absolute_path_is_an_error() {
         for line in ["teemark.target=\n", "teemark.target= /x\n", "teemark.target=x\n", "teemark.target=\"/x y\"\n"] {
             assert_eq!(target_of(line), None, "{line}");
         }

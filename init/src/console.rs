@@ -1,5 +1,5 @@
-//! What is said, and where: lines that begin with `[INIT] ` on the console, each in one write where it fits, so that
-//! the kernel's own lines do not fall into it.
+//! Prints lines that begin with `[INIT] ` on the console, each in one write if it fits, so that the kernel's own lines do
+//! not break it.
 
 use core::fmt::{self, Write};
 
@@ -11,23 +11,23 @@ use rustix::stdio;
 use crate::errno::Named;
 use crate::sys;
 
-/// Bytes of a line that are written at once; a longer line takes several writes.
+/// Bytes of one write; a longer line takes several.
 const AT_ONCE: usize = 512;
 
-/// Says a line, with the arguments of `format!`.
+/// Prints a line, with the arguments of `format!`.
 #[macro_export]
 macro_rules! say {
     ($($arguments:tt)*) => { $crate::console::say(format_args!($($arguments)*)) };
 }
 
-/// Says a line; [`say!`] is the shorter way.
+/// Prints a line; [`say!`] is shorter.
 pub fn say(text: fmt::Arguments) {
     let mut line = Line { bytes: [0; AT_ONCE], length: 0 };
     let _ = writeln!(line, "[INIT] {text}");
     line.flush();
 }
 
-/// A console that cannot be written to is no error: there is nowhere to say it.
+/// A line that is collected and written. A console that cannot be written to is ignored, since nothing could report it.
 struct Line {
     bytes: [u8; AT_ONCE],
     length: usize,
@@ -70,14 +70,14 @@ impl fmt::Display for Error {
     }
 }
 
-/// Makes /dev/console the standard output and error of this process, and of the target after it; and /dev/null the
-/// standard input, for nobody types at an enclave.
+/// Makes /dev/console the standard output and error of this process and of the target, and /dev/null the standard input,
+/// since nobody types at an enclave.
 ///
-/// A kernel without a console is no reason to stop, only to be mute: /dev/null stands in. All three descriptors are
-/// taken in any case, since the next file opened would otherwise get a free one and be written to as the console.
+/// If the kernel has no console, /dev/null takes its place. All three descriptors are opened in any case: otherwise the
+/// next file to be opened would get a free one of them, and lines for the console would be written into it.
 ///
 /// # Errors
-/// That of /dev/null.
+/// /dev/null cannot be opened.
 pub fn open_standard_streams() -> Result<(), Error> {
     let null = open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error)?;
     let console = open(c"/dev/console", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty());

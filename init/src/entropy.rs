@@ -1,4 +1,4 @@
-//! Seeds the kernel's random numbers from the Nitro Security Module, where there is one.
+//! Seeds the kernel's random numbers from the Nitro Security Module, if there is one.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -10,24 +10,24 @@ use crate::errno::Named;
 use crate::text::{Short, Text};
 use crate::{files, sys};
 
-/// The module's device; drivers/misc/nsm.c makes it, together with the random source of that name.
+/// The module's device, and the name of its random source; drivers/misc/nsm.c makes both.
 const NSM: &CStr = c"/dev/nsm";
 const NSM_SOURCE: &str = "nsm-hwrng";
-/// Which source is behind /dev/hwrng (Documentation/admin-guide/hw_random.rst).
+/// The file with the name of the source behind /dev/hwrng (Documentation/admin-guide/hw_random.rst).
 const CURRENT_SOURCE: &CStr = c"/sys/class/misc/hw_random/rng_current";
 const SOURCE: &CStr = c"/dev/hwrng";
 const POOL: &CStr = c"/dev/urandom";
 /// Bytes of seed: twice the 256 bits at which the kernel calls its pool full (POOL_BITS in drivers/char/random.c).
-pub const SEED_BYTES: usize = 64;
+const SEED_BYTES: usize = 64;
 
-/// There is a security module, and random numbers are not its.
+/// Why the random numbers are not the security module's, although there is one.
 #[derive(Debug)]
 pub enum Error {
-    /// Which source the kernel uses is not known.
+    /// It is not known which source the kernel uses.
     Unknown(files::Error),
     /// The kernel uses the source of that name.
     OtherSource(Short),
-    /// The kernel answered an error.
+    /// This step, on this file, failed with this error.
     Kernel(&'static str, &'static CStr, Errno),
     /// The source ended early.
     End,
@@ -48,12 +48,12 @@ impl fmt::Display for Error {
     }
 }
 
-/// Where /dev/nsm is there, reads 64 bytes of the module's random numbers and credits them to the kernel; elsewhere
-/// says that they come from the processor.
+/// If /dev/nsm exists, reads 64 bytes of the module's random numbers and credits them to the kernel; otherwise prints that
+/// random numbers come from the processor.
 ///
-/// In an enclave it is an error if they cannot be had. Every key that the daemon makes depends on them, and of all
-/// sources that a kernel may find only this one and the processor's are out of the parent's reach: a virtio device,
-/// say, has the host's choice of numbers. A restart is loud; a weak key is not.
+/// In an enclave it is an error if this fails. Every key that the daemon makes depends on these numbers, and the parent
+/// controls all sources that a kernel may find except this one and the processor's: the numbers of a virtio device, for
+/// example, are chosen by the host. A restart is noticed; a weak key is not.
 ///
 /// # Errors
 /// [`Error`]. The module's driver waits at most two minutes for an answer.

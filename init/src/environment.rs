@@ -8,19 +8,19 @@ use crate::text::Text;
 
 /// The file; it is part of the image and so of its measurement.
 pub const FILE: &CStr = c"/etc/teemark.env";
-/// Bytes that the file may have.
+/// Largest file, in bytes.
 pub const FILE_BYTES: usize = 64 * 1024;
-/// Variables that the file may set.
+/// Most variables that the file may set.
 pub const VARIABLES: usize = 256;
-/// Stands in the environment where the file sets no PATH.
+/// The PATH if the file sets none.
 const PATH: &CStr = c"PATH=/bin:/sbin:/usr/bin:/usr/sbin";
 
-/// A file that is not used. Nor is a part of it: what is missing could be the setting that matters.
+/// Why the file is not used. No part of it is used either, since the missing part could hold a setting that matters.
 #[derive(Debug)]
 pub enum Error {
-    /// The file is there, and cannot be read whole.
+    /// The file exists, but cannot be read completely.
     File(files::Error),
-    /// Something is wrong with that line, counted from 1.
+    /// Something is wrong with this line, counted from 1.
     Line(usize, Fault),
 }
 
@@ -31,9 +31,9 @@ pub enum Fault {
     NotAVariable,
     /// The name has other characters than A-Z, a-z, 0-9 and _, or begins with a digit.
     Name,
-    /// The value has a control character other than a tab: the carriage return of another system's lines, perhaps.
+    /// The value has a control character other than a tab, such as the carriage return of a Windows line.
     Value,
-    /// The last line of a text has no line feed. [`Environment::load`] adds it, so this is for other callers.
+    /// The last line of a text has no line feed. [`Environment::load`] adds it, so only other callers get this.
     Unended,
     /// An earlier line sets the same variable.
     Repeated,
@@ -55,7 +55,7 @@ impl fmt::Display for Fault {
         match self {
             Self::NotAVariable => write!(f, "neither NAME=value, nor blank, nor a comment that begins with #"),
             Self::Name => write!(f, "a name has letters without accents, digits and _, and no digit first"),
-            Self::Value => write!(f, "a control character in the value, the carriage return of another system perhaps"),
+            Self::Value => write!(f, "a control character in the value, perhaps the carriage return of a Windows line"),
             Self::Unended => write!(f, "the line does not end with a line feed"),
             Self::Repeated => write!(f, "an earlier line sets the same variable"),
             Self::TooMany => write!(f, "more than {VARIABLES} variables"),
@@ -65,14 +65,14 @@ impl fmt::Display for Fault {
 
 /// `NAME=value` for execve(2), each name once.
 ///
-/// There is nothing in it but the file and PATH. HOME, TERM and the rest of what the kernel gives PID 1 stay behind.
+/// It has the file's variables and PATH only, not HOME, TERM and the others that the kernel gives PID 1.
 pub struct Environment<'a> {
     variables: [&'a CStr; VARIABLES + 1],
     length: usize,
 }
 
 impl<'a> Environment<'a> {
-    /// Reads the file; one that is missing sets nothing, and is said.
+    /// Reads the file. If it is missing, says so and sets nothing.
     ///
     /// # Errors
     /// [`Error`].
@@ -87,11 +87,11 @@ impl<'a> Environment<'a> {
         }
     }
 
-    /// Reads the text of the file: lines that end with a line feed, the last one too. The text is used up: a zero byte
-    /// takes the place of the line feeds.
+    /// Reads the text of the file: lines that end with a line feed, the last one too. This changes the text: each line feed
+    /// becomes a zero byte.
     ///
     /// # Errors
-    /// The first line that is wrong. Values never stand in the error.
+    /// The first line that is wrong. The error never has a value.
     pub fn parse(text: &'a mut [u8]) -> Result<Self, Error> {
         let mut environment = Self { variables: [c""; VARIABLES + 1], length: 0 };
         for (number, line) in (1..).zip(text.split_inclusive_mut(|byte| *byte == b'\n')) {
@@ -180,13 +180,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_taken_as_it_stands() {
+    fn a_value_is_taken_as_it_is() {
         let text = "A= '$B' \"x\" # y \\\nB=\nC==\tä=\n";
         assert_eq!(parsed(text), ["A= '$B' \"x\" # y \\", "B=", "C==\tä=", DEFAULT_PATH]);
     }
 
     #[test]
-    fn the_files_path_stands_in_place_of_the_default() {
+    fn the_files_path_replaces_the_default() {
         assert_eq!(parsed("PATH=/x\n"), ["PATH=/x"]);
         assert_eq!(parsed("MYPATH=/x\n"), ["MYPATH=/x", DEFAULT_PATH]);
         assert_eq!(parsed(""), [DEFAULT_PATH]);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_variables_fit_and_not_one_more() {
+    fn the_most_variables_fit_and_one_more_is_refused() {
         let mut text: Vec<u8> = (0..VARIABLES).flat_map(|i| format!("V{i}=\n").into_bytes()).collect();
         assert_eq!(parsed(std::str::from_utf8(&text).unwrap()).len(), VARIABLES + 1);
         text.extend(b"W=\n");
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn no_text_makes_the_parser_panic() {
-        // Every text of five of these bytes: what the parser looks at, and one of each other kind.
+        // Every text of five of these bytes: those that the parser looks for, and one of each other kind.
         let bytes = b"=#\n\r\0A_1 \xff";
         for mut n in 0..bytes.len().pow(5) {
             let mut text = vec![];

@@ -1,10 +1,10 @@
-//! The names of the kernel's errors, which people search for, and what they mean.
+//! Names of the kernel's errors, which people can search for, and their meanings.
 
 use core::fmt;
 
 use rustix::io::Errno;
 
-/// Prints an error as `ENOENT (no such file or folder)`, or as `errno 133` where it has no name here.
+/// Prints an error as `ENOENT (no such file or folder)`, or as `errno 133` if it has no name here.
 pub struct Named(pub Errno);
 
 impl fmt::Display for Named {
@@ -16,8 +16,7 @@ impl fmt::Display for Named {
     }
 }
 
-/// What mount(2), open(2), read(2), finit_module(2), execve(2), setrlimit(2) and the calls of a socket are known to
-/// answer.
+/// The documented errors of mount(2), open(2), read(2), finit_module(2), execve(2), setrlimit(2) and the calls of sockets.
 #[rustfmt::skip]
 const NAMES: [(Errno, &str, &str); 36] = [
     (Errno::PERM, "EPERM", "not permitted"),
@@ -26,7 +25,7 @@ const NAMES: [(Errno, &str, &str); 36] = [
     (Errno::IO, "EIO", "input or output error"),
     (Errno::NXIO, "ENXIO", "no such device or address"),
     (Errno::TOOBIG, "E2BIG", "arguments and environment too long"),
-    (Errno::NOEXEC, "ENOEXEC", "of no format that this kernel knows"),
+    (Errno::NOEXEC, "ENOEXEC", "not in a format that this kernel knows"),
     (Errno::BADF, "EBADF", "bad descriptor"),
     (Errno::CHILD, "ECHILD", "no child process"),
     (Errno::AGAIN, "EAGAIN", "try again"),
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn no_error_stands_twice() {
+    fn no_error_is_listed_twice() {
         for (i, (errno, name, _)) in NAMES.iter().enumerate() {
             assert!(NAMES[..i].iter().all(|(e, n, _)| e != errno && n != name), "{name}");
         }

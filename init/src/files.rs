@@ -9,13 +9,23 @@ use rustix::io::Errno;
 use crate::errno::Named;
 use crate::text::Text;
 
-/// A file that was not read.
+/// Why a file was not read.
 #[derive(Debug)]
 pub enum Error {
     /// open(2) or read(2) failed.
-    Kernel { path: &'static CStr, errno: Errno },
-    /// The file has more than so many bytes.
-    TooLong { path: &'static CStr, limit: usize },
+    Kernel {
+        /// The file.
+        path: &'static CStr,
+        /// What the call returned.
+        errno: Errno,
+    },
+    /// The file does not fit the buffer.
+    TooLong {
+        /// The file.
+        path: &'static CStr,
+        /// The most bytes that it may have.
+        limit: usize,
+    },
 }
 
 impl Error {
@@ -34,11 +44,11 @@ impl fmt::Display for Error {
     }
 }
 
-/// Reads a file of at most `buffer.len() - 1` bytes. The text ends with a line feed; it is added where the file has
-/// none.
+/// Reads a file of at most `buffer.len() - 1` bytes. The text ends with a line feed, which is added if the file does not
+/// end with one.
 ///
 /// # Errors
-/// What the kernel answers, or that the file is longer.
+/// The kernel's error, or the file is longer.
 pub fn read_text<'a>(path: &'static CStr, buffer: &'a mut [u8]) -> Result<&'a mut [u8], Error> {
     let kernel = |errno| Error::Kernel { path, errno };
     let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(kernel)?;
@@ -67,7 +77,7 @@ mod tests {
     use std::ffi::CString;
     use std::{format, fs};
 
-    /// A file of that content; its path lives as long as the process, as those in the program do.
+    /// A file with this content. Its path is leaked, since the program's own are static too.
     fn file(name: &str, content: &str) -> &'static CStr {
         let path = std::env::temp_dir().join(format!("teemark-init-{}-{name}", std::process::id()));
         fs::write(&path, content).unwrap();
@@ -104,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_told_from_one_that_cannot_be_read() {
+    fn a_missing_file_and_one_that_cannot_be_read_are_different_errors() {
         assert!(read_text(c"/does/not/exist", &mut [0; 8]).unwrap_err().is_missing());
         let error = read_text(c"/", &mut [0; 8]).unwrap_err();
         assert!(!error.is_missing());

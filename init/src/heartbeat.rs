@@ -1,5 +1,5 @@
-//! Tells the parent that the enclave has booted. `nitro-cli run-enclave` waits for it, for a minute with an image of
-//! this size, and without it ends the enclave and says E36.
+//! Tells the parent that the enclave has booted. `nitro-cli run-enclave` waits for this heartbeat, with an image of this
+//! size for a minute; without it it ends the enclave and reports E36.
 //!
 //! The protocol, as in AWS' own init: connect to vsock CID 3 port 9000, send the byte 0xB7, receive it back.
 
@@ -21,16 +21,16 @@ use crate::sys;
 const PARENT: u32 = 3;
 const PORT: u32 = 9000;
 const BYTE: u8 = 0xb7;
-/// All of it together. A parent that listens answers within milliseconds; on a machine without one, as in a test, this
-/// is what the boot is held up at most.
+/// Limit for all of it. A parent that listens answers within milliseconds; without one, as in a test, this is how long the
+/// boot is delayed at most.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What kept the heartbeat from being answered.
+/// Why the heartbeat was not answered.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The kernel answered an error to that step.
+    /// This step failed with this error.
     Kernel(&'static str, Errno),
-    /// That step did not end in time.
+    /// This step did not end in time.
     Timeout(&'static str),
     /// The parent closed the connection.
     Closed,
@@ -49,8 +49,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// Sends the heartbeat and waits for the answer, at most 5 s in all. Says how it went: a parent that does not answer
-/// has reasons of its own and the power to end the enclave, so this goes on either way.
+/// Sends the heartbeat, waits for the answer, for at most 5 s in all, and prints the result. It is not an error if the
+/// parent does not answer: it has the power to end the enclave anyway.
 pub fn send_to_parent() {
     let start = now();
     let outcome = connect_to_parent(start + TIMEOUT).and_then(|parent| exchange(&parent, start + TIMEOUT));
@@ -75,7 +75,7 @@ fn connect_to_parent(deadline: Duration) -> Result<OwnedFd, Error> {
     Ok(parent)
 }
 
-/// Sends the byte over a connection that does not block, and waits until the deadline for the same byte.
+/// Sends the byte over a non-blocking connection, and waits until the deadline for the same byte.
 fn exchange(parent: impl AsFd, deadline: Duration) -> Result<(), Error> {
     let sent = send(&parent, &[BYTE], SendFlags::NOSIGNAL);
     sent.map_err(|errno| Error::Kernel("sending", errno))?;
@@ -93,11 +93,12 @@ fn exchange(parent: impl AsFd, deadline: Duration) -> Result<(), Error> {
     }
 }
 
-/// Waits until a connection is ready for something or broken.
+/// Waits until a connection is ready for `what`, or broken.
 fn wait(fd: impl AsFd, what: PollFlags, deadline: Duration, step: &'static str) -> Result<(), Error> {
     loop {
+        // At most TIMEOUT, so the sign does not change.
         let left = deadline.saturating_sub(now());
-        let left = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&fd, what)], Some(&left)) {
             Ok(0) => return Err(Error::Timeout(step)),
             Ok(_) => return Ok(()),
@@ -115,7 +116,7 @@ mod tests {
     use std::format;
     use std::thread;
 
-    /// What comes of a parent that receives the heartbeat and then does that.
+    /// The result with a parent that receives the heartbeat and then does `parent`.
     fn with_parent(milliseconds: u64, parent: fn(OwnedFd)) -> Result<(), Error> {
         let flags = SocketFlags::CLOEXEC;
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn another_byte_is_no_answer() {
+    fn another_byte_is_not_an_answer() {
         let outcome = with_parent(5000, |far| assert_eq!(write(far, &[0x07]), Ok(1)));
         assert_eq!(outcome, Err(Error::OtherByte(7)));
         assert_eq!(format!("{}", Error::OtherByte(7)), "the answer was 0x07 and not 0xb7");

@@ -1,15 +1,14 @@
-//! PID 1 of the enclave: makes the world that the daemon expects, starts it, and restarts the machine when it ends,
-//! which in an enclave is its end.
+//! PID 1 of the enclave: sets up what the daemon needs, starts it, and restarts the machine when it ends, which ends the
+//! enclave.
 //!
-//! `main.rs` is the list of what it does; here is one module for each line of that list. There is no heap and no
-//! standard library: every buffer has a fixed size, stated where it stands. System calls go through rustix; the few
-//! without a safe function are in `sys`.
+//! `main.rs` lists the steps, and each step has a module here. There is no heap and no standard library: every buffer has
+//! a fixed size. System calls go through rustix; `sys` has the few for which rustix has no safe function.
 //!
-//! Whatever cannot be done and matters is one line on the console that begins with `[INIT] FATAL:` and names the
-//! thing, the kernel's error and what to look at; then the machine restarts. `nitro-cli run-enclave` gets no heartbeat
-//! from such an image: it waits for a minute, then says E36, and E39 of its own process, and knows no reason. The
-//! console does, in debug mode; but nitro-cli attaches to it only after the heartbeat, `--attach-console` or not. It is
-//! vsock port 10000 + CID of the hypervisor, CID 0, so this reads it, started before the enclave with CID 16:
+//! A step that fails prints one line on the console, which begins with `[INIT] FATAL:` and says what failed, the kernel's
+//! error and what to look at; then the machine restarts. `nitro-cli run-enclave` gets no heartbeat from such an image:
+//! it waits for a minute, then reports E36, and E39 for its own process, without the reason. In debug mode the console
+//! has the reason, but nitro-cli attaches to it only after the heartbeat, even with `--attach-console`. It is port 10000 +
+//! CID at the hypervisor's CID 0, so this command, started before an enclave with CID 16, reads it:
 //! `until socat - VSOCK-CONNECT:0:10016; do sleep 0.1; done`.
 #![no_std]
 #![deny(unsafe_code)]

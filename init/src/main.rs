@@ -1,8 +1,8 @@
-//! PID 1 of the enclave, told from top to bottom.
+//! PID 1 of the enclave, step by step.
 //!
-//! The program that is shipped is built with `--profile init --target x86_64-unknown-linux-musl`, where panics abort:
-//! without the standard library, started by musl's `_start`. In every other profile it is an ordinary program, so that
-//! the workspace builds and is tested as a whole.
+//! The shipped program is built with `--profile init --target x86_64-unknown-linux-musl`, where panics abort: it has no
+//! standard library, and musl's `_start` starts it. In every other profile it is an ordinary program, so that the
+//! workspace can be built and tested as a whole.
 #![cfg_attr(panic = "abort", no_std, no_main)]
 
 use init::clock::{Seconds, now};
@@ -11,7 +11,7 @@ use init::restart::PidOne;
 use init::supervise::End;
 use init::{command_line, console, entropy, environment, heartbeat, limits, modules, mounts, say, supervise, target};
 
-/// The two texts that last as long as the target.
+/// The two texts that are needed as long as the target runs.
 struct Buffers {
     command_line: [u8; command_line::BYTES + 1],
     environment: [u8; environment::FILE_BYTES + 1],
@@ -30,12 +30,12 @@ fn boot(buffers: &mut Buffers) -> Result<End<'_>, Fatal<'_>> {
     let path = command_line::read_target(&mut buffers.command_line)?;
     let environment = environment::Environment::load(&mut buffers.environment)?;
     let target = target::start(path, &environment)?;
-    // Not before: to the parent it says that the image is a good one. And the target need not wait for the answer.
+    // Not earlier, since it tells the parent that the boot succeeded; and the target need not wait for the answer.
     heartbeat::send_to_parent();
     Ok(supervise::until_the_end(&target, &signals))
 }
 
-/// Boots, and never returns where it is PID 1.
+/// Boots; returns only if this process is not PID 1.
 fn run() -> u8 {
     let Some(machine) = PidOne::check() else {
         say!("this program is PID 1 of an enclave and nothing else; here it does nothing");
@@ -62,7 +62,7 @@ mod shipped {
 
     use super::*;
 
-    // The standard library would have brought musl with it.
+    // The standard library would link musl itself.
     #[link(name = "c")]
     unsafe extern "C" {}
 

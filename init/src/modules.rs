@@ -1,5 +1,5 @@
-//! Loads the kernel modules that the image brings: /nsm.ko, then /lib/modules/*.ko in the order of their names, as
-//! `10-first.ko`, `20-second.ko` would be. teemark's own kernel has none; the one that AWS ships needs its nsm.ko.
+//! Loads the kernel modules of the image: /nsm.ko, then /lib/modules/*.ko in the order of their names, such as
+//! `10-first.ko`, `20-second.ko`. teemark's own kernel has no modules; the one that AWS ships needs its nsm.ko.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -18,12 +18,12 @@ const FOLDER: &CStr = c"/lib/modules";
 /// NAME_MAX of linux/limits.h, and a zero byte.
 const NAME_BYTES: usize = 256;
 
-/// A module that the image has and the kernel has not.
+/// Why a module of the image was not loaded.
 #[derive(Debug)]
 pub enum Error {
     /// /lib/modules cannot be listed.
     Folder(Errno),
-    /// The kernel does not take the file of that name.
+    /// The kernel does not accept the file with this name.
     Module(Short, Errno),
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Error {
             Self::Module(name, errno) => {
                 write!(f, "loading the module {name}: {}", Named(*errno))?;
                 match *errno {
-                    Errno::NOSYS => write!(f, "; this kernel takes no modules, so the image must not have any"),
+                    Errno::NOSYS => write!(f, "; this kernel supports no modules, so the image must not have any"),
                     Errno::NOEXEC => write!(f, "; the module was built for another kernel"),
                     _ => Ok(()),
                 }
@@ -43,7 +43,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Loads all modules of the image, and says which.
+/// Loads all modules of the image, and prints their names.
 ///
 /// # Errors
 /// The first that could not be loaded.
@@ -76,8 +76,8 @@ fn load_one(folder: impl AsFd, path: &CStr) -> Result<(), Error> {
     Ok(())
 }
 
-/// The name that comes next after the given one among those that end with `.ko`. Asking the folder anew for each needs
-/// no list of them and so has no limit on how many they are.
+/// The name that follows the given one among those that end with `.ko`. Reading the folder again for each needs no list,
+/// so their number is not limited.
 fn next_module(folder: &OwnedFd, after: &Name) -> Result<Option<Name>, Errno> {
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let mut next: Option<Name> = None;
@@ -125,7 +125,7 @@ mod tests {
     fn modules_come_in_the_order_of_their_names_and_nothing_else_comes() {
         let path = std::env::temp_dir().join(format!("teemark-init-modules-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
-        // Enough that the folder is read in several pieces.
+        // Enough for several reads of the folder.
         let mut expected: Vec<String> = (10..99).map(|i| format!("{i}-a-module-with-a-long-name.ko")).collect();
         for name in expected.iter().rev().map(String::as_str).chain(["README", "a.ko.xz", "05.txt", "10ko"]) {
             fs::write(path.join(name), "").unwrap();
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_module_that_cannot_be_loaded_is_named() {
         let error = Error::Module(Short::new(NSM.to_bytes()), Errno::NOSYS);
-        let text = "loading the module /nsm.ko: ENOSYS (not built into this kernel); this kernel takes no modules, so \
+        let text = "loading the module /nsm.ko: ENOSYS (not built into this kernel); this kernel supports no modules, so \
                     the image must not have any";
         assert_eq!(format!("{error}"), text);
     }

@@ -1,7 +1,7 @@
-//! The file systems of the kernel's that an enclave has; there is no disk.
+//! Mounts the kernel's file systems; an enclave has no disk.
 //!
-//! None of them can hold a program or a device that the image did not bring, but /dev, whose devices are the kernel's.
-//! There is no /dev/pts: the kernel has no pseudo-terminals, for nobody logs in.
+//! Except for /dev, which has the kernel's devices, none of them can hold a device, and none a program to execute. There
+//! is no /dev/pts: the kernel has no pseudo-terminals, since nobody logs in.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, mount, mount_remount};
 use crate::errno::Named;
 use crate::text::Text;
 
-/// A file system, where it goes and with what options (mount(2)).
+/// A file system, its mount point and its options (mount(2)).
 struct Mount {
     kind: &'static CStr,
     path: &'static CStr,
@@ -32,19 +32,31 @@ const DEV: Mount = Mount {
 
 const OTHERS: [Mount; 4] = [
     Mount { kind: c"proc", path: c"/proc", flags: PLAIN, options: c"" },
-    // Read-only: everything that is set in there belongs to the kernel's command line, which is measured.
+    // Read-only: settings of the kernel belong on its command line, which is measured.
     Mount { kind: c"sysfs", path: c"/sys", flags: PLAIN.union(MountFlags::RDONLY), options: c"" },
     Mount { kind: c"tmpfs", path: c"/tmp", flags: PLAIN, options: c"mode=1777" },
     Mount { kind: c"tmpfs", path: c"/run", flags: PLAIN, options: c"mode=755" },
 ];
 
-/// A file system that is not where it has to be.
+/// Why a file system is not mounted.
 #[derive(Debug)]
 pub enum Error {
     /// The mount point was missing and could not be made.
-    Folder { path: &'static CStr, errno: Errno },
+    Folder {
+        /// The mount point.
+        path: &'static CStr,
+        /// What mkdir(2) returned.
+        errno: Errno,
+    },
     /// mount(2) failed.
-    Mount { kind: &'static CStr, path: &'static CStr, errno: Errno },
+    Mount {
+        /// The file system's type, as in /proc/filesystems.
+        kind: &'static CStr,
+        /// The mount point.
+        path: &'static CStr,
+        /// What mount(2) returned.
+        errno: Errno,
+    },
 }
 
 impl fmt::Display for Error {
@@ -63,7 +75,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Mounts /dev: first of all, since the console is in there.
+/// Mounts /dev, which has to come first because the console is in it.
 ///
 /// # Errors
 /// [`Error`], with the path in it.
@@ -85,7 +97,7 @@ fn mount_one(&Mount { kind, path, flags, options }: &Mount) -> Result<(), Error>
         Err(errno) => return Err(Error::Folder { path, errno }),
     }
     match mount(kind, path, kind, flags, options) {
-        // The kernel has mounted it itself, as CONFIG_DEVTMPFS_MOUNT does; what is missing then is our options.
+        // The kernel has mounted it itself, as with CONFIG_DEVTMPFS_MOUNT; only our options are missing.
         Err(Errno::BUSY) => mount_remount(path, flags, options),
         done => done,
     }
@@ -116,7 +128,7 @@ mod tests {
         assert_eq!(format!("{error}"), "mounting /proc: ENODEV (no such device); the kernel is built without proc");
     }
 
-    /// Whoever runs the tests, root or not, the kernel mounts nothing of that name.
+    /// Root or not, the kernel knows no file system of this name.
     #[test]
     fn a_mount_that_fails_is_named() {
         let error = error(c"/tmp", c"no-such-file-system");

@@ -1,6 +1,4 @@
-//! The end: kills what is left, gives the console time, and restarts the machine, which ends an enclave.
-
-use core::time::Duration;
+//! Kills the remaining processes, gives the console's reader time, and restarts the machine, which ends an enclave.
 
 use rustix::process::{Pid, Signal, getpid, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
@@ -9,15 +7,15 @@ use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 use crate::errno::Named;
 use crate::sys;
 
-/// How long the last lines stay before the restart, for the console's reader to get them.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause before the restart, so that the console's reader gets the last lines.
+const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The proof that this process is PID 1, without which nothing here may be done: elsewhere it would kill every
+/// The proof that this process is PID 1. Nothing here may be done without it: in another process it would kill every
 /// process of the user and restart their machine.
 pub struct PidOne(());
 
 impl PidOne {
-    /// Gives the proof, if it is so.
+    /// Returns the proof if this process is PID 1.
     pub fn check() -> Option<Self> {
         (getpid() == Pid::INIT).then_some(Self(()))
     }
@@ -26,7 +24,7 @@ impl PidOne {
     pub fn restart(self) -> ! {
         // kill(2) takes the group's number negated, and -1 is everyone but PID 1.
         let _ = kill_process_group(Pid::INIT, Signal::KILL);
-        let mut left = Timespec { tv_sec: PAUSE.as_secs() as _, tv_nsec: 0 };
+        let mut left = PAUSE;
         while let NanosleepRelativeResult::Interrupted(rest) = nanosleep(&left) {
             left = rest;
         }

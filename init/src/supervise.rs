@@ -1,5 +1,5 @@
-//! Stays with the target until it ends: passes the wish to stop on to it, and reaps the processes that it leaves
-//! behind, as PID 1 has to.
+//! Waits until the target ends: passes signals to stop on to it, and reaps the processes that it leaves behind, as PID 1
+//! has to.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -14,14 +14,14 @@ use crate::sys::HeldSignals;
 use crate::target::Target;
 use crate::text::Text;
 
-/// How long the target may take to stop. The daemon gives the requests under way 10 s and is gone right after.
+/// How long the target may take to stop. The daemon gives requests in flight 10 s and then ends at once.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// What asks an enclave to stop: SIGTERM from a shell in a debug image; SIGINT, the kernel's word for Ctrl-Alt-Del;
-/// SIGPWR, its word for a power failure.
+/// The signals to stop: SIGTERM from a shell in a debug image, SIGINT from the kernel for Ctrl-Alt-Del, SIGPWR from it for
+/// a power failure.
 const STOP: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::POWER];
 
-/// Holds the signals that [`until_the_end`] waits for. Done first of all, none is missed.
+/// Holds the signals that [`until_the_end`] waits for. This has to be the first step, so that no signal is missed.
 pub fn hold_signals() -> HeldSignals {
     let [term, int, power] = STOP;
     HeldSignals::hold(&[Signal::CHILD, term, int, power])
@@ -38,7 +38,7 @@ pub struct End<'a> {
 enum How {
     Exit(i32),
     Signal(i32),
-    /// Wait(2) has no child to tell of.
+    /// wait(2) failed, so it is not known how.
     Lost(Errno),
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for End<'_> {
         match self.how {
             How::Exit(status) => write!(f, "ended with status {status}")?,
             How::Signal(number) => write!(f, "was killed by signal {number} ({})", name(number))?,
-            How::Lost(errno) => write!(f, "is gone, how is not known: {}", Named(errno))?,
+            How::Lost(errno) => write!(f, "has ended, but it is not known how: {}", Named(errno))?,
         }
         write!(f, " after {}", Seconds(self.after))
     }
@@ -75,7 +75,7 @@ pub fn until_the_end<'a>(target: &Target<'a>, signals: &HeldSignals) -> End<'a> 
     }
 }
 
-/// Reaps every child that has ended, and tells how that one did if it is among them.
+/// Reaps every child that has ended; returns how the target ended if it is among them.
 fn reap(target: Pid) -> Option<How> {
     loop {
         match wait(WaitOptions::NOHANG) {
@@ -94,7 +94,7 @@ fn how(status: WaitStatus) -> How {
     }
 }
 
-/// The name of a signal, from 1, without SIG in front (signal(7), x86 and Arm).
+/// The name of a signal without SIG, by its number from 1 on (signal(7), x86 and Arm).
 fn name(signal: i32) -> &'static str {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
@@ -124,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn a_status_and_a_signal_are_told_apart() {
+    fn a_status_and_a_signal_are_distinguished() {
         assert_eq!(end_of("exit 9"), How::Exit(9));
         assert_eq!(end_of("kill -9 $$"), How::Signal(9));
         assert_eq!(end_of("true"), How::Exit(0));
     }
 
     #[test]
-    fn the_end_is_told_in_one_sentence() {
+    fn the_end_is_reported_in_one_sentence() {
         assert_eq!(said(How::Exit(0)), "/teemarkd ended with status 0 after 12.345 s");
         assert_eq!(said(How::Signal(9)), "/teemarkd was killed by signal 9 (KILL) after 12.345 s");
     }

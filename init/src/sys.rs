@@ -1,4 +1,4 @@
-//! The system calls for which rustix has no safe function, each behind one here. No other module has unsafe code.
+//! Safe functions for the system calls for which rustix has none. No other module has unsafe code.
 
 use core::ffi::{CStr, c_char, c_int, c_short, c_uint, c_ushort};
 use core::mem::{MaybeUninit, size_of};
@@ -8,14 +8,14 @@ use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::ioctl;
+use rustix::net::AddressFamily;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::process::{Pid, Signal};
 
-use crate::entropy::SEED_BYTES;
 use crate::environment::VARIABLES;
 
 /// The standard error stream, which is the console.
-pub fn stderr() -> BorrowedFd<'static> {
+pub(crate) fn stderr() -> BorrowedFd<'static> {
     // SAFETY: nothing closes descriptor 2. Where the kernel has opened no console, it is not open before /dev/console
     // is put there, and what is written before fails.
     unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }
@@ -23,7 +23,7 @@ pub fn stderr() -> BorrowedFd<'static> {
 
 /// `struct sockaddr_vm` of linux/vm_sockets.h.
 #[repr(C)]
-pub struct VsockAddress {
+pub(crate) struct VsockAddress {
     family: c_ushort,
     reserved: c_ushort,
     port: c_uint,
@@ -32,36 +32,38 @@ pub struct VsockAddress {
 }
 
 impl VsockAddress {
-    pub fn new(cid: u32, port: u32) -> Self {
-        Self { family: libc::AF_VSOCK as _, reserved: 0, port, cid, zero: [0; 4] }
+    pub(crate) fn new(cid: u32, port: u32) -> Self {
+        Self { family: AddressFamily::VSOCK.as_raw(), reserved: 0, port, cid, zero: [0; 4] }
     }
 }
 
 // SAFETY: the pointer is to a `struct sockaddr_vm` of that very length, which lives as long as the call.
 unsafe impl SocketAddrArg for VsockAddress {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
-        f(ptr::from_ref(self).cast(), size_of::<Self>() as SocketAddrLen)
+        let length = SocketAddrLen::try_from(size_of::<Self>()).expect("16 bytes");
+        f(ptr::from_ref(self).cast(), length)
     }
 }
 
-/// Mixes a seed into the kernel's random numbers and credits all of its bits (RNDADDENTROPY of random(4)).
-pub fn credit_entropy(pool: impl AsFd, seed: [u8; SEED_BYTES]) -> Result<(), Errno> {
+/// Mixes a seed of `N` bytes into the kernel's random numbers and credits all of its bits (RNDADDENTROPY of random(4)).
+pub(crate) fn credit_entropy<const N: usize>(pool: impl AsFd, seed: [u8; N]) -> Result<(), Errno> {
     /// `struct rand_pool_info` of linux/random.h, with its data.
     #[repr(C)]
-    struct PoolInfo {
+    struct PoolInfo<const N: usize> {
         entropy_bits: c_int,
         data_bytes: c_int,
-        data: [u8; SEED_BYTES],
+        data: [u8; N],
     }
-    // The header gives the command the size of the two numbers only.
+    // In the header the command's size is that of the two numbers only.
     const RNDADDENTROPY: ioctl::Opcode = ioctl::opcode::write::<[c_int; 2]>(b'R', 3);
-    let info = PoolInfo { entropy_bits: 8 * SEED_BYTES as c_int, data_bytes: SEED_BYTES as c_int, data: seed };
+    let data_bytes = c_int::try_from(N).expect("a seed has few bytes");
+    let info = PoolInfo { entropy_bits: 8 * data_bytes, data_bytes, data: seed };
     // SAFETY: the command reads a `struct rand_pool_info` and as many bytes behind it as that says, which PoolInfo
     // has, and writes nothing.
-    unsafe { ioctl::ioctl(pool, ioctl::Setter::<RNDADDENTROPY, PoolInfo>::new(info)) }
+    unsafe { ioctl::ioctl(pool, ioctl::Setter::<RNDADDENTROPY, PoolInfo<N>>::new(info)) }
 }
 
-/// Signals that no longer interrupt or end this process, but wait until they are asked for.
+/// Signals that no longer interrupt or end this process, but wait until [`HeldSignals::wait`] takes them.
 pub struct HeldSignals(libc::sigset_t);
 
 impl HeldSignals {
@@ -80,9 +82,10 @@ impl HeldSignals {
         }
     }
 
-    /// The number of a signal that has come; 0 where none comes within the time, if there is one.
+    /// Waits for one of the signals and returns its number; 0 if none comes before the timeout, if there is one.
     pub fn wait(&self, timeout: Option<Duration>) -> i32 {
-        let timeout = timeout.map(|t| libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ });
+        let timeout =
+            timeout.map(|t| libc::timespec { tv_sec: t.as_secs().cast_signed(), tv_nsec: t.subsec_nanos().into() });
         let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
         // SAFETY: the set is initialized; siginfo and timeout may be null, and a timeout that is not lives on above.
         let signal = unsafe { libc::sigtimedwait(&self.0, ptr::null_mut(), timeout) };
@@ -90,7 +93,7 @@ impl HeldSignals {
     }
 }
 
-/// Ends this process, without any clean-up: there is none.
+/// Ends this process without any clean-up, of which none is needed.
 pub fn exit(status: c_int) -> ! {
     // SAFETY: _exit(2) takes any number and does not return.
     unsafe { libc::_exit(status) }
@@ -100,15 +103,16 @@ pub fn exit(status: c_int) -> ! {
 /// as its only argument and these variables as its whole environment. The standard streams are this process's.
 ///
 /// # Errors
-/// What execve(2) answers in the child, or what kept the child from being made.
-pub fn spawn(path: &CStr, environment: &[&CStr]) -> Result<Pid, Errno> {
+/// That of execve(2) in the child, or of making the child.
+pub(crate) fn spawn(path: &CStr, environment: &[&CStr]) -> Result<Pid, Errno> {
     let arguments = [path.as_ptr().cast_mut(), ptr::null_mut()];
     let mut variables = [ptr::null_mut::<c_char>(); VARIABLES + 2];
-    // One place is left out, so that the last pointer is null.
+    // One pointer is left out, so that the last one stays null.
     for (to, from) in variables[..VARIABLES + 1].iter_mut().zip(environment) {
         *to = from.as_ptr().cast_mut();
     }
-    let flags = libc::POSIX_SPAWN_SETSID | (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF) as c_short;
+    let signals = c_short::try_from(libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF);
+    let flags = libc::POSIX_SPAWN_SETSID | signals.expect("the field has this type");
     let mut pid = 0;
     // SAFETY: every pointer is to something that lives until the end of the call; sets and attributes are initialized
     // before they are read, and those calls cannot fail on memory; both arrays end with a null pointer and hold

@@ -1,4 +1,4 @@
-//! Starts the target, and tells a target that cannot be started from one that ended.
+//! Starts the target; one that cannot be started is an error, unlike one that ends.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -15,13 +15,15 @@ use crate::text::Text;
 
 /// A program that has been started, as a child of this process.
 pub struct Target<'a> {
+    /// The file that was executed.
     pub path: &'a CStr,
+    /// The child's process ID, to wait for and to signal.
     pub pid: Pid,
-    /// When, after the kernel's start.
+    /// When it was started, since the kernel's start.
     pub started: Duration,
 }
 
-/// A program that was not started.
+/// Why a program was not started.
 #[derive(Debug)]
 pub struct Error<'a> {
     path: &'a CStr,
@@ -40,7 +42,7 @@ impl fmt::Display for Error<'_> {
     }
 }
 
-/// Starts the target in a session of its own, without arguments, with that environment and nothing else.
+/// Starts the target in a session of its own, without arguments and with this environment only.
 ///
 /// # Errors
 /// The kernel does not execute the file.

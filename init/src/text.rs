@@ -1,10 +1,10 @@
-//! Bytes of unknown origin as they are printed: whatever is not printable ASCII is escaped, so that nothing can pass
-//! for a line of its own.
+//! Prints bytes of unknown origin: whatever is not printable ASCII is escaped, so that nothing can look like a line of its
+//! own.
 
 use core::ffi::CStr;
 use core::fmt;
 
-/// A path or a name.
+/// Prints a path or a name, escaped.
 pub struct Text<'a>(pub &'a CStr);
 
 impl fmt::Display for Text<'_> {
@@ -18,6 +18,7 @@ impl fmt::Display for Text<'_> {
 pub struct Short([u8; 64]);
 
 impl Short {
+    /// Copies the text up to its 63rd byte or its first zero byte.
     pub fn new(text: &[u8]) -> Self {
         let mut bytes = [0; 64];
         for (to, from) in bytes[..63].iter_mut().zip(text) {

@@ -52,7 +52,7 @@ type Probe = Box<dyn FnOnce() -> Result<bool, String> + Send>;
 
 /// Probes every endpoint and the watermark service, unless there is a recent result.
 pub(crate) fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
-    let checked = health.latest(LIMIT, || check(&health.running, allowed, route, store));
+    let checked = health.latest(Instant::now(), LIMIT, || check(&health.running, allowed, route, store));
     Answer::json(checked.status, &checked.result)
 }
 
@@ -69,10 +69,10 @@ impl Health {
 
     /// Returns the last result while it is fresh, else that of `check`. While another caller's check runs, returns the
     /// last result; if there is none yet, waits for the new one, `within` at most.
-    fn latest(&self, within: Duration, check: impl FnOnce() -> Checked) -> Checked {
+    fn latest(&self, now: Instant, within: Duration, check: impl FnOnce() -> Checked) -> Checked {
         let mut state = self.lock();
         match &state.last {
-            Some(last) if state.checking || last.at.elapsed() < KEPT => return last.clone(),
+            Some(last) if state.checking || now.saturating_duration_since(last.at) < KEPT => return last.clone(),
             None if state.checking => {
                 let wait = self.done.wait_timeout_while(state, within, |state| state.checking);
                 let (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
@@ -263,14 +263,14 @@ mod tests {
         let (release, released) = channel::<()>();
         thread::scope(|scope| {
             let first = scope.spawn(|| {
-                health.latest(LONG, move || {
+                health.latest(Instant::now(), LONG, move || {
                     begun.send(()).unwrap();
                     assert!(released.recv().is_err());
                     well()
                 })
             });
             has_begun.recv().unwrap();
-            let in_vain = health.latest(Duration::from_millis(10), || panic!("a second check"));
+            let in_vain = health.latest(Instant::now(), Duration::from_millis(10), || panic!("a second check"));
             assert_eq!(in_vain.status, 503);
             assert!(in_vain.result["watermark"]["error"].as_str().unwrap().contains("not finished yet"));
             let second = scope.spawn(|| {
@@ -279,7 +279,7 @@ mod tests {
                     assert!(start.elapsed() >= KEPT, "a second check");
                     well()
                 };
-                health.latest(LONG, check)
+                health.latest(Instant::now(), LONG, check)
             });
             drop(release);
             assert_eq!((first.join().unwrap().status, second.join().unwrap().status), (200, 200));
@@ -287,10 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn a_result_is_kept_for_five_seconds() {
+        let health = Health::new(0);
+        let at = health.latest(Instant::now(), LONG, well).at;
+        let kept = health.latest(at + KEPT - Duration::from_nanos(1), LONG, || panic!("a second check"));
+        assert_eq!(kept.at, at);
+        assert!(health.latest(at + KEPT, LONG, well).at > at);
+    }
+
+    #[test]
     fn a_check_that_panics_is_over() {
         let health = Health::new(0);
-        let panics = || health.latest(LONG, || panic!("as asked"));
+        let panics = || health.latest(Instant::now(), LONG, || panic!("as asked"));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
-        assert_eq!(health.latest(LONG, well).status, 200);
+        assert_eq!(health.latest(Instant::now(), LONG, well).status, 200);
     }
 }

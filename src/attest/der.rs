@@ -28,7 +28,7 @@ const FOR_EVER: &[u8] = b"99991231235959Z";
 const TRUE: &[u8] = &[0x01, 1, 0xff];
 
 /// A P-384 certificate before it is signed.
-pub struct Certificate<'a> {
+pub(super) struct Certificate<'a> {
     pub issuer: &'a str,
     pub subject: &'a str,
     /// The uncompressed point.
@@ -41,7 +41,7 @@ pub struct Certificate<'a> {
 
 impl Certificate<'_> {
     /// TBSCertificate.
-    pub fn to_be_signed(&self) -> Vec<u8> {
+    pub(super) fn to_be_signed(&self) -> Vec<u8> {
         // 2026-11-25T22:04:05Z as 261125220405Z
         let from: String = self.from.to_string().chars().skip(2).filter(|c| !"-T:".contains(*c)).collect();
         let key_usage: &[u8] = if self.authority { &[BIT_STRING, 2, 2, 0x04] } else { &[BIT_STRING, 2, 7, 0x80] };
@@ -72,7 +72,7 @@ impl Certificate<'_> {
 }
 
 /// The certificate, of what was signed and the signature.
-pub fn signed(to_be_signed: &[u8], signature: &[u8]) -> Vec<u8> {
+pub(super) fn signed(to_be_signed: &[u8], signature: &[u8]) -> Vec<u8> {
     element(SEQUENCE, &[to_be_signed, &algorithm(), &element(BIT_STRING, &[&[0], signature])])
 }
 
@@ -89,10 +89,10 @@ fn name(common: &str) -> Vec<u8> {
 fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
     let mut bytes = vec![tag];
-    match content.len() {
-        n @ 0..0x80 => bytes.push(n as u8),
-        n @ 0x80..0x100 => bytes.extend([0x81, n as u8]),
-        n => bytes.extend([0x82, (n >> 8) as u8, n as u8]),
+    match u16::try_from(content.len()).expect("its parts are short").to_be_bytes() {
+        [0, n @ 0..0x80] => bytes.push(n),
+        [0, n] => bytes.extend([0x81, n]),
+        [high, low] => bytes.extend([0x82, high, low]),
     }
     bytes.extend(content);
     bytes

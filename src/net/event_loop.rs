@@ -227,6 +227,10 @@ impl EventLoop {
             let in_flight = self.waker.in_flight.load(Ordering::Acquire);
             METRICS.connections_open.set((self.sessions.len() + in_flight) as u64);
         }
+        let cut = self.sessions.len() + self.waker.in_flight.load(Ordering::Acquire);
+        if cut > 0 {
+            warn!("{cut} connections were not done after {} s and are cut", STOP_LIMIT.as_secs());
+        }
     }
 
     fn is_done(&self) -> bool {

@@ -1,4 +1,4 @@
-//! What makes an answer the user's own: sealed to a key of theirs, and signed by the enclave that was attested.
+//! Checks that an answer is signed by the attested enclave, and opens one that is sealed to the user's key.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,32 +12,32 @@ use formats::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATER
 use formats::signature::VerifyingKey;
 use ureq::http::HeaderMap;
 
-/// How far the time of a signature may lie in the past, or, where clocks differ, in the future.
-pub const WINDOW: Duration = Duration::from_secs(300);
+/// How old a signature may be or, if clocks differ, how far in the future.
+pub(crate) const WINDOW: Duration = Duration::from_secs(300);
 
-/// The enclave whose answers are taken: its identity key, which its attestation document named.
+/// The identity key of the attested enclave, which has to sign the answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Signer(pub VerifyingKey);
+pub(crate) struct IdentityKey(pub(crate) VerifyingKey);
 
-/// What was asked for, which the answer has to be about.
+/// The request that an answer has to belong to.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
-    pub about: About<'a>,
+pub(crate) struct Asked<'a> {
+    pub(crate) about: About<'a>,
     /// SHA-256 of the encrypted file that was sent.
-    pub content_sha256: Sha256,
-    pub sealed: bool,
+    pub(crate) content_sha256: Sha256,
+    pub(crate) sealed: bool,
 }
 
-/// Why an answer is not taken for the enclave's.
+/// Why an answer is not accepted as the enclave's.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NotSigned {
-    /// This header field is missing, stands twice, or cannot be read.
+pub(crate) enum NotSigned {
+    /// This header field is missing, occurs twice, or cannot be read.
     Field(&'static str),
-    /// The signature is by another key, or over something else.
+    /// The signature is by another key, or of something else.
     Signature,
-    /// It was signed so many seconds ago.
+    /// The signature is this many seconds old.
     Old(u64),
-    /// It will have been signed in so many seconds.
+    /// The signature's time is this many seconds in the future.
     Early(u64),
 }
 
@@ -46,18 +46,18 @@ impl fmt::Display for NotSigned {
         f.write_str("the answer is not signed by the attested enclave: ")?;
         let limit = WINDOW.as_secs();
         match self {
-            NotSigned::Field(name) => write!(f, "{name} is missing in it, or is not what teemarkd sends"),
+            NotSigned::Field(name) => write!(f, "{name} is missing, or is not what teemarkd sends"),
             NotSigned::Signature => {
-                f.write_str("its signature is by another key, or over other bytes, or another request or time")
+                f.write_str("its signature is by another key, or of other bytes, another request or another time")
             }
             NotSigned::Old(seconds) => write!(
                 f,
                 "its signature is {seconds} s old, and at most {limit} s are allowed; \
-                 either somebody sends an old one again or this machine's clock is wrong"
+                 either somebody replays an old answer or this machine's clock is wrong"
             ),
             NotSigned::Early(seconds) => write!(
                 f,
-                "its signature is of {seconds} s from now, and at most {limit} s are allowed; \
+                "its signature is {seconds} s in the future, and at most {limit} s are allowed; \
                  this machine's clock or the enclave's is wrong"
             ),
         }
@@ -67,12 +67,12 @@ impl fmt::Display for NotSigned {
 impl std::error::Error for NotSigned {}
 
 /// Whether the answer says that it is sealed.
-pub fn is_sealed(headers: &HeaderMap) -> bool {
+pub(crate) fn is_sealed(headers: &HeaderMap) -> bool {
     field(headers, SEALED).is_ok_and(|value| value == "true")
 }
 
 /// Whether the answer says that the file in it was not marked.
-pub fn is_unmarked(headers: &HeaderMap) -> bool {
+pub(crate) fn is_unmarked(headers: &HeaderMap) -> bool {
     field(headers, WATERMARKED).is_ok_and(|value| value == "false")
 }
 
@@ -80,16 +80,22 @@ pub fn is_unmarked(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// It was sealed to another key, about another file or user, or has been altered.
-pub fn open(mut sealed: Vec<u8>, about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>> {
+pub(crate) fn open(mut sealed: Vec<u8>, about: About<'_>, key: &PrivateKey) -> Result<Vec<u8>> {
     reply::open(&mut sealed, about, key).context("the sealed answer cannot be opened")
 }
 
-impl Signer {
-    /// Checks that the enclave signed just these bytes as the answer to what was asked, and did so around `now`.
+impl IdentityKey {
+    /// Checks that the enclave signed exactly these bytes as the answer to this request, at most [`WINDOW`] from `now`.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(self, headers: &HeaderMap, given: &[u8], asked: Asked<'_>, now: SystemTime) -> Result<(), NotSigned> {
+    pub(crate) fn check(
+        self,
+        headers: &HeaderMap,
+        given: &[u8],
+        asked: Asked<'_>,
+        now: SystemTime,
+    ) -> Result<(), NotSigned> {
         let Asked { about, content_sha256, sealed } = asked;
         let timestamp_ms = field(headers, TIMESTAMP)?.parse().map_err(|_| NotSigned::Field(TIMESTAMP))?;
         let watermarked = field(headers, WATERMARKED)?.parse().map_err(|_| NotSigned::Field(WATERMARKED))?;
@@ -108,7 +114,7 @@ impl Signer {
     }
 }
 
-/// A header field that stands once.
+/// The value of a header field that occurs once.
 fn field<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, NotSigned> {
     let mut values = headers.get_all(name).iter();
     match (values.next().map(|value| value.to_str()), values.next()) {
@@ -134,8 +140,8 @@ mod tests {
     }
 
     fn check_at(headers: &HeaderMap, given: &[u8], asked: Asked<'_>, now_ms: u64) -> Result<(), NotSigned> {
-        let signer = Signer(VerifyingKey::from_slice(key(1).public_key().as_ref()).unwrap());
-        signer.check(headers, given, asked, UNIX_EPOCH + Duration::from_millis(now_ms))
+        let identity = IdentityKey(VerifyingKey::from_slice(key(1).public_key().as_ref()).unwrap());
+        identity.check(headers, given, asked, UNIX_EPOCH + Duration::from_millis(now_ms))
     }
 
     fn signature_by(byte: u8) -> String {

@@ -1,4 +1,4 @@
-//! One command for several files: what each is called, where its output goes, and how the whole ends.
+//! Runs a command on several files: their ids, where the outputs go, and how the command ends.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,11 +13,12 @@ use crate::output::{self, Existing};
 use crate::progress::Progress;
 use crate::terminal::say;
 
-pub const REMEDY: &str = "replace it with --force, or choose another --output or --output-dir";
+/// What to do if an output file exists.
+pub(crate) const REMEDY: &str = "replace it with --force, or choose another --output or --output-dir";
 
-/// Which files, and where what becomes of them goes.
+/// The options that name the files and their outputs.
 #[derive(clap::Args)]
-pub struct Files {
+pub(crate) struct Files {
     /// The files; - for standard input
     #[arg(required = true, value_name = "FILE")]
     input: Vec<PathBuf>,
@@ -30,38 +31,38 @@ pub struct Files {
     /// The folder to write to, for any number of files
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     output_dir: Option<PathBuf>,
-    /// Replace output files that are there
+    /// Replace output files that exist
     #[arg(long)]
     force: bool,
 }
 
-/// One file's part.
+/// One file of a command.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Job {
-    pub input: PathBuf,
-    pub output: PathBuf,
-    /// None where there is no name to take it from.
-    pub file_id: Option<String>,
-    /// The input's length in bytes, where it is a file.
-    pub length: u64,
+pub(crate) struct Job {
+    pub(crate) input: PathBuf,
+    pub(crate) output: PathBuf,
+    /// None if it is not given and there is no name to take it from.
+    pub(crate) file_id: Option<String>,
+    /// The input's length in bytes; 0 if it is not a file.
+    pub(crate) length: u64,
 }
 
 impl Files {
-    pub fn existing(&self) -> Existing {
+    pub(crate) fn existing(&self) -> Existing {
         if self.force { Existing::Replace } else { Existing::Keep }
     }
 
-    /// Whether these are several.
-    pub fn are_several(&self) -> bool {
+    /// Whether there are several.
+    pub(crate) fn are_several(&self) -> bool {
         self.input.len() > 1
     }
 
-    /// Settles everything that can be told before the first file is touched. `name` gives an input's usual output.
+    /// Checks everything that can be checked before the first file is touched. `name` returns an input's default output.
     ///
     /// # Errors
-    /// The options do not fit the number of files; two outputs are one, or there already, or cannot be written; of several files one is
-    /// missing; standard output is wanted for a file and for `json`.
-    pub fn jobs(&self, json: bool, name: impl Fn(&Path) -> Result<PathBuf>) -> Result<Vec<Job>> {
+    /// The options do not fit the number of files; two outputs are the same; an output exists or cannot be written; one
+    /// of several files is missing; standard output is to have both a file and `json`.
+    pub(crate) fn jobs(&self, json: bool, name: impl Fn(&Path) -> Result<PathBuf>) -> Result<Vec<Job>> {
         if self.are_several() {
             let one = self.file_id.as_ref().map(|_| "--file-id").or(self.output.as_ref().map(|_| "--output"));
             if let Some(option) = one {
@@ -72,7 +73,7 @@ impl Files {
                 )));
             }
             if self.input.iter().any(|input| input == Path::new("-")) {
-                bail!(Failure::usage("standard input (-) is for one file; name no others with it"));
+                bail!(Failure::usage("standard input (-) has to be the only file"));
             }
         }
         let jobs = self.input.iter().map(|input| self.job(input, &name)).collect::<Result<Vec<_>>>()?;
@@ -113,17 +114,17 @@ impl Files {
     }
 }
 
-/// A file's id where none is given: its name as it was before it was encrypted.
+/// The default id of a file: its name before it was encrypted.
 fn id_of(input: &Path) -> Option<String> {
     let name = input.file_name()?.to_str().filter(|_| input != Path::new("-"))?;
     Some(name.strip_suffix(".enc").filter(|name| !name.is_empty()).unwrap_or(name).to_owned())
 }
 
-/// Does `work` for each file. One that fails does not hold up the others.
+/// Does `work` for each file. One that fails does not stop the others.
 ///
 /// # Errors
-/// The file's own where there is one. Of several the worst class of those that failed, with what became of each.
-pub fn run(jobs: &[Job], mut work: impl FnMut(&Job, &Progress) -> Result<Value>) -> Result<Done> {
+/// For one file its own error; for several the worst class among those that failed, with the result of each.
+pub(crate) fn run(jobs: &[Job], mut work: impl FnMut(&Job, &Progress) -> Result<Value>) -> Result<Done> {
     let lengths: Vec<_> = jobs.iter().map(|job| job.length).collect();
     let progress = Progress::over(&lengths);
     if let [job] = jobs {

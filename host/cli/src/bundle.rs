@@ -1,4 +1,4 @@
-//! The bundle: what an enclave is told, from files, or as it was made before.
+//! Builds the bundle for an enclave from files, or reads a finished one.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,12 +21,12 @@ use crate::certificate::{self, Authority, Content};
 use crate::keys::KeyFile;
 use crate::output::{self, without_mark};
 
-/// Largest bundle that the daemon takes, in bytes, as it goes out.
-pub const LARGEST: u64 = MAX_BUNDLE as u64;
+/// Largest bundle that the daemon accepts, in bytes as they are sent.
+pub(crate) const LARGEST: u64 = MAX_BUNDLE as u64;
 
-/// What a bundle is made of.
+/// The options that name the parts of a bundle.
 #[derive(clap::Args)]
-pub struct Items {
+pub(crate) struct Items {
     /// The client certificate, with its chain if it has one (PEM or DER)
     #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca"])]
     client_cert: Option<PathBuf>,
@@ -42,14 +42,14 @@ pub struct Items {
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// The public keys of who may sign grants: a JWK set, as teemark keygen --for grants prints it
+    /// The public keys that may sign grants: a JWK set, as teemark keygen --for grants prints it
     #[arg(long, value_name = "FILE")]
     grant_keys: Option<PathBuf>,
 }
 
 impl Items {
     /// Whether a private key is among them.
-    pub fn are_secret(&self) -> bool {
+    pub(crate) fn are_secret(&self) -> bool {
         self.client_key.is_some() || self.keys.is_some()
     }
 }
@@ -62,15 +62,15 @@ fn endpoint(text: &str) -> Result<ServiceUrl, String> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let (source, _) = output::open_input(path)?;
     let mut bytes = Vec::new();
     source.take(LARGEST + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(bytes)
 }
 
-/// Warns of certificates in a finished bundle that end soon. It goes out as it is: what is wrong with it the daemon says.
-pub fn warn_of_certificates(bundle: &[u8]) {
+/// Warns of certificates in a finished bundle that expire soon. It is sent unchanged; the daemon says if it is wrong.
+pub(crate) fn warn_of_certificates(bundle: &[u8]) {
     let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
     // An object, or a text that holds one.
     let item = match &bundle[CERTIFICATES] {
@@ -84,27 +84,27 @@ pub fn warn_of_certificates(bundle: &[u8]) {
     }
 }
 
-/// Whether a bundle was sealed before, and holds nothing beside that.
-pub fn is_sealed(bundle: &[u8]) -> bool {
+/// Whether a finished bundle is sealed, and holds nothing else.
+pub(crate) fn is_sealed(bundle: &[u8]) -> bool {
     let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(without_mark(bundle));
     members.is_ok_and(|members| members.keys().eq([SEALED]))
 }
 
-/// Reads a JWK set and checks it as the daemon does. It goes out as it stands in the file.
+/// Reads a JWK set and checks it as the daemon does. It is sent as it is in the file.
 fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
     let in_file = || format!("--grant-keys {}", path.display());
     let (source, _) = output::open_input(path).with_context(in_file)?;
     let mut text = Vec::new();
     source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
     let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
-        .map_err(|e| anyhow!("line {}, column {}: it is no JSON", e.line(), e.column()))
+        .map_err(|e| anyhow!("line {}, column {}: it is not JSON", e.line(), e.column()))
         .with_context(in_file)?;
     jwks::parse(&set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
     Ok(set)
 }
 
-/// The bundle in the bytes that the `cat > mtls_certs.json <<EOF` of certs/README.md gives for the same files.
-pub fn build(items: &Items) -> Result<Vec<u8>> {
+/// Builds the bundle, with the same bytes as the `cat > mtls_certs.json <<EOF` of certs/README.md makes of these files.
+pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
     let certificates = match (&items.client_cert, &items.client_key, &items.ca) {
         (Some(cert), Some(key), Some(ca)) => Some(Parts([
             certificate::read_valid(cert, "--client-cert", Authority::No)?,

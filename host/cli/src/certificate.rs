@@ -1,5 +1,5 @@
-//! What can be told about a certificate or key file before the daemon checks it in full: it is read as the daemon reads it
-//! ([`formats::pem`]), and the dates of certificates are looked at.
+//! Checks certificate and key files before the daemon checks them in full: reads them as the daemon does
+//! ([`formats::pem`]), and looks at the dates of certificates.
 
 use std::path::Path;
 
@@ -11,24 +11,24 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::terminal::say;
 
-/// Largest file taken, in bytes: a bundle of 1 MiB holds three of them in base64.
+/// Largest file, in bytes: a bundle of 1 MiB holds three of them in base64.
 const LARGEST: u64 = 256 << 10;
 
-/// From how long before a certificate's end on it is warned of, in seconds.
+/// A certificate that expires within this many seconds is warned about.
 const SOON: u64 = 30 * 86_400;
 
 /// Whether certificates are those of authorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Authority {
+pub(crate) enum Authority {
     /// They are a chain: each has to be valid.
     No,
-    /// They are roots: one that is valid is enough, as while a CA is replaced.
+    /// They are roots: one valid root is enough, so that a CA can be replaced.
     Yes,
 }
 
 /// What a file is expected to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     Certificates,
     PrivateKey,
 }
@@ -36,23 +36,23 @@ pub enum Content {
 /// Reads a PEM or DER file whole, as it is. `option` names it in errors.
 ///
 /// # Errors
-/// It cannot be read, holds neither form, or something else than `content`; no message repeats any of it.
-pub fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
+/// It cannot be read, has neither form, or does not hold `content`; no message repeats any of it.
+pub(crate) fn read(path: &Path, option: &str, content: Content) -> Result<Vec<u8>> {
     let what = || format!("{option} {}", path.display());
     let found = std::fs::metadata(path).with_context(|| format!("cannot read {}", what()))?;
     if found.len() > LARGEST {
-        bail!("{} is larger than 256 KiB, so it is no certificate or key file", what());
+        bail!("{} is larger than 256 KiB, so it is not a certificate or key file", what());
     }
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", what()))?;
     check(&bytes, content).with_context(what)?;
     Ok(bytes)
 }
 
-/// Reads certificates and looks at their dates, as the daemon will; warns of those that end soon.
+/// Reads certificates and checks their dates, as the daemon will; warns of those that expire soon.
 ///
 /// # Errors
-/// As [`read`]; none of the authorities, or not all of a chain, are valid now.
-pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec<u8>> {
+/// As [`read`]; no authority, or not every certificate of a chain, is valid now.
+pub(crate) fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec<u8>> {
     let bytes = read(path, option, Content::Certificates)?;
     let what = || format!("{option} {}", path.display());
     if let Some(warning) = check_dates(&bytes, authority, Utc::now()).with_context(what)? {
@@ -61,8 +61,8 @@ pub fn read_valid(path: &Path, option: &str, authority: Authority) -> Result<Vec
     Ok(bytes)
 }
 
-/// Warns of certificates that end soon or have ended. `what` names them.
-pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
+/// Warns of certificates that expire soon or have expired. `what` names them.
+pub(crate) fn warn(bytes: &[u8], authority: Authority, what: &str) {
     match check_dates(bytes, authority, Utc::now()) {
         Ok(None) => {}
         Ok(Some(warning)) => say(format_args!("warning: {what}: {warning}")),
@@ -70,7 +70,7 @@ pub fn warn(bytes: &[u8], authority: Authority, what: &str) {
     }
 }
 
-/// Gives what is to be warned of. A certificate that cannot be read here is the daemon's to refuse.
+/// Returns a warning, if there is a reason for one. A certificate that cannot be read here is left to the daemon.
 fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
     let certificates = pem::certificates(Part::Certificate, as_sent(bytes).as_bytes());
     let certificates = certificates.map_err(|e| anyhow!("it {}", e.reason))?;
@@ -101,7 +101,7 @@ fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<St
     let left = ends.0 - now.0;
     Ok((left < SOON).then(|| {
         format!(
-            "it ends at {ends}, in {} days, and then no file is marked any more; send the next one before",
+            "it expires at {ends}, in {} days, and then no file can be marked; send a new one before",
             left / 86_400
         )
     }))
@@ -111,7 +111,7 @@ fn check(bytes: &[u8], content: Content) -> Result<()> {
     if bytes.is_empty() {
         bail!("the file is empty");
     }
-    // What goes out is base64 of the file: base64 in the file would be so twice.
+    // The bundle has base64 of the file, so base64 in the file would be encoded twice.
     if !pem::is_pem(bytes) && !is_der(bytes) {
         bail!("it is neither PEM (-----BEGIN …) nor DER");
     }
@@ -123,7 +123,7 @@ fn check(bytes: &[u8], content: Content) -> Result<()> {
     read.map_err(|e| anyhow!("it {}", e.reason))
 }
 
-/// A file as the bundle has it.
+/// A file's contents as the bundle has them.
 fn as_sent(file: &[u8]) -> String {
     base64::encode(file)
 }

@@ -9,12 +9,12 @@ use formats::address::Address;
 use vsock::{VsockAddr, VsockStream};
 
 /// A connected socket, of whatever kind.
-pub trait Stream: Read + Write {
+pub(crate) trait Stream: Read + Write {
     /// How long one read may wait.
     fn set_read_timeout(&self, limit: Duration) -> io::Result<()>;
     /// How long one write may wait.
     fn set_write_timeout(&self, limit: Duration) -> io::Result<()>;
-    /// Tells the other side that nothing more comes.
+    /// Tells the other side that no more bytes will come.
     fn end_writing(&self) -> io::Result<()>;
 }
 
@@ -40,8 +40,8 @@ streams!(VsockStream, TcpStream, UnixStream);
 /// Connects. `limit` is for each of a host's addresses; for AF_VSOCK the kernel has its own, 2 s.
 ///
 /// # Errors
-/// What the system says; `InvalidInput` for a vsock address without a CID.
-pub fn connect(address: &Address, limit: Duration) -> io::Result<Box<dyn Stream>> {
+/// The system's; `InvalidInput` for a vsock address without a CID.
+pub(crate) fn connect(address: &Address, limit: Duration) -> io::Result<Box<dyn Stream>> {
     match address {
         Address::Vsock { cid: None, .. } => Err(ErrorKind::InvalidInput.into()),
         Address::Vsock { cid: Some(cid), port } => Ok(Box::new(VsockStream::connect(&VsockAddr::new(*cid, *port))?)),

@@ -1,5 +1,5 @@
-//! The HTTP side of a running daemon, as every command that asks it something sees it: plain HTTP to the named address
-//! and nowhere else, and the daemon's own words where it refuses.
+//! Sends requests to a running daemon: plain HTTP to the given address and nowhere else, with the daemon's own message
+//! if it refuses.
 
 use std::io::Read;
 use std::thread::sleep;
@@ -14,14 +14,14 @@ use crate::failure::{Class, Failure};
 use crate::terminal::say;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Longest wait for the word that a body may be sent; after it the body is sent all the same (RFC 9110, 10.1.1).
+/// Longest wait for 100 Continue; after it the body is sent anyway (RFC 9110, 10.1.1).
 const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause before another attempt, whatever Retry-After asks for.
 const LONGEST_PAUSE: u64 = 60;
 /// Largest error answer, in bytes.
 const LARGEST_ERROR: u64 = 64 << 10;
 
-/// The error answer, as the daemon gives it.
+/// The daemon's JSON for an error.
 #[derive(Deserialize)]
 struct ErrorAnswer {
     error: String,
@@ -29,16 +29,16 @@ struct ErrorAnswer {
 }
 
 /// The base of the daemon's addresses, without a slash at its end: what `--endpoint` takes.
-pub fn endpoint(text: &str) -> Result<String, String> {
+pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let parsed = text.parse::<Uri>().ok().filter(|url| url.query().is_none() && url.host().is_some());
     match parsed.as_ref().and_then(Uri::scheme_str) {
         Some("http") => Ok(text.trim_end_matches('/').to_owned()),
-        _ => Err("write http://HOST:PORT, where the enclave's public port is carried to".to_owned()),
+        _ => Err("write http://HOST:PORT, the address that leads to the enclave's public port".to_owned()),
     }
 }
 
 /// Plain HTTP: no proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
-pub fn agent(limit: Duration) -> Agent {
+pub(crate) fn agent(limit: Duration) -> Agent {
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)
@@ -52,12 +52,12 @@ pub fn agent(limit: Duration) -> Agent {
         .new_agent()
 }
 
-/// Makes `attempt` until the daemon at `endpoint` answers it with 200, and waits in between where the daemon asks to
+/// Repeats `attempt` until the daemon at `endpoint` answers 200, and waits in between if the daemon asks to
 /// (429 and 503 with Retry-After), `retries` times at most.
 ///
 /// # Errors
 /// The daemon gave no answer or is not the daemon; or what it said, with its code.
-pub fn ask(
+pub(crate) fn ask(
     endpoint: &str,
     retries: u32,
     mut attempt: impl FnMut() -> Result<Response<Body>, ureq::Error>,
@@ -68,7 +68,10 @@ pub fn ask(
         match pause(&answer) {
             Some(pause) if tried < retries => {
                 tried += 1;
-                say(format_args!("the daemon asks to wait; again in {} s ({tried} of {retries})", pause.as_secs()));
+                say(format_args!(
+                    "the daemon asks to wait; trying again in {} s ({tried} of {retries})",
+                    pause.as_secs()
+                ));
                 sleep(pause);
             }
             _ if answer.status() == 200 => return Ok(answer),
@@ -78,7 +81,7 @@ pub fn ask(
 }
 
 /// Whether the daemon could not be connected to, as while it starts.
-pub fn is_not_there(error: &anyhow::Error) -> bool {
+pub(crate) fn is_not_there(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
         Some(ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect))
@@ -116,14 +119,14 @@ fn class(status: u16) -> Class {
 fn refusal(endpoint: &str, answer: &mut Response<Body>) -> Failure {
     let status = answer.status().as_u16();
     let mut body = Vec::new();
-    // An error answer that is cut off is told by its status.
+    // If the error answer is cut off, its status has to be enough.
     let _ = answer.body_mut().as_reader().take(LARGEST_ERROR).read_to_end(&mut body);
     let failure = match serde_json::from_slice(&body) {
         Ok(ErrorAnswer { error, code }) => {
             Failure::new(class(status), &code, format!("{error} ({code}, HTTP {status})"))
         }
         Err(_) => {
-            // What stands before the daemon, or in its place, is without room for a time as well.
+            // A proxy in front of the daemon may be busy for a while as well.
             let class = if class(status) == Class::TryAgain { Class::TryAgain } else { Class::Other };
             let message = format!(
                 "{endpoint} answered with HTTP status {status}, but not as teemarkd does; is this its public port?"

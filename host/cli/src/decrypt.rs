@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use ureq::http::{Response, header};
 use ureq::{Agent, Body, SendBody};
 
-use crate::answer::{self, Asked, Signer, WINDOW};
+use crate::answer::{self, Asked, IdentityKey, WINDOW};
 use crate::attest::{Purpose, Trust};
 use crate::batch::{self, Files, Job, REMEDY};
 use crate::daemon;
@@ -32,7 +32,7 @@ use crate::terminal::say;
 /// All but the unreserved characters (RFC 3986, 2.3).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// From this many bytes on the daemon is asked before they are sent, as curl does it: otherwise a refusal of a large
+/// A file of at least this many bytes is sent only after 100 Continue, as curl does it: otherwise a refusal of a large
 /// file could be lost with the connection.
 const ASK_FIRST: usize = 1 << 20;
 
@@ -48,34 +48,34 @@ const ASK_FIRST: usize = 1 << 20;
     --output-dir marked --seal --reply-key alice.key --verify --pcrs out/teemark.pcrs
   teemark decrypt picture.png.enc --endpoint http://127.0.0.1:3000 --file-id pic-1 --user-id alice
 
-Only with all of --grant, --seal, --reply-key and --verify, and a grant that names that key (teemark grant --reply-key),
-is the file for its user alone, whoever relays it."
+Only --grant, --seal, --reply-key and --verify together, with a grant that names that key (teemark grant --reply-key),
+keep the file from everyone but its user, whoever relays it."
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     files: Files,
     /// The daemon's public address, http://HOST:PORT
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
-    /// Who asks: the mark names this user
+    /// The user who asks, and whom the mark names
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     user_id: String,
-    /// Which key; may be left out where the daemon has only one
+    /// The file key's id; may be left out if the daemon has only one key
     #[arg(long, value_name = "ID")]
     key_id: Option<String>,
     /// A file with the grant, as teemark grant prints it
     #[arg(long, value_name = "FILE")]
     grant: Option<PathBuf>,
-    /// A folder of grants, one a file: FILE-ID.grant
+    /// A folder of grants, one for each file: FILE-ID.grant
     #[arg(long, value_name = "DIR", conflicts_with = "grant")]
     grants: Option<PathBuf>,
-    /// Have the answer sealed: whoever relays it cannot read it, if the grant names the key of --reply-key
+    /// Have the answer sealed: nobody who relays it can read it, if the grant names the key of --reply-key
     #[arg(long)]
     seal: bool,
     /// Seal it to this key, as teemark keygen --for reply makes it [default: a new one for this request]
     #[arg(long, value_name = "FILE", requires = "seal")]
     reply_key: Option<PathBuf>,
-    /// Attest the enclave first, and take no answer but one that it signed
+    /// Attest the enclave first, and accept only an answer that it signed
     #[arg(long, requires = "pcrs")]
     verify: bool,
     #[command(flatten)]
@@ -88,7 +88,7 @@ pub struct Arguments {
     timeout: u64,
 }
 
-/// A request, as it is sent once more where the daemon asks to wait.
+/// A request, which is sent again if the daemon asks to wait.
 struct Request {
     url: String,
     authorization: Option<String>,
@@ -100,72 +100,72 @@ struct Request {
 struct Session {
     agent: Agent,
     reply_key: Option<hpke::PrivateKey>,
-    signer: Option<Signer>,
+    identity: Option<IdentityKey>,
 }
 
-/// Sends each file, waits its turn where the daemon has no room, and leaves a whole output file or none.
+/// Sends each file, tries again while the daemon is busy, and writes a complete output file or none.
 ///
 /// # Errors
 /// A file cannot be read or written; the daemon refuses, cannot be reached, or what answers is not the daemon; the
 /// enclave is not attested; the answer is not sealed, or not signed, as was asked, or is larger than any can be.
-pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let jobs = arguments.files.jobs(json, default_output)?;
     if arguments.grant.is_some() && arguments.files.are_several() {
         bail!(Failure::usage("--grant is for one file; --grants names a folder with a grant for each, FILE-ID.grant"));
     }
     let mut work = Vec::new();
     for job in &jobs {
-        // A grant that is not there is told before anything is sent.
+        // A missing grant is reported before anything is sent.
         let id = job.file_id.as_deref().context("there is no name to take the file's id from; give --file-id")?;
         work.push((id, arguments.token(id)?));
     }
     let tokens = || work.iter().filter_map(|(_, token)| token.as_ref());
-    // Asked for otherwise, the answer could not be opened, and the grant would be used up.
+    // Without the key the answer could not be opened, and the grant would be used up.
     if tokens().any(Token::names_reply_key) && arguments.reply_key.is_none() {
-        bail!("the grant has the answer sealed to a key that it names: give that with --seal --reply-key FILE");
+        bail!("the grant names the key that the answer is sealed to; give that key with --seal --reply-key FILE");
     }
     arguments.tell_what_is_left_open(tokens().any(|token| !token.names_reply_key()));
     let session = Session {
         agent: daemon::agent(Duration::from_secs(arguments.timeout)),
         reply_key: arguments.reply_key()?,
-        signer: arguments.signer()?,
+        identity: arguments.identity()?,
     };
     let mut work = work.into_iter();
     batch::run(&jobs, |job, progress| {
-        let (id, token) = work.next().context("a file more than there are")?;
+        let (id, token) = work.next().context("there are more jobs than files")?;
         arguments.decrypt(job, id, token.as_ref(), &session, progress)
     })
 }
 
-/// The answer has to be sealed if, and only if, that was asked for.
+/// Checks that the answer is sealed if, and only if, that was asked for.
 fn check_form(answer: &Response<Body>, asked: bool) -> Result<()> {
     match (asked, answer::is_sealed(answer.headers())) {
         (true, false) => bail!(
-            "the answer is not sealed, though that was asked for: somebody on the way took the wish out, or the daemon \
-             is too old to know it"
+            "the answer is not sealed, although that was asked for: somebody on the way removed that from the request, \
+             or the daemon is too old to know it"
         ),
         (false, true) => bail!(
-            "the answer is sealed to a key that was not asked for here, as a grant may name one; \
-             ask with --seal --reply-key FILE"
+            "the answer is sealed to a key that was not given here; if the grant names it, give it with \
+             --seal --reply-key FILE"
         ),
         _ => Ok(()),
     }
 }
 
-/// The file in an answer that is signed, sealed or both.
+/// Checks and opens an answer that is signed, sealed or both.
 fn check_and_open(
     answer: Response<Body>,
     limit: u64,
     asked: Asked<'_>,
-    signer: Option<Signer>,
+    identity: Option<IdentityKey>,
     reply_key: Option<&hpke::PrivateKey>,
     progress: &Progress,
 ) -> Result<Vec<u8>> {
     let headers = answer.headers().clone();
     let mut given = Vec::new();
     receive(answer, limit, &mut given, progress)?;
-    if let Some(signer) = signer {
-        signer.check(&headers, &given, asked, SystemTime::now())?;
+    if let Some(identity) = identity {
+        identity.check(&headers, &given, asked, SystemTime::now())?;
     }
     match reply_key {
         Some(key) => answer::open(given, asked.about, key),
@@ -199,10 +199,10 @@ impl Arguments {
         let unmarked = answer::is_unmarked(answer.headers());
         let not_written = || format!("{} was not written", path.display());
         check_form(&answer, asked.sealed).with_context(not_written)?;
-        let bytes = match (session.signer, reply_key) {
+        let bytes = match (session.identity, reply_key) {
             (None, None) => receive(answer, limit, &mut out, progress).with_context(not_written)?,
-            (signer, key) => {
-                let file = check_and_open(answer, limit, asked, signer, key, progress).with_context(not_written)?;
+            (identity, key) => {
+                let file = check_and_open(answer, limit, asked, identity, key, progress).with_context(not_written)?;
                 out.write_all(&file).with_context(|| format!("cannot write {}", path.display()))?;
                 file.len() as u64
             }
@@ -211,7 +211,7 @@ impl Arguments {
         if unmarked {
             progress.aside(|| {
                 say(format_args!(
-                    "warning: {}: the file is not marked; the daemon is set to give such files out",
+                    "warning: {}: the file is not marked; the daemon's settings let it give out unmarked files",
                     path.display()
                 ));
             });
@@ -223,7 +223,7 @@ impl Arguments {
             "bytes": bytes,
             "watermarked": !unmarked,
             "sealed": asked.sealed,
-            "verified": session.signer.is_some(),
+            "verified": session.identity.is_some(),
         }))
     }
 
@@ -240,7 +240,7 @@ impl Arguments {
         path.map(Some)
     }
 
-    /// Says who can read or make the answer, as it is asked for. `open` says that a grant names no reply key.
+    /// Warns of who can read or forge the answer. `open` is whether a grant names no reply key.
     fn tell_what_is_left_open(&self, open: bool) {
         if !self.seal {
             say("warning: without --seal whoever relays the answer, as the parent does, can read the marked file");
@@ -255,7 +255,7 @@ impl Arguments {
         }
     }
 
-    /// The key that the answer is to be sealed to, if it is to be.
+    /// The key to have the answer sealed to, if it is to be sealed.
     fn reply_key(&self) -> Result<Option<hpke::PrivateKey>> {
         let Some(path) = &self.reply_key else {
             return self.seal.then(fresh_private_key).transpose();
@@ -264,14 +264,14 @@ impl Arguments {
         key.map(Some).with_context(|| format!("--reply-key {}", path.display()))
     }
 
-    /// Attests the enclave, if its signature is asked for.
-    fn signer(&self) -> Result<Option<Signer>> {
+    /// Attests the enclave, if its signature is to be checked.
+    fn identity(&self) -> Result<Option<IdentityKey>> {
         if !self.verify {
             return Ok(None);
         }
         let trust = self.trust.as_ref().context("--verify needs --pcrs")?;
         let attested = trust.attest(&self.endpoint, Purpose::Look)?;
-        // The answer's signature would be refused for its time, and the grant be used up.
+        // Otherwise the answer's signature would be refused for its time, with the grant already used up.
         let made = Duration::from_millis(attested.timestamp_ms);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let apart = now.abs_diff(made);
@@ -282,7 +282,7 @@ impl Arguments {
                 WINDOW.as_secs()
             );
         }
-        Ok(Some(Signer(attested.identity)))
+        Ok(Some(IdentityKey(attested.identity)))
     }
 
     fn url(&self, about: About<'_>) -> String {
@@ -333,13 +333,13 @@ impl Request {
     }
 }
 
-/// Most bytes of the answer to a request of `n`: the daemon takes an answer of three times what it sends to the watermark
-/// service, and JSON makes six bytes of one in it, at most; the slack once more is for the ids.
+/// Largest answer to a request of `n` bytes. The daemon accepts from the watermark service three times what it sends, and
+/// in JSON a byte takes at most six; the second slack is for the ids.
 fn largest_answer(n: usize) -> u64 {
     sealed_len(n.saturating_mul(ANSWER_TIMES * 6).saturating_add(2 * ANSWER_SLACK)) as u64
 }
 
-/// Carries the whole body of an answer to `sink`, if it has at most `limit` bytes; gives its length.
+/// Copies the whole body of an answer to `sink`, if it has at most `limit` bytes; returns its length.
 fn receive(answer: Response<Body>, limit: u64, sink: &mut impl Write, progress: &Progress) -> Result<u64> {
     let expected = answer.body().content_length();
     if expected.is_some_and(|expected| expected > limit) {
@@ -372,7 +372,7 @@ fn receive(answer: Response<Body>, limit: u64, sink: &mut impl Write, progress: 
 }
 
 fn too_large(limit: u64) -> String {
-    format!("the answer has more than {limit} bytes, and the daemon gives none so large for this file")
+    format!("the answer has more than {limit} bytes, and the daemon's answer for this file cannot be that large")
 }
 
 #[cfg(test)]

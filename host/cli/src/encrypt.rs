@@ -1,4 +1,4 @@
-//! `teemark encrypt`: a file to the format that the enclave opens.
+//! `teemark encrypt`: encrypts files in the format that the enclave opens.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -25,13 +25,13 @@ const DAEMON_DEFAULT_LIMIT: usize = 64 << 20;
   teemark encrypt picture.png --keys keys.json
   teemark encrypt *.png --keys keys.json --output-dir encrypted
   teemark encrypt report.txt --keys keys.json --key-id 7 --file-id report-2026 --output - > report.enc")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     files: Files,
     /// The key file, as teemark keygen makes it
     #[arg(long, value_name = "FILE")]
     keys: PathBuf,
-    /// Which key; needed where the key file holds several
+    /// The key's id; needed if the key file holds several keys
     #[arg(long, value_name = "ID")]
     key_id: Option<String>,
     /// Put Tink's prefix (0x01 and the key id) in front
@@ -39,11 +39,11 @@ pub struct Arguments {
     tink: bool,
 }
 
-/// Encrypts, and leaves a whole output file or none.
+/// Encrypts the files, and writes a complete output file or none for each.
 ///
 /// # Errors
-/// A file cannot be read or written, the key cannot be told, or what it needs (file id, a number for Tink) is missing.
-pub fn run(arguments: &Arguments, json: bool) -> Result<Done> {
+/// A file cannot be read or written, no key is chosen, or the key needs a file id or Tink a number, and there is none.
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     let keys = KeyFile::read(&arguments.keys)?;
     let (id, key) = keys.find(arguments.key_id.as_deref())?;
     let prefix = arguments.tink.then(|| prefix(id)).transpose()?;
@@ -61,7 +61,7 @@ impl Arguments {
     ) -> Result<Value> {
         let file_id = bound_to(id, key, job.file_id.as_deref())?;
         let path = &job.output;
-        // Opened before the work, so that a name that is taken is told at once.
+        // Opened before the work, so that a file that exists is reported at once.
         let mut out = Output::open(path, self.files.existing(), Readers::Umask, REMEDY)?;
 
         let mut data = read(&job.input, progress)?;
@@ -104,7 +104,7 @@ fn prefix(id: &str) -> Result<Prefix> {
     })
 }
 
-/// The file id that the file is bound to, where the key asks for one.
+/// The file id that the key binds the file to; empty if it binds none.
 fn bound_to<'a>(id: &str, key: &DeliveredKey, file_id: Option<&'a str>) -> Result<&'a str> {
     match (key.binds_file_id, file_id) {
         (false, _) => Ok(""),
@@ -128,7 +128,9 @@ fn default_output(input: &Path) -> PathBuf {
 fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
     let (source, length) = output::open_input(path)?;
     let bar = progress.step(length, "reading", Counts::Yes);
-    let mut data = Vec::with_capacity(length.unwrap_or(0) as usize + TAG_LEN);
+    // Only a hint; a length that memory cannot hold fails while reading.
+    let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut data = Vec::with_capacity(expected + TAG_LEN);
     bar.wrap_read(source).read_to_end(&mut data).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(data)
 }

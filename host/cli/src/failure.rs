@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 /// What a failure means to whoever has to decide what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     /// The daemon, or what it proves of itself, said no, and will say so again: exit status 1.
     Refused,
     /// Wrong usage, or anything else that went wrong: exit status 2.
@@ -18,7 +18,7 @@ pub enum Class {
 
 impl Class {
     /// The exit status.
-    pub fn status(self) -> u8 {
+    pub(crate) fn status(self) -> u8 {
         match self {
             Class::Refused => 1,
             Class::Other => 2,
@@ -26,8 +26,8 @@ impl Class {
         }
     }
 
-    /// What stands before the message on standard error.
-    pub fn word(self) -> &'static str {
+    /// The word before the message on standard error.
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Class::Refused => "refused",
             Class::Other => "error",
@@ -35,16 +35,16 @@ impl Class {
         }
     }
 
-    /// The class of several failures: trying again mends the last of these alone.
-    pub fn worst(classes: impl IntoIterator<Item = Class>) -> Option<Class> {
+    /// The class of several failures: the one that trying again helps least.
+    pub(crate) fn worst(classes: impl IntoIterator<Item = Class>) -> Option<Class> {
         classes.into_iter().min_by_key(|class| class.status())
     }
 }
 
-/// A failure whose class is known where it arises. It travels as an [`anyhow::Error`], with context around it or as
-/// context around its cause; an error without one in it is of [`Class::Other`].
+/// A failure of a known class. It is passed on as an [`anyhow::Error`], with context around it or as context around its
+/// cause; an error without one in it has [`Class::Other`].
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     class: Class,
     /// For programs: the daemon's own code, or one of these here.
     code: String,
@@ -54,36 +54,36 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub fn new(class: Class, code: &str, message: impl fmt::Display) -> Failure {
+    pub(crate) fn new(class: Class, code: &str, message: impl fmt::Display) -> Failure {
         Failure { class, code: code.to_owned(), message: message.to_string(), details: Map::new() }
     }
 
-    pub fn refused(code: &str, message: impl fmt::Display) -> Failure {
+    pub(crate) fn refused(code: &str, message: impl fmt::Display) -> Failure {
         Failure::new(Class::Refused, code, message)
     }
 
-    pub fn try_again(code: &str, message: impl fmt::Display) -> Failure {
+    pub(crate) fn try_again(code: &str, message: impl fmt::Display) -> Failure {
         Failure::new(Class::TryAgain, code, message)
     }
 
-    /// A command line that makes no sense, as the parser's own refusals.
-    pub fn usage(message: impl fmt::Display) -> Failure {
+    /// A command line that makes no sense; the same as an error of the parser.
+    pub(crate) fn usage(message: impl fmt::Display) -> Failure {
         Failure::new(Class::Other, "usage", message)
     }
 
     /// Adds a member to the JSON object.
-    pub fn with(mut self, name: &str, value: Value) -> Failure {
+    pub(crate) fn with(mut self, name: &str, value: Value) -> Failure {
         self.details.insert(name.to_owned(), value);
         self
     }
 
     /// The class of any error.
-    pub fn class_of(error: &anyhow::Error) -> Class {
+    pub(crate) fn class_of(error: &anyhow::Error) -> Class {
         error.downcast_ref::<Failure>().map_or(Class::Other, |failure| failure.class)
     }
 
     /// The JSON object of any error: `error`, `code`, `exit`, and what else is known.
-    pub fn object_of(error: &anyhow::Error) -> Value {
+    pub(crate) fn object_of(error: &anyhow::Error) -> Value {
         let failure = error.downcast_ref::<Failure>();
         let mut object = failure.map(|failure| failure.details.clone()).unwrap_or_default();
         object.insert("error".into(), json!(format!("{error:#}")));
@@ -109,13 +109,13 @@ impl From<Class> for ExitCode {
 
 /// What a command did: what goes to standard output, as text or, with `--json`, as one object.
 #[derive(Debug)]
-pub struct Done {
-    pub text: Vec<u8>,
-    pub json: Value,
+pub(crate) struct Done {
+    pub(crate) text: Vec<u8>,
+    pub(crate) json: Value,
 }
 
 impl Done {
-    pub fn new(text: impl Into<Vec<u8>>, json: Value) -> Done {
+    pub(crate) fn new(text: impl Into<Vec<u8>>, json: Value) -> Done {
         Done { text: text.into(), json }
     }
 }

@@ -1,4 +1,4 @@
-//! `teemark grant`: the signed token with which one user has one file decrypted, once.
+//! `teemark grant`: signs a token that lets one user have one file decrypted, once.
 
 use std::fmt;
 use std::io::Read;
@@ -23,26 +23,26 @@ use crate::terminal::say;
 #[command(after_help = "Examples:
   teemark grant --key grant.key --file-id report-7 --user-id alice --audience staging \\
     --content report-7.pdf.enc --reply-key \"$(teemark keygen --for reply --public alice.key)\" > report-7.grant")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The issuer's private key, as teemark keygen --for grants makes it; or a P-256 key of openssl genpkey
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// The file's id
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     file_id: String,
-    /// Who may have it
+    /// The user who may have it
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     user_id: String,
-    /// Where it is good: the fleet's name (TEEMARK_FLEET), or one enclave's identity key in hexadecimal
+    /// Where it is valid: the fleet's name (TEEMARK_FLEET), or one enclave's identity key in hexadecimal
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     audience: String,
     /// The user's public key, to which the answer must be sealed, as teemark keygen --for reply prints it
     #[arg(long, value_name = "BASE64", value_parser = reply_key, allow_hyphen_values = true)]
     reply_key: Option<PublicKey>,
-    /// The encrypted file that the grant is for: it serves for no other that is sent under the file's id
+    /// The encrypted file that the grant is for; it is not valid for another one sent under the same file id
     #[arg(long, value_name = "FILE")]
     content: Option<PathBuf>,
-    /// For how long from now on, at most a day
+    /// How long it is valid from now on, at most a day
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_LIFE))]
     valid: u64,
 }
@@ -55,7 +55,7 @@ fn reply_key(text: &str) -> Result<PublicKey, String> {
 ///
 /// # Errors
 /// The key cannot be read, or is not one that signs grants; the encrypted file cannot be read.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let in_file = || format!("--key {}", arguments.key.display());
     let issuer = PrivateKey::read(&arguments.key, Use::Grants).and_then(PrivateKey::issuer).with_context(in_file)?;
     let content = arguments.content.as_deref().map(hash).transpose()?;
@@ -88,8 +88,8 @@ fn hash(path: &Path) -> Result<Sha256> {
     Ok(sha256(&file))
 }
 
-/// A token as its user holds it: it is passed on, and not checked.
-pub struct Token(String);
+/// A token as its user has it: it is sent on without checking it.
+pub(crate) struct Token(String);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,7 +102,7 @@ impl Token {
     ///
     /// # Errors
     /// It cannot be read, or holds something else; no message repeats any of it.
-    pub fn read(path: &Path, option: &str) -> Result<Token> {
+    pub(crate) fn read(path: &Path, option: &str) -> Result<Token> {
         let in_file = || format!("{option} {}", path.display());
         let (source, _) = output::open_input(path).with_context(in_file)?;
         let mut text = Vec::new();
@@ -113,17 +113,17 @@ impl Token {
     fn parse(text: &[u8]) -> Result<Token> {
         match str::from_utf8(text.trim_ascii()) {
             Ok(text) if grants::is_token(text) => Ok(Token(text.to_owned())),
-            _ => bail!("it does not hold a token of at most 4 KiB, and nothing else, as teemark grant prints it"),
+            _ => bail!("it has to hold one token of at most 4 KiB, as teemark grant prints it, and nothing else"),
         }
     }
 
     /// The value of the header field Authorization (RFC 6750, 2.1).
-    pub fn authorization(&self) -> String {
+    pub(crate) fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// Whether it wants the answer sealed to a key that it names.
-    pub fn names_reply_key(&self) -> bool {
+    /// Whether it names the key that the answer has to be sealed to.
+    pub(crate) fn names_reply_key(&self) -> bool {
         grants::names_reply_key(&self.0)
     }
 }

@@ -1,9 +1,9 @@
 //! The operator's side of the handshake: send the bundle until the enclave has answered it.
 //!
-//! One JSON object goes out, then the end of file; one line of JSON comes back. To send the same bundle twice does no
-//! harm, so everything up to the first byte of an answer is tried again. A sealed one is taken once only: for another
-//! attempt it is sealed anew, if it is sealed here. One that was sealed before, or under a counter that is given, may be
-//! refused the second time because it is in force since the first.
+//! It sends one JSON object and the end of file, and receives one line of JSON. Sending the same bundle twice does no
+//! harm, so a failure before the first byte of an answer is tried again. The daemon accepts a sealed bundle only once:
+//! one that is sealed here is sealed again for another attempt. One that was sealed before, or with a given counter, may
+//! be refused at the second attempt because the first has put it in force.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind};
@@ -22,15 +22,15 @@ use crate::terminal::{printable, say};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Largest answer, in bytes.
 const LARGEST_ANSWER: u64 = 64 << 10;
-/// Between two attempts: doubled each time, up to the second.
+/// Pause between two attempts: doubled each time, up to the second of these.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How often an operator who waits is told so.
+/// How often a waiting operator is reminded of what for.
 const REMINDER: Duration = Duration::from_secs(10);
 
-/// What the daemon says to a bundle.
+/// The daemon's answer to a bundle.
 #[derive(Debug, Deserialize)]
-struct Answer {
+struct BundleAnswer {
     ok: bool,
     #[serde(default)]
     updated: Vec<String>,
@@ -46,27 +46,27 @@ struct Answer {
 
 /// How one attempt failed.
 #[derive(Debug)]
-enum Failure {
+enum AttemptError {
     /// Nobody listens yet, or nobody answered.
     NotYet(String),
     Final(anyhow::Error),
 }
 
-/// A bundle that the daemon took, by its answer.
+/// The daemon's answer to a bundle that it accepted.
 #[derive(Debug)]
-pub struct Accepted {
-    pub updated: Vec<String>,
-    pub ignored: Vec<String>,
-    pub warnings: Vec<String>,
-    pub missing: Vec<String>,
+pub(crate) struct Accepted {
+    pub(crate) updated: Vec<String>,
+    pub(crate) ignored: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) missing: Vec<String>,
 }
 
-/// Sends what `bundle` gives, again and again for `wait` seconds while nobody listens.
+/// Sends what `bundle` returns, and keeps trying for `wait` seconds while nobody listens.
 ///
 /// # Errors
 /// There is no bundle; the daemon refuses it; the address cannot be reached in time or at all; what answers is not the
 /// daemon.
-pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
+pub(crate) fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
     let start = Instant::now();
     let wait = Duration::from_secs(wait);
     let mut pause = FIRST_PAUSE;
@@ -74,8 +74,8 @@ pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, w
     loop {
         let why = match attempt(address, &bundle()?) {
             Ok(answer) => return report(address, &answer),
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::NotYet(why)) => why,
+            Err(AttemptError::Final(error)) => return Err(error),
+            Err(AttemptError::NotYet(why)) => why,
         };
         let left = wait.saturating_sub(start.elapsed());
         if left.is_zero() {
@@ -95,17 +95,17 @@ pub fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, w
     }
 }
 
-fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, Failure> {
+fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, AttemptError> {
     let mut stream = connect(address, PATIENCE).map_err(|e| sort(address, e))?;
     let sent = send_all(&mut *stream, bundle);
-    // A daemon that refuses early may close before it has read everything: its answer counts, not the failed write.
+    // A daemon that refuses early may close before it has read everything; then its answer counts, not the failed write.
     let answer = match (receive(&mut *stream), sent) {
         (Ok(answer), Ok(())) => answer,
         (Ok(answer), Err(_)) if !answer.is_empty() => answer,
         (_, Err(e)) | (Err(e), _) => return Err(sort(address, e)),
     };
     if answer.is_empty() {
-        return Err(Failure::NotYet("the connection ended without an answer".to_owned()));
+        return Err(AttemptError::NotYet("the connection ended without an answer".to_owned()));
     }
     Ok(answer)
 }
@@ -116,7 +116,7 @@ fn send_all(stream: &mut dyn Stream, bundle: &[u8]) -> io::Result<()> {
     stream.end_writing()
 }
 
-/// Reads until the end of file, for [`PATIENCE`] in all. A connection that breaks after a whole line does no harm.
+/// Reads until the end of file, for at most [`PATIENCE`]. A connection may break after the answer.
 fn receive(stream: &mut dyn Stream) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + PATIENCE;
     let mut answer = Vec::new();
@@ -140,24 +140,24 @@ fn receive(stream: &mut dyn Stream) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Tells what may pass while an enclave starts from what will not.
-fn sort(address: &Address, error: io::Error) -> Failure {
+/// Tells failures that may pass while an enclave starts from those that will not.
+fn sort(address: &Address, error: io::Error) -> AttemptError {
     use ErrorKind::*;
     match error.kind() {
-        ConnectionRefused => Failure::NotYet("nobody listens there".to_owned()),
-        NotFound => Failure::NotYet("it is not there".to_owned()),
+        ConnectionRefused => AttemptError::NotYet("nobody listens there".to_owned()),
+        NotFound => AttemptError::NotYet("there is no such socket".to_owned()),
         ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected => {
-            Failure::NotYet("the connection was reset".to_owned())
+            AttemptError::NotYet("the connection was reset".to_owned())
         }
         // A read that ran into its time limit is WouldBlock on Linux.
-        TimedOut | WouldBlock => Failure::NotYet("it does not answer in time".to_owned()),
-        HostUnreachable | NetworkUnreachable => Failure::NotYet("it cannot be reached".to_owned()),
+        TimedOut | WouldBlock => AttemptError::NotYet("it does not answer in time".to_owned()),
+        HostUnreachable | NetworkUnreachable => AttemptError::NotYet("it cannot be reached".to_owned()),
         _ => {
             let hint = match address {
                 Address::Vsock { .. } => "; vsock works on the parent EC2 instance only, with /dev/vsock",
                 _ => "",
             };
-            Failure::Final(anyhow!("cannot connect to {address}: {error}{hint}"))
+            AttemptError::Final(anyhow!("cannot connect to {address}: {error}{hint}"))
         }
     }
 }
@@ -172,7 +172,7 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
     }
     let list = |items: &[String]| items.join(", ");
     if !answer.ignored.is_empty() {
-        say(format_args!("warning: the daemon ignored what it does not know: {}", list(&answer.ignored)));
+        say(format_args!("warning: the daemon ignored items that it does not know: {}", list(&answer.ignored)));
     }
     for warning in &answer.warnings {
         say(format_args!("warning: the daemon says: {warning}"));
@@ -180,22 +180,22 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
     if !answer.missing.is_empty() {
         say(format_args!("warning: the daemon is not ready; it still needs {}", list(&answer.missing)));
     }
-    let Answer { updated, ignored, warnings, missing, .. } = answer;
+    let BundleAnswer { updated, ignored, warnings, missing, .. } = answer;
     Ok(Accepted { updated, ignored, warnings, missing })
 }
 
 impl Accepted {
-    /// The line that says so.
-    pub fn line(&self, address: &Address) -> String {
+    /// The line that reports it.
+    pub(crate) fn line(&self, address: &Address) -> String {
         format!("accepted by {address}: {}\n", printable(&self.updated.join(", ")))
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Answer> {
+fn parse(bytes: &[u8]) -> Result<BundleAnswer> {
     if bytes.len() as u64 > LARGEST_ANSWER {
         bail!("its answer is longer than 64 KiB");
     }
-    let Ok(answer) = serde_json::from_slice(bytes) else { bail!("its answer is not the line of JSON expected") };
+    let Ok(answer) = serde_json::from_slice(bytes) else { bail!("its answer is not the expected line of JSON") };
     Ok(answer)
 }
 
@@ -208,9 +208,9 @@ mod tests {
         let address: Address = "vsock:16:7777".parse().unwrap();
         for kind in [ErrorKind::ConnectionRefused, ErrorKind::NotFound, ErrorKind::ConnectionReset, ErrorKind::TimedOut]
         {
-            assert!(matches!(sort(&address, kind.into()), Failure::NotYet(_)), "{kind}");
+            assert!(matches!(sort(&address, kind.into()), AttemptError::NotYet(_)), "{kind}");
         }
-        let Failure::Final(error) = sort(&address, ErrorKind::PermissionDenied.into()) else { panic!() };
+        let AttemptError::Final(error) = sort(&address, ErrorKind::PermissionDenied.into()) else { panic!() };
         assert!(error.to_string().contains("parent EC2 instance"), "{error}");
     }
 

@@ -1,4 +1,4 @@
-//! What a signal that ends the program would leave behind: names on the disk, for as long as they are there.
+//! Removes unfinished files when a signal ends the program.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,14 +8,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-/// Files that are removed when a signal comes. One that has gone already, or got another name, does no harm.
+/// Files to remove when a signal comes. One that was removed or renamed since does no harm.
 static NAMES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Holds off what the three signals do, so that files can be made, named and renamed; the list is of what is to be removed.
+/// Holds the three signals back, so that files can be made, named and renamed. Returns the list of files to remove.
 ///
 /// # Errors
 /// The signals cannot be watched.
-pub fn hold() -> io::Result<MutexGuard<'static, Vec<PathBuf>>> {
+pub(crate) fn hold() -> io::Result<MutexGuard<'static, Vec<PathBuf>>> {
     static WATCHED: OnceLock<()> = OnceLock::new();
     let names = names();
     if WATCHED.get().is_none() {
@@ -29,16 +29,16 @@ fn names() -> MutexGuard<'static, Vec<PathBuf>> {
     NAMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has a thread wait for the first signal. It ends the program as the signal does by itself, so whoever started it sees
-/// which one it was.
+/// Starts a thread that waits for the first signal and ends the program as the signal itself would, so that whoever
+/// started the program sees which one it was.
 fn watch() -> io::Result<()> {
     let ignored = ignored();
-    // One that is ignored, as nohup has it, stays so.
+    // A signal that is ignored, as under nohup, stays ignored.
     let signals = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     let mut signals = Signals::new(signals)?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
-        // Held to the end: nothing more is made.
+        // Held to the end, so that no more files are made.
         let names = names();
         for name in names.iter() {
             let _ = fs::remove_file(name);

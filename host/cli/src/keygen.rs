@@ -1,4 +1,4 @@
-//! `teemark keygen`: new keys of every kind, and the public halves of those that have one.
+//! `teemark keygen`: makes keys of every kind, and prints the public halves of key pairs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::output::{self, Existing, Output, Readers};
 use crate::private_key::{self, PrivateKey};
 use crate::terminal::say;
 
-/// Make a new key and write it to a file (mode 600), or print it; of a key pair, print the public half.
+/// Make a new key and write it to a file (mode 600), or print it; for a key pair, print the public half.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark keygen --output keys.json
@@ -25,32 +25,32 @@ use crate::terminal::say;
   teemark keygen --for operator --output operator.key --public-output operator.pub
   teemark keygen --for operator --public operator.key
   teemark keygen --for grants --output grants.key --public-output grants.json")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// What the key is for
-    #[arg(long = "for", value_name = "USE", value_enum, default_value_t = Use::File)]
-    purpose: Use,
-    /// A file key's id [default: a random number, as Tink gives]
+    #[arg(long = "for", value_name = "USE", value_enum, default_value_t = KeyKind::File)]
+    purpose: KeyKind,
+    /// A file key's id [default: a random number, as in Tink]
     #[arg(long, value_parser = key_id)]
     id: Option<String>,
     /// Bind each file under this file key to its file id (the file id is the associated data)
     #[arg(long)]
     aad: bool,
-    /// The key file to make, never overwritten; a file key is printed where it is left out
+    /// The key file to make, never overwritten; without it a file key is printed
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Write the public half to this new file rather than to standard output; neither file is ever overwritten
     #[arg(long, value_name = "FILE")]
     public_output: Option<PathBuf>,
-    /// Add the file key to the key file that is there
+    /// Add the file key to a key file that exists
     #[arg(long, requires = "output")]
     add: bool,
-    /// Make no key: print the public half of the one in this file
+    /// Make no key, but print the public half of the one in this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "add", "id", "aad"])]
     public: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Use {
+enum KeyKind {
     /// AES-256, to encrypt files under
     File,
     /// Ed25519, to sign bundles with: TEEMARK_OPERATOR_KEYS takes the public half
@@ -71,9 +71,9 @@ fn key_id(text: &str) -> Result<String, String> {
 /// Makes a key, or reads one to print its public half.
 ///
 /// # Errors
-/// The file is there already (or, with `--add` and `--public`, is not), cannot be written, has the id already, or holds
-/// another kind of key; an option makes no sense for this use.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+/// The file exists (or, with `--add` and `--public`, does not), cannot be written, has the id already, or holds another
+/// kind of key; an option makes no sense for this use.
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let Some(purpose) = arguments.purpose.of_pair() else {
         if arguments.public.is_some() || arguments.public_output.is_some() {
             bail!(Failure::usage(
@@ -99,8 +99,8 @@ pub fn run(arguments: &Arguments) -> Result<Done> {
     }
 }
 
-/// Makes a key pair: the private half goes to the file, the public half to its own or to standard output. Neither is there
-/// unless there was room for both.
+/// Makes a key pair: the private half goes to the file, the public half to its own or to standard output. Neither file is
+/// made unless both can be.
 fn key_pair(purpose: private_key::Use, path: &Path, public_path: Option<&Path>) -> Result<Done> {
     let (key, text) = PrivateKey::generate(purpose)?;
     let public = public_half(purpose, key)?;
@@ -108,7 +108,7 @@ fn key_pair(purpose: private_key::Use, path: &Path, public_path: Option<&Path>) 
     let mut private_out = Output::open(path, Existing::Keep, Readers::Owner, remedy)?;
     let public_out = public_path.map(open_public).transpose()?;
     if public_path == Some(path) {
-        bail!(Failure::usage("--output and --public-output name one file; the two halves need one each"));
+        bail!(Failure::usage("--output and --public-output name the same file; each half needs its own"));
     }
     private_out.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     private_out.commit(remedy)?;
@@ -117,7 +117,7 @@ fn key_pair(purpose: private_key::Use, path: &Path, public_path: Option<&Path>) 
         .with_context(|| format!("{} has the private key; print its public half with --public", path.display()))
 }
 
-/// A file for the public half, and its name.
+/// The output for the public half, and its path.
 type PublicOutput<'a> = (&'a Path, Output);
 
 const PUBLIC_REMEDY: &str = "choose another --public-output";
@@ -146,7 +146,7 @@ fn publish(purpose: private_key::Use, public: &str, out: Option<PublicOutput<'_>
     }
 }
 
-/// A key's public half, in the form in which others take it for this use.
+/// A key's public half, in the form that this use needs.
 fn public_half(purpose: private_key::Use, key: PrivateKey) -> Result<String> {
     match purpose {
         private_key::Use::Operator => Ok(STANDARD.encode(key.operators()?.public_key())),
@@ -155,22 +155,22 @@ fn public_half(purpose: private_key::Use, key: PrivateKey) -> Result<String> {
     }
 }
 
-impl Use {
-    /// What a key pair is for, where it is one.
+impl KeyKind {
+    /// What a key pair of this kind is for; none for a file key.
     fn of_pair(self) -> Option<private_key::Use> {
         match self {
-            Use::File => None,
-            Use::Operator => Some(private_key::Use::Operator),
-            Use::Grants => Some(private_key::Use::Grants),
-            Use::Reply => Some(private_key::Use::Reply),
+            KeyKind::File => None,
+            KeyKind::Operator => Some(private_key::Use::Operator),
+            KeyKind::Grants => Some(private_key::Use::Grants),
+            KeyKind::Reply => Some(private_key::Use::Reply),
         }
     }
 }
 
-/// Makes a file key and says on stderr, never with the key itself, where it went.
+/// Makes a file key and reports on stderr where it is, without the key itself.
 fn file_key(arguments: &Arguments) -> Result<Done> {
     let mut keys = match (&arguments.output, arguments.add) {
-        (Some(path), true) => KeyFile::read(path).context("--add adds to a key file that is there")?,
+        (Some(path), true) => KeyFile::read(path).context("--add needs a key file that exists")?,
         _ => KeyFile::default(),
     };
     let id = match &arguments.id {
@@ -199,7 +199,7 @@ fn file_key(arguments: &Arguments) -> Result<Done> {
     }
 }
 
-/// A key id as Tink makes them: any u32 but 0.
+/// A random key id, as Tink makes them: any u32 but 0.
 fn random_id() -> Result<u32> {
     loop {
         let mut bytes = [0; 4];

@@ -1,4 +1,4 @@
-//! The key file: FILE_KEYS of the bundle ([`formats::file_keys`]), each id once.
+//! The key file: FILE_KEYS of the bundle ([`formats::file_keys`]), with unique ids.
 //!
 //! No message here repeats a value of the file: only ids and positions.
 
@@ -14,47 +14,48 @@ use serde::Serialize;
 
 use crate::output;
 
-/// Most bytes of a key file; the daemon takes a bundle of 1 MiB.
+/// Largest key file, in bytes; the daemon accepts a bundle of 1 MiB.
 const LARGEST: u64 = 1 << 20;
 
 /// The keys of one key file by id, in the file's order; ids are unique.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct KeyFile(DeliveredKeys);
+pub(crate) struct KeyFile(DeliveredKeys);
 
 /// A new file key from the system's random number generator.
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fresh_file_key(binds_file_id: bool) -> Result<DeliveredKey> {
+pub(crate) fn fresh_file_key(binds_file_id: bool) -> Result<DeliveredKey> {
     let mut bytes = Box::new([0; KEY_LEN]);
     fill_random(&mut *bytes)?;
     Ok(DeliveredKey::new(bytes, binds_file_id))
 }
 
-pub const NO_RANDOM: &str = "the system gives no random numbers";
+/// The error if the system has no random numbers to give.
+pub(crate) const NO_RANDOM: &str = "the system gives no random numbers";
 
 /// Fills `bytes` from the system's random number generator.
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     SystemRandom::new().fill(bytes).map_err(|_| anyhow!(NO_RANDOM))
 }
 
-/// A new X25519 key, to seal or to be sealed to once.
+/// A new X25519 key for one use, to seal or to be sealed to.
 ///
 /// # Errors
 /// The system has no random numbers to give.
-pub fn fresh_private_key() -> Result<hpke::PrivateKey> {
+pub(crate) fn fresh_private_key() -> Result<hpke::PrivateKey> {
     hpke::PrivateKey::random().map_err(|_| anyhow!(NO_RANDOM))
 }
 
 impl KeyFile {
-    /// Reads and checks a key file, and warns on stderr where others can read it too.
+    /// Reads and checks a key file, and warns on stderr if others can read it too.
     ///
     /// # Errors
-    /// It cannot be read, is not of the form above, or names an id twice.
-    pub fn read(path: &Path) -> Result<KeyFile> {
+    /// It cannot be read, does not have the form of FILE_KEYS, or has an id twice.
+    pub(crate) fn read(path: &Path) -> Result<KeyFile> {
         let in_file = || format!("the key file {}", path.display());
         let file = output::open_key(path)?;
         let mut text = Vec::new();
@@ -73,9 +74,9 @@ impl KeyFile {
                 anyhow!("the key {} {}", field.trim_start_matches(FILE_KEYS).trim_start_matches('.'), refusal.reason)
             }
         })?;
-        // The daemon passes over what means nothing to it; in a key file that is an oversight.
+        // The daemon ignores what it does not know; in a key file that is a mistake.
         if let Some(name) = ignored.first() {
-            bail!("{name} means nothing there");
+            bail!("{name} has no meaning there");
         }
         let mut file = KeyFile::default();
         keys.0.into_iter().try_for_each(|(id, key)| file.add(id, key))?;
@@ -86,7 +87,7 @@ impl KeyFile {
     ///
     /// # Errors
     /// The id is there already.
-    pub fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
+    pub(crate) fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
         if self.0.0.iter().any(|(known, _)| *known == id) {
             bail!("there are two keys with id {id:?}; ids must differ");
         }
@@ -95,20 +96,20 @@ impl KeyFile {
     }
 
     /// The keys as a bundle delivers them.
-    pub fn into_keys(self) -> DeliveredKeys {
+    pub(crate) fn into_keys(self) -> DeliveredKeys {
         self.0
     }
 
     /// How many keys there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.0.len()
     }
 
-    /// The key with this id, or the only one where no id is given.
+    /// The key with this id, or the only one if no id is given.
     ///
     /// # Errors
-    /// There is none, or there are several to choose from; the message names the ids.
-    pub fn find(&self, id: Option<&str>) -> Result<(&str, &DeliveredKey)> {
+    /// There is no such key, or no id is given and there are several; the message names the ids.
+    pub(crate) fn find(&self, id: Option<&str>) -> Result<(&str, &DeliveredKey)> {
         let known = || self.0.0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ");
         let found = match (id, self.0.0.as_slice()) {
             (None, [only]) => Some(only),

@@ -1,8 +1,8 @@
-//! `teemark`, the operator's command line: keys, encrypted files, the handshake, grants, decryption by a running daemon, what a
-//! running enclave proves of itself, and the parent's side of the allow list.
+//! `teemark`, the command line of operators, grant issuers and users: makes keys, encrypts files, sends the bundle, signs
+//! grants, has a running daemon decrypt files, attests an enclave, and prints the parent's side of the allow list.
 //!
-//! A command gives what it did ([`failure::Done`]) or a [`failure::Failure`]; only `main` writes results to standard output,
-//! but for files that go there.
+//! A command returns what it did ([`failure::Done`]) or why it failed ([`failure::Failure`]). Only `main` writes results
+//! to standard output, except for files that are to go there.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -48,12 +48,12 @@ static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
     version,
     after_help = "Exit status:
   0  done
-  1  refused for good: by the daemon, or on its attestation
+  1  refused for good, by the daemon or because its attestation failed
   2  wrong usage, or any other error
-  3  try again: no whole answer came in time, or the daemon said 408, 429, 503 or 504
-Of several files each is tried; 1 counts before 2, and 2 before 3.
+  3  try again later: no complete answer in time, or the daemon answered 408, 429, 503 or 504
+With several files each is tried, and the lowest of these statuses other than 0 counts.
 With --json standard output has one object: the result, or {\"error\": …, \"code\": …, \"exit\": …}.
-A signal ends a command as usual, Ctrl-C with 130 in a shell, and leaves nothing behind."
+A signal ends a command as usual (Ctrl-C: 130 in a shell), and no unfinished file is left behind."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -120,13 +120,13 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     class.into()
 }
 
-/// Where standard output is gone, the exit status has to do.
+/// Prints an error's object. If standard output is closed, the exit status has to be enough.
 fn print_error(object: &Value) {
     let _ = output::to_stdout(json_line(object).as_bytes());
 }
 
 fn completions(shell: clap_complete::Shell) -> Done {
-    // Into memory first: clap_complete panics where its writer fails, as a closed pipe does.
+    // Into memory first: clap_complete panics if its writer fails, as a closed pipe does.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "teemark", &mut script);
     let object = json!({"shell": shell.to_string(), "script": String::from_utf8_lossy(&script)});

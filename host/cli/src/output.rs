@@ -1,5 +1,5 @@
-//! Output that is there whole or not at all, whatever ends the program before: written to a file without a name, which
-//! gets its name when it is whole.
+//! Writes output files completely or not at all, whatever ends the program: a file is written without a name, and gets
+//! its name when it is complete.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -16,86 +16,86 @@ use crate::terminal::say;
 
 const PREFIX: &str = ".teemark-";
 
-/// Who may read a new file, from its first byte on.
+/// The users who may read a new file, from its first byte on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readers {
+pub(crate) enum Readers {
     /// Only its owner (mode 600): it holds a key, or a decrypted file.
     Owner,
-    /// Whom the umask lets.
+    /// Everyone, as far as the umask allows.
     Umask,
 }
 
-/// What to do with a file that stands where the output goes.
+/// What to do with a file that exists at the output's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
+pub(crate) enum Existing {
     Keep,
     Replace,
 }
 
-/// Where a command's output goes. Nothing appears at its place before [`Output::commit`].
+/// Where a command's output goes. Nothing appears at its path before [`Output::commit`].
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     Stdout(io::Stdout),
     /// A pipe or a device, which a rename would replace.
     Special(fs::File),
-    File(Aside),
+    File(PendingFile),
 }
 
-/// A file in its target's folder that is not there yet for others.
+/// A file in its target's folder that others do not see yet.
 #[derive(Debug)]
-pub struct Aside {
+pub(crate) struct PendingFile {
     target: PathBuf,
     existing: Existing,
-    file: Hidden,
+    file: Unfinished,
 }
 
 #[derive(Debug)]
-enum Hidden {
-    /// It has no name (open(2), O_TMPFILE), so it goes with the process, however that ends.
+enum Unfinished {
+    /// It has no name (open(2), O_TMPFILE), so it is gone when the process ends, however that happens.
     Nameless(fs::File),
-    /// Where the file system cannot do that: it has one, and is removed on failure and on a signal.
+    /// It has a name, since the file system has no others, and is removed on failure and on a signal.
     Named(NamedTempFile),
 }
 
-impl Hidden {
-    fn make(folder: &Path, mode: u32) -> io::Result<Hidden> {
-        Hidden::nameless(folder, mode).or_else(|_| Hidden::named(folder, mode))
+impl Unfinished {
+    fn make(folder: &Path, mode: u32) -> io::Result<Unfinished> {
+        Unfinished::nameless(folder, mode).or_else(|_| Unfinished::named(folder, mode))
     }
 
-    fn nameless(folder: &Path, mode: u32) -> io::Result<Hidden> {
+    fn nameless(folder: &Path, mode: u32) -> io::Result<Unfinished> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = fs::File::from(rustix::fs::open(folder, flags, Mode::from_raw_mode(mode))?);
-        // It gets its name by way of /proc.
+        // It will get its name through /proc.
         fs::metadata(by_descriptor(&file))?;
-        Ok(Hidden::Nameless(file))
+        Ok(Unfinished::Nameless(file))
     }
 
-    fn named(folder: &Path, mode: u32) -> io::Result<Hidden> {
+    fn named(folder: &Path, mode: u32) -> io::Result<Unfinished> {
         let mut held = interrupt::hold()?;
         let file = Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
         held.push(file.path().to_owned());
-        Ok(Hidden::Named(file))
+        Ok(Unfinished::Named(file))
     }
 
     fn file(&mut self) -> &mut fs::File {
         match self {
-            Hidden::Nameless(file) => file,
-            Hidden::Named(file) => file.as_file_mut(),
+            Unfinished::Nameless(file) => file,
+            Unfinished::Named(file) => file.as_file_mut(),
         }
     }
 
-    /// Gives it its name.
+    /// Gives the file its name.
     fn place(self, target: &Path, existing: Existing) -> io::Result<()> {
-        // A link does not replace a file, a rename does: so it gets another name for a moment, in which no signal counts.
+        // A link does not replace a file but a rename does, so it gets another name first; signals are held back meanwhile.
         let _held = interrupt::hold()?;
         match (self, existing) {
-            (Hidden::Nameless(file), Existing::Keep) => link(&file, target),
-            (Hidden::Nameless(file), Existing::Replace) => {
+            (Unfinished::Nameless(file), Existing::Keep) => link(&file, target),
+            (Unfinished::Nameless(file), Existing::Replace) => {
                 let linked = Builder::new().prefix(PREFIX).make_in(folder_of(target), |name| link(&file, name))?;
                 linked.persist(target).map(drop).map_err(|e| e.error)
             }
-            (Hidden::Named(file), Existing::Keep) => file.persist_noclobber(target).map(drop).map_err(|e| e.error),
-            (Hidden::Named(file), Existing::Replace) => file.persist(target).map(drop).map_err(|e| e.error),
+            (Unfinished::Named(file), Existing::Keep) => file.persist_noclobber(target).map(drop).map_err(|e| e.error),
+            (Unfinished::Named(file), Existing::Replace) => file.persist(target).map(drop).map_err(|e| e.error),
         }
     }
 }
@@ -108,49 +108,49 @@ fn by_descriptor(file: &fs::File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// What stands where an output is to go.
+/// What is at an output's path.
 enum Place {
     Special,
-    /// A file will be there, by this name.
+    /// A file will be there, with this path.
     File(PathBuf),
 }
 
-/// Looks at where an output is to go.
+/// Looks at what is at an output's path.
 fn look(path: &Path, existing: Existing, remedy: &str) -> Result<Place> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => bail!("{} is a folder; name a file in it", path.display()),
         Ok(found) if !found.is_file() => Ok(Place::Special),
         Ok(_) if existing == Existing::Keep => bail!(already_there(path, remedy)),
-        // Through a symbolic link the file it names is replaced, not the link.
+        // If it is a symbolic link, the file that it names is replaced, not the link.
         Ok(_) => fs::canonicalize(path).map(Place::File).with_context(|| format!("cannot write to {}", path.display())),
         Err(_) => Ok(Place::File(path.to_owned())),
     }
 }
 
-/// Whether an output can go there. A pipe or a device is not touched: whoever reads it would see it end.
+/// Checks that an output can go there. A pipe or a device is not opened, since its reader would see it end.
 ///
 /// # Errors
 /// As [`Output::open`].
-pub fn check(path: &Path, existing: Existing, remedy: &str) -> Result<()> {
+pub(crate) fn check(path: &Path, existing: Existing, remedy: &str) -> Result<()> {
     if path == Path::new("-") {
         return Ok(());
     }
     match look(path, existing, remedy)? {
-        Place::File(target) => hidden(folder_of(&target), 0o600).map(drop),
+        Place::File(target) => unfinished(folder_of(&target), 0o600).map(drop),
         Place::Special => Ok(()),
     }
 }
 
-fn hidden(folder: &Path, mode: u32) -> Result<Hidden> {
-    Hidden::make(folder, mode).with_context(|| format!("cannot write in the folder {}", folder.display()))
+fn unfinished(folder: &Path, mode: u32) -> Result<Unfinished> {
+    Unfinished::make(folder, mode).with_context(|| format!("cannot write in the folder {}", folder.display()))
 }
 
 impl Output {
-    /// Opens the output; `-` is standard output. `remedy` tells the operator what to do where the name is taken.
+    /// Opens the output; `-` is standard output. `remedy` tells the operator what to do if the file exists.
     ///
     /// # Errors
-    /// A file is there already and `existing` says to keep it; the folder is missing or cannot be written.
-    pub fn open(path: &Path, existing: Existing, readers: Readers, remedy: &str) -> Result<Output> {
+    /// The file exists and `existing` says to keep it; the folder is missing or cannot be written.
+    pub(crate) fn open(path: &Path, existing: Existing, readers: Readers, remedy: &str) -> Result<Output> {
         if path == Path::new("-") {
             return Ok(Output::Stdout(io::stdout()));
         }
@@ -162,17 +162,17 @@ impl Output {
             }
         };
         let mode = if readers == Readers::Owner { 0o600 } else { 0o666 };
-        let file = hidden(folder_of(&target), mode)?;
-        Ok(Output::File(Aside { target, existing, file }))
+        let file = unfinished(folder_of(&target), mode)?;
+        Ok(Output::File(PendingFile { target, existing, file }))
     }
 
-    /// Puts what was written in its place, on the disk.
+    /// Syncs what was written to disk, and gives it its name.
     ///
     /// # Errors
-    /// The disk is full, or another program made the file meanwhile; then nothing changed at the output's place.
-    pub fn commit(mut self, remedy: &str) -> Result<()> {
+    /// The disk is full, or another program made the file meanwhile; then nothing at the output's path has changed.
+    pub(crate) fn commit(mut self, remedy: &str) -> Result<()> {
         self.flush().context("cannot write the output")?;
-        let Output::File(Aside { target, existing, mut file }) = self else { return Ok(()) };
+        let Output::File(PendingFile { target, existing, mut file }) = self else { return Ok(()) };
         let cannot = || format!("cannot write {}", target.display());
         file.file().sync_all().with_context(cannot)?;
         match file.place(&target, existing) {
@@ -198,7 +198,7 @@ impl Write for Output {
         match self {
             Output::Stdout(out) => out.write(buf),
             Output::Special(file) => file.write(buf),
-            Output::File(aside) => aside.file.file().write(buf),
+            Output::File(pending) => pending.file.file().write(buf),
         }
     }
 
@@ -206,7 +206,7 @@ impl Write for Output {
         match self {
             Output::Stdout(out) => out.flush(),
             Output::Special(file) => file.flush(),
-            Output::File(aside) => aside.file.file().flush(),
+            Output::File(pending) => pending.file.file().flush(),
         }
     }
 }
@@ -215,23 +215,23 @@ impl Write for Output {
 ///
 /// # Errors
 /// As [`Output::open`] and [`Output::commit`].
-pub fn write(path: &Path, bytes: &[u8], existing: Existing, readers: Readers, remedy: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8], existing: Existing, readers: Readers, remedy: &str) -> Result<()> {
     let mut output = Output::open(path, existing, readers, remedy)?;
     output.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
     output.commit(remedy)
 }
 
-/// Writes to standard output, without the panic of `print!` where the reader has gone.
-pub fn to_stdout(bytes: &[u8]) -> Result<()> {
+/// Writes to standard output; unlike `print!` it does not panic when the reader is gone.
+pub(crate) fn to_stdout(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout();
     out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
-/// An input of known length, where it is a file: `-` is standard input.
+/// Opens an input, and returns its length if it is a file; `-` is standard input.
 ///
 /// # Errors
-/// It is not there, cannot be read, or is a folder.
-pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
+/// It is missing, cannot be read, or is a folder.
+pub(crate) fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     if path == Path::new("-") {
         return Ok((Box::new(io::stdin()), None));
     }
@@ -245,15 +245,15 @@ pub fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
 }
 
 /// A text without the byte order mark that some editors put in front.
-pub fn without_mark(text: &[u8]) -> &[u8] {
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
-/// Opens a file that holds a key, and warns on stderr where others can read it too.
+/// Opens a file that holds a key, and warns on stderr if others can read it too.
 ///
 /// # Errors
-/// It is not there, or cannot be read.
-pub fn open_key(path: &Path) -> Result<fs::File> {
+/// It is missing, or cannot be read.
+pub(crate) fn open_key(path: &Path) -> Result<fs::File> {
     let key_file = || format!("the key file {}", path.display());
     let file = fs::File::open(path).with_context(|| format!("cannot open {}; teemark keygen makes one", key_file()))?;
     let mode = file.metadata().with_context(key_file)?.permissions().mode() & 0o777;
@@ -273,17 +273,17 @@ mod tests {
 
     const HALF: usize = 64 << 10;
 
-    /// Half of an output, which is at the place of none yet.
-    fn half(target: &Path, existing: Existing, make: fn(&Path, u32) -> io::Result<Hidden>) -> Output {
+    /// Half of an output, which has no name yet.
+    fn half(target: &Path, existing: Existing, make: fn(&Path, u32) -> io::Result<Unfinished>) -> Output {
         let file = make(folder_of(target), 0o600).unwrap();
-        let mut output = Output::File(Aside { target: target.to_owned(), existing, file });
+        let mut output = Output::File(PendingFile { target: target.to_owned(), existing, file });
         output.write_all(&[b'h'; HALF]).unwrap();
         output
     }
 
     #[test]
     fn nothing_is_there_before_the_commit_and_nothing_is_left_without_one() {
-        for make in [Hidden::make, Hidden::named] {
+        for make in [Unfinished::make, Unfinished::named] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("out");
             let output = half(&path, Existing::Keep, make);
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn with_a_name_or_without_it_is_there_after_the_commit_alone_and_with_its_mode() {
-        for make in [Hidden::make, Hidden::named] {
+        for make in [Unfinished::make, Unfinished::named] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("out");
             for existing in [Existing::Keep, Existing::Replace] {
@@ -311,8 +311,8 @@ mod tests {
         }
     }
 
-    /// A program that has half of an output written to a file with a name, as where a file system has none without: this
-    /// one, run again with [`writes_until_it_is_ended`] alone, by a shell that does this before.
+    /// A process that has written half of an output to a file with a name, as on a file system that has no others. It is
+    /// this program, run again with [`writes_until_it_is_ended`] alone, by a shell that runs `before` first.
     fn writing(folder: &Path, before: &str) -> Child {
         let mut child = Command::new("sh")
             .args(["-c", &format!("{before} exec \"$@\""), "sh"])
@@ -358,7 +358,7 @@ mod tests {
     #[ignore = "tests beside it run it as a program of its own"]
     fn writes_until_it_is_ended() {
         let Some(folder) = std::env::var_os("TEEMARK_TEST_FOLDER") else { return };
-        let _output = half(&Path::new(&folder).join("out"), Existing::Keep, Hidden::named);
+        let _output = half(&Path::new(&folder).join("out"), Existing::Keep, Unfinished::named);
         println!("half is written");
         loop {
             std::thread::park();

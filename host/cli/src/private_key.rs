@@ -1,5 +1,5 @@
-//! Private keys of key pairs, as openssl keeps them: PKCS#8 (RFC 5958) in PEM. A line before it says what the key is for;
-//! readers of PEM pass over such text (RFC 7468, 2).
+//! Private keys of key pairs, as openssl writes them: PKCS#8 (RFC 5958) in PEM. A line before it says what the key is for;
+//! readers of PEM ignore such text (RFC 7468, 2).
 
 use std::fmt;
 use std::io::Read;
@@ -15,19 +15,19 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyP
 use crate::keys::fill_random;
 use crate::output;
 
-/// Largest file taken, in bytes: a key has some hundred, and a comment may stand before it.
+/// Largest file, in bytes: a key has some hundred, and a comment may come before it.
 const LARGEST: u64 = 64 << 10;
 /// The tag of PKCS#8 in PEM, without a passphrase (RFC 7468, 10).
 const TAG: &str = "PRIVATE KEY";
-/// The line that says what the key is for begins so.
+/// The beginning of the line that says what the key is for.
 const USE_LINE: &str = "teemark private key for: ";
-/// What stands before the 32 bytes of a key of these two kinds: version 1, the kind's OID, two OCTET STRINGs
+/// The bytes before the 32 bytes of a key of these two kinds: version 1, the kind's OID, two OCTET STRINGs
 /// (RFC 8410, 7). The OIDs, 1.3.101.112 and 1.3.101.110, differ in their last byte.
 const ED25519: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
 const X25519: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x6e\x04\x22\x04\x20";
 
-/// A private key by what it can do.
-pub enum PrivateKey {
+/// A private key, by its kind.
+pub(crate) enum PrivateKey {
     /// Signs (RFC 8032): an operator's, or a grants issuer's.
     Ed25519(Ed25519KeyPair),
     /// Signs (ES256): a grants issuer's.
@@ -36,9 +36,9 @@ pub enum PrivateKey {
     X25519(hpke::PrivateKey),
 }
 
-/// What a key pair is for. A file says so by [`Use::name`].
+/// What a key pair is for, which its file says by [`Use::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// To sign bundles.
     Operator,
     /// To sign grants.
@@ -51,7 +51,7 @@ impl Use {
     const ALL: [Use; 3] = [Use::Operator, Use::Grants, Use::Reply];
 
     /// The value of `keygen --for`, and of the line in the file.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Use::Operator => "operator",
             Use::Grants => "grants",
@@ -82,7 +82,7 @@ impl fmt::Display for PrivateKey {
     }
 }
 
-/// Where the file says what its key is for, that has to be what is wanted.
+/// Checks that the key is for this use, if the file says what it is for.
 fn check_use(text: &[u8], wanted: Use) -> Result<()> {
     let Some(name) = text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(USE_LINE.as_bytes())) else {
         return Ok(());
@@ -90,17 +90,17 @@ fn check_use(text: &[u8], wanted: Use) -> Result<()> {
     let name = name.trim_ascii();
     match Use::ALL.into_iter().find(|known| known.name().as_bytes() == name) {
         Some(found) if found == wanted => Ok(()),
-        Some(found) => bail!("it is {found}, and {wanted} is wanted here"),
-        None => bail!("it is a key for a use that this teemark does not know, and {wanted} is wanted here"),
+        Some(found) => bail!("it is {found}, but {wanted} is needed here"),
+        None => bail!("it is a key for a use that this teemark does not know, but {wanted} is needed here"),
     }
 }
 
 impl PrivateKey {
-    /// Makes a new key; also gives its file: the line that says what it is for, and PEM.
+    /// Makes a new key; also returns the text of its file: the line that says what it is for, and PEM.
     ///
     /// # Errors
     /// The system has no random numbers to give.
-    pub fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
+    pub(crate) fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
         let mut der = match purpose {
             Use::Operator | Use::Grants => ED25519.to_vec(),
             Use::Reply => X25519.to_vec(),
@@ -112,12 +112,12 @@ impl PrivateKey {
         Ok((key, format!("{USE_LINE}{}\n{}", purpose.name(), pem::encode_config(&Pem::new(TAG, der), lines))))
     }
 
-    /// Reads a key file, and warns on stderr where others can read it too. One that does not say what it is for, as openssl
-    /// makes it, is taken for any use.
+    /// Reads a key file, and warns on stderr if others can read it too. One that does not say what it is for, as openssl
+    /// makes it, is accepted for any use.
     ///
     /// # Errors
     /// It cannot be read, holds no such key, or one for another use; no message repeats any of the key.
-    pub fn read(path: &Path, wanted: Use) -> Result<PrivateKey> {
+    pub(crate) fn read(path: &Path, wanted: Use) -> Result<PrivateKey> {
         let in_file = || format!("the key file {}", path.display());
         let mut text = Vec::new();
         output::open_key(path)?.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
@@ -132,7 +132,7 @@ impl PrivateKey {
         let (Some(block), None) = (keys.next(), keys.next()) else {
             bail!("it does not hold one {TAG} in PEM, without a passphrase; `openssl pkey -in FILE` writes one");
         };
-        PrivateKey::from_der(block.contents()).context("its key is none of Ed25519, X25519 and P-256")
+        PrivateKey::from_der(block.contents()).context("its key is not an Ed25519, X25519 or P-256 key")
     }
 
     fn from_der(der: &[u8]) -> Option<PrivateKey> {
@@ -144,22 +144,22 @@ impl PrivateKey {
         ed25519.or_else(|_| p256().map(PrivateKey::P256)).ok()
     }
 
-    /// The key where it is an operator's.
+    /// The key, if it can be an operator's.
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn operators(self) -> Result<Ed25519KeyPair> {
+    pub(crate) fn operators(self) -> Result<Ed25519KeyPair> {
         match self {
             PrivateKey::Ed25519(key) => Ok(key),
             other => bail!("it is {other}, and an operator's is an Ed25519 key: teemark keygen --for operator"),
         }
     }
 
-    /// The key where it is one that grants are signed with.
+    /// The key, if it can sign grants.
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn issuer(self) -> Result<Issuer> {
+    pub(crate) fn issuer(self) -> Result<Issuer> {
         match self {
             PrivateKey::Ed25519(key) => Ok(Issuer::from(key)),
             PrivateKey::P256(key) => Ok(Issuer::from(key)),
@@ -169,11 +169,11 @@ impl PrivateKey {
         }
     }
 
-    /// The key where it is one that answers are sealed to.
+    /// The key, if answers can be sealed to it.
     ///
     /// # Errors
     /// It is of another kind.
-    pub fn reply(self) -> Result<hpke::PrivateKey> {
+    pub(crate) fn reply(self) -> Result<hpke::PrivateKey> {
         match self {
             PrivateKey::X25519(key) => Ok(key),
             other => bail!("it is {other}, and a reply key is an X25519 key: teemark keygen --for reply"),
@@ -216,7 +216,7 @@ mod tests {
         }
         for base64 in [&RFC[..60], "MAA="] {
             let error = format!("{:#}", parse(base64).err().unwrap());
-            assert!(error.contains("none of Ed25519") && !error.contains(secret), "{error}");
+            assert!(error.contains("not an Ed25519") && !error.contains(secret), "{error}");
         }
     }
 
@@ -235,7 +235,7 @@ mod tests {
             for wanted in Use::ALL {
                 match PrivateKey::parse(text.as_bytes(), wanted) {
                     Ok(_) => assert_eq!(made, wanted),
-                    Err(error) => assert_eq!(error.to_string(), format!("it is {made}, and {wanted} is wanted here")),
+                    Err(error) => assert_eq!(error.to_string(), format!("it is {made}, but {wanted} is needed here")),
                 }
             }
             let later = text.replacen(made.name(), "audits", 1);

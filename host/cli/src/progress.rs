@@ -1,72 +1,72 @@
-//! Progress bars for what takes long enough to make an operator wonder.
+//! Progress bars for commands that take a while.
 
 use std::cell::Cell;
 use std::ops::Deref;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Below this many bytes a command is done before a bar could be read.
+/// Smallest input, in bytes, that gets a bar; with less the command is done before it can be read.
 const WORTH_A_BAR: u64 = 4 << 20;
 
-/// What a command shows of its progress on stderr: of one file a bar for each of its steps, of several one bar over all of
-/// them. Bars stay hidden where stderr is no terminal, for little, and where the length is unknown.
-pub struct Progress {
+/// The progress of a command on stderr: for one file a bar for each of its steps, for several files one bar over all of
+/// them. Bars are hidden if stderr is not a terminal, for small inputs and for inputs of unknown length.
+pub(crate) struct Progress {
     /// The bar over several files.
     all: Option<ProgressBar>,
-    /// What it stands at for the files that are done.
+    /// Bytes of the files that are done.
     done: Cell<u64>,
 }
 
-/// The bar of one step, which goes with it.
-pub struct Step {
+/// The bar of one step, which disappears when this is dropped.
+pub(crate) struct Step {
     bar: ProgressBar,
     shared: bool,
 }
 
-/// Whether a step is the one that a file's share of the bar over all is counted by.
+/// Whether a step moves the bar over all files; one step of each file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counts {
+pub(crate) enum Counts {
     Yes,
     No,
 }
 
 impl Progress {
     /// For files of these lengths.
-    pub fn over(lengths: &[u64]) -> Progress {
+    pub(crate) fn over(lengths: &[u64]) -> Progress {
         let all = (lengths.len() > 1).then(|| bar(Some(lengths.iter().sum()), ""));
         Progress { all, done: Cell::new(0) }
     }
 
     /// Begins file `number` of several, counted from 1.
-    pub fn begin(&self, number: usize, of: usize) {
+    pub(crate) fn begin(&self, number: usize, of: usize) {
         if let Some(all) = &self.all {
             all.set_message(format!("{number} of {of}"));
         }
     }
 
-    /// A file of this length is done with, well or not.
-    pub fn end(&self, length: u64) {
+    /// Ends a file of this length, whether it succeeded or not.
+    pub(crate) fn end(&self, length: u64) {
         self.done.set(self.done.get() + length);
         if let Some(all) = &self.all {
             all.set_position(self.done.get());
         }
     }
 
-    /// A step over this many bytes.
-    pub fn step(&self, length: Option<u64>, name: &'static str, counts: Counts) -> Step {
+    /// Begins a step over this many bytes.
+    pub(crate) fn step(&self, length: Option<u64>, name: &'static str, counts: Counts) -> Step {
         match &self.all {
             None => Step { bar: bar(length, name), shared: false },
             Some(_) if counts == Counts::No => Step { bar: ProgressBar::hidden(), shared: false },
             Some(all) => {
-                // A step that is done once more, as after a refusal for a while, counts once.
+                // A step that is repeated, because the daemon asked to wait, counts once.
                 all.set_position(self.done.get());
                 Step { bar: all.clone(), shared: true }
             }
         }
     }
 
-    /// Runs what says something on stderr, with the bar over all out of its way.
-    pub fn aside(&self, says: impl FnOnce()) {
+    /// Runs something that writes to stderr, with the bar over all files hidden.
+    pub(crate) fn aside(&self, says: impl FnOnce()) {
         match &self.all {
             Some(all) => all.suspend(says),
             None => says(),

@@ -1,4 +1,5 @@
-//! Bundles that only one enclave opens, and takes from its operator only: the operator's side of the sealed handshake.
+//! The operator's side of the sealed handshake: seals bundles that only one enclave can open, and that it accepts from its
+//! operators only.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -15,26 +16,26 @@ use crate::failure::Failure;
 use crate::keys::fresh_private_key;
 use crate::private_key::{PrivateKey, Use};
 
-/// What seals bundles for one enclave in one operator's name.
-pub struct Seal {
+/// Seals bundles for one enclave in one operator's name.
+pub(crate) struct Sealer {
     to: Destination,
     operator: Ed25519KeyPair,
-    /// The counter of every bundle; where it is left out, the milliseconds since 1970, or what is above `in_force`.
+    /// The counter of every bundle; if not given, the milliseconds since 1970 or, if that is higher, one above the last.
     counter: Option<u64>,
     /// The counter of the last bundle that was in force there.
     in_force: u64,
-    /// Of what was sealed so far: the same bundle, once for each attempt to send it.
+    /// The bundles sealed so far: the same one, once for each attempt to send it.
     sealed: RefCell<Vec<BundleId>>,
 }
 
-/// The enclave does not say that the bundle is in force. Where the answer did, whoever relayed it made it up.
+/// Why the enclave does not confirm that the bundle is in force. If the answer did, somebody on the way made it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unconfirmed {
-    /// It started anew, and has forgotten what it was given before.
+pub(crate) enum Unconfirmed {
+    /// It was restarted, and has forgotten what it was given before.
     Boot,
-    /// The last bundle in force there has another counter than the one that was sealed.
+    /// The bundle in force has another counter than the one that was sealed.
     Counter { told: u64, sealed: u64 },
-    /// The last bundle in force there is another one with the same counter.
+    /// The bundle in force is another one with the same counter.
     Other { counter: u64 },
 }
 
@@ -42,15 +43,17 @@ impl fmt::Display for Unconfirmed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the answer was not the enclave's: its attestation document ")?;
         match self {
-            Unconfirmed::Boot => f.write_str("is of another boot; send the bundle again, and see who restarts it"),
+            Unconfirmed::Boot => {
+                f.write_str("is from another boot; send the bundle again, and find out who restarted the enclave")
+            }
             Unconfirmed::Counter { told, sealed } => {
                 write!(f, "says counter {told}, not {sealed}; somebody on the way withholds the bundle")?;
                 if told > sealed { f.write_str(", or a later one has replaced it") } else { Ok(()) }
             }
             Unconfirmed::Other { counter } => write!(
                 f,
-                "says counter {counter}, but for another bundle; somebody sent that one in place of this. \
-                 Without --counter no two bundles have the same"
+                "says counter {counter}, but for another bundle; somebody sent that one in its place. \
+                 Without --counter each bundle gets its own"
             ),
         }
     }
@@ -68,39 +71,41 @@ impl From<Unconfirmed> for Failure {
 ///
 /// # Errors
 /// It cannot be read, or is another kind of key.
-pub fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
+pub(crate) fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
     let key = PrivateKey::read(path, Use::Operator).and_then(PrivateKey::operators);
     key.with_context(|| format!("--operator-key {}", path.display()))
 }
 
-impl Seal {
+impl Sealer {
+    /// A sealer for the attested enclave.
+    ///
     /// # Errors
-    /// The counter is not above that of the bundle in force, so the enclave would refuse all that is sealed under it.
-    pub fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Result<Seal> {
+    /// The counter is not above that of the bundle in force, so the enclave would refuse every bundle with it.
+    pub(crate) fn new(to: &Attested, operator: Ed25519KeyPair, counter: Option<u64>) -> Result<Sealer> {
         let in_force = to.in_force.counter;
         if counter.is_some_and(|counter| counter <= in_force) {
-            bail!("--counter has to be above {in_force}, that of the bundle in force there; without it one is chosen");
+            bail!("--counter has to be above {in_force}, that of the bundle in force; without --counter one is chosen");
         }
         let to = Destination { sealing_key: to.sealing_key, boot_nonce: to.boot_nonce };
-        Ok(Seal { to, operator, counter, in_force, sealed: RefCell::default() })
+        Ok(Sealer { to, operator, counter, in_force, sealed: RefCell::default() })
     }
 
-    /// The counter of the next bundle: the time, so that of two operators' bundles the later is taken, and never one that the
-    /// enclave has seen, as a clock that is behind would have it.
+    /// The counter of the next bundle: the time, so that the later of two operators' bundles is accepted, but always above
+    /// those that the enclave has seen, even if this machine's clock is behind.
     fn next_counter(&self) -> Result<u64> {
         if let Some(counter) = self.counter {
             return Ok(counter);
         }
         let before = self.in_force.max(self.last().unwrap_or_default().counter);
-        let least = before.checked_add(1).context("the enclave has the highest counter there is; start it again")?;
+        let least = before.checked_add(1).context("the enclave has the highest possible counter; restart it")?;
         Ok(now_ms().max(least))
     }
 
-    /// Seals a bundle as of now: of two sealed one after the other, the enclave takes the second after the first.
+    /// Seals a bundle. The enclave accepts it after any that was sealed before it.
     ///
     /// # Errors
-    /// The enclave has the highest counter there is; the system has no random numbers to give.
-    pub fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
+    /// The enclave has the highest possible counter; the system has no random numbers to give.
+    pub(crate) fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
         let counter = self.next_counter()?;
         let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
         let sealed = sealed.context("the bundle cannot be sealed")?;
@@ -108,17 +113,17 @@ impl Seal {
         Ok(sealed.to_json().into_bytes())
     }
 
-    /// The last that was sealed.
-    pub fn last(&self) -> Option<BundleId> {
+    /// The last bundle that was sealed.
+    pub(crate) fn last(&self) -> Option<BundleId> {
         self.sealed.borrow().last().copied()
     }
 
-    /// Whether the bundle, as it was sealed for any attempt, is in force in the enclave, which was attested anew after it
-    /// was sent. Gives its counter.
+    /// Checks that the bundle, as sealed for any of the attempts, is in force in the enclave, which was attested again after
+    /// it was sent. Returns its counter.
     ///
     /// # Errors
     /// It is not.
-    pub fn confirm(&self, now: &Attested) -> Result<u64, Unconfirmed> {
+    pub(crate) fn confirm(&self, now: &Attested) -> Result<u64, Unconfirmed> {
         let (told, last) = (now.in_force, self.last().unwrap_or_default().counter);
         match told.counter {
             _ if now.boot_nonce != self.to.boot_nonce => Err(Unconfirmed::Boot),
@@ -159,19 +164,19 @@ mod tests {
     #[test]
     fn the_bundle_is_confirmed_by_its_counter_and_hash_in_the_same_boot_and_by_nothing_else() {
         let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
-        let seal = Seal::new(&attested(3, BundleId::default()), operator, Some(7)).unwrap();
-        seal.seal(b"{}").unwrap();
-        seal.seal(b"{}").unwrap();
-        let [first, last] = seal.sealed.borrow().clone().try_into().unwrap();
+        let sealer = Sealer::new(&attested(3, BundleId::default()), operator, Some(7)).unwrap();
+        sealer.seal(b"{}").unwrap();
+        sealer.seal(b"{}").unwrap();
+        let [first, last] = sealer.sealed.borrow().clone().try_into().unwrap();
         assert!(first != last, "each is sealed anew");
         for sealed in [first, last] {
-            assert_eq!(seal.confirm(&attested(3, sealed)), Ok(7));
-            assert_eq!(seal.confirm(&attested(4, sealed)), Err(Unconfirmed::Boot));
+            assert_eq!(sealer.confirm(&attested(3, sealed)), Ok(7));
+            assert_eq!(sealer.confirm(&attested(4, sealed)), Err(Unconfirmed::Boot));
         }
         let other = BundleId { sha256: Sha256::from_bytes([1; 32]), ..last };
-        assert_eq!(seal.confirm(&attested(3, other)), Err(Unconfirmed::Other { counter: 7 }));
+        assert_eq!(sealer.confirm(&attested(3, other)), Err(Unconfirmed::Other { counter: 7 }));
         for told in [0, 6, 8] {
-            let why = seal.confirm(&attested(3, BundleId { counter: told, ..last })).unwrap_err();
+            let why = sealer.confirm(&attested(3, BundleId { counter: told, ..last })).unwrap_err();
             assert_eq!(why, Unconfirmed::Counter { told, sealed: 7 });
             assert_eq!(why.to_string().contains("a later one has replaced it"), told > 7, "{why}");
         }
@@ -180,19 +185,19 @@ mod tests {
     #[test]
     fn the_counter_is_above_that_in_force_and_the_one_before_whatever_the_clock_says() {
         let operator = || Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
-        let seal =
-            |counter, given| Seal::new(&attested(3, BundleId { counter, ..BundleId::default() }), operator(), given);
+        let new =
+            |counter, given| Sealer::new(&attested(3, BundleId { counter, ..BundleId::default() }), operator(), given);
         let ahead = now_ms() + 86_400_000;
-        let sealed = seal(ahead, None).unwrap();
+        let sealed = new(ahead, None).unwrap();
         for counter in [ahead + 1, ahead + 2] {
             sealed.seal(b"{}").unwrap();
             assert_eq!(sealed.last().unwrap().counter, counter);
         }
         let before = now_ms();
-        let sealed = seal(7, None).unwrap();
+        let sealed = new(7, None).unwrap();
         sealed.seal(b"{}").unwrap();
         assert!((before..=now_ms()).contains(&sealed.last().unwrap().counter));
-        assert!(seal(u64::MAX, None).unwrap().seal(b"{}").is_err());
-        assert!(seal(7, Some(7)).is_err() && seal(7, Some(8)).is_ok());
+        assert!(new(u64::MAX, None).unwrap().seal(b"{}").is_err());
+        assert!(new(7, Some(7)).is_err() && new(7, Some(8)).is_ok());
     }
 }

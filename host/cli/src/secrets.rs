@@ -1,4 +1,4 @@
-//! `teemark secrets`: the bundle that tells the enclave its certificate, its service and its file keys.
+//! `teemark secrets`: builds the bundle with the enclave's certificate, service and keys, seals it and sends it.
 
 use std::borrow::Cow;
 use std::io::IsTerminal;
@@ -17,7 +17,7 @@ use crate::daemon;
 use crate::failure::{Class, Done, Failure};
 use crate::handshake::{self, Accepted};
 use crate::output::{self, Existing, Readers};
-use crate::seal::{Seal, operator_key};
+use crate::seal::{Sealer, operator_key};
 use crate::terminal::say;
 
 /// Between two attempts to attest an enclave that does not listen yet.
@@ -36,17 +36,17 @@ const PAUSE: Duration = Duration::from_millis(500);
   teemark secrets --bundle sealed.json --send vsock:16:7777
   teemark secrets --bundle mtls_certs.json --plain --send vsock:16:7777"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     items: Items,
-    /// A bundle that is made already, taken as it is; - for standard input
+    /// A finished bundle, used as it is; - for standard input
     #[arg(long, value_name = "FILE",
           conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys", "grant_keys"])]
     bundle: Option<PathBuf>,
-    /// Seal the bundle to the enclave at --attested, so that nobody on the way can read or change it
+    /// Sealer the bundle to the enclave at --attested, so that nobody on the way can read or change it
     #[arg(long, requires_all = ["attested", "pcrs", "operator_key"])]
     seal: bool,
-    /// The daemon's public address, http://HOST:PORT: the enclave there is attested, and sealed to
+    /// The daemon's public address, http://HOST:PORT, of the enclave to attest and to seal to
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint, requires = "seal")]
     attested: Option<String>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct Arguments {
     /// The operator's private key, as teemark keygen --for operator makes it
     #[arg(long, value_name = "FILE", requires = "seal")]
     operator_key: Option<PathBuf>,
-    /// The sealed bundle's counter, above that of any before it [default: the milliseconds since 1970, or one above the last]
+    /// The sealed bundle's counter, above all earlier ones [default: the milliseconds since 1970, or one above the last]
     #[arg(long, value_name = "N", requires = "seal", value_parser = clap::value_parser!(u64).range(1..))]
     counter: Option<u64>,
     /// Write the bundle to a new file (mode 600) [default: standard output]
@@ -63,10 +63,10 @@ pub struct Arguments {
     /// Send the bundle, with --seal or --plain unless it is sealed already: vsock:CID:PORT, tcp:HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS", value_parser = destination)]
     send: Option<Address>,
-    /// Send it in the clear: whoever relays it reads the keys; for TEEMARK_HANDSHAKE=plain
+    /// Send it in the clear, so that whoever relays it can read the keys; for TEEMARK_HANDSHAKE=plain
     #[arg(long, requires = "send", conflicts_with = "seal")]
     plain: bool,
-    /// How many seconds to go on trying while the enclave does not listen yet
+    /// How many seconds to keep trying while the enclave does not listen yet
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
 }
@@ -79,20 +79,20 @@ fn destination(text: &str) -> Result<Address, String> {
     }
 }
 
-/// A bundle, and how it goes out.
-struct Outgoing {
+/// A bundle, and what seals it if it is to be sealed.
+struct PreparedBundle {
     bundle: Vec<u8>,
-    seal: Option<Seal>,
+    sealer: Option<Sealer>,
 }
 
-impl Outgoing {
+impl PreparedBundle {
     /// The bytes to send now.
     ///
     /// # Errors
-    /// The daemon would not take so many; as [`Seal::seal`].
+    /// There are more than the daemon accepts; as [`Sealer::seal`].
     fn bytes(&self) -> Result<Cow<'_, [u8]>> {
-        let (bytes, what) = match &self.seal {
-            Some(seal) => (Cow::Owned(seal.seal(&self.bundle)?), "the sealed bundle"),
+        let (bytes, what) = match &self.sealer {
+            Some(sealer) => (Cow::Owned(sealer.seal(&self.bundle)?), "the sealed bundle"),
             None => (Cow::Borrowed(&self.bundle[..]), "the bundle"),
         };
         if bytes.len() as u64 > LARGEST {
@@ -105,12 +105,12 @@ impl Outgoing {
     }
 }
 
-/// Builds or reads the bundle, seals it where that is asked for, and prints, writes or sends it.
+/// Builds or reads the bundle, seals it if that is asked for, and prints, writes or sends it.
 ///
 /// # Errors
 /// A file is missing or is not what it should be; the enclave is not attested, refuses the bundle, or does not confirm that
-/// it took it ([`crate::seal::Unconfirmed`]); the output is there already; the enclave cannot be reached in time.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+/// it accepted it ([`crate::seal::Unconfirmed`]); the output exists; the enclave cannot be reached in time.
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let bundle = match &arguments.bundle {
         Some(path) => {
             let bundle = bundle::read(path)?;
@@ -125,10 +125,10 @@ pub fn run(arguments: &Arguments) -> Result<Done> {
              --attested, --plain sends it in the clear, which a daemon with TEEMARK_HANDSHAKE=plain takes"
         ));
     }
-    let outgoing = Outgoing { bundle, seal: arguments.sealing()? };
+    let prepared = PreparedBundle { bundle, sealer: arguments.sealer()? };
     match &arguments.send {
-        Some(address) => arguments.send(address, &outgoing),
-        None => arguments.write(&outgoing),
+        Some(address) => arguments.send(address, &prepared),
+        None => arguments.write(&prepared),
     }
 }
 
@@ -138,12 +138,12 @@ impl Arguments {
     }
 
     /// Sends the bundle; a sealed one is in force when the enclave says so.
-    fn send(&self, address: &Address, outgoing: &Outgoing) -> Result<Done> {
-        let answered = handshake::send(address, || outgoing.bytes(), self.wait);
-        if let Some(seal) = &outgoing.seal {
-            return self.confirm(address, seal, answered);
+    fn send(&self, address: &Address, prepared: &PreparedBundle) -> Result<Done> {
+        let answered = handshake::send(address, || prepared.bytes(), self.wait);
+        if let Some(sealer) = &prepared.sealer {
+            return self.confirm(address, sealer, answered);
         }
-        if answered.as_ref().is_err_and(was_refused) && bundle::is_sealed(&outgoing.bundle) {
+        if answered.as_ref().is_err_and(was_refused) && bundle::is_sealed(&prepared.bundle) {
             say("if an earlier answer was lost, it may be in force all the same: teemark attest tells what is");
         }
         let accepted = answered?;
@@ -152,15 +152,15 @@ impl Arguments {
     }
 
     /// Writes the bundle to its file, or has it printed.
-    fn write(&self, outgoing: &Outgoing) -> Result<Done> {
-        let bytes = outgoing.bytes()?;
-        let sealed = outgoing.seal.as_ref().and_then(Seal::last);
+    fn write(&self, prepared: &PreparedBundle) -> Result<Done> {
+        let bytes = prepared.bytes()?;
+        let sealed = prepared.sealer.as_ref().and_then(Sealer::last);
         let path = match &self.output {
             Some(path) if path != Path::new("-") => path,
             _ if std::io::stdout().is_terminal() && self.is_secret() => {
                 bail!("the bundle holds a key, which a terminal should not show; use --send, --output FILE or a pipe")
             }
-            // What is no JSON stands in the object as the text that it is.
+            // A finished bundle that is not JSON becomes a text in the object.
             _ => {
                 let bundle = serde_json::from_slice(&bytes);
                 let bundle = bundle.unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes)));
@@ -170,7 +170,7 @@ impl Arguments {
         let remedy = "remove it first, or choose another --output";
         output::write(path, &bytes, Existing::Keep, Readers::Owner, remedy)?;
         let advice = match sealed {
-            Some(_) => "it serves until the enclave starts again, or takes a later one",
+            Some(_) => "it is valid until the enclave restarts or accepts a later one",
             None => "delete it once it is sent",
         };
         say(format_args!("the bundle is in {}; {advice}", path.display()));
@@ -181,25 +181,25 @@ impl Arguments {
         Ok(Done::new("", with_id(json!({"output": path.to_string_lossy()}), sealed)))
     }
 
-    /// Attests the enclave that the bundle is to be sealed to, if it is to be sealed.
-    fn sealing(&self) -> Result<Option<Seal>> {
+    /// Attests the enclave and makes a sealer for it, if the bundle is to be sealed.
+    fn sealer(&self) -> Result<Option<Sealer>> {
         if !self.seal {
             return Ok(None);
         }
         let operator = operator_key(self.operator_key.as_deref().context("--seal needs --operator-key")?)?;
-        Seal::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter).map(Some)
+        Sealer::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter).map(Some)
     }
 
-    /// Has the enclave itself say whether it took the bundle: the answer to that came through the parent, which can make
-    /// one up or keep it back.
-    fn confirm(&self, address: &Address, seal: &Seal, answered: Result<Accepted>) -> Result<Done> {
+    /// Attests the enclave to learn whether it accepted the bundle: the answer came through the parent, which can make one
+    /// up or withhold it.
+    fn confirm(&self, address: &Address, sealer: &Sealer, answered: Result<Accepted>) -> Result<Done> {
         let wait = if answered.is_ok() { self.wait } else { 0 };
         let now = match (self.attest(Purpose::Confirmation, wait), &answered) {
             (Ok(now), _) => now,
             (Err(error), Ok(_)) => return Err(error.context("sent, but not confirmed by the enclave")),
             (Err(_), Err(_)) => return answered.map(|_| Done::new("", Value::Null)),
         };
-        match (seal.confirm(&now), answered) {
+        match (sealer.confirm(&now), answered) {
             (Ok(counter), answered) => {
                 let mut text = String::new();
                 let mut told = with_id(json!({"confirmed": true}), Some(now.in_force));
@@ -210,11 +210,13 @@ impl Arguments {
                         told = with_answer(told, &accepted);
                     }
                     Err(error) if was_refused(&error) => say(format_args!(
-                        "warning: it was refused ({error:#}), but is in force: so the refusal was of a second attempt, or \
-                         somebody on the way made it up"
+                        "warning: the bundle was refused ({error:#}), but it is in force: the refusal answered a second \
+                         attempt, or somebody on the way made it up"
                     )),
                     Err(error) => {
-                        say(format_args!("warning: its answer was lost, or somebody on the way keeps it: {error:#}"));
+                        say(format_args!(
+                            "warning: the answer was lost, or somebody on the way withholds it: {error:#}"
+                        ));
                     }
                 }
                 text += &format!("confirmed by the enclave: the bundle of counter {counter} is in force\n");
@@ -223,14 +225,14 @@ impl Arguments {
             (Err(unconfirmed), Ok(_)) => Err(Failure::from(unconfirmed).into()),
             (Err(_), Err(error)) => {
                 if was_refused(&error) {
-                    say("it is not in force by the enclave's attestation document");
+                    say("the enclave's attestation document confirms that the bundle is not in force");
                 }
                 Err(error)
             }
         }
     }
 
-    /// Attests the enclave, once it listens, within so many seconds: it may be starting, as for the handshake.
+    /// Attests the enclave, and waits for it for up to `wait` seconds, since it may be starting.
     fn attest(&self, purpose: Purpose, wait: u64) -> Result<Attested> {
         let endpoint = self.attested.as_deref().context("--seal needs --attested")?;
         let trust = self.trust.as_ref().context("--seal needs --pcrs")?;
@@ -265,7 +267,7 @@ fn with_answer(mut told: Value, accepted: &Accepted) -> Value {
     told
 }
 
-/// Adds by what a sealed bundle is known.
+/// Adds what identifies a sealed bundle.
 fn with_id(mut told: Value, sealed: Option<BundleId>) -> Value {
     if let Some(BundleId { counter, sha256 }) = sealed {
         told["counter"] = counter.into();

@@ -1,35 +1,35 @@
-//! What is shown to people. Words of a daemon, of a document or of a file's name may hold characters that move the cursor,
-//! turn the direction of writing or are not seen at all; shown escaped, they can neither hide nor forge anything.
+//! Prints text for people. A daemon's message, a document or a file's name may hold characters that move the cursor,
+//! reverse the direction of writing or are invisible; escaped, they can neither hide nor forge anything.
 
 use std::io::Write;
 
 use serde_json::Value;
 
-/// Says one line on standard error, every character of it as it is or escaped.
-pub fn say(line: impl std::fmt::Display) {
-    // Nobody may be there to read it.
+/// Prints one line on standard error, escaped as [`printable`] does it.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    // Standard error may be closed.
     let _ = writeln!(std::io::stderr(), "{}", printable(&line.to_string()));
 }
 
 /// A text fit for a terminal: control characters, format characters and line separators are shown escaped.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| if is_harmless(c) { c.to_string() } else { c.escape_default().to_string() };
     text.chars().map(shown).collect()
 }
 
 /// One line of JSON, in which those characters are escaped as JSON does it.
-pub fn json_line(value: &Value) -> String {
+pub(crate) fn json_line(value: &Value) -> String {
     let text = value.to_string();
     let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect();
-    // Outside of its strings JSON has none of them.
+    // JSON has such characters in strings only.
     let mut line: String = text.chars().map(|c| if is_harmless(c) { c.to_string() } else { escaped(c) }).collect();
     line.push('\n');
     line
 }
 
-/// Whether a character shows itself and does no more. The standard library's debug form knows Unicode's categories: it
-/// escapes all that is not printable, and three printable characters. A mark that belongs to the letter before it is
-/// escaped only where it comes first.
+/// Whether a character is shown as itself and has no other effect. The standard library's debug form knows Unicode's
+/// categories: it escapes all that is not printable, and three printable characters. A combining mark is escaped only
+/// at the start of a text, so a letter is put before it.
 fn is_harmless(c: char) -> bool {
     matches!(c, '\\' | '\'' | '"') || String::from_iter(['a', c]).escape_debug().count() == 2
 }

@@ -1,8 +1,8 @@
-//! `teemark vsock-proxy`: the parent's side of the allow list.
+//! `teemark vsock-proxy`: prints the parent's side of the allow list.
 //!
-//! The enclave dials endpoint i at the parent's vsock port 8101 + i. There AWS's vsock-proxy listens, one process an
-//! endpoint, and it dials only what its own list has. All of that is printed from the file that is built into the
-//! image, read by the enclave's own parser, so the two sides cannot come to differ.
+//! The enclave dials endpoint i at the parent's vsock port 8101 + i. AWS's vsock-proxy listens there, one process per
+//! endpoint, and dials only what its own list has. All of that is printed from the file that is built into the
+//! image, with the enclave's own parser, so the two sides cannot differ.
 
 use std::fmt::Write;
 use std::fs;
@@ -25,7 +25,7 @@ use crate::failure::Done;
     vsock-proxy --config /etc/teemark/vsock-proxy.yaml \"$port\" \"$host\" \"$remote\" & done
 
 AWS' own /etc/nitro_enclaves/vsock-proxy.yaml stays as it is: other services of the instance may need it.")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The allow list that is built into the image
     #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
     endpoints: PathBuf,
@@ -41,7 +41,7 @@ pub struct Arguments {
 enum Format {
     /// /etc/teemark/vsock-proxy.yaml, what vsock-proxy --config reads
     Yaml,
-    /// A line an endpoint: its vsock port, the host, the host's port
+    /// One line per endpoint: its vsock port, the host, the host's port
     List,
     /// /etc/teemark/vsock-proxy.env, which teemark-vsock-proxy@.service reads
     Environment,
@@ -52,8 +52,8 @@ enum Format {
 /// Prints the list in the form asked for.
 ///
 /// # Errors
-/// The file cannot be read, a line of it is wrong, it lists nothing, or the ports do not fit.
-pub fn run(arguments: &Arguments) -> Result<Done> {
+/// The file cannot be read, a line of it is wrong, it lists no endpoint, or there are not enough ports.
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let file = arguments.endpoints.display();
     let text = fs::read(&arguments.endpoints).with_context(|| format!("{file}: cannot be read"))?;
     let allowed = AllowList::parse(&file.to_string(), &text)?;
@@ -81,7 +81,7 @@ fn unit(port: u32) -> String {
     format!("teemark-vsock-proxy@{port}.service")
 }
 
-/// Where the enclave dials this endpoint. The highest number is no port: it means any (VMADDR_PORT_ANY, vsock(7)).
+/// The vsock port at which the enclave dials this endpoint. The highest number means any port (VMADDR_PORT_ANY, vsock(7)).
 fn vsock_port(endpoint: &Endpoint, first: u32) -> Option<u32> {
     first.checked_add(u32::try_from(endpoint.index()).ok()?).filter(|&port| port != u32::MAX)
 }
@@ -110,7 +110,7 @@ impl Format {
     }
 }
 
-/// A host name as YAML takes it for a string, which vsock-proxy insists on: `true`, `1.5` or `0x1f` are hosts too.
+/// A host name as a YAML string, which vsock-proxy requires: `true`, `1.5` or `0x1f` are valid hosts too.
 fn yaml_string(host: &str) -> String {
     let plain = host.starts_with(|c: char| c.is_ascii_alphabetic()) && host.contains('.');
     if plain { host.to_owned() } else { format!("\"{host}\"") }

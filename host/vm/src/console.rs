@@ -1,4 +1,4 @@
-//! What a machine says on its serial line, line by line, each with the moment when it was heard.
+//! What a machine writes to its serial line, line by line, each with the time when it was read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,49 +12,50 @@ use anyhow::{Context, Result, bail};
 /// A line without its end.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// By this machine's clock, when its last byte came.
+    /// When its last byte was read, by this machine's clock.
     pub at: Instant,
+    /// Its text, without control characters.
     pub text: String,
 }
 
 impl Line {
-    /// The guest kernel's own time of a line that it printed (`[    1.252042] …`), since its start.
+    /// The time since the guest kernel's start, if it is a line of that kernel (`[    1.252042] …`).
     pub fn kernel_time(&self) -> Option<Duration> {
         let (stamp, _) = self.text.strip_prefix('[')?.split_once(']')?;
         stamp.trim().parse().ok().map(Duration::from_secs_f64)
     }
 }
 
-/// A machine's console: everything it said so far. Clones are the same console.
+/// A machine's console: all its lines so far. Clones are the same console.
 #[derive(Clone)]
 pub struct Console {
     name: &'static str,
-    heard: Arc<(Mutex<Heard>, Condvar)>,
+    record: Arc<(Mutex<Record>, Condvar)>,
 }
 
 #[derive(Default)]
-struct Heard {
+struct Record {
     lines: Vec<Line>,
-    /// The machine is gone; nothing more will come.
+    /// The machine has ended; no more lines will come.
     ended: bool,
 }
 
-impl Heard {
+impl Record {
     fn last(&self) -> &str {
         self.lines.last().map_or("none", |line| &line.text)
     }
 }
 
 impl Console {
-    /// Listens to `source` in a thread of its own until it ends. The lines go to `file` too, with the seconds since
-    /// now, and to standard error where `shown`.
+    /// Reads `source` in a thread of its own until it ends. The lines also go to `file`, each with the seconds since
+    /// now, and to standard error if `shown`.
     ///
     /// # Errors
     /// The file cannot be made.
     pub fn listen(name: &'static str, source: impl Read + Send + 'static, file: &Path, shown: bool) -> Result<Console> {
         let mut file = File::create(file).with_context(|| file.display().to_string())?;
-        let console = Console { name, heard: Arc::default() };
-        let heard = console.heard.clone();
+        let console = Console { name, record: Arc::default() };
+        let record = console.record.clone();
         let start = Instant::now();
         thread::Builder::new().name(name.into()).spawn(move || {
             let mut source = BufReader::new(source);
@@ -62,80 +63,80 @@ impl Console {
             while source.read_until(b'\n', &mut bytes).is_ok_and(|n| n > 0) {
                 let line = Line { at: Instant::now(), text: text(&bytes) };
                 bytes.clear();
-                // A full disk is no reason to stop listening.
+                // A full disk is not a reason to stop reading.
                 let _ = writeln!(file, "{:9.3} {}", line.at.duration_since(start).as_secs_f64(), line.text);
                 if shown {
                     eprintln!("{name}| {}", line.text);
                 }
-                lock(&heard.0).lines.push(line);
-                heard.1.notify_all();
+                lock(&record.0).lines.push(line);
+                record.1.notify_all();
             }
-            lock(&heard.0).ended = true;
-            heard.1.notify_all();
+            lock(&record.0).ended = true;
+            record.1.notify_all();
         })?;
         Ok(console)
     }
 
-    /// Whose it is.
+    /// The machine's name.
     pub fn name(&self) -> &str {
         self.name
     }
 
-    /// Everything so far.
+    /// All lines so far.
     pub fn lines(&self) -> Vec<Line> {
-        lock(&self.heard.0).lines.clone()
+        lock(&self.record.0).lines.clone()
     }
 
-    /// How many lines there are; what is said from now on begins there (see [`Console::wait_since`]).
+    /// The number of lines so far, which is where later ones begin (see [`Console::wait_since`]).
     pub fn length(&self) -> usize {
-        lock(&self.heard.0).lines.len()
+        lock(&self.record.0).lines.len()
     }
 
-    /// The first line so far that holds `text`.
+    /// The first line so far that contains `text`.
     pub fn find(&self, text: &str) -> Option<Line> {
-        lock(&self.heard.0).lines.iter().find(|line| line.text.contains(text)).cloned()
+        lock(&self.record.0).lines.iter().find(|line| line.text.contains(text)).cloned()
     }
 
-    /// The first line that holds `text`, said already or within `limit`.
+    /// The first line that contains `text`, if it is there already or comes within `limit`.
     ///
     /// # Errors
-    /// It did not come, or the machine ended before.
+    /// No such line came, or the machine ended before.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<Line> {
         self.wait_since(0, text, limit)
     }
 
-    /// The same among the lines from number `from` on.
+    /// The same, among the lines from number `from` on.
     ///
     /// # Errors
-    /// It did not come, or the machine ended before.
+    /// No such line came, or the machine ended before.
     pub fn wait_since(&self, from: usize, text: &str, limit: Duration) -> Result<Line> {
         let end = Instant::now() + limit;
         let mut next = from;
-        let mut heard = lock(&self.heard.0);
+        let mut record = lock(&self.record.0);
         loop {
-            if let Some(line) = heard.lines[next..].iter().find(|line| line.text.contains(text)) {
+            if let Some(line) = record.lines[next..].iter().find(|line| line.text.contains(text)) {
                 return Ok(line.clone());
             }
-            next = heard.lines.len();
-            if heard.ended {
-                bail!("the {} ended without {text:?} on its console; its last line: {}", self.name, heard.last());
+            next = record.lines.len();
+            if record.ended {
+                bail!("the {} ended without {text:?} on its console; its last line: {}", self.name, record.last());
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let (name, limit, last) = (self.name, limit.as_secs(), heard.last());
+                let (name, limit, last) = (self.name, limit.as_secs(), record.last());
                 bail!("no {text:?} on the {name}'s console within {limit} s; its last line: {last}");
             }
-            heard = self.heard.1.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+            record = self.record.1.wait_timeout(record, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Waits until the machine has said its last.
+    /// Waits until the machine has ended.
     ///
     /// # Errors
     /// It still runs after `limit`.
     pub fn wait_for_end(&self, limit: Duration) -> Result<()> {
-        let heard = lock(&self.heard.0);
-        let wait = self.heard.1.wait_timeout_while(heard, limit, |heard| !heard.ended);
+        let record = lock(&self.record.0);
+        let wait = self.record.1.wait_timeout_while(record, limit, |record| !record.ended);
         if !wait.unwrap_or_else(PoisonError::into_inner).0.ended {
             bail!("the {} still runs after {} s", self.name, limit.as_secs());
         }
@@ -143,11 +144,11 @@ impl Console {
     }
 }
 
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A line as text, without what moves a terminal's cursor: SeaBIOS clears the screen, a serial line ends with \r\n.
+/// A line as text, without what moves a terminal's cursor: SeaBIOS clears the screen, and lines end with \r\n.
 fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
     let mut chars = String::from_utf8_lossy(bytes).into_owned().chars().collect::<Vec<_>>().into_iter().peekable();
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_does_not_come_is_named_after_its_time() {
+    fn a_line_that_does_not_come_in_time_is_named() {
         let (console, _far, _folder) = console();
         let error = console.wait_for("never", Duration::from_millis(20)).unwrap_err().to_string();
         assert!(error.contains("\"never\""), "{error}");

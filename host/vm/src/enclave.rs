@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::bus::{Bus, Door, ENCLAVE_CID};
+use crate::bus::{Bus, Dialer, ENCLAVE_CID};
 use crate::console::Console;
 use crate::image::Image;
 use crate::machine;
@@ -17,19 +17,20 @@ use crate::qemu::{self, Machine};
 
 /// The running enclave.
 pub struct Enclave {
+    /// Its serial line.
     pub console: Console,
-    door: Door,
+    dialer: Dialer,
     process: Process,
     keyboard: ChildStdin,
 }
 
 impl Enclave {
-    /// Boots the image with so many MiB of memory: on the machine `nitro-enclave` where QEMU_NITRO names a QEMU that
-    /// has it and the image is as it was built, otherwise kernel, command line and ramdisks on `microvm`. The console goes to `enclave.log`
-    /// in `logs`.
+    /// Boots the image with `memory` MiB. An unchanged EIF boots on the machine `nitro-enclave`, if QEMU_NITRO names a
+    /// QEMU that has it; otherwise its kernel, command line and ramdisks boot on `microvm`. The console is written to
+    /// `enclave.log` in `logs`, and to standard error if `shown`.
     ///
     /// # Errors
-    /// The image cannot be read, or QEMU not be run.
+    /// The image cannot be read, or QEMU cannot be run.
     pub fn boot(bus: &Bus, image: &Image, memory: u32, logs: &Path, shown: bool) -> Result<Enclave> {
         let (kernel, ramdisk) = (bus.folder().join("enclave.kernel"), bus.folder().join("enclave.ramdisk"));
         let qemu = qemu::nitro();
@@ -44,13 +45,13 @@ impl Enclave {
         let log = logs.join("enclave.log");
         let device = bus.device(ENCLAVE_CID);
         let (process, console, keyboard) = machine::boot("enclave", &machine, memory, &device, &log, shown)?;
-        Ok(Enclave { console, door: bus.door(ENCLAVE_CID), process, keyboard })
+        Ok(Enclave { console, dialer: bus.dialer(ENCLAVE_CID), process, keyboard })
     }
 
-    /// Types a line on the console. Only a debug image with a shell there reads it.
+    /// Types a line on the console. Only a debug image, which has a shell there, reads it.
     ///
     /// # Errors
-    /// The machine is gone.
+    /// The machine has ended.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
         writeln!(self.keyboard, "{line}").context("the enclave's console")
     }
@@ -64,20 +65,20 @@ impl Enclave {
         self.console.wait_for_end(machine::BOOT)
     }
 
-    /// How the machine ended, if it has or does within `limit`.
+    /// The exit status of the machine, if it has ended or ends within `limit`.
     pub fn ended(&mut self, limit: Duration) -> Option<ExitStatus> {
         self.process.ended(limit)
     }
 
-    /// Status and body of a GET request, sent from this machine past the parent: for what is measured in
-    /// milliseconds, since starting curl in the parent takes longer.
+    /// Sends a GET request from this machine, not through the parent, and returns status and body. This is for what is
+    /// measured in milliseconds; starting curl in the parent takes longer.
     ///
     /// # Errors
-    /// Nothing listens on that port, or the answer is none.
+    /// Nothing listens on that port, or the answer is not HTTP.
     pub fn get(&self, port: u32, path: &str) -> Result<(u16, String)> {
-        let mut stream = self.door.connect(port, machine::BOOT)?;
+        let mut stream = self.dialer.connect(port, machine::BOOT)?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: enclave\r\n\r\n")?;
-        // Not until the end of the connection: it is kept open for a next request.
+        // Not until the end of the connection, which stays open for another request.
         let mut answer = Vec::new();
         loop {
             let mut part = [0; 4096];
@@ -91,7 +92,7 @@ impl Enclave {
     }
 }
 
-/// Status and body, once all of the answer is there.
+/// Status and body, once the answer is complete.
 fn parse(answer: &[u8]) -> Result<Option<(u16, String)>> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut fields);

@@ -1,4 +1,4 @@
-//! Brings ports of this machine to vsock ports of the parent, as if this machine were in the parent's network.
+//! Forwards ports of this machine to vsock ports of the parent, as if this machine were in the parent's network.
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,33 +6,33 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use crate::bus::Door;
+use crate::bus::Dialer;
 use anyhow::{Context, Result};
 
-/// Longest pause of a connection.
+/// Longest time without a byte before a connection is closed.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// Listens on a port of the loopback interface (0: any) until this process ends, and carries each connection to that
-/// vsock port. Gives the address.
+/// Listens on a port of the loopback interface (0 for any free one) until this process ends, and carries each connection
+/// to vsock port `to`. Returns the address.
 ///
 /// # Errors
 /// The port is taken.
-pub fn forward(name: &str, port: u16, door: Door, to: u32) -> Result<SocketAddr> {
+pub fn forward(name: &str, port: u16, dialer: Dialer, to: u32) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .with_context(|| format!("port {port} of this machine, for {name}; another one: --{name} PORT"))?;
+        .with_context(|| format!("cannot listen on port {port} of this machine; choose another with --{name} PORT"))?;
     let address = listener.local_addr()?;
     thread::Builder::new().name(name.to_owned()).spawn(move || {
         for client in listener.incoming().flatten() {
-            let door = door.clone();
-            // Who cannot be served is hung up on, as socat does.
-            thread::spawn(move || carry(client, &door, to));
+            let dialer = dialer.clone();
+            // Like socat it hangs up if it cannot connect.
+            thread::spawn(move || carry(client, &dialer, to));
         }
     })?;
     Ok(address)
 }
 
-fn carry(client: TcpStream, door: &Door, to: u32) -> io::Result<()> {
-    let server = door.connect(to, IDLE)?;
+fn carry(client: TcpStream, dialer: &Dialer, to: u32) -> io::Result<()> {
+    let server = dialer.connect(to, IDLE)?;
     client.set_read_timeout(Some(IDLE))?;
     let (client_there, server_there) = (client.try_clone()?, server.try_clone()?);
     let there = thread::spawn(move || copy_out(&client_there, &server_there));
@@ -44,6 +44,6 @@ fn carry(client: TcpStream, door: &Door, to: u32) -> io::Result<()> {
 
 fn copy_out(mut client: &TcpStream, mut server: &UnixStream) {
     let _ = io::copy(&mut client, &mut server);
-    // The handshake's end: the client has sent all, and waits for the answer.
+    // The end of a bundle: the client has sent all of it and waits for the answer.
     let _ = server.shutdown(Shutdown::Write);
 }

@@ -1,4 +1,4 @@
-//! An enclave image as it is shipped, and its building.
+//! Reads and builds enclave images, as they are shipped, and changes them for tests.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use teemark_image::ramdisk::{Entry, newc};
 
 /// An EIF, and what it boots from.
 pub struct Image {
-    /// Where it stands; none where it was altered.
+    /// Its path; none if it was altered.
     path: Option<PathBuf>,
     parts: Parts,
 }
@@ -19,7 +19,7 @@ impl Image {
     /// Reads an EIF.
     ///
     /// # Errors
-    /// It is not there, or is no EIF.
+    /// It is missing, or is not an EIF.
     pub fn open(eif: &Path) -> Result<Image> {
         let parts = Parts::read(eif).with_context(|| eif.display().to_string())?;
         Ok(Image { path: Some(eif.to_owned()), parts })
@@ -32,18 +32,18 @@ impl Image {
     pub fn build(folder: &Path, name: &str, arguments: &[&OsStr]) -> Result<Image> {
         let mut command = Command::new(crate::repository().join("image/build.sh"));
         command.args(["--name", name, "--output"]).arg(folder).args(arguments);
-        // Standard output tells sizes and PCRs, which are not of interest here.
+        // Standard output has sizes and PCRs, which nobody needs here.
         let status = command.stdout(Stdio::null()).status().with_context(|| format!("{command:?} cannot be run"))?;
         ensure!(status.success(), "{command:?} failed");
         Image::open(&folder.join(format!("{name}.eif")))
     }
 
-    /// The same kernel, command line and ramdisks, to be booted on `microvm` wherever that is done.
+    /// The same kernel, command line and ramdisks, but to be booted on `microvm` in any case.
     pub fn taken_apart(&self) -> Image {
         Image { path: None, parts: self.parts.clone() }
     }
 
-    /// The same image with another command line. It is no EIF any more and boots on `microvm`.
+    /// The same image with another command line. It is no longer an EIF, so it boots on `microvm`.
     pub fn with_command_line(&self, command_line: &str) -> Image {
         let mut altered = self.taken_apart();
         altered.parts.command_line = command_line.to_owned();
@@ -51,7 +51,7 @@ impl Image {
     }
 
     /// The same image with files in place of its own or beside them, in one more ramdisk: the kernel unpacks the last
-    /// one last. It is no EIF any more and boots on `microvm`.
+    /// one last. It is no longer an EIF, so it boots on `microvm`.
     ///
     /// # Errors
     /// No ramdisk can be made of the entries.
@@ -61,21 +61,22 @@ impl Image {
         Ok(altered)
     }
 
-    /// The EIF, where it is as it was built.
+    /// The path of the EIF, if it was not altered.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// The kernel, which serves the parent too.
+    /// The kernel, which the parent boots too.
     pub fn kernel(&self) -> &[u8] {
         &self.parts.kernel
     }
 
+    /// The kernel's command line.
     pub fn command_line(&self) -> &str {
         &self.parts.command_line
     }
 
-    /// Both ramdisks as the kernel gets them: one after the other.
+    /// The ramdisks as the kernel gets them, concatenated.
     pub fn ramdisks(&self) -> Vec<u8> {
         self.parts.ramdisks.concat()
     }

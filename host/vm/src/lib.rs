@@ -1,10 +1,11 @@
-//! A parent and an enclave as two virtual machines, on a machine that is neither.
+//! A parent and an enclave as two virtual machines, for a machine that has no Nitro enclaves.
 //!
-//! [`Bus`] is the vsock between them, [`Parent`] stands in for the EC2 instance and has what such an instance has,
-//! [`Enclave`] boots an [`Image`], the very EIF that is shipped. AF_VSOCK is the real one of both kernels. Each of the
-//! three ends its processes when it is dropped; declared in this order, they go in the right one.
+//! [`Bus`] is the vsock between them. [`Parent`] stands in for the EC2 instance and has the programs of one. [`Enclave`]
+//! boots an [`Image`], the same EIF that is shipped. Both kernels use their real AF_VSOCK. Each of the three ends its
+//! processes when it is dropped; declare them in this order, so that they end in the reverse one.
 //!
-//! `run-vm` makes a running system of them; the test in `tests/vm` does to it what an operator does, and worse.
+//! `run-vm` starts a whole system of them. The test in `tests/vm` does to it what an operator does, and what an attacker
+//! does.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod parent_ramdisk;
 mod process;
 pub mod qemu;
 mod switch;
+mod workspace;
 
 pub use bus::Bus;
 pub use console::Console;
@@ -29,25 +31,4 @@ pub use machine::BOOT;
 pub use parent::Parent;
 pub use process::run;
 pub use teemark_image::ramdisk::Entry;
-
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
-
-/// The clone that this was built from.
-pub fn repository() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here)
-}
-
-/// A program of this workspace, built beside the one that runs.
-///
-/// # Errors
-/// It is not built.
-pub fn program(name: &str) -> Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    // Tests stand in a folder `deps` of the programs' own.
-    let mut folders = this.ancestors().skip(1).take(2);
-    let found = folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()));
-    found.with_context(|| format!("{name} is not built: run `cargo build --workspace` before"))
-}
+pub use workspace::{program, repository};

@@ -1,4 +1,4 @@
-//! A virtual machine's start: its process, its console, and its keyboard, which is the serial line's other direction.
+//! Starts a virtual machine: its process, its console, and its keyboard, which is the serial line's other direction.
 
 use std::io::pipe;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::console::Console;
 use crate::process::Process;
 use crate::qemu::{self, Machine};
 
-/// Longest wait for a machine to come up: it takes some seconds under TCG on an idle machine.
+/// Longest wait for a machine to boot, which takes some seconds under TCG on an idle machine.
 pub const BOOT: Duration = Duration::from_secs(180);
 
-/// Starts it. What QEMU itself says is heard on the console too.
-pub fn boot(
+/// Starts the machine. What QEMU itself prints goes to the console too.
+pub(crate) fn boot(
     name: &'static str,
     machine: &Machine,
     memory: u32,
@@ -28,7 +28,7 @@ pub fn boot(
     command.stdin(Stdio::piped()).stdout(far.try_clone()?).stderr(far);
     let mut process = Process::spawn(&mut command)?;
     let keyboard = process.stdin().context("no standard input")?;
-    // The command holds the pipe's other end, and the console would never end.
+    // The command holds the pipe's other end, which would keep the console from ending.
     drop(command);
     Ok((process, Console::listen(name, near, log, shown)?, keyboard))
 }

@@ -1,4 +1,4 @@
-//! What an operator has running on the parent beside the enclave, with the commands of a real one.
+//! What an operator runs on the parent beside the enclave, with the same commands as on an instance.
 
 use std::fs;
 use std::path::Path;
@@ -14,26 +14,27 @@ use crate::image::Image;
 use crate::parent::{Output, Parent};
 use crate::process::run;
 use crate::qemu;
+use crate::workspace::repository;
 
-/// The watermark service as the image's allow list names it.
+/// The watermark service's URL, by its name in the image's allow list.
 pub const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
-/// The folder of the certificates in the parent.
+/// The parent's folder of certificates.
 pub const CERTS: &str = "/root/certs";
-/// The folder of host/deploy's scripts there.
+/// The parent's folder of scripts, from host/deploy.
 const DEPLOY: &str = "/opt/teemark";
 
-/// Makes CA, server and client certificate in a folder of this machine, by certs/make-certs.sh.
+/// Makes CA, server and client certificate in a folder of this machine, with certs/make-certs.sh.
 ///
 /// # Errors
-/// What the script says.
+/// The script's.
 pub fn make_certs(folder: &Path, options: &[&str]) -> Result<()> {
-    let script = crate::repository().join("certs/make-certs.sh");
+    let script = repository().join("certs/make-certs.sh");
     run(Command::new(script).args(options).arg(folder)).map(drop)
 }
 
-/// What the watermark service needs of the certificates; it runs on the parent here.
+/// The certificates for the watermark service, which runs on the parent here.
 pub const OF_SERVICE: [&str; 3] = ["ca.crt", "server.crt", "server.key"];
-/// All of them: what an operator has who prepares the handshake on the parent.
+/// All certificates, for an operator who prepares the handshake on the parent.
 pub const OF_OPERATOR: [&str; 6] = ["ca.crt", "server.crt", "server.key", "client.crt", "client.key", "ecs-ca.crt"];
 
 /// Copies these certificates of a folder of this machine to [`CERTS`].
@@ -52,8 +53,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| file.display().to_string())
 }
 
-/// The scripts of host/deploy in [`DEPLOY`], and what they ask for the enclave: a stand-in for nitro-cli, which knows
-/// the one enclave.
+/// Installs the scripts of host/deploy in [`DEPLOY`], and a stand-in for nitro-cli that tells them of the one enclave.
 ///
 /// # Errors
 /// As [`Parent::unpack`].
@@ -61,7 +61,7 @@ pub fn install_deployment(parent: &Parent) -> Result<()> {
     let mut entries: Vec<_> =
         ["/opt", DEPLOY, "/usr", "/usr/bin"].iter().map(|folder| Entry::directory(folder, 0o755)).collect();
     for name in ["enclave.sh", "expose.sh", "send-secrets.sh"] {
-        let script = read(&crate::repository().join("host/deploy").join(name))?;
+        let script = read(&repository().join("host/deploy").join(name))?;
         entries.push(Entry::file(&format!("{DEPLOY}/{name}"), 0o755, script));
     }
     let enclaves = json!([{"EnclaveName": "teemark", "EnclaveCID": ENCLAVE_CID, "State": "RUNNING"}]);
@@ -79,7 +79,7 @@ pub fn answer_heartbeat(parent: &Parent) -> Result<()> {
     parent.start("heartbeat", &format!("socat -d -d VSOCK-LISTEN:9000,reuseaddr SYSTEM:'{echo}'"), "listening on")
 }
 
-/// The development watermark service on 127.0.0.1:8080, in place of the one at ECS.
+/// Starts the development watermark service on 127.0.0.1:8080, in place of the real one.
 ///
 /// # Errors
 /// As [`Parent::start`].
@@ -89,7 +89,7 @@ pub fn start_service(parent: &Parent) -> Result<()> {
     parent.start("service", &format!("{serve} {files}"), "listening on")
 }
 
-/// The way from the enclave to the service, as AWS' vsock-proxy makes it: endpoint 0 of the allow list at port 8101.
+/// Starts the proxy from the enclave to the service, like AWS' vsock-proxy: endpoint 0 of the allow list is port 8101.
 ///
 /// # Errors
 /// As [`Parent::start`].
@@ -105,18 +105,18 @@ pub fn stop_proxy(parent: &Parent) -> Result<()> {
     parent.stop("proxy")
 }
 
-/// Brings the enclave's public and admin port to TCP on the parent's loopback interface, by expose.sh.
+/// Forwards the enclave's public and admin port to TCP on the parent's loopback interface, with expose.sh.
 ///
 /// # Errors
 /// As [`Parent::start`].
 pub fn expose(parent: &Parent) -> Result<()> {
     parent.start("expose", &format!("env EXPOSE_PUBLIC=127.0.0.1:3000 {DEPLOY}/expose.sh"), "^admin:")?;
-    // It tells that before its listeners are there.
+    // It says so before its listeners are there.
     parent.wait_until("netstat -lnt | grep -c -E ':300[01] ' | grep -q 2", Duration::from_secs(60))
 }
 
-/// The options of `teemark` by which an enclave of this image can be trusted, as far as that goes here: by its PCRs with
-/// QEMU's module, whose signature is a dummy; else on its own word.
+/// The options with which `teemark` trusts an enclave of this image, as far as that is possible here: with QEMU's module,
+/// whose signature is a dummy, by its PCRs; without one it vouches for itself.
 pub fn trust(image: &Image) -> Vec<String> {
     match (qemu::nitro(), image.path()) {
         (Some(_), Some(eif)) => {
@@ -126,20 +126,20 @@ pub fn trust(image: &Image) -> Vec<String> {
     }
 }
 
-/// Leads a vsock port of the parent to the enclave's public interface, for who is not on the parent: by `forward` it is
-/// a TCP port of this machine.
+/// Forwards a vsock port of the parent to `target`, a socat address there; [`crate::forward`] makes it a TCP port of this
+/// machine.
 ///
 /// # Errors
 /// As [`Parent::start`].
-pub fn lead(parent: &Parent, port: u32, target: &str) -> Result<()> {
+pub fn forward(parent: &Parent, port: u32, target: &str) -> Result<()> {
     let socat = format!("socat -d -d -t 60 VSOCK-LISTEN:{port},fork,reuseaddr {target}");
-    parent.start(&format!("lead-{port}"), &socat, "listening on")
+    parent.start(&format!("forward-{port}"), &socat, "listening on")
 }
 
-/// Sends a bundle to the enclave by send-secrets.sh, and gives what that says: the enclave's answer on standard output.
+/// Sends a bundle to the enclave with send-secrets.sh, which prints the enclave's answer to standard output.
 ///
 /// # Errors
-/// As [`Parent::run`]. A refusal is none: see the status.
+/// As [`Parent::run`]. A refusal is not an error here: look at the status.
 pub fn send_secrets(parent: &Parent, bundle: &[u8]) -> Result<Output> {
     parent.run_with(&format!("{DEPLOY}/send-secrets.sh -"), bundle)
 }

@@ -1,8 +1,8 @@
-//! The parent: in place of the EC2 instance that an enclave belongs to.
+//! The parent, which stands in for the EC2 instance that an enclave runs on.
 //!
-//! It has what the seed's commands need there, socat, curl and jq, and the development watermark service in place of
-//! the real one. An agent in it takes shell scripts from this machine, so that a test or `run-vm` does in it what an
-//! operator does on an instance.
+//! It has socat, curl and jq, which the documents' commands use, and the development watermark service in place of the
+//! real one. An agent in it runs shell scripts from this machine, so that a test or `run-vm` can do what an operator
+//! does on an instance.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use teemark_image::ramdisk::{Entry, newc};
 
-use crate::bus::{Bus, Door, PARENT_CID};
+use crate::bus::{Bus, Dialer, PARENT_CID};
 use crate::console::Console;
 use crate::process::Process;
 use crate::qemu::Machine;
@@ -20,37 +20,40 @@ use crate::{machine, parent_ramdisk};
 
 /// The vsock port of the agent (parent/init).
 const AGENT: u32 = 1024;
-/// MiB: the programs take some 50, unpacked.
+/// Memory in MiB; the unpacked programs take about 50.
 const MEMORY: u32 = 256;
-/// Longest wait for a script; none of them has much to do.
+/// Longest wait for a script; each does little.
 const SCRIPT: Duration = Duration::from_secs(180);
 
 /// The running parent.
 pub struct Parent {
+    /// Its serial line.
     pub console: Console,
-    door: Door,
+    dialer: Dialer,
     _process: Process,
 }
 
-/// What a script said and how it ended.
+/// What a script printed and how it ended.
 #[derive(Debug)]
 pub struct Output {
-    /// The shell's exit status: 128 and the signal's number where a signal ended it.
+    /// The shell's exit status: 128 plus the signal's number if a signal ended it.
     pub status: i32,
+    /// All of its standard output.
     pub stdout: Vec<u8>,
+    /// All of its standard error.
     pub stderr: Vec<u8>,
 }
 
 impl Output {
-    /// Standard output as text, without its last line's end.
+    /// Standard output as text, without white space at its end.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 
-    /// Itself, if the script succeeded.
+    /// Returns the output, if the script succeeded.
     ///
     /// # Errors
-    /// The script's status and what it said.
+    /// The script failed; the error has its status and output.
     pub fn success(self) -> Result<Output> {
         let said = String::from_utf8_lossy(&self.stderr);
         ensure!(self.status == 0, "exit status {} in the parent: {}{}", self.status, said.trim_end(), self.text());
@@ -59,21 +62,21 @@ impl Output {
 }
 
 impl Parent {
-    /// Boots it with this kernel and waits for its agent. `service` is the watermark service's program; the console
-    /// goes to `parent.log` in `logs`.
+    /// Boots the parent with this kernel and waits for its agent. `service` is the watermark service's program. The
+    /// console is written to `parent.log` in `logs`, and to standard error if `shown`.
     ///
     /// # Errors
-    /// What is missing on this machine, or the machine's last words.
+    /// Something is missing on this machine, or the parent does not boot.
     pub fn boot(bus: &Bus, kernel: &[u8], service: &Path, logs: &Path, shown: bool) -> Result<Parent> {
         let (kernel_file, ramdisk) = (bus.folder().join("parent.kernel"), bus.folder().join("parent.ramdisk"));
         fs::write(&kernel_file, kernel)?;
         fs::write(&ramdisk, parent_ramdisk::make(service)?)?;
-        // The kernel's own lines are of no interest here, and a slow machine takes long to print them.
+        // Nobody needs the kernel's own lines here, and a slow machine takes long to print them.
         let command_line = "panic=1 console=ttyS0 quiet";
         let machine = Machine::Microvm { kernel: &kernel_file, ramdisk: &ramdisk, command_line };
         let log = logs.join("parent.log");
         let (process, console, _) = machine::boot("parent", &machine, MEMORY, &bus.device(PARENT_CID), &log, shown)?;
-        let parent = Parent { console, door: bus.door(PARENT_CID), _process: process };
+        let parent = Parent { console, dialer: bus.dialer(PARENT_CID), _process: process };
         parent.console.wait_for("[PARENT] up", machine::BOOT)?;
         let end = Instant::now() + machine::BOOT;
         while let Err(e) = parent.run("true") {
@@ -85,12 +88,12 @@ impl Parent {
     /// Runs a shell script.
     ///
     /// # Errors
-    /// The agent cannot be reached, or did not answer in time. A script that fails is no error here.
+    /// The agent cannot be reached, or did not answer in time. A script that fails is not an error here.
     pub fn run(&self, script: &str) -> Result<Output> {
         self.run_with(script, b"")
     }
 
-    /// The same with something on the script's standard input.
+    /// Runs a shell script with `input` as its standard input.
     ///
     /// # Errors
     /// As [`Parent::run`].
@@ -98,7 +101,7 @@ impl Parent {
         self.order(script, input).with_context(|| format!("in the parent: {script}"))
     }
 
-    /// Runs a script that must succeed, and gives its standard output without the last line's end.
+    /// Runs a script that must succeed, and returns its standard output without white space at its end.
     ///
     /// # Errors
     /// As [`Parent::run`], and a status other than 0.
@@ -107,9 +110,9 @@ impl Parent {
         Ok(output.text())
     }
 
-    /// The agent's protocol: see parent/agent.
+    /// Talks to the agent, by the protocol that parent/agent describes.
     fn order(&self, script: &str, input: &[u8]) -> Result<Output> {
-        let mut stream = self.door.connect(AGENT, SCRIPT)?;
+        let mut stream = self.dialer.connect(AGENT, SCRIPT)?;
         stream.write_all(format!("{} {}\n", script.len(), input.len()).as_bytes())?;
         stream.write_all(script.as_bytes())?;
         stream.write_all(input)?;
@@ -124,7 +127,7 @@ impl Parent {
         Ok(Output { status: i32::try_from(status)?, stdout, stderr })
     }
 
-    /// Writes a file in the parent; its folder is made where it is missing.
+    /// Writes a file in the parent, and makes its folder if that is missing.
     ///
     /// # Errors
     /// As [`Parent::sh`].
@@ -150,11 +153,11 @@ impl Parent {
         Ok(self.run(&format!("cat '{path}'"))?.success()?.stdout)
     }
 
-    /// Starts a command that stays, under a name of its own, and waits until it has said `sign`: what it says goes to
-    /// /tmp/NAME.log.
+    /// Starts a command that keeps running, under a name of its own, and waits until it has printed a line that matches
+    /// `sign`. Its output goes to /tmp/NAME.log.
     ///
     /// # Errors
-    /// As [`Parent::sh`]; it did not say so within a minute.
+    /// As [`Parent::sh`]; it did not print that within a minute.
     pub fn start(&self, name: &str, command: &str, sign: &str) -> Result<()> {
         // A session, and so a process group, of its own: what it forks is stopped with it.
         let run = format!("setsid sh /tmp/{name}.sh >/tmp/{name}.log 2>&1 </dev/null & echo $! >/tmp/{name}.pid");
@@ -173,22 +176,22 @@ impl Parent {
         self.run(&script)?.success().map(drop).context(script)
     }
 
-    /// Ends what [`Parent::start`] started, and every process it forked.
+    /// Ends a command that [`Parent::start`] started, and every process that it forked.
     ///
     /// # Errors
-    /// As [`Parent::sh`]; it does not run.
+    /// As [`Parent::sh`]; the command does not run.
     pub fn stop(&self, name: &str) -> Result<()> {
         self.sh(&format!("kill -- -$(cat /tmp/{name}.pid)"))?;
         Ok(())
     }
 
-    /// The way from this machine to the parent's vsock ports.
-    pub fn door(&self) -> Door {
-        self.door.clone()
+    /// Connects from this machine to the parent's vsock ports.
+    pub fn dialer(&self) -> Dialer {
+        self.dialer.clone()
     }
 }
 
-/// A script that waits until the given one succeeds, and fails where it does not within `limit`.
+/// A script that waits until the given one succeeds, and fails if it does not within `limit`.
 fn until(script: &str, limit: Duration) -> String {
     let tries = limit.as_millis() / 100;
     format!("n=0; until {script}; do n=$((n+1)); [ $n -lt {tries} ] || break; sleep 0.1; done; [ $n -lt {tries} ]")

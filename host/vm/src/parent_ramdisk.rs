@@ -1,5 +1,5 @@
-//! The parent machine's ramdisk, made of what this machine has: busybox, socat, curl, jq, the development watermark
-//! service, and the libraries that they name.
+//! Makes the parent's ramdisk from programs of this machine: busybox, socat, curl, jq, the development watermark
+//! service, and the libraries that they need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,18 +11,18 @@ use teemark_image::ramdisk::{Entry, newc};
 
 use crate::process::run;
 
-/// Programs of this machine that the parent has: what the seed's commands and the tests use there.
+/// Programs of this machine that the parent gets, for the commands of the documents and the tests.
 const PROGRAMS: [&str; 3] = ["socat", "curl", "jq"];
 /// Debian's statically linked busybox (package busybox-static): the parent's shell and small commands.
 const BUSYBOX: &str = "/bin/busybox";
-/// `allowed_endpoints.yaml` names the service so; in the parent it is on the loopback interface.
+/// The service's name in `allowed_endpoints.yaml`; in the parent it is on the loopback interface.
 const HOSTS: &str = "127.0.0.1 localhost watermark.internal.staging.zing.you\n";
 
-/// Makes it: a newc archive that the kernel unpacks as it is. `service` is the watermark service's program.
+/// Makes the ramdisk, an uncompressed newc archive. `service` is the watermark service's program.
 ///
 /// # Errors
 /// A program is missing on this machine, or cannot be read.
-pub fn make(service: &Path) -> Result<Vec<u8>> {
+pub(crate) fn make(service: &Path) -> Result<Vec<u8>> {
     let mut tree = Tree::default();
     tree.put(Entry::file("/init", 0o755, include_bytes!("../parent/init")));
     tree.put(Entry::file("/agent", 0o755, include_bytes!("../parent/agent")));
@@ -46,7 +46,7 @@ pub fn make(service: &Path) -> Result<Vec<u8>> {
         libraries.extend(libraries_of(path)?);
     }
     for library in libraries {
-        // Under the very name by which the program asks for it, be it a link here.
+        // Under the name that the program asks for, even if that is a link here.
         tree.program(Path::new(&library), &library)?;
     }
     tree.archive().context("the parent's ramdisk")
@@ -62,18 +62,18 @@ fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// The files that ld.so(8) loads for a program, as ldd(1) tells them.
+/// The files that ld.so(8) loads for a program, according to ldd(1).
 fn libraries_of(program: &Path) -> Result<Vec<String>> {
     let text = output(Command::new("ldd").arg(program))?;
     if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
         bail!("{}: {}", program.display(), missing.trim());
     }
     // Lines are `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`, and the
-    // vDSO, which is no file.
+    // vDSO, which is not a file.
     Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }
 
-/// What stands in the ramdisk, by path; the folders come by themselves.
+/// The ramdisk's entries by path; missing folders are added.
 #[derive(Default)]
 struct Tree(BTreeMap<String, Entry>);
 
@@ -89,7 +89,7 @@ impl Tree {
         self.0.entry(path.to_owned()).or_insert_with(|| Entry::directory(path, 0o755));
     }
 
-    /// A file of this machine, at that path of the parent.
+    /// Adds a file of this machine, at `path` in the parent.
     fn program(&mut self, from: &Path, path: &str) -> Result<()> {
         let contents = fs::read(from).with_context(|| from.display().to_string())?;
         self.put(Entry::file(path, 0o755, contents));

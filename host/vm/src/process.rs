@@ -1,4 +1,4 @@
-//! Programs of this machine: those that are gone with their owner, and those that are waited for.
+//! Runs programs of this machine: some until their owner is dropped, others until they end by themselves.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// Runs a command that must succeed, and gives its standard output.
+/// Runs a command that must succeed, and returns its standard output.
 ///
 /// # Errors
-/// It cannot be run; what it said on standard error where it failed.
+/// It cannot be run, or it failed; the error has its standard error.
 pub fn run(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("{command:?} cannot be run"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
@@ -18,12 +18,12 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>> {
 }
 
 /// A running program, killed when it is dropped.
-pub struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    /// A command whose process is killed with the thread that starts it too: what ends in any other way than by
-    /// `drop` leaves nothing behind. Ctrl-C does not reach it; its owner decides what ends when.
-    pub fn command(program: &str) -> Command {
+    /// A command whose process is also killed when the thread that started it ends, so that nothing is left behind if
+    /// `drop` does not run. Ctrl-C does not reach it: its owner decides when it ends.
+    pub(crate) fn command(program: &str) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]).process_group(0);
         command
@@ -33,24 +33,24 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be run.
-    pub fn spawn(command: &mut Command) -> Result<Process> {
+    pub(crate) fn spawn(command: &mut Command) -> Result<Process> {
         command.spawn().map(Process).with_context(|| format!("{command:?} cannot be run"))
     }
 
-    /// Its standard input, once, where that is a pipe.
-    pub fn stdin(&mut self) -> Option<ChildStdin> {
+    /// Takes its standard input, if that is a pipe.
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
         self.0.stdin.take()
     }
 
     /// Ends it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // It may have ended already; then there is nothing to do.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 
-    /// How it ended, if it has or does within `limit`.
-    pub fn ended(&mut self, limit: Duration) -> Option<ExitStatus> {
+    /// Its exit status, if it has ended or ends within `limit`.
+    pub(crate) fn ended(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
         loop {
             match self.0.try_wait() {

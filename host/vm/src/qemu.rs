@@ -7,17 +7,29 @@ use formats::time::Utc;
 
 use crate::process::Process;
 
-/// Stands last on the kernel's command line and wins over its `reboot=k`. That names the keyboard controller, which
-/// resets a Nitro enclave and which neither machine here has. Without one the kernel calls the BIOS next, and that now
-/// and then boots the machine anew, behind QEMU's back and in spite of -no-reboot. A triple fault always reaches QEMU.
+/// The last word of the kernel's command line, which overrides its `reboot=k`. That resets by the keyboard controller,
+/// which a Nitro enclave has and neither machine here. Without one the kernel tries the BIOS next, which sometimes boots
+/// the machine again, unnoticed by QEMU and in spite of -no-reboot. QEMU always notices a triple fault.
 const RESET: &str = "reboot=t";
 
-/// What is booted, and on which machine.
+/// What to boot, and on which machine.
 pub enum Machine<'a> {
     /// QEMU's machine `microvm`, with kernel and ramdisk.
-    Microvm { kernel: &'a Path, ramdisk: &'a Path, command_line: &'a str },
-    /// The machine `nitro-enclave` (QEMU 9.2 and newer, of the program given): an EIF, with a Nitro Secure Module.
-    Nitro { qemu: &'a Path, eif: &'a Path },
+    Microvm {
+        /// The file with the bzImage.
+        kernel: &'a Path,
+        /// The file with all ramdisks, concatenated.
+        ramdisk: &'a Path,
+        /// The kernel's command line.
+        command_line: &'a str,
+    },
+    /// The machine `nitro-enclave` (QEMU 9.2 and newer), which boots an EIF and has a Nitro Secure Module.
+    Nitro {
+        /// The QEMU program that has this machine.
+        qemu: &'a Path,
+        /// The file of the image.
+        eif: &'a Path,
+    },
 }
 
 /// The QEMU that the variable QEMU_NITRO names, with the machine `nitro-enclave`.
@@ -25,19 +37,19 @@ pub fn nitro() -> Option<PathBuf> {
     std::env::var_os("QEMU_NITRO").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// A QEMU with so many MiB of memory, its serial line on standard input and output, and vsock by the device that
-/// listens on this socket.
+/// The command for a QEMU with `memory` MiB, its serial line on standard input and output, and the vsock device that
+/// listens on the socket `device`.
 pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     let program = match machine {
         Machine::Microvm { .. } => "qemu-system-x86_64".to_owned(),
         Machine::Nitro { qemu, .. } => qemu.display().to_string(),
     };
     let mut command = Process::command(&program);
-    // TCG, wherever this runs: machines differ enough as it is. Without -no-reboot a failed start would go on for ever.
+    // TCG everywhere, so that machines differ less. Without -no-reboot a failed boot would repeat for ever.
     command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-serial", "stdio", "-no-reboot", "-m", &format!("{memory}M")]);
-    // Ahead of this machine: guests' clocks lose time under TCG, and certificates are made here just before. Where there
-    // is a module with the right time to compare with, by so much that the daemon has to warn of it.
+    // The guest's clock starts ahead of this machine's: it loses time under TCG, and the certificates were made here just
+    // before. With a module that knows the right time it is so far ahead that the daemon has to warn about it.
     let seconds = match machine {
         Machine::Microvm { .. } => 100,
         Machine::Nitro { .. } => 200,
@@ -47,7 +59,7 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     command.args(["-chardev", &format!("socket,id=vsock,path={}", device.display())]);
     match machine {
         Machine::Microvm { kernel, ramdisk, command_line } => {
-            // The device maps the machine's memory, hence memory that can be shared.
+            // The device maps the machine's memory, so it has to be shared.
             command.args(["-M", "microvm,acpi=off,rtc=on,memory-backend=memory"]);
             command.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
             command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);

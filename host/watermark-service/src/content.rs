@@ -6,15 +6,15 @@ use crate::mark::picture::{self, MAX_PIXELS, PictureError};
 use crate::mark::{Mark, text};
 
 /// A file that can be marked.
-pub enum Content {
+pub(crate) enum Content {
     Png(Vec<u8>),
     Text(String),
 }
 
 /// Why a file cannot be marked or read.
 #[derive(Debug)]
-pub enum ContentError {
-    /// Neither a PNG nor UTF-8 text: where the text ends to be text.
+pub(crate) enum ContentError {
+    /// Neither a PNG nor UTF-8 text; the bytes before this position are UTF-8.
     Unknown {
         valid_up_to: usize,
     },
@@ -26,7 +26,7 @@ impl fmt::Display for ContentError {
         match self {
             ContentError::Unknown { valid_up_to } => write!(
                 f,
-                "the content is neither a PNG image nor UTF-8 text (byte {valid_up_to} is no UTF-8); only those can be marked"
+                "the content is neither a PNG image nor UTF-8 text (byte {valid_up_to} is not UTF-8); only those can be marked"
             ),
             ContentError::Picture(PictureError::Damaged(reason)) => {
                 write!(f, "the content begins as a PNG image but cannot be decoded: {reason}")
@@ -53,9 +53,11 @@ impl From<PictureError> for ContentError {
 }
 
 impl Content {
+    /// Tells which of the two a file is.
+    ///
     /// # Errors
-    /// `Unknown` for what is neither.
-    pub fn recognize(bytes: Vec<u8>) -> Result<Self, ContentError> {
+    /// `Unknown` if it is neither.
+    pub(crate) fn recognize(bytes: Vec<u8>) -> Result<Self, ContentError> {
         if picture::is_png(&bytes) {
             return Ok(Content::Png(bytes));
         }
@@ -64,18 +66,18 @@ impl Content {
             .map_err(|e| ContentError::Unknown { valid_up_to: e.utf8_error().valid_up_to() })
     }
 
-    /// The same file with `mark` in it, in place of an older one.
+    /// The same file with `mark` in it, which replaces an older one.
     ///
     /// # Errors
     /// A picture that cannot be decoded or has too few pixels.
-    pub fn marked(&self, mark: &Mark) -> Result<Self, ContentError> {
+    pub(crate) fn marked(&self, mark: &Mark) -> Result<Self, ContentError> {
         Ok(match self {
             Content::Png(bytes) => Content::Png(picture::embed(bytes, mark)?),
             Content::Text(text) => Content::Text(text::embed(text, mark)),
         })
     }
 
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         match self {
             Content::Png(bytes) => bytes,
             Content::Text(text) => text.into_bytes(),
@@ -86,7 +88,7 @@ impl Content {
     ///
     /// # Errors
     /// A picture that cannot be decoded.
-    pub fn mark(&self) -> Result<Option<Mark>, ContentError> {
+    pub(crate) fn mark(&self) -> Result<Option<Mark>, ContentError> {
         Ok(match self {
             Content::Png(bytes) => picture::extract(bytes)?,
             Content::Text(text) => text::extract(text),

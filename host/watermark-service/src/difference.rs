@@ -10,8 +10,8 @@ use crate::mark::picture::{self, Picture};
 /// they agree. Two pictures of 16 bits are compared in steps of 16 bits, others in steps of 8.
 ///
 /// # Errors
-/// A file that is no PNG, and pictures of different sizes.
-pub fn amplified(a: &[u8], b: &[u8], gain: u32) -> Result<Vec<u8>> {
+/// A file is not a PNG, or the pictures have different sizes.
+pub(crate) fn amplified(a: &[u8], b: &[u8], gain: u32) -> Result<Vec<u8>> {
     let (a, b) = (decode(a)?, decode(b)?);
     if a.info.size() != b.info.size() {
         let ((aw, ah), (bw, bh)) = (a.info.size(), b.info.size());
@@ -37,7 +37,7 @@ fn readable(error: picture::PictureError) -> anyhow::Error {
     anyhow!(ContentError::from(error))
 }
 
-/// Red, green, blue of each pixel; of 16-bit samples all bits where `fine`, else the upper eight.
+/// Red, green, blue of each pixel. 16-bit samples keep all bits if `fine`, otherwise the upper eight.
 fn rgb(picture: &Picture, fine: bool) -> impl Iterator<Item = u16> {
     let (pixel, colours, sample) = picture.layout();
     let number = move |bytes: &[u8]| match bytes {

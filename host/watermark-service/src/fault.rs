@@ -1,4 +1,4 @@
-//! What can go wrong with a watermark service, on demand: what `serve --fault` takes.
+//! The faults that `serve --fault` makes the service have, to test its clients.
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 
 /// What `--help` says about `--fault`.
-pub const HELP: &str = "What to do wrong, repeatable. Only /health for the fault that names it, else /api/watermark:
+pub(crate) const HELP: &str = "A fault to have, repeatable. All but unhealthy affect /api/watermark only:
   slow=SECONDS        waits that long before the answer
   fail=STATUS         answers this status (300 to 599) with a JSON error
   cut                 sends half of the answer, then ends the TCP connection without a TLS close
@@ -16,33 +16,33 @@ pub const HELP: &str = "What to do wrong, repeatable. Only /health for the fault
   not-json            answers 200 with HTML
   huge=BYTES          succeeds with watermarked_data of that many bytes
   status-error        answers 200 with {\"status\":\"error\"}
-  unmarked            gives the file back as it came
+  unmarked            gives the file back unchanged
   empty               gives back an empty file
-  no-encoding         takes base64 for the text to mark, and leaves out encoding
+  no-encoding         marks the base64 itself, as text, and leaves out encoding
   other-kind          gives back a file of another kind, a PDF (for a PDF a ZIP)
   not-utf8            gives back bytes that are not UTF-8, in base64
   base64-lines        writes base64 in lines of 76 characters with CR LF, and without padding
   early=STATUS        answers this status (200 to 599) from the head alone and closes; the body is not read
-  early-keep=STATUS   answers likewise, and reads the body and keeps the connection
+  early-keep=STATUS   the same, but reads the body and keeps the connection open
   twice               sends the answer twice
   retry-after=SECONDS adds Retry-After to what fail or early answers
   big-head=BYTES      adds a header field with a value of that many bytes (at most 16777216)
   fields=N            adds header fields until there are that many (8 to 10000)
   unhealthy           /health answers 503
-  first=N             only the first N requests to which a fault applies meet it";
+  first=N             the faults affect only the first N requests that they apply to";
 
 /// Longest `slow`: a day.
 const MAX_SECONDS: f64 = 86_400.0;
 /// Largest `big-head`, in bytes.
 const MAX_HEAD: u64 = 16 << 20;
 
-/// Faults that cannot all happen to one answer.
+/// The error for faults that exclude each other.
 const ONCE: &str = "--fault: give each fault once, and only one of fail, early, early-keep, cut-before, no-data, \
                     not-json, huge, status-error, unmarked, empty, no-encoding, other-kind, not-utf8";
 
 /// One `--fault`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fault {
+pub(crate) enum Fault {
     Slow(Duration),
     Early(Early),
     Instead(Instead),
@@ -59,7 +59,7 @@ pub enum Fault {
 
 /// What `/api/watermark` answers in place of its own answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Instead {
+pub(crate) enum Instead {
     Status(StatusCode),
     Nothing,
     NoData,
@@ -70,19 +70,19 @@ pub enum Instead {
 
 /// What is answered before the body is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Early {
-    pub status: StatusCode,
-    /// The body is read afterwards, and the connection kept.
-    pub keep: bool,
+pub(crate) struct Early {
+    pub(crate) status: StatusCode,
+    /// Whether the body is read afterwards and the connection kept open.
+    pub(crate) keep: bool,
 }
 
-/// What stands in place of the marked file.
+/// What is given back in place of the marked file.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum WrongFile {
-    /// The file as it came.
+pub(crate) enum WrongFile {
+    /// The file unchanged.
     Unmarked,
     Empty,
-    /// What stood in the JSON, marked as text: a service that does not know `encoding`.
+    /// The JSON member's text, marked as it is: a service that does not know `encoding`.
     NoEncoding,
     OtherKind,
     NotUtf8,
@@ -132,61 +132,61 @@ fn with_value(name: &str, value: &str) -> Option<Fault> {
         return None;
     }
     let number: u64 = value.parse().ok()?;
-    let status = |lowest| (lowest..=599).contains(&number).then(|| StatusCode::from_u16(number as u16).ok())?;
+    let status = |lowest| StatusCode::from_u16(u16::try_from(number).ok().filter(|n| (lowest..=599).contains(n))?).ok();
     Some(match name {
         "fail" => Fault::Instead(Instead::Status(status(300)?)),
         "early" => Fault::Early(Early { status: status(200)?, keep: false }),
         "early-keep" => Fault::Early(Early { status: status(200)?, keep: true }),
         "huge" => Fault::Instead(Instead::Huge(number)),
         "retry-after" => Fault::RetryAfter(number),
-        "big-head" if number <= MAX_HEAD => Fault::BigHead(number as usize),
-        "fields" if (8..=10_000).contains(&number) => Fault::Fields(number as usize),
+        "big-head" if number <= MAX_HEAD => Fault::BigHead(usize::try_from(number).ok()?),
+        "fields" if (8..=10_000).contains(&number) => Fault::Fields(usize::try_from(number).ok()?),
         "first" => Fault::First(number),
         _ => return None,
     })
 }
 
-/// All faults of one run, and how many requests still meet them.
+/// All faults of one run, and how many requests they still affect.
 #[derive(Debug, Default)]
-pub struct Faults {
-    on_watermark: Met,
+pub(crate) struct Faults {
+    on_watermark: ActiveFaults,
     unhealthy: bool,
     left: Option<AtomicU64>,
 }
 
-/// The faults that one request to `/api/watermark` meets.
+/// The faults of one request to `/api/watermark`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Met {
-    pub slow: Option<Duration>,
-    pub early: Option<Early>,
-    pub instead: Option<Instead>,
-    pub file: Option<WrongFile>,
-    pub cut: bool,
-    pub twice: bool,
-    pub base64_lines: bool,
-    pub retry_after: Option<u64>,
-    pub big_head: Option<usize>,
-    pub fields: Option<usize>,
+pub(crate) struct ActiveFaults {
+    pub(crate) slow: Option<Duration>,
+    pub(crate) early: Option<Early>,
+    pub(crate) instead: Option<Instead>,
+    pub(crate) file: Option<WrongFile>,
+    pub(crate) cut: bool,
+    pub(crate) twice: bool,
+    pub(crate) base64_lines: bool,
+    pub(crate) retry_after: Option<u64>,
+    pub(crate) big_head: Option<usize>,
+    pub(crate) fields: Option<usize>,
 }
 
 impl Faults {
     /// # Errors
-    /// Two faults that cannot both happen, or one that only adds to another, without that.
-    pub fn combine(faults: &[Fault]) -> Result<Self, String> {
+    /// Two faults exclude each other, or one that only changes another is given without it.
+    pub(crate) fn combine(faults: &[Fault]) -> Result<Self, String> {
         let mut all = Faults::default();
-        let met = &mut all.on_watermark;
+        let active = &mut all.on_watermark;
         for fault in faults {
             let repeated = match fault {
-                Fault::Slow(wait) => met.slow.replace(*wait).is_some(),
-                Fault::Early(early) => met.early.replace(*early).is_some(),
-                Fault::Instead(instead) => met.instead.replace(*instead).is_some(),
-                Fault::File(wrong) => met.file.replace(*wrong).is_some(),
-                Fault::Cut => std::mem::replace(&mut met.cut, true),
-                Fault::Twice => std::mem::replace(&mut met.twice, true),
-                Fault::Base64Lines => std::mem::replace(&mut met.base64_lines, true),
-                Fault::RetryAfter(seconds) => met.retry_after.replace(*seconds).is_some(),
-                Fault::BigHead(bytes) => met.big_head.replace(*bytes).is_some(),
-                Fault::Fields(n) => met.fields.replace(*n).is_some(),
+                Fault::Slow(wait) => active.slow.replace(*wait).is_some(),
+                Fault::Early(early) => active.early.replace(*early).is_some(),
+                Fault::Instead(instead) => active.instead.replace(*instead).is_some(),
+                Fault::File(wrong) => active.file.replace(*wrong).is_some(),
+                Fault::Cut => std::mem::replace(&mut active.cut, true),
+                Fault::Twice => std::mem::replace(&mut active.twice, true),
+                Fault::Base64Lines => std::mem::replace(&mut active.base64_lines, true),
+                Fault::RetryAfter(seconds) => active.retry_after.replace(*seconds).is_some(),
+                Fault::BigHead(bytes) => active.big_head.replace(*bytes).is_some(),
+                Fault::Fields(n) => active.fields.replace(*n).is_some(),
                 Fault::Unhealthy => std::mem::replace(&mut all.unhealthy, true),
                 Fault::First(n) => all.left.replace(AtomicU64::new(*n)).is_some(),
             };
@@ -194,20 +194,24 @@ impl Faults {
                 return Err(ONCE.to_owned());
             }
         }
-        met.check()?;
-        if all.left.is_some() && !all.unhealthy && all.on_watermark == Met::default() {
+        active.check()?;
+        if all.left.is_some() && !all.unhealthy && all.on_watermark == ActiveFaults::default() {
             return Err("--fault: first=N restricts other faults; name one".to_owned());
         }
         Ok(all)
     }
 
-    /// What a request to `/api/watermark` meets. Counts it, if there is anything to meet.
-    pub fn meet(&self) -> Met {
-        if self.on_watermark != Met::default() && self.counts() { self.on_watermark } else { Met::default() }
+    /// The faults of this request to `/api/watermark`. Counts it if there are any.
+    pub(crate) fn for_watermark(&self) -> ActiveFaults {
+        if self.on_watermark != ActiveFaults::default() && self.counts() {
+            self.on_watermark
+        } else {
+            ActiveFaults::default()
+        }
     }
 
-    /// Whether a request to `/health` is to find the service unhealthy. Counts it, if so.
-    pub fn unhealthy(&self) -> bool {
+    /// Whether this request to `/health` finds the service unhealthy. Counts it if so.
+    pub(crate) fn unhealthy(&self) -> bool {
         self.unhealthy && self.counts()
     }
 
@@ -217,8 +221,8 @@ impl Faults {
     }
 }
 
-impl Met {
-    /// Whether these can happen in one answer.
+impl ActiveFaults {
+    /// Checks that these can happen in one answer.
     fn check(&self) -> Result<(), String> {
         let refuse = |message: &str| Err(format!("--fault: {message}"));
         if u8::from(self.early.is_some()) + u8::from(self.instead.is_some()) + u8::from(self.file.is_some()) > 1 {
@@ -323,7 +327,7 @@ mod tests {
     fn first_restricts_only_requests_that_a_fault_applies_to() {
         let faults = faults(&["no-data", "first=2"]).unwrap();
         assert!(!faults.unhealthy());
-        let met: Vec<bool> = (0..4).map(|_| faults.meet().instead.is_some()).collect();
-        assert_eq!(met, [true, true, false, false]);
+        let active: Vec<bool> = (0..4).map(|_| faults.for_watermark().instead.is_some()).collect();
+        assert_eq!(active, [true, true, false, false]);
     }
 }

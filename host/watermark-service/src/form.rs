@@ -1,8 +1,8 @@
 //! The two forms of `/api/watermark`: how a file comes in a request, and how a file goes back in the answer.
 //!
-//! In form `data`, the checklist's, text stands in `data` as it is, and any other file in base64 with
+//! In form `data`, that of the verification checklist, text is in `data` as it is, and any other file in base64 with
 //! `"encoding": "base64"`; the answer's `watermarked_data` is made likewise. In form `image`, the reference handler's,
-//! every file stands in `image` in base64, and `watermarked_data` is base64 without `encoding`. A request that has
+//! every file is in `image` in base64, and `watermarked_data` is base64 without `encoding`. A request that has
 //! `image` is in that form. Other members are ignored.
 
 use base64::Engine;
@@ -11,19 +11,19 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::Refusal;
+use crate::error::ApiError;
 
 /// The members of a request that hold the file.
 #[derive(Deserialize)]
-pub struct Members {
+pub(crate) struct Members {
     data: Option<String>,
     image: Option<String>,
     encoding: Option<String>,
 }
 
-/// How a file stands in JSON.
+/// How a file is written in JSON.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Form {
+pub(crate) enum Form {
     /// As text, in `data`.
     Text,
     /// In base64, in `data`, with `encoding`.
@@ -33,17 +33,17 @@ pub enum Form {
 }
 
 impl Members {
-    /// The form, and the file as it stands in the JSON.
+    /// The form, and the file as the JSON has it.
     ///
     /// # Errors
     /// There is no file, more than one, or an encoding other than base64.
-    pub fn file(self) -> Result<(Form, String), Refusal> {
-        let refuse = |status, message: &str| Err(Refusal(status, message.to_owned()));
+    pub(crate) fn file(self) -> Result<(Form, String), ApiError> {
+        let refuse = |status, message: &str| Err(ApiError(status, message.to_owned()));
         match (self.image, self.data, self.encoding.as_deref()) {
             (Some(image), None, _) => Ok((Form::Image, image)),
             (Some(_), Some(_), _) => refuse(
                 StatusCode::UNPROCESSABLE_ENTITY,
-                "data beside image is other text to embed; this service embeds file_id and user_id only",
+                "data beside image asks for other text to embed; this service embeds file_id and user_id only",
             ),
             (None, Some(data), None) => Ok((Form::Text, data)),
             (None, Some(data), Some("base64")) => Ok((Form::Base64, data)),
@@ -52,7 +52,7 @@ impl Members {
             }
             (None, None, _) => refuse(
                 StatusCode::BAD_REQUEST,
-                "neither image nor data is there: send the file in base64 as image, or as data (text as it is, or \
+                "there is neither image nor data: send the file in base64 as image, or as data (text as it is, or \
                  base64 with \"encoding\": \"base64\")",
             ),
         }
@@ -60,23 +60,23 @@ impl Members {
 }
 
 impl Form {
-    /// The bytes of a file that stands in JSON like this.
+    /// Decodes the file's bytes from its JSON member.
     ///
     /// # Errors
-    /// It is not base64 where it should be.
-    pub fn decode(self, file: String) -> Result<Vec<u8>, Refusal> {
+    /// The file should be in base64 and is not.
+    pub(crate) fn decode(self, file: String) -> Result<Vec<u8>, ApiError> {
         let member = match self {
             Form::Text => return Ok(file.into_bytes()),
             Form::Base64 => "data",
             Form::Image => "image",
         };
-        let bad = |e| Refusal(StatusCode::BAD_REQUEST, format!("{member} is not base64: {e}"));
+        let bad = |e| ApiError(StatusCode::BAD_REQUEST, format!("{member} is not base64: {e}"));
         BASE64_STANDARD.decode(file).map_err(bad)
     }
 
     /// The success answer with this file, in the form that its request had. `lines` breaks base64 into lines and leaves
     /// out the padding.
-    pub fn answer(self, file: Vec<u8>, lines: bool) -> Value {
+    pub(crate) fn answer(self, file: Vec<u8>, lines: bool) -> Value {
         let bytes = match String::from_utf8(file) {
             Ok(text) if self == Form::Text => return json!({"status": "success", "watermarked_data": text}),
             Ok(text) => text.into_bytes(),

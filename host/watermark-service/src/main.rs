@@ -1,16 +1,18 @@
 //! A watermark service for development: what teemarkd talks to in place of the real one.
 //!
 //! `serve` answers over mutual TLS and puts real marks into PNG images and text; the other commands read them back
-//! and show them. It holds nothing that is secret and belongs on a developer's machine only.
+//! and show them. It holds no secrets, and is for a developer's machine only.
 
 #![forbid(unsafe_code)]
 
-mod answer;
 mod api;
+mod body;
 mod content;
 mod difference;
+mod error;
 mod fault;
 mod form;
+mod log;
 mod mark;
 mod sample;
 mod serve;
@@ -45,11 +47,11 @@ enum Command {
         a: PathBuf,
         b: PathBuf,
         out: PathBuf,
-        /// How many steps of brightness one step of difference becomes
+        /// Factor by which differences in brightness are multiplied
         #[arg(long, default_value_t = 64)]
         gain: u32,
     },
-    /// Write a picture to try the service with, always the same
+    /// Write a picture to try the service with; it is always the same
     Sample { out: PathBuf },
 }
 

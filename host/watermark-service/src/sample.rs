@@ -1,5 +1,12 @@
 //! The demo's picture: mountains at dusk over a lake, computed, so that it belongs to nobody and is always the same.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "coordinates and colours are small and not negative, and the picture's bytes must stay the same"
+)]
+
 use anyhow::Result;
 use png::{BitDepth, ColorType, Info};
 
@@ -46,7 +53,7 @@ const RANGES: [Range; 5] = [
 ///
 /// # Errors
 /// Only what the PNG encoder would report.
-pub fn png() -> Result<Vec<u8>> {
+pub(crate) fn png() -> Result<Vec<u8>> {
     let (width, height) = SIZE;
     let unit = f64::from(height);
     let scene = Scene::new();
@@ -97,7 +104,7 @@ impl Scene {
         covering.map_or_else(|| sky(x, y), |(range, tops)| slope(range, x, y, top(tops)))
     }
 
-    /// The lake: what stands above it, upside down, shaken by waves that grow towards us.
+    /// The lake: a mirror image of what is above it, shaken by waves that grow towards the viewer.
     fn water(&self, x: f64, y: f64) -> Colour {
         let depth = y - SHORE;
         let across = 1.0 / (depth + 0.035);
@@ -153,7 +160,7 @@ fn star(x: f64, y: f64) -> Colour {
     [0.8 * (-distance * distance * 900.0).exp() * at(24); 3]
 }
 
-/// How high the range stands at `x`.
+/// The top of the range at `x`.
 fn ridge(range: &Range, x: f64) -> f64 {
     let mut top = range.top;
     let mut height = range.height;

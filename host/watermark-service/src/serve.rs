@@ -19,21 +19,22 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::api::Api;
 use crate::fault::{self, Fault, Faults};
+use crate::log::log;
 use crate::tls::{self, Client};
 use crate::twice::{Again, Twice};
 
-/// A TLS handshake that takes longer is given up.
+/// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// A connection that sends no request for so long is closed.
+/// How long a connection may stay without a request before it is closed.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// After a signal to stop, requests under way have so long to finish.
+/// How long requests in flight may take to finish after a signal to stop.
 const STOP: Duration = Duration::from_secs(5);
 
 /// The options of `serve`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Address and port; port 0 lets the system choose
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -43,7 +44,7 @@ pub struct Options {
     /// The certificate's private key in PEM
     #[arg(long, value_name = "FILE", default_value = "certs/server.key")]
     key: PathBuf,
-    /// The CA, or several, that client certificates must come from, in PEM
+    /// The CA, or several CAs, that may issue client certificates, in PEM
     #[arg(long, value_name = "FILE", default_value = "certs/ca.crt")]
     client_ca: PathBuf,
     /// Speak this TLS version only
@@ -67,34 +68,31 @@ fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "write a size like 1000000, 512KiB or 128MiB".to_owned())
 }
 
-/// Writes one line to stderr in one piece; nobody listening is no reason to stop.
-pub fn log(line: &str) {
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
-}
-
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Files that cannot be used, a port that is taken.
-pub fn run(options: Options) -> Result<()> {
+/// A file cannot be used, or the port is taken.
+pub(crate) fn run(options: Options) -> Result<()> {
     let faults = Faults::combine(&options.faults).map_err(|message| anyhow!(message))?;
     let config = tls::server_config(&options.cert, &options.key, &options.client_ca, options.tls)?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let api = Arc::new(Api::new(faults, options.max_body));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let done = runtime.block_on(serve(&options.listen, acceptor, api));
-    // Work on a request whose client is gone is not waited for.
+    // Does not wait for work on a request whose client is gone.
     runtime.shutdown_background();
     done
 }
 
 async fn serve(listen: &str, acceptor: TlsAcceptor, api: Arc<Api>) -> Result<()> {
-    // Before the line that says we listen, so that who reads it can stop us.
+    // Before the line that says it listens: whoever reads that may send a signal at once.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind(listen).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {
-            anyhow!("--listen {listen}: the port is in use; stop what listens there, or choose another (0: any)")
+            anyhow!(
+                "--listen {listen}: the port is in use; stop what listens there, or choose another (0 for any free one)"
+            )
         }
         _ => anyhow!("--listen {listen}: cannot listen there: {error}"),
     })?;
@@ -121,7 +119,7 @@ async fn serve(listen: &str, acceptor: TlsAcceptor, api: Arc<Api>) -> Result<()>
     drop(listener);
     log("watermark-service: stopping");
     if timeout(STOP, connections.shutdown()).await.is_err() {
-        log("watermark-service: requests under way did not finish in time and were dropped");
+        log("watermark-service: requests in flight did not finish in time and were dropped");
     }
     Ok(())
 }
@@ -144,7 +142,7 @@ async fn connection(socket: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
         .serve_connection(TokioIo::new(Twice::new(tls, again.clone())), service);
-    // Its errors are the client's going away and the faults that were asked for; the request's line tells of both.
+    // It fails when a client disconnects and for the faults that were asked for; the request's log line shows both.
     let _ = watcher.watch(http).await;
 }
 

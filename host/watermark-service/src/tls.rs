@@ -14,20 +14,20 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig, ServerConnection};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// A TLS version, where only one is to be spoken.
+/// The only TLS version to speak.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Version {
+pub(crate) enum Version {
     #[value(name = "1.2")]
     Tls12,
     #[value(name = "1.3")]
     Tls13,
 }
 
-/// The server's side of TLS: `cert` with its chain and `key`, and a client certificate of `client_ca` required.
+/// Configures the server: it presents `cert` with its chain, and requires a client certificate from `client_ca`.
 ///
 /// # Errors
-/// Names the file that cannot be read or used, and why.
-pub fn server_config(cert: &Path, key: &Path, client_ca: &Path, only: Option<Version>) -> Result<ServerConfig> {
+/// A file cannot be read or used; the error says which and why.
+pub(crate) fn server_config(cert: &Path, key: &Path, client_ca: &Path, only: Option<Version>) -> Result<ServerConfig> {
     let chain = certificates(cert, "--cert")?;
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(readable)
@@ -51,7 +51,7 @@ pub fn server_config(cert: &Path, key: &Path, client_ca: &Path, only: Option<Ver
         .with_single_cert(chain, private)
         .map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => anyhow::anyhow!(
-                "--key {} does not fit --cert {}: give the key that the certificate was made for",
+                "--key {} does not match --cert {}: give the key that the certificate was made for",
                 key.display(),
                 cert.display()
             ),
@@ -71,7 +71,7 @@ fn certificates(path: &Path, option: &str) -> Result<Vec<CertificateDer<'static>
     Ok(certificates)
 }
 
-/// The PEM error in words; its own are those of a debugger.
+/// The PEM error in plain words; its own text is made for debugging.
 fn readable(error: pem::Error) -> anyhow::Error {
     match error {
         pem::Error::Io(error) => error.into(),
@@ -81,20 +81,20 @@ fn readable(error: pem::Error) -> anyhow::Error {
 }
 
 /// The client at the other end of a connection, by its certificate.
-pub struct Client {
+pub(crate) struct Client {
     /// Common name; control characters escaped.
-    pub name: String,
+    pub(crate) name: String,
     /// Serial number in hex, as `openssl x509 -serial` prints it.
-    pub serial: String,
+    pub(crate) serial: String,
     /// SHA-256 of the certificate's DER, in hex.
-    pub sha256: String,
+    pub(crate) sha256: String,
     /// `TLSv1.2` or `TLSv1.3`.
-    pub version: &'static str,
+    pub(crate) version: &'static str,
 }
 
 impl Client {
-    /// None before the handshake is complete; the verifier lets none through without a certificate.
-    pub fn of(connection: &ServerConnection) -> Option<Self> {
+    /// Reads the client's certificate; none before the handshake is complete. The verifier lets no client through without.
+    pub(crate) fn of(connection: &ServerConnection) -> Option<Self> {
         let leaf = connection.peer_certificates()?.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
         let name = parsed.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok()).unwrap_or("-");

@@ -1,4 +1,4 @@
-//! A connection's stream that can write an answer a second time: one that no request asked for.
+//! A connection's stream that can write an answer twice, the second time without a request for it.
 
 use std::io;
 use std::pin::Pin;
@@ -8,21 +8,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Set to the length of an answer's body before hyper gets the answer, to have it written again; 0 otherwise.
-pub type Again = Arc<AtomicU64>;
+/// The length of the body of an answer to write twice, set before hyper gets the answer; 0 otherwise.
+pub(crate) type Again = Arc<AtomicU64>;
 
-/// A stream that passes everything on, and writes again what [`Again`] asks for.
-pub struct Twice<S> {
+/// A stream that passes everything on, and writes an answer twice if [`Again`] is set.
+pub(crate) struct Twice<S> {
     stream: S,
     again: Again,
-    /// What was written since `again` was set.
+    /// The bytes written since `again` was set.
     written: Vec<u8>,
-    /// How much of it was written again.
+    /// How many of them were written again.
     repeated: usize,
 }
 
 impl<S> Twice<S> {
-    pub fn new(stream: S, again: Again) -> Self {
+    pub(crate) fn new(stream: S, again: Again) -> Self {
         Twice { stream, again, written: Vec::new(), repeated: 0 }
     }
 

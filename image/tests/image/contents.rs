@@ -1,4 +1,4 @@
-//! What is in an image, and what it measures.
+//! What an image holds, and its measurements.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn the_first_ramdisk_has_init_and_the_second_the_daemon_with_its_files() {
 #[test]
 fn the_kernel_can_unpack_the_ramdisks() {
     let place = Place::new();
-    // Machine code, which the filter for x86 is for.
+    // Machine code, since the filter for x86 is for that.
     place.shell("head -c 1500000 /bin/busybox >>teemarkd");
     place.parts(&[]);
     for (ramdisk, filters) in [("ramdisk-0", "--lzma2=dict=4KiB"), ("ramdisk-1", "--x86 --lzma2=dict=1536KiB")] {
@@ -162,5 +162,5 @@ fn the_build_time_is_a_constant_or_what_source_date_epoch_says_and_is_not_measur
     assert_eq!(place.read("a/teemark.pcrs"), place.read("b/teemark.pcrs"));
     let refused = build(Some("yesterday"), "c");
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("SOURCE_DATE_EPOCH: \"yesterday\" is no number of seconds"));
+    assert!(stderr(&refused).contains("SOURCE_DATE_EPOCH: \"yesterday\" is not a number of seconds"));
 }

@@ -17,7 +17,7 @@ fn an_image_that_is_cut_off_anywhere_is_refused() {
         match Parts::parse(&image[..length]).unwrap_err() {
             PartsError::Magic => assert!(length < 4),
             PartsError::Truncated { length: found, expected } => {
-                assert!(found == length && length < expected as usize && expected as usize <= image.len());
+                assert!(found == length && (length as u64) < expected && expected <= image.len() as u64);
             }
             other => panic!("{length}: {other}"),
         }
@@ -35,21 +35,25 @@ fn every_flipped_bit_is_noticed() {
 }
 
 #[test]
-fn headers_that_contradict_each_other_are_refused_though_the_crc_fits() {
+fn headers_that_contradict_each_other_are_refused_although_the_crc_matches() {
     let image = image(&Place::new());
     // Version at 4, number of sections at 26, their offsets from 28 and sizes from 284, 8 bytes each; the kernel's
     // section from 548: type, flags, size in 8 bytes. Sections: kernel, command line, metadata, two ramdisks.
     let command_line = 548 + 12 + 1000;
     for (at, bytes, reason) in [
-        (4, &[0, 3][..], "is of version 3 of the format, and not 4"),
-        (6, &[0, 1], "cannot boot: it is for aarch64, and not for x86-64"),
-        (26, &[0, 33], "is damaged: it claims 33 sections, and 32 is the most; copy or build it again"),
+        (4, &[0, 3][..], "has version 3 of the format, not 4"),
+        (6, &[0, 1], "cannot boot: it is for aarch64, not for x86-64"),
+        (26, &[0, 33], "is damaged: it claims 33 sections, and at most 32 are possible; copy or build it again"),
         (26, &[0, 4], "bytes follow the last section"),
-        (28 + 8 + 7, &[0], "is damaged: section 1 is said to begin at "),
+        (28 + 8 + 7, &[0], "is damaged: section 1 should begin at "),
         (284, &[0x80], "is cut off: it has "),
         (284, &[0xff; 8], "is cut off: it has "),
-        (548 + 11, &[0], "is damaged: section 0 has 768 or 1000 bytes; copy or build it again"),
-        (548, &[0, 9], "is damaged: section 0 is of an unknown type; copy or build it again"),
+        (
+            548 + 11,
+            &[0],
+            "is damaged: section 0 has 768 bytes by its own header, but 1000 by the file's; copy or build it again",
+        ),
+        (548, &[0, 9], "is damaged: section 0 has an unknown type; copy or build it again"),
         (548, &[0, 5], "cannot boot: it has no kernel"),
         (command_line, &[0, 1], "cannot boot: it has several kernels"),
         (command_line, &[0, 5], "cannot boot: it has no command line"),
@@ -82,7 +86,7 @@ fn the_command_names_the_file_and_what_is_wrong_with_it() {
     for (file, reason) in [
         ("flipped.eif", "flipped.eif is damaged: its CRC is "),
         ("short.eif", "short.eif is cut off: it has "),
-        ("other.eif", "other.eif is no enclave image: it does not begin with .eif"),
+        ("other.eif", "other.eif is not an enclave image: it does not begin with .eif"),
         ("none.eif", "none.eif cannot be read: No such file"),
     ] {
         for arguments in [&["parts", file, "parts"][..], &["describe", file]] {

@@ -100,7 +100,7 @@ impl Place {
         ));
     }
 
-    /// Makes the folder `certs` with client.crt, client.key and ecs-ca.crt, which fit each other.
+    /// Makes the folder `certs` with client.crt, client.key and ecs-ca.crt, which match.
     fn certs(&self) {
         self.certificate("ca", P_256, "ca", FOR_AUTHORITY, VALID);
         self.certificate("client", P_256, "ca", FOR_CLIENT, VALID);
@@ -131,7 +131,7 @@ fn kernel() -> Vec<u8> {
 }
 
 /// A static program for x86-64 (System V ABI, "Object Files"): its header, one segment with the whole file, and code
-/// of so many bytes, which ends at once.
+/// of `code` bytes, which ends at once.
 fn program(code: u32) -> Vec<u8> {
     let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let length = 120 + 16 + u64::from(code);
@@ -144,11 +144,11 @@ fn program(code: u32) -> Vec<u8> {
     bytes.extend([0, 0x400000u64, 0x400000, length, length, 0x1000].map(u64::to_le_bytes).concat());
     // mov eax, 60; xor edi, edi; syscall: exit(0)
     bytes.extend(b"\xb8\x3c\0\0\0\x31\xff\x0f\x05\x90\x90\x90\x90\x90\x90\x90");
-    bytes.extend((0..code).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x3f));
+    bytes.extend((0..code).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0] & 0x3f));
     bytes
 }
 
-/// The image with other bytes at that place, and with a CRC that fits.
+/// The image with other bytes at that offset, and with the right CRC.
 fn changed(image: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut image = image.to_vec();
     assert!(image[at..at + bytes.len()] != *bytes);

@@ -1,8 +1,8 @@
-//! Input that no image is built from. Each case changes one thing, and the error names the file.
+//! Input files that the builder refuses. Each case changes one thing, and the error names the file.
 
 use super::*;
 
-/// Builds, expects a refusal with this text, and that an earlier image is as it was.
+/// Expects that a build is refused with this text, and that an earlier image stays as it was.
 fn refused(place: &Place, more: &[&str], reason: &str) {
     let names = ["out/teemark.eif", "out/teemark.pcrs", "out/teemark.json"];
     place.shell("mkdir -p out");
@@ -45,15 +45,15 @@ fn options_that_belong_together_are_asked_for_together() {
 }
 
 #[test]
-fn a_kernel_that_is_none_is_refused() {
+fn a_file_that_is_not_a_kernel_is_refused() {
     let place = Place::new();
     place.write("bzImage", program(1000));
-    refused(&place, &[], "error: bzImage is no kernel for x86-64 (bzImage)");
+    refused(&place, &[], "error: bzImage is not a kernel for x86-64 (bzImage)");
 }
 
 #[test]
 fn a_program_that_would_not_run_in_the_enclave_is_refused() {
-    const OTHER: &str = "is no program for x86-64 Linux";
+    const OTHER: &str = "is not a program for x86-64 Linux";
     let mut arm = program(1);
     arm[18] = 183;
     let mut object = program(1);
@@ -131,7 +131,7 @@ fn a_setting_that_the_daemon_would_refuse_is_refused_with_its_line() {
         ("TEEMARK_PUBLIC=3000\n", "error: env:1: TEEMARK_PUBLIC: \"3000\" is not an address"),
         (
             "TEEMARK_ENDPOINTS=/list\n",
-            "error: env:1: TEEMARK_ENDPOINTS: the image has the list as /allowed_endpoints.yaml",
+            "error: env:1: TEEMARK_ENDPOINTS: the image has the allow list at /allowed_endpoints.yaml",
         ),
         (
             "A=\nECS_WATERMARK_ENDPOINT=https://b.example\n",
@@ -187,11 +187,11 @@ fn a_key_or_certificate_that_cannot_sign_is_refused() {
     place.certificate("rsa", RSA, "rsa", FOR_CLIENT, VALID);
     place.shell("openssl pkey -in signer.key -aes256 -passout pass:x -out locked.key");
     for (key, certificate, reason) in [
-        ("other.key", "signer.crt", "signer.crt is not good for the key other.key: The EIF signature is not valid"),
-        ("old.key", "old.crt", "old.crt is not good for the key old.key: The signing certificate is expired"),
-        ("rsa.key", "rsa.crt", "rsa.key is no private key in PEM of P-384, P-256 or P-521"),
-        ("env", "signer.crt", "env is no private key in PEM"),
-        ("signer.key", "env", "env is no certificate in PEM"),
+        ("other.key", "signer.crt", "signer.crt cannot be used with the key other.key: The EIF signature is not valid"),
+        ("old.key", "old.crt", "old.crt cannot be used with the key old.key: The signing certificate is expired"),
+        ("rsa.key", "rsa.crt", "rsa.key is not a private key in PEM for P-384, P-256 or P-521"),
+        ("env", "signer.crt", "env is not a private key in PEM"),
+        ("signer.key", "env", "env is not a certificate in PEM"),
         ("locked.key", "signer.crt", "locked.key is protected by a passphrase"),
     ] {
         refused(&place, &["--sign-key", key, "--sign-certificate", certificate], &format!("error: {reason}"));
@@ -204,10 +204,10 @@ fn a_command_line_or_name_that_cannot_work_is_refused() {
     refused(
         &place,
         &["--command-line", "teemark.target=/run.sh"],
-        "teemark.target=/run.sh is no program of this image",
+        "teemark.target=/run.sh does not name a program in this image",
     );
     refused(&place, &["--command-line", "a\nb"], "command line: has the character '\\n'");
-    refused(&place, &["--name", "../x"], "\"../x\" is no name for an image");
+    refused(&place, &["--name", "../x"], "\"../x\" is not a valid image name");
 }
 
 #[test]

@@ -7,7 +7,7 @@ fn baked_in_certificates_have_their_modes_and_the_image_is_for_its_owner_only() 
     let place = Place::new();
     place.certs();
     let output = succeeds(place.build(&["--certs", "certs"]));
-    let warning = "warning: THE IMAGE HOLDS SECRETS: client.key. Everyone who can read out/teemark.eif has them";
+    let warning = "warning: THE IMAGE HOLDS SECRETS: client.key. Everyone who can read out/teemark.eif (mode 600)";
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));
     assert!(!stderr(&output).contains("not issued by ecs-ca.crt"), "{}", stderr(&output));
     assert_eq!((place.mode("out/teemark.eif"), place.mode("out/teemark.pcrs")), (0o600, 0o644));
@@ -52,7 +52,7 @@ fn a_secret_in_the_environment_file_is_warned_of_and_the_image_is_for_its_owner_
 }
 
 #[test]
-fn what_works_and_is_not_likely_to_be_meant_is_warned_of() {
+fn the_build_warns_of_settings_that_work_but_are_probably_not_intended() {
     let place = Place::new();
     place.certs();
     place.certificate("ca2", P_256, "ca2", FOR_AUTHORITY, VALID);

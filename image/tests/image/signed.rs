@@ -28,20 +28,21 @@ fn member(map: &Value, name: &str) -> Vec<u8> {
     value.as_array().unwrap().iter().map(|byte| u8::try_from(byte.as_integer().unwrap()).unwrap()).collect()
 }
 
-/// The last section, which is the signature: behind a header with the type 4 in two bytes, flags in two, length in 8.
+/// The last section, which is the signature. Its header has the type 4 in two bytes, flags in two and the length in 8.
 fn signature_section(image: &[u8]) -> &[u8] {
     let count = u16::from_be_bytes([image[26], image[27]]) as usize;
-    let offset = &image[28 + 8 * (count - 1)..][..8];
-    let section = &image[u64::from_be_bytes(offset.try_into().unwrap()) as usize..];
+    let offset = u64::from_be_bytes(image[28 + 8 * (count - 1)..][..8].try_into().unwrap());
+    let offset = usize::try_from(offset).unwrap();
+    let section = &image[offset..];
     assert_eq!(section[..2], [0, 4]);
     &section[12..]
 }
 
-/// An integer in DER (X.690, 8.3), of a big-endian number without sign.
+/// An unsigned big-endian number as an INTEGER in DER (X.690, 8.3).
 fn der_integer(number: &[u8]) -> Vec<u8> {
     let number = &number[number.iter().position(|b| *b != 0).unwrap()..];
     let zero = if number[0] >= 0x80 { &[0][..] } else { &[] };
-    [&[2, (zero.len() + number.len()) as u8], zero, number].concat()
+    [&[2, u8::try_from(zero.len() + number.len()).unwrap()], zero, number].concat()
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn openssl_verifies_the_signature_over_pcr0() {
     place.write("signed", to_cbor(&Value::Array(signed.to_vec())));
     let (r, s) = cose[3].as_bytes().unwrap().split_at(48);
     let numbers = [der_integer(r), der_integer(s)].concat();
-    place.write("signature", [&[0x30, numbers.len() as u8][..], &numbers].concat());
+    place.write("signature", [&[0x30, u8::try_from(numbers.len()).unwrap()][..], &numbers].concat());
     let verify = "openssl x509 -in signer.crt -noout -pubkey >key.pem
                   openssl dgst -sha384 -verify key.pem -signature signature signed";
     assert_eq!(place.shell(verify), "Verified OK\n");
@@ -108,7 +109,7 @@ fn describe_tells_a_signature_over_this_image_from_one_over_another() {
     let output = place.run(&["describe", "other.eif"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stdout(&output).contains("\"SignatureCheck\": false"));
-    assert_eq!(stderr(&output), "other.eif: the signature is not one over this image\n");
+    assert_eq!(stderr(&output), "other.eif: the signature does not match this image\n");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Who may send secrets to the image, and what it gives up.
+//! The operators who may send secrets to the image, and the warnings of what its settings give up.
 
 use super::*;
 
@@ -28,9 +28,9 @@ fn operators_keys_become_a_setting_that_is_measured() {
 fn what_is_no_operators_key_is_refused() {
     let place = Place::new();
     for (bytes, reason) in [
-        (&b"AAAA"[..], "is no public half"),
-        (b"-----BEGIN PRIVATE KEY-----\n", "is no public half"),
-        (b"\xff\xfe", "is no public half"),
+        (&b"AAAA"[..], "is not the public half"),
+        (b"-----BEGIN PRIVATE KEY-----\n", "is not the public half"),
+        (b"\xff\xfe", "is not the public half"),
         (b"", "is empty"),
     ] {
         place.write("a.pub", bytes);

@@ -2,7 +2,7 @@
 //! "Verifying the root of trust" (<https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html>) and of AWS'
 //! longer text on it (aws-nitro-enclaves-nsm-api, docs/attestation_process.md).
 //!
-//! What is parsed here is well formed, and no more than that: who signed it is chain.rs' to tell.
+//! A parsed document is well formed, and no more than that: chain.rs checks who signed it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,48 +21,48 @@ const COSE_SIGN1: u64 = 18;
 
 /// What an attestation says, and the envelope that it came in.
 #[derive(Clone, Debug)]
-pub struct Document {
+pub(crate) struct Document {
     /// The Nitro module that made it: the parent's instance id and the enclave's.
-    pub module_id: String,
+    pub(crate) module_id: String,
     /// When it was made, in milliseconds since 1970.
-    pub timestamp_ms: u64,
+    pub(crate) timestamp_ms: u64,
     /// The registers by number, 0 to 31.
-    pub pcrs: BTreeMap<u8, Vec<u8>>,
+    pub(crate) pcrs: BTreeMap<u8, Vec<u8>>,
     /// DER of the certificate whose key signed the document.
-    pub certificate: Vec<u8>,
+    pub(crate) certificate: Vec<u8>,
     /// DER of its issuers; the root comes first.
-    pub cabundle: Vec<Vec<u8>>,
-    /// The three free fields are whatever the program in the enclave asked for.
-    pub public_key: Option<Vec<u8>>,
-    pub user_data: Option<Vec<u8>>,
-    pub nonce: Option<Vec<u8>>,
+    pub(crate) cabundle: Vec<Vec<u8>>,
+    /// The three free fields hold whatever the program in the enclave asked for.
+    pub(crate) public_key: Option<Vec<u8>>,
+    pub(crate) user_data: Option<Vec<u8>>,
+    pub(crate) nonce: Option<Vec<u8>>,
     envelope: CoseSign1,
 }
 
 /// Whether a document has a signature to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signature {
+pub(crate) enum Signature {
     /// As every Nitro document has it: ES384.
     Real,
-    /// As QEMU's emulated NSM gives it (hw/virtio/virtio-nsm.c): algorithm -1, which is nobody's, and zeros in place
-    /// of signature and certificates.
+    /// As QEMU's emulated NSM has it (hw/virtio/virtio-nsm.c): algorithm -1, which is not assigned, and zeros in place of
+    /// signature and certificates.
     Dummy,
 }
 
-/// The bytes are no attestation document.
+/// Why bytes are not an attestation document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DocumentError {
+pub(crate) enum DocumentError {
     /// It has this many bytes.
     TooLarge(usize),
     /// It is not one CBOR value, to the last byte.
     NotCbor,
-    /// It is CBOR, but no COSE_Sign1.
+    /// It is CBOR, but not a COSE_Sign1.
     NotSign1,
     /// Its header names another algorithm than ES384, or none.
     Algorithm,
     /// Its header has parameters that must be understood (RFC 9052, 3.1: crit).
     Critical,
-    /// There is no payload of 1 byte to 16 KiB in it, or the payload is no map that has each name once.
+    /// It has no payload of 1 byte to 16 KiB, or the payload is not a map with unique names.
     Payload,
     /// A field of the payload is missing, or is not of this form.
     Field { name: &'static str, form: &'static str },
@@ -73,7 +73,7 @@ impl fmt::Display for DocumentError {
         match self {
             DocumentError::TooLarge(bytes) => write!(f, "it has {bytes} bytes, and a document has at most 64 KiB"),
             DocumentError::NotCbor => f.write_str("it is not CBOR, or more follows it"),
-            DocumentError::NotSign1 => f.write_str("it is CBOR, but no COSE_Sign1"),
+            DocumentError::NotSign1 => f.write_str("it is CBOR, but not a COSE_Sign1"),
             DocumentError::Algorithm => f.write_str("its header does not name the algorithm ES384"),
             DocumentError::Critical => f.write_str("its header has critical parameters, and a Nitro document has none"),
             DocumentError::Payload => {
@@ -91,7 +91,7 @@ impl Document {
     ///
     /// # Errors
     /// See [`DocumentError`].
-    pub fn parse(bytes: &[u8], signature: Signature) -> Result<Document, DocumentError> {
+    pub(crate) fn parse(bytes: &[u8], signature: Signature) -> Result<Document, DocumentError> {
         if bytes.len() > LARGEST {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
@@ -115,7 +115,7 @@ impl Document {
     }
 
     /// Gives `check` the bytes that are signed (the Sig_structure of RFC 9052, 4.4) and the signature.
-    pub fn is_signed_by(&self, check: impl FnOnce(&[u8], &[u8]) -> bool) -> bool {
+    pub(crate) fn is_signed_by(&self, check: impl FnOnce(&[u8], &[u8]) -> bool) -> bool {
         check(&self.envelope.tbs_data(b""), &self.envelope.signature)
     }
 }
@@ -141,13 +141,13 @@ fn open(bytes: &[u8], signature: Signature) -> Result<CoseSign1, DocumentError> 
     Ok(envelope)
 }
 
-/// The one value that these bytes are.
+/// The only CBOR value in these bytes.
 fn cbor(mut bytes: &[u8]) -> Option<Value> {
     let value = ciborium::from_reader(&mut bytes).ok()?;
     bytes.is_empty().then_some(value)
 }
 
-/// The payload's fields by name. One that AWS may come to add is signed too, and is passed over.
+/// The payload's fields by name. A field that AWS adds later is signed too, and is ignored here.
 struct Fields(BTreeMap<String, Value>);
 
 impl Fields {

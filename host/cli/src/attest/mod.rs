@@ -1,7 +1,7 @@
-//! `teemark attest`: has a running enclave prove which image it is, before it is given anything.
+//! `teemark attest`: makes a running enclave prove which image it runs, before it is given any secrets.
 //!
 //! ```text
-//! trust      the options, a fresh nonce, the question to the daemon
+//! trust      the options, a fresh nonce, the request to the daemon
 //! verify     the checks in order: structure, root, chain, signature, nonce, PCRs, teemarkd's own fields
 //! document   COSE_Sign1 and the fields in it
 //! chain      certificates, from the trusted root to the key that signed
@@ -25,14 +25,14 @@ use base64::engine::general_purpose::STANDARD;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
-pub use trust::{Purpose, Trust};
-pub use verify::Attested;
+pub(crate) use trust::{Purpose, Trust};
+pub(crate) use verify::Attested;
 
 use crate::daemon;
 use crate::failure::Done;
 use crate::terminal::printable;
 
-/// Have a running enclave prove that it is the image of a .pcrs file, and print its keys.
+/// Make a running enclave prove that it runs the image of a .pcrs file, and print its keys.
 #[derive(clap::Args)]
 #[command(
     mut_arg("pcrs", |pcrs| pcrs.required_unless_present("development")),
@@ -40,7 +40,7 @@ use crate::terminal::printable;
   teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs
   teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs --json | jq -r .sealing_key"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The daemon's public address, http://HOST:PORT
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
@@ -52,7 +52,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// As [`Trust::attest`].
-pub fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let attested = arguments.trust.attest(&arguments.endpoint, Purpose::Look)?;
     Ok(Done::new(arguments.as_text(&attested), arguments.as_json(&attested)))
 }

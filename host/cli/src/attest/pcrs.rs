@@ -1,4 +1,4 @@
-//! The measurements of an image: what the registers must hold where that image, and no other, was booted.
+//! The measurements of an image: the values that the registers have if that image, and no other, was booted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,16 +19,16 @@ const OF_EVERY_IMAGE: [u8; 3] = [0, 1, 2];
 
 /// The registers of one image by number; 0, 1 and 2 are among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pcrs(BTreeMap<u8, Vec<u8>>);
+pub(crate) struct Pcrs(BTreeMap<u8, Vec<u8>>);
 
-/// Another image runs there, or it cannot be told which.
+/// Why an enclave does not run the expected image, or why that is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PcrsError {
+pub(crate) enum PcrsError {
     /// PCR0 is zero, as in an enclave that runs in debug mode: nothing was measured.
     DebugMode,
     /// The document does not have this register.
     Missing(u8),
-    /// This register holds something else than the image's.
+    /// This register has another value than the image's.
     Differs { index: u8, expected: Vec<u8>, found: Vec<u8> },
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for PcrsError {
             PcrsError::Missing(index) => write!(f, "PCR{index}: the document does not have it"),
             PcrsError::Differs { index, expected, found } => write!(
                 f,
-                "PCR{index}: it is {}, and the image's is {}; another image runs there, or --pcrs is of another build",
+                "PCR{index}: it is {}, and the image's is {}; another image runs there, or --pcrs is from another build",
                 hex::encode(found),
                 hex::encode(expected)
             ),
@@ -53,19 +53,19 @@ impl fmt::Display for PcrsError {
 impl std::error::Error for PcrsError {}
 
 impl Pcrs {
-    /// Reads a file of `teemark-image build` (Nautilus' nitro.pcrs has the same form): a line a register, `VALUE PCR0`.
+    /// Reads a file of `teemark-image build` (Nautilus' nitro.pcrs has the same form): one line per register, `VALUE PCR0`.
     ///
     /// # Errors
-    /// It cannot be read, or a line is of another form; PCR0, PCR1 or PCR2 is missing.
-    pub fn read(path: &Path) -> Result<Pcrs> {
+    /// It cannot be read, a line has another form, or PCR0, PCR1 or PCR2 is missing.
+    pub(crate) fn read(path: &Path) -> Result<Pcrs> {
         let (source, _) = output::open_input(path)?;
         let mut text = String::new();
         source.take(LARGEST).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
         Pcrs::parse(&text).with_context(|| format!("--pcrs {}", path.display()))
     }
 
-    /// Those of what nobody measured.
-    pub fn zeros() -> Pcrs {
+    /// The registers of an enclave that nothing measured.
+    pub(crate) fn zeros() -> Pcrs {
         Pcrs(OF_EVERY_IMAGE.iter().map(|index| (*index, vec![0; LENGTH])).collect())
     }
 
@@ -87,12 +87,12 @@ impl Pcrs {
         }
     }
 
-    /// Finds each of these registers in `found` with the same value, and gives their numbers. Where `debug_mode` is
-    /// allowed and is what the enclave runs in, zeros are passed over.
+    /// Checks that each of these registers has the same value in `found`, and returns their numbers. If `debug_mode` is
+    /// allowed and the enclave runs in it, zeros are ignored.
     ///
     /// # Errors
     /// See [`PcrsError`].
-    pub fn check(&self, found: &BTreeMap<u8, Vec<u8>>, debug_mode: bool) -> Result<Vec<u8>, PcrsError> {
+    pub(crate) fn check(&self, found: &BTreeMap<u8, Vec<u8>>, debug_mode: bool) -> Result<Vec<u8>, PcrsError> {
         let debugged = in_debug_mode(found);
         if debugged && !debug_mode {
             return Err(PcrsError::DebugMode);
@@ -113,7 +113,7 @@ impl Pcrs {
 
 /// Whether an enclave with these registers runs in debug mode, where PCR0 is zero
 /// (<https://docs.aws.amazon.com/enclaves/latest/user/cmd-nitro-run-enclave.html>).
-pub fn in_debug_mode(registers: &BTreeMap<u8, Vec<u8>>) -> bool {
+pub(crate) fn in_debug_mode(registers: &BTreeMap<u8, Vec<u8>>) -> bool {
     registers.get(&0).is_some_and(|value| is_zero(value))
 }
 

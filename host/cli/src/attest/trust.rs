@@ -1,4 +1,4 @@
-//! What an operator trusts, as the options of every command that asks an enclave who it is.
+//! The options that say what an operator trusts, for every command that attests an enclave.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -13,68 +13,67 @@ use serde::Deserialize;
 use super::chain::{ChainError, Root};
 use super::document::Signature;
 use super::pcrs::Pcrs;
-use super::verify::{Attested, Policy, Refusal, verify};
+use super::verify::{AttestationError, Attested, Policy, verify};
 use crate::daemon;
 use crate::failure::Failure;
 use crate::keys::fill_random;
 use crate::terminal::say;
 
-/// One attempt to get a document.
+/// Time limit of one attempt to get a document.
 const LIMIT: Duration = Duration::from_secs(30);
-/// A difference of the clocks that is worth a word: that from which the daemon warns too.
+/// The clocks may differ by this much without a warning; the daemon warns beyond the same difference.
 const APART: Duration = Duration::from_secs(60);
 /// How often to try again while the daemon asks to wait.
 const RETRIES: u32 = 3;
 /// Largest answer, in bytes: a document of 64 KiB in hexadecimal, and room.
 const LARGEST_ANSWER: u64 = 256 << 10;
 
-/// The image that is expected, and who may vouch for it.
+/// The expected image, and the root that may vouch for it.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Trust {
+pub(crate) struct Trust {
     /// The measurements of the image that must run there, as the image's build wrote them
     #[arg(long, value_name = "FILE")]
-    pub pcrs: Option<PathBuf>,
+    pub(crate) pcrs: Option<PathBuf>,
     /// The root certificate to trust instead of AWS' (PEM or DER)
     #[arg(long, value_name = "FILE", requires = "pcrs")]
-    pub root: Option<PathBuf>,
-    /// Let an enclave in debug mode pass, whose PCRs are zero: nothing is proven about its code
+    pub(crate) root: Option<PathBuf>,
+    /// Accept an enclave in debug mode, whose PCRs are zero: nothing is proven about its code
     #[arg(long, requires = "pcrs")]
-    pub debug_mode: bool,
+    pub(crate) debug_mode: bool,
     /// Check neither certificates nor signature: for QEMU's emulated NSM, whose signature is a dummy
     #[arg(long, hide = true, requires = "pcrs")]
-    pub unsigned: bool,
+    pub(crate) unsigned: bool,
     /// Trust a daemon without a Nitro Secure Module, by the root that it made itself: proves nothing, for development
     #[arg(long, conflicts_with_all = ["pcrs", "root", "debug_mode", "unsigned"])]
-    pub development: bool,
+    pub(crate) development: bool,
 }
 
-/// Why an enclave is attested: what is said where less than all is proven depends on it.
+/// Why an enclave is attested, which decides what the warnings advise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To know who it is.
+pub(crate) enum Purpose {
+    /// To know its identity.
     Look,
     /// To give it secrets.
     Secrets,
-    /// To know whether it has taken them; what was said before is not said again.
+    /// To know whether it has accepted them. Warnings are not repeated.
     Confirmation,
 }
 
-/// The daemon's answer.
+/// The daemon's answer to a request for its document.
 #[derive(Deserialize)]
-struct Answer {
+struct AttestationAnswer {
     attestation: String,
-    /// There where the daemon has no NSM, and signs with a root of its own: base64 of its DER.
+    /// Present if the daemon has no NSM and signs with a root of its own: base64 of its DER.
     test_root: Option<String>,
 }
 
 impl Trust {
-    /// Asks the daemon at `endpoint` for a document made for this moment, and checks all of it. Where less than all is
-    /// proven, stderr says so.
+    /// Asks the daemon at `endpoint` for a new document, and checks all of it. Warns on stderr of what it does not prove.
     ///
     /// # Errors
-    /// A [`Refusal`] of the document, or the daemon's own; a file cannot be read; the daemon cannot be reached, or
-    /// what answers is not the daemon.
-    pub fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
+    /// The document does not pass ([`AttestationError`]), or the daemon refuses; a file cannot be read; the daemon cannot be
+    /// reached, or what answers is not the daemon.
+    pub(crate) fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
         let policy = if self.development { None } else { Some(self.policy()?) };
         let mut nonce = [0; 32];
         fill_random(&mut nonce)?;
@@ -85,8 +84,8 @@ impl Trust {
         };
         let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(endpoint))?;
         let attested = match verify(&document, &nonce, &policy, SystemTime::now()) {
-            Err(Refusal::Chain(ChainError::Root(_))) if answer.test_root.is_some() => {
-                return Err(Failure::from(Refusal::TestRoot).into());
+            Err(AttestationError::Chain(ChainError::Root(_))) if answer.test_root.is_some() => {
+                return Err(Failure::from(AttestationError::TestRoot).into());
             }
             verified => verified.map_err(Failure::from)?,
         };
@@ -94,7 +93,7 @@ impl Trust {
         Ok(attested)
     }
 
-    /// Says what is not proven.
+    /// Warns of what is not proven.
     fn warn(&self, endpoint: &str, attested: &Attested, purpose: Purpose) {
         let advice = match purpose {
             Purpose::Look => "Give it no secrets.",
@@ -102,7 +101,7 @@ impl Trust {
             Purpose::Confirmation => return,
         };
         let now = now_ms();
-        if now.abs_diff(attested.timestamp_ms) > APART.as_millis() as u64 {
+        if Duration::from_millis(now.abs_diff(attested.timestamp_ms)) > APART {
             say(format_args!(
                 "warning: the clocks differ: it is {} on this machine, and {} in the enclave's document",
                 Utc(now / 1000),
@@ -117,7 +116,7 @@ impl Trust {
         }
         if self.development {
             say(format_args!(
-                "WARNING: --development: the daemon at {endpoint} vouches for itself, and anybody's could. {advice}"
+                "WARNING: --development: the daemon at {endpoint} vouches for itself, as anybody's could. {advice}"
             ));
         } else if attested.in_debug_mode() {
             say(format_args!(
@@ -140,15 +139,15 @@ impl Trust {
     }
 }
 
-/// What a daemon without an NSM is held against: its own root, and the zeros of what nobody measured.
-fn development(endpoint: &str, answer: &Answer) -> Result<Policy> {
+/// What a daemon without an NSM is checked against: its own root, and registers of zeros.
+fn development(endpoint: &str, answer: &AttestationAnswer) -> Result<Policy> {
     let Some(root) = answer.test_root.as_deref().and_then(|root| STANDARD.decode(root).ok()) else {
         bail!("{endpoint} has a Nitro Secure Module: check it with --pcrs instead of --development");
     };
     Ok(Policy { pcrs: Pcrs::zeros(), root: Root::of(&root), debug_mode: true, signature: Signature::Real })
 }
 
-fn ask(endpoint: &str, nonce: &[u8]) -> Result<Answer> {
+fn ask(endpoint: &str, nonce: &[u8]) -> Result<AttestationAnswer> {
     let agent = daemon::agent(LIMIT);
     let url = format!("{endpoint}/get_attestation?nonce={}", hex::encode(nonce));
     let answer = daemon::ask(endpoint, RETRIES, || agent.get(&url).call())?;
@@ -157,7 +156,7 @@ fn ask(endpoint: &str, nonce: &[u8]) -> Result<Answer> {
     let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
     reader.read_to_end(&mut body).with_context(cut)?;
     if body.len() as u64 > LARGEST_ANSWER {
-        bail!("{endpoint} answered with more than 256 KiB, as teemarkd does not; is this its public port?");
+        bail!("{endpoint} answered with more than 256 KiB, which teemarkd never does; is this its public port?");
     }
     serde_json::from_slice(&body).map_err(|_| not_the_daemon(endpoint))
 }

@@ -1,4 +1,4 @@
-//! From the bytes of a document to what they prove.
+//! Checks a document and returns what it proves.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,56 +9,56 @@ use formats::digest::Sha256;
 use formats::hpke::PublicKey;
 use formats::signature::VerifyingKey;
 
-use super::chain::{ChainError, Root, Signer};
+use super::chain::{ChainError, Root, TrustedLeaf};
 use super::document::{Document, DocumentError, Signature};
 use super::pcrs::{self, Pcrs, PcrsError};
 use crate::failure::Failure;
 
-/// What a document is held against.
+/// What a document is checked against.
 #[derive(Clone, Debug)]
-pub struct Policy {
-    pub pcrs: Pcrs,
-    pub root: Root,
-    /// An enclave in debug mode is let pass, with its zeros.
-    pub debug_mode: bool,
+pub(crate) struct Policy {
+    pub(crate) pcrs: Pcrs,
+    pub(crate) root: Root,
+    /// Whether an enclave in debug mode passes, with its registers of zeros.
+    pub(crate) debug_mode: bool,
     /// With [`Signature::Dummy`] neither chain nor signature is checked.
-    pub signature: Signature,
+    pub(crate) signature: Signature,
 }
 
-/// What an enclave proved of itself. It exists only for a document that passed.
+/// What an enclave proved about itself. It exists only for a document that passed all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attested {
-    /// The Ed25519 key by which this run of the enclave is known.
-    pub identity: VerifyingKey,
-    /// The X25519 key to seal for it with.
-    pub sealing_key: PublicKey,
+pub(crate) struct Attested {
+    /// The Ed25519 key that identifies this run of the enclave.
+    pub(crate) identity: VerifyingKey,
+    /// The X25519 key to seal bundles to.
+    pub(crate) sealing_key: PublicKey,
     /// SHA-256 of the allow list that is in force there.
-    pub allow_list_sha256: Sha256,
+    pub(crate) allow_list_sha256: Sha256,
     /// Random at each boot.
-    pub boot_nonce: BootNonce,
+    pub(crate) boot_nonce: BootNonce,
     /// The last sealed bundle in force since then; zeros before the first.
-    pub in_force: BundleId,
+    pub(crate) in_force: BundleId,
     /// Every register of the document by number.
-    pub pcrs: BTreeMap<u8, Vec<u8>>,
-    /// Those among them that were held against the image's, and are equal: none in debug mode.
-    pub compared: Vec<u8>,
+    pub(crate) pcrs: BTreeMap<u8, Vec<u8>>,
+    /// The numbers of those that were compared with the image's and are equal; empty in debug mode.
+    pub(crate) compared: Vec<u8>,
     /// The Nitro module: the parent's instance id and the enclave's. It is text of the document; print it escaped.
-    pub module_id: String,
+    pub(crate) module_id: String,
     /// When the document was made, in milliseconds since 1970.
-    pub timestamp_ms: u64,
+    pub(crate) timestamp_ms: u64,
 }
 
 impl Attested {
     /// Whether the enclave runs in debug mode, where nothing is proven about its code.
-    pub fn in_debug_mode(&self) -> bool {
+    pub(crate) fn in_debug_mode(&self) -> bool {
         pcrs::in_debug_mode(&self.pcrs)
     }
 }
 
 /// The check that a document did not pass.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Refusal {
-    /// It is no attestation document.
+pub(crate) enum AttestationError {
+    /// It is not an attestation document.
     Document(DocumentError),
     /// Its certificates are not to be trusted.
     Chain(ChainError),
@@ -68,53 +68,59 @@ pub enum Refusal {
     Signature,
     /// It does not have the nonce that was asked with.
     Nonce,
-    /// Another image runs there, or it cannot be told which.
+    /// Another image runs there, or it is not known which.
     Pcrs(PcrsError),
     /// public_key is not the 32 bytes of an Ed25519 key.
     Identity,
-    /// user_data has this version, which a later teemark reads.
+    /// user_data has this version, which only another teemark reads.
     Version(u64),
     /// user_data is not what teemarkd puts there.
     UserData,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for AttestationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Document(why) => write!(f, "structure: it is no attestation document: {why}"),
-            Refusal::Chain(why) => why.fmt(f),
-            Refusal::TestRoot => f.write_str(
+            AttestationError::Document(why) => write!(f, "structure: it is not an attestation document: {why}"),
+            AttestationError::Chain(why) => why.fmt(f),
+            AttestationError::TestRoot => f.write_str(
                 "root: it is signed by a test root; a development machine has no NSM. --development trusts that one \
                  (or --root FILE: test_root in the daemon's answer is its DER in base64)",
             ),
-            Refusal::Signature => f.write_str("signature: the document was changed, or its certificate is not its own"),
-            Refusal::Nonce => {
+            AttestationError::Signature => {
+                f.write_str("signature: the document was changed, or its certificate belongs to another one")
+            }
+            AttestationError::Nonce => {
                 f.write_str("nonce: the document was not made for this request; somebody replays an old one")
             }
-            Refusal::Pcrs(why) => why.fmt(f),
-            Refusal::Identity => f.write_str("public_key: it is not an Ed25519 key of 32 bytes; is this teemarkd?"),
-            Refusal::Version(version) => write!(
+            AttestationError::Pcrs(why) => why.fmt(f),
+            AttestationError::Identity => {
+                f.write_str("public_key: it is not an Ed25519 key of 32 bytes; is this teemarkd?")
+            }
+            AttestationError::Version(version) => write!(
                 f,
-                "user_data: it has version {version}, and this teemark knows {VERSION}; take the one of the image's release"
+                "user_data: it has version {version}, and this teemark knows {VERSION}; use the one of the image's release"
             ),
-            Refusal::UserData => f.write_str("user_data: it is not what teemarkd puts there; is this teemarkd?"),
+            AttestationError::UserData => {
+                f.write_str("user_data: it is not what teemarkd puts there; is this teemarkd?")
+            }
         }
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for AttestationError {}
 
-impl From<Refusal> for Failure {
-    fn from(why: Refusal) -> Failure {
+impl From<AttestationError> for Failure {
+    fn from(why: AttestationError) -> Failure {
         Failure::refused("attestation_refused", why)
     }
 }
 
-impl From<UserDataError> for Refusal {
-    fn from(why: UserDataError) -> Refusal {
+impl From<UserDataError> for AttestationError {
+    fn from(why: UserDataError) -> AttestationError {
         match why {
-            UserDataError::Version(version) => Refusal::Version(version),
-            UserDataError::Malformed => Refusal::UserData,
+            UserDataError::Version(version) => AttestationError::Version(version),
+            UserDataError::Malformed => AttestationError::UserData,
         }
     }
 }
@@ -123,11 +129,17 @@ impl From<UserDataError> for Refusal {
 ///
 /// # Errors
 /// The first check that it does not pass.
-pub fn verify(document: &[u8], nonce: &[u8], policy: &Policy, now: SystemTime) -> Result<Attested, Refusal> {
+pub(crate) fn verify(
+    document: &[u8],
+    nonce: &[u8],
+    policy: &Policy,
+    now: SystemTime,
+) -> Result<Attested, AttestationError> {
     let document = genuine(document, Some(nonce), policy, now)?;
-    let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(Refusal::Pcrs)?;
-    let identity = document.public_key.as_deref().and_then(VerifyingKey::from_slice).ok_or(Refusal::Identity)?;
-    let told = UserData::parse(document.user_data.as_deref().ok_or(Refusal::UserData)?)?;
+    let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(AttestationError::Pcrs)?;
+    let identity =
+        document.public_key.as_deref().and_then(VerifyingKey::from_slice).ok_or(AttestationError::Identity)?;
+    let told = UserData::parse(document.user_data.as_deref().ok_or(AttestationError::UserData)?)?;
     Ok(Attested {
         identity,
         sealing_key: told.sealing_key,
@@ -147,17 +159,17 @@ pub(super) fn genuine(
     nonce: Option<&[u8]>,
     policy: &Policy,
     now: SystemTime,
-) -> Result<Document, Refusal> {
-    let document = Document::parse(bytes, policy.signature).map_err(Refusal::Document)?;
+) -> Result<Document, AttestationError> {
+    let document = Document::parse(bytes, policy.signature).map_err(AttestationError::Document)?;
     if policy.signature == Signature::Real {
-        let signer = Signer::trust(&document.cabundle, &document.certificate, policy.root, now);
-        let signer = signer.map_err(Refusal::Chain)?;
-        if !document.is_signed_by(|message, signature| signer.signed(message, signature)) {
-            return Err(Refusal::Signature);
+        let leaf = TrustedLeaf::trust(&document.cabundle, &document.certificate, policy.root, now);
+        let leaf = leaf.map_err(AttestationError::Chain)?;
+        if !document.is_signed_by(|message, signature| leaf.signed(message, signature)) {
+            return Err(AttestationError::Signature);
         }
     }
     if document.nonce.as_deref() != nonce {
-        return Err(Refusal::Nonce);
+        return Err(AttestationError::Nonce);
     }
     Ok(document)
 }

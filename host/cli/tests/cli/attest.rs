@@ -9,7 +9,7 @@ use super::enclave::{self, Reply, Request};
 use super::nsm::{self, Nsm, bytes, set};
 use super::*;
 
-/// Serves one connection for each reply, which is made for the nonce asked with; gives its address and the requests.
+/// Serves one connection for each reply, which is made for the request's nonce; returns the address and the requests.
 fn daemon<R: FnOnce(&[u8]) -> Vec<u8> + Send + 'static>(replies: Vec<R>) -> (String, mpsc::Receiver<Request>) {
     let made = |reply: R| Reply::Made(Box::new(move |request: &Request| reply(&request.nonce())));
     enclave::daemon(replies.into_iter().map(made).collect())
@@ -19,12 +19,12 @@ fn answer(status: &str, headers: &str, body: &str) -> Vec<u8> {
     enclave::answer(status, headers, body).into_bytes()
 }
 
-pub fn with_document(document: &[u8]) -> Vec<u8> {
+pub(crate) fn with_document(document: &[u8]) -> Vec<u8> {
     answer("200 OK", "", &json!({"attestation": hex::encode(document)}).to_string())
 }
 
 /// A folder with the image's measurements and the root of `nsm`, in both forms.
-pub fn place(nsm: &Nsm) -> Place {
+pub(crate) fn place(nsm: &Nsm) -> Place {
     let place = Place::new();
     place.write("image.pcrs", nsm::pcrs_file());
     place.write("root.der", &nsm.cabundle[0]);
@@ -32,13 +32,13 @@ pub fn place(nsm: &Nsm) -> Place {
     place
 }
 
-pub const WITH_ROOT: [&str; 4] = ["--pcrs", "image.pcrs", "--root", "root.der"];
+pub(crate) const WITH_ROOT: [&str; 4] = ["--pcrs", "image.pcrs", "--root", "root.der"];
 
 fn attest(place: &Place, endpoint: &str, more: &[&str]) -> Output {
     place.teemark(&[&["attest", "--endpoint", endpoint], more].concat())
 }
 
-/// Attests a daemon that gives this one answer.
+/// Attests a daemon that sends this one answer.
 fn attest_answer(place: &Place, reply: impl FnOnce(&[u8]) -> Vec<u8> + Send + 'static, more: &[&str]) -> Output {
     attest(place, &daemon(vec![reply]).0, more)
 }
@@ -50,7 +50,7 @@ fn an_enclave_is_attested_and_its_keys_printed() {
         let place = place(&nsm);
         let (endpoint, _requests) = daemon(vec![move |nonce: &[u8]| with_document(&nsm.document(nonce))]);
         let output = succeeds(attest(&place, &endpoint, &["--pcrs", "image.pcrs", "--root", root]));
-        // The module lives in the year 2025.
+        // The module's clock is in the year 2025.
         let told = stderr(&output);
         assert!(told.starts_with("warning: the clocks differ: it is 20") && told.lines().count() == 1, "{told}");
         assert!(told.ends_with("and 2025-01-06T16:07:05Z in the enclave's document\n"), "{told}");

@@ -55,7 +55,7 @@ fn keys_are_for_their_owner_only() {
     for name in ["ca.crt", "server.crt", "client.crt", "client.csr", "ecs-ca.crt"] {
         assert_eq!(place.mode(&format!("certs/{name}")), 0o644, "{name}");
     }
-    // Nothing of the work is left.
+    // No temporary file is left.
     assert_eq!(fs::read_dir(place.path("certs")).unwrap().count(), 9);
 }
 

@@ -14,7 +14,7 @@ fn ask<'a>(endpoint: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn the_file_goes_out_raw_and_comes_back_marked() {
     let place = Place::new();
     for size in [0, 5, 70_000, 6 << 20] {
-        let sealed: Vec<u8> = (0..size).map(|i| (i % 253) as u8).collect();
+        let sealed: Vec<u8> = (0..253).cycle().take(size).collect();
         place.write("file.enc", &sealed);
         let marked = "m".repeat(size);
         let (endpoint, requests) = daemon(vec![Reply::After(answer("200 OK", "", &marked))]);

@@ -1,5 +1,5 @@
-//! An enclave as it looks from outside: its attestation, bundles that it opens, and answers that it seals and signs. A
-//! script says what it answers to each request. tests/trust has the daemon itself do the same.
+//! An enclave as seen from outside: it attests itself, opens bundles, and seals and signs answers. A script says what it
+//! answers to each request. tests/trust tests the same with the daemon itself.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
@@ -22,49 +22,49 @@ use serde_json::json;
 
 use super::*;
 
-/// A request as it came: its lines, and its body.
-pub struct Request {
-    pub head: String,
-    pub body: Vec<u8>,
+/// A request that was received: its lines, and its body.
+pub(crate) struct Request {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
     /// The value of a header field.
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
         fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then_some(value))
     }
 
     /// The first line, without its end.
-    pub fn line(&self) -> &str {
+    pub(crate) fn line(&self) -> &str {
         self.head.lines().next().unwrap()
     }
 
     /// The nonce of a request for an attestation document.
-    pub fn nonce(&self) -> Vec<u8> {
+    pub(crate) fn nonce(&self) -> Vec<u8> {
         let asked = self.line().strip_prefix("GET /get_attestation?nonce=").unwrap().strip_suffix(" HTTP/1.1");
         hex::decode(asked.unwrap()).unwrap()
     }
 }
 
 /// How the server answers one request.
-pub enum Reply {
-    /// All of the request is read, then this is sent.
+pub(crate) enum Reply {
+    /// Reads the whole request, then sends this.
     After(String),
-    /// Only the head is read: what is sent answers that.
+    /// Reads only the head, then sends this.
     AtOnce(String),
-    /// All of the request is read, then what is sent is made of it.
+    /// Reads the whole request, then sends what this makes of it.
     Made(Answerer),
 }
 
 type Answerer = Box<dyn FnOnce(&Request) -> Vec<u8> + Send>;
 
-pub fn answer(status: &str, headers: &str, body: &str) -> String {
+pub(crate) fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
 }
 
-/// Serves one connection for each reply; gives its address and the requests.
-pub fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
+/// Serves one connection for each reply; returns the address and the requests.
+pub(crate) fn daemon(replies: Vec<Reply>) -> (String, mpsc::Receiver<Request>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = mpsc::channel();
@@ -98,18 +98,18 @@ fn serve(stream: &mut TcpStream, reply: Reply) -> Request {
         Reply::After(text) | Reply::AtOnce(text) => text.into_bytes(),
         Reply::Made(make) => make(&request),
     };
-    // A client that has read enough may have gone.
+    // A client that has read enough may have closed the connection.
     let _ = stream.write_all(&bytes);
     request
 }
 
-/// The options that trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
-pub const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
+/// The options to trust an [`Enclave`]: it runs in debug mode, so its PCRs are zeros.
+pub(crate) const TRUST: [&str; 5] = ["--pcrs", "image.pcrs", "--root", "root.der", "--debug-mode"];
 
 #[derive(Clone)]
-pub struct Enclave(Arc<Inside>);
+pub(crate) struct Enclave(Arc<Inside>);
 
-/// What an enclave has inside.
+/// The state of an enclave.
 struct Inside {
     nsm: nsm::Nsm,
     identity: Ed25519KeyPair,
@@ -119,16 +119,16 @@ struct Inside {
 }
 
 /// An answer before it is sent, for a test to alter.
-pub struct Signed {
-    pub watermarked: bool,
-    pub sealed: bool,
-    pub timestamp: String,
-    pub signature: String,
-    pub body: Vec<u8>,
+pub(crate) struct Signed {
+    pub(crate) watermarked: bool,
+    pub(crate) sealed: bool,
+    pub(crate) timestamp: String,
+    pub(crate) signature: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Enclave {
-    pub fn new() -> Enclave {
+    pub(crate) fn new() -> Enclave {
         let random = || {
             let mut bytes = [0; 32];
             SystemRandom::new().fill(&mut bytes).unwrap();
@@ -144,7 +144,7 @@ impl Enclave {
     }
 
     /// A folder with the files that [`TRUST`] names.
-    pub fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         let place = Place::new();
         place.write("image.pcrs", nsm::pcrs_file());
         place.write("root.der", &self.0.nsm.cabundle[0]);
@@ -152,7 +152,7 @@ impl Enclave {
     }
 
     /// Answers a request for a document.
-    pub fn attests(&self) -> Reply {
+    pub(crate) fn attests(&self) -> Reply {
         let enclave = self.clone();
         Reply::Made(Box::new(move |request| {
             let document = enclave.document(&request.nonce());
@@ -172,13 +172,13 @@ impl Enclave {
         nsm.sign(payload)
     }
 
-    /// This bundle is in force from now on.
-    pub fn put_in_force(&self, bundle: BundleId) {
+    /// Puts this bundle in force.
+    pub(crate) fn put_in_force(&self, bundle: BundleId) {
         *self.0.in_force.lock().unwrap() = bundle;
     }
 
     /// Opens a bundle that this operator sealed for this boot.
-    pub fn opens(&self, sealed: &[u8], operator: VerifyingKey) -> Result<(Vec<u8>, BundleId), Refusal> {
+    pub(crate) fn opens(&self, sealed: &[u8], operator: VerifyingKey) -> Result<(Vec<u8>, BundleId), Refusal> {
         let sealed = SealedBundle::parse(sealed)?;
         sealed.check_signature(&[operator])?;
         assert_eq!(sealed.boot_nonce, self.0.boot_nonce);
@@ -186,8 +186,13 @@ impl Enclave {
         Ok((sealed.open(&self.0.sealing)?, id))
     }
 
-    /// Answers a request with a file, sealed where that is asked for and signed now, as `alter` leaves it.
-    pub fn gives(&self, file: &[u8], about: About<'static>, alter: impl FnOnce(&mut Signed) + Send + 'static) -> Reply {
+    /// Answers a request with a file, sealed if that is asked for, signed now, and then changed by `alter`.
+    pub(crate) fn gives(
+        &self,
+        file: &[u8],
+        about: About<'static>,
+        alter: impl FnOnce(&mut Signed) + Send + 'static,
+    ) -> Reply {
         let (enclave, file) = (self.clone(), file.to_vec());
         Reply::Made(Box::new(move |request| {
             let reply_key = request.field("Teemark-Reply-Key").map(|key| PublicKey::from_base64(key).unwrap());
@@ -211,7 +216,7 @@ impl Enclave {
         }))
     }
 
-    pub fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
+    pub(crate) fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
         let signature = STANDARD.encode(self.0.identity.sign(&statement.to_bcs(&body)));
         let Statement { watermarked, sealed, timestamp_ms, .. } = statement;
         Signed { watermarked, sealed, timestamp: timestamp_ms.to_string(), signature, body }
@@ -220,7 +225,7 @@ impl Enclave {
 
 impl Signed {
     /// Answers any request with this.
-    pub fn reply(self) -> Reply {
+    pub(crate) fn reply(self) -> Reply {
         Reply::Made(Box::new(move |_| self.answer()))
     }
 

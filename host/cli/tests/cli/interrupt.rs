@@ -1,4 +1,4 @@
-//! What Ctrl-C, a plain kill and a terminal that closes leave behind: nothing.
+//! Ctrl-C, a plain kill and a terminal that closes leave nothing behind.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -25,8 +25,8 @@ fn half_an_answer() -> (String, std::sync::mpsc::Sender<()>) {
     (address, go)
 }
 
-/// The mode of a file in the folder that a program has open, once it has written `length` bytes to it: by its
-/// descriptor, since it has no name.
+/// The mode of the file in the folder that a program has open, once it has written `length` bytes. The file has no name,
+/// so it is found by its descriptor.
 fn mode_of_what_is_written(place: &Place, child: &Child, length: u64) -> u32 {
     let folder = fs::canonicalize(place.0.path()).unwrap();
     loop {
@@ -70,7 +70,7 @@ fn an_encryption_that_a_signal_ends_leaves_nothing() {
     for signal in SIGNALS {
         let place = Place::new();
         place.keys(&["1"]);
-        // It waits for the rest of what it is given.
+        // It waits for the rest of its input.
         let mut child = place
             .command(&["encrypt", "-", "--keys", "keys.json", "--output", "file.enc"])
             .stdin(Stdio::piped())

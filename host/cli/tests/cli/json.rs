@@ -6,7 +6,7 @@ use super::enclave::{Enclave, Reply, TRUST, answer, daemon};
 use super::secrets::{ACCEPTED, Meet, REFUSED, listener};
 use super::*;
 
-/// The one object on standard output.
+/// The only object on standard output.
 #[track_caller]
 fn object(output: &Output) -> Value {
     let text = stdout(output);
@@ -14,13 +14,13 @@ fn object(output: &Output) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The result of a command that is done.
+/// The result of a command that succeeded.
 #[track_caller]
 fn result(output: Output) -> Value {
     object(&succeeds(output))
 }
 
-/// The command ended with this status, which the object repeats, and this code.
+/// Expects that the command ended with this status, which the object repeats, and this code.
 #[track_caller]
 fn failure(status: i32, code: &str, output: &Output) -> Value {
     let said = fails(status, output);
@@ -124,7 +124,7 @@ fn what_may_pass_ends_with_3() {
         failure(3, code, &decrypt(&endpoint, &[]));
         failure(3, code, &attest(&endpoint));
     }
-    // What stands in front of the daemon says so in words of its own.
+    // A proxy in front of the daemon has an answer of its own.
     let (endpoint, _requests) = daemon(vec![Reply::After(answer("503 Service Unavailable", "", "<h1>busy</h1>"))]);
     failure(3, "not_teemarkd", &decrypt(&endpoint, &[]));
     // It takes the request, and never answers.
@@ -158,7 +158,7 @@ fn wrong_usage_and_any_other_error_end_with_2() {
         let decrypt = ["decrypt", "file", "--endpoint", &endpoint, "--user-id", "u", "--output", "o", "--json"];
         failure(2, code, &place.teemark(&decrypt));
     }
-    // Without --json standard output has nothing.
+    // Without --json standard output is empty.
     assert!(place.teemark(&["keygen", "--for", "nobody"]).stdout.is_empty());
     let help = succeeds(place.teemark(&["--help"]));
     for words in ["0  done", "1  refused for good", "2  wrong usage", "3  try again"] {
@@ -170,7 +170,7 @@ fn wrong_usage_and_any_other_error_end_with_2() {
 fn a_daemons_words_can_neither_steer_a_terminal_nor_hide_in_it() {
     let place = Place::new();
     place.write("file.enc", "sealed");
-    // As JSON may have them: the cursor, the direction of writing, what is not seen, a line of its own, a tag.
+    // Characters that JSON allows: they move the cursor, reverse the direction, are invisible, end a line, are tags.
     let words = r#"no\u001b[2J\u202e\u2066\u200b\ufeff\n\u2028\udb40\udc41"#;
     let hostile = "\x1b\u{202e}\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}";
     let clean = |output: &Output| {

@@ -87,7 +87,7 @@ fn public_half_by_openssl(place: &Place, file: &str, length: usize) -> Vec<u8> {
     der[der.len() - length..].to_vec()
 }
 
-/// The one line that was printed.
+/// The only line that was printed.
 fn line(output: Output) -> String {
     let text = stdout(&succeeds(output));
     assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?}");
@@ -211,7 +211,7 @@ fn the_public_half_goes_to_a_file_of_its_own_and_neither_is_ever_overwritten() {
     assert_eq!(String::from_utf8(public.clone()).unwrap(), line(keygen(&["--public", "operator.key"])) + "\n");
     assert_eq!(place.mode("operator.key"), 0o600);
 
-    // The second run, as somebody repeats it: nothing changes, neither where one of the two is there nor both.
+    // A second run changes nothing, whether one of the two files exists or both.
     let private = place.read("operator.key");
     let told = fails(2, &keygen(&both));
     assert!(told.contains("operator.key is there already"), "{told}");
@@ -222,7 +222,7 @@ fn the_public_half_goes_to_a_file_of_its_own_and_neither_is_ever_overwritten() {
     fails(2, &keygen(&["--output", "new.key", "--public-output", "new.key"]));
     assert_eq!(place.names(), ["operator.key", "operator.pub"]);
 
-    // Of a key that is there.
+    // The public half of a key that exists.
     succeeds(keygen(&["--public", "operator.key", "--public-output", "again.pub"]));
     assert_eq!(place.read("again.pub"), public);
     fails(2, &keygen(&["--public", "operator.key", "--public-output", "again.pub"]));
@@ -243,7 +243,7 @@ fn a_key_that_was_made_for_another_use_is_refused_by_name_and_one_that_does_not_
     let told = fails(2, &place.teemark(&["keygen", "--for", "operator", "--public", "grants.key"]));
     assert!(told.contains("it is a key to sign grants with") && told.contains("--public grants.key"), "{told}");
 
-    // As teemark made them before, and openssl does: PEM alone.
+    // As earlier versions of teemark and openssl write them: PEM alone.
     let text = String::from_utf8(place.read("operator.key")).unwrap();
     let (first, pem) = text.split_once('\n').unwrap();
     assert_eq!(first, "teemark private key for: operator");

@@ -27,7 +27,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// A key in base64, as it stands in a key file: the bytes 0 to 31.
+/// A key in base64, as in a key file: the bytes 0 to 31.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// A folder of its own, in which `teemark` runs.
@@ -54,7 +54,7 @@ impl Place {
         fs::metadata(self.path(name)).unwrap().permissions().mode() & 0o777
     }
 
-    /// The names in the folder, in order.
+    /// The names in the folder, sorted.
     fn names(&self) -> Vec<String> {
         let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
         let mut names: Vec<_> = fs::read_dir(self.0.path()).unwrap().map(name).collect();
@@ -64,7 +64,7 @@ impl Place {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_teemark"));
-        // A proxy that cannot work: nothing of teemark may take it from the environment.
+        // A proxy that does not work, since teemark must not use one from the environment.
         command.args(arguments).current_dir(self.0.path()).env("http_proxy", "http://127.0.0.1:1");
         command
     }
@@ -102,7 +102,7 @@ fn succeeds(output: Output) -> Output {
     output
 }
 
-/// The command ended with this status; its words on stderr are returned.
+/// Expects that the command ended with this status; returns its standard error.
 #[track_caller]
 fn fails(status: i32, output: &Output) -> String {
     assert_eq!(output.status.code(), Some(status), "{}", stderr(output));
@@ -117,7 +117,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs openssl in `place`, which must succeed, and gives its standard output.
+/// Runs openssl in `place`, which must succeed, and returns its standard output.
 #[track_caller]
 fn openssl(place: &Place, arguments: &str) -> Vec<u8> {
     let mut command = Command::new("openssl");

@@ -1,6 +1,4 @@
-//! `teemark secrets --seal`: what goes out, only the attested enclave opens, and it knows the operator.
-
-use std::time::Instant;
+//! `teemark secrets --seal`: only the attested enclave can open what is sent, and it knows the operator.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +14,7 @@ use super::*;
 
 const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
 
-/// An enclave that takes bundles of one operator, whose key is in the folder.
+/// An enclave that accepts bundles of one operator, whose key is in the folder.
 struct Scene {
     place: Place,
     enclave: Enclave,
@@ -33,26 +31,26 @@ impl Scene {
         Scene { place, enclave, operator }
     }
 
-    /// Has a bundle sealed to the enclave that really is there.
+    /// Has a bundle sealed to the enclave.
     fn seals(&self, at: &Enclave, more: &[&str]) -> Output {
-        // Asked once before it is sealed, and once after it is sent.
+        // Attested once before the bundle is sealed, and once after it is sent.
         let (endpoint, _requests) = daemon(vec![at.attests(), at.attests()]);
         let seal = ["secrets", "--seal", "--attested", &endpoint, "--operator-key", "operator.key"];
         self.place.teemark(&[&seal[..], &TRUST, more].concat())
     }
 
-    /// The enclave takes a bundle, which is in force from then on.
+    /// The enclave accepts a bundle and puts it in force.
     fn takes(&self) -> Meet {
         self.takes_and_answers(ACCEPTED)
     }
 
-    /// The same, but this is the answer that arrives.
+    /// The same, but another answer arrives.
     fn takes_and_answers(&self, text: &'static str) -> Meet {
         let (enclave, operator) = (self.enclave.clone(), self.operator);
         Meet::Take(Box::new(move |bundle| enclave.put_in_force(enclave.opens(bundle, operator).unwrap().1)), text)
     }
 
-    /// The bundle in what went out, and its counter.
+    /// The bundle in what was sent, and its counter.
     fn opens(&self, sealed: &[u8]) -> (Vec<u8>, u64) {
         let (bundle, id) = self.enclave.opens(sealed, self.operator).unwrap();
         (bundle, id.counter)
@@ -110,7 +108,7 @@ fn a_bundle_that_was_sent_is_confirmed_by_the_enclave_itself() {
     let output = succeeds(scene.seals(&scene.enclave, &options));
     let told = stdout(&output);
     assert!(told.ends_with("confirmed by the enclave: the bundle of counter 7 is in force\n"), "{told}");
-    // What is not proven is said once, and fits what is done.
+    // The warning of what is not proven is printed once, and its advice fits the purpose.
     let warnings = stderr(&output);
     assert_eq!(warnings.matches("debug mode").count(), 1, "{warnings}");
     assert!(warnings.contains("Only secrets for tests belong there.") && !warnings.contains("Give it"), "{warnings}");
@@ -141,7 +139,7 @@ fn an_answer_that_somebody_on_the_way_made_up_is_found_out() {
 fn another_bundle_of_the_same_counter_is_not_taken_for_it() {
     let scene = Scene::new();
     let enclave = scene.enclave.clone();
-    // What the enclave gets in its place.
+    // The enclave gets another bundle in its place.
     let another = move |_: &[u8]| enclave.put_in_force(BundleId { counter: 7, sha256: Sha256::from_bytes([1; 32]) });
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Take(Box::new(another), ACCEPTED)]);
     let output =
@@ -157,15 +155,14 @@ fn what_is_in_force_is_told_whatever_the_answer_said() {
     let options = ["--endpoint", ENDPOINT, "--counter", "7", "--send", &address.to_string()];
     let output = scene.seals(&scene.enclave, &options);
     let told = fails(1, &output);
-    let words =
-        "it is not in force by the enclave's attestation document\nrefused: sealed_bundle.counter: is not above 7\n";
+    let words = "the enclave's attestation document confirms that the bundle is not in force\nrefused: sealed_bundle.counter: is not above 7\n";
     assert!(told.ends_with(words), "{told}");
     assert!(!stdout(&output).contains("confirmed"));
 
     for (answer, words) in [
         (refused, "so the refusal was of a second attempt, or somebody on the way made it up"),
-        ("", "its answer was lost, or somebody on the way keeps it: "),
-        ("no JSON", "its answer was lost, or somebody on the way keeps it: what answered at"),
+        ("", "the answer was lost, or somebody on the way withholds it: "),
+        ("no JSON", "the answer was lost, or somebody on the way withholds it: what answered at"),
     ] {
         let scene = Scene::new();
         let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes_and_answers(answer)]);
@@ -240,13 +237,13 @@ fn a_bundle_that_should_be_sealed_never_goes_out_plain() {
     succeeds(scene.place.teemark(&["keygen", "--for", "reply", "--output", "alice.key"]));
     let wrong = [&seal[..3], &["--operator-key", "alice.key"], &seal[5..], &["--endpoint", ENDPOINT]].concat();
     let told = fails(2, &scene.place.teemark(&[&["secrets"], &wrong[..]].concat()));
-    assert!(told.contains("--operator-key alice.key: the key file alice.key: it is a key for replies (keygen --for reply), and an operator's key (keygen --for operator) is wanted here"), "{told}");
+    assert!(told.contains("--operator-key alice.key: the key file alice.key: it is a key for replies (keygen --for reply), but an operator's key (keygen --for operator) is needed here"), "{told}");
 }
 
 #[test]
 fn the_counter_is_above_the_attested_one_though_this_machines_clock_is_behind() {
     let scene = Scene::new();
-    // Of an operator whose clock is a day ahead of this one.
+    // A bundle of an operator whose clock is a day ahead of this one.
     let ahead = now_ms() + 86_400_000;
     scene.enclave.put_in_force(BundleId { counter: ahead, ..BundleId::default() });
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::HangUp, scene.takes()]);

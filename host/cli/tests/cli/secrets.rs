@@ -15,7 +15,7 @@ use super::*;
 
 const ENDPOINT: &str = "https://watermark.internal.staging.zing.you:8080";
 
-/// The seed's command, word for word.
+/// The heredoc of certs/README.md, unchanged.
 const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
 {
   "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(cat client.crt | base64 -w 0)\",\"client_key\":\"$(cat client.key | base64 -w 0)\",\"ca_cert\":\"$(cat ecs-ca.crt | base64 -w 0)\"}",
@@ -115,8 +115,8 @@ fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
     place.write("private.json", format!(r#"{{"keys":[{}]}}"#, jwk.replace("\"x\"", &format!(r#""d":"{secret}","x""#))));
     place.write("secret.json", format!("{secret}\n"));
     for (file, words) in [
-        ("grant.key", "line 1, column 2: it is no JSON"),
-        ("secret.json", "it is no JSON"),
+        ("grant.key", "line 1, column 2: it is not JSON"),
+        ("secret.json", "it is not JSON"),
         ("twice.json", "GRANT_KEYS.keys[1]: has the kid of another key"),
         ("private.json", "GRANT_KEYS.keys[0]: holds a private key"),
         ("none.json", "cannot read none.json"),
@@ -126,10 +126,10 @@ fn grant_keys_that_the_daemon_would_refuse_are_not_sent_and_not_shown() {
     }
 }
 
-/// How a listener meets one sender, after the whole bundle is read.
-pub enum Meet {
+/// What a listener does with one sender, after it has read the whole bundle.
+pub(crate) enum Meet {
     Answer(&'static str),
-    /// Answers so once this was done with the bundle.
+    /// Does this with the bundle, then sends this answer.
     Take(Take, &'static str),
     HangUp,
 }
@@ -143,7 +143,7 @@ impl Sender for UnixStream {}
 
 type Accept = Box<dyn Fn() -> Box<dyn Sender> + Send>;
 
-/// Listens on TCP or a Unix socket; gives where.
+/// Listens on TCP or a Unix socket; returns the address.
 fn bind(address: &str) -> (Address, Accept) {
     match address.parse().unwrap() {
         Address::Unix(path) => {
@@ -159,8 +159,8 @@ fn bind(address: &str) -> (Address, Accept) {
     }
 }
 
-/// Listens and meets senders in turn; gives the bundles it got.
-pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
+/// Listens and serves senders in turn; returns the bundles that it got.
+pub(crate) fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let (address, accept) = bind(address);
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -183,11 +183,11 @@ pub fn listener(address: &str, meets: Vec<Meet>) -> (Address, mpsc::Receiver<Vec
     (address, receiver)
 }
 
-pub const ACCEPTED: &str = concat!(
+pub(crate) const ACCEPTED: &str = concat!(
     r#"{"ok":true,"updated":["ECS_WATERMARK_ENDPOINT"],"ignored":["COLOUR"],"warnings":["another CA"],"missing":["FILE_KEYS"]}"#,
     "\n"
 );
-pub const REFUSED: &str =
+pub(crate) const REFUSED: &str =
     concat!(r#"{"ok":false,"field":"MTLS_CLIENT_CERT_JSON.client_key","error":"is of another certificate"}"#, "\n");
 
 #[test]
@@ -236,7 +236,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
     let place = Place::new();
     place.write("plain", format!(r#"{{"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
     place.write("both", format!(r#"{{"sealed_bundle":{{}},"ECS_WATERMARK_ENDPOINT":"{ENDPOINT}"}}"#));
-    // Nobody listens: an attempt to connect would be told.
+    // Nobody listens, so an attempt to connect would be reported.
     for bundle in [["--endpoint", ENDPOINT], ["--bundle", "plain"], ["--bundle", "both"]] {
         let send = [&["secrets"], &bundle[..], &["--send", "unix:socket", "--wait", "0"]].concat();
         let told = fails(2, &place.teemark(&send));
@@ -244,7 +244,7 @@ fn what_is_not_sealed_is_sent_only_where_that_is_asked_for() {
             assert!(told.contains(words), "{bundle:?}: {told}");
         }
         let told = fails(3, &place.teemark(&[&send[..], &["--plain"]].concat()));
-        assert!(told.contains("it is not there"), "{told}");
+        assert!(told.contains("there is no such socket"), "{told}");
     }
     for more in [&["--plain"][..], &["--plain", "--seal", "--send", "unix:socket"]] {
         fails(2, &place.teemark(&[&["secrets", "--endpoint", ENDPOINT], more].concat()));
@@ -316,7 +316,7 @@ fn an_answer_before_the_end_of_the_bundle_counts() {
     enclave.join().unwrap();
 }
 
-/// A certificate that is valid from and until so many days from now.
+/// A certificate that is valid between these days, counted from now.
 fn valid(from: i64, until: i64) -> String {
     let mut params = rcgen::CertificateParams::default();
     let now = std::time::SystemTime::now();
@@ -324,7 +324,7 @@ fn valid(from: i64, until: i64) -> String {
         let days = Duration::from_secs(n.unsigned_abs() * 86_400);
         if n < 0 { now - days } else { now + days }
     };
-    // An hour more, for a machine that takes its time.
+    // One more hour, for a slow machine.
     params.not_before = day(from).into();
     params.not_after = (day(until) + Duration::from_secs(3600)).into();
     params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
@@ -343,12 +343,12 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
     assert_eq!(stderr(&succeeds(secrets(long, long))), "");
     let told = stderr(&succeeds(secrets(short, long)));
     assert!(
-        told.starts_with("warning: --client-cert cert.pem: it ends at 20") && told.contains("in 29 days"),
+        told.starts_with("warning: --client-cert cert.pem: it expires at 20") && told.contains("in 29 days"),
         "{told}"
     );
     assert_eq!(told.lines().count(), 1);
     let told = stderr(&succeeds(secrets(long, short)));
-    assert!(told.starts_with("warning: --ca ca.pem: it ends at") && told.lines().count() == 1, "{told}");
+    assert!(told.starts_with("warning: --ca ca.pem: it expires at") && told.lines().count() == 1, "{told}");
 
     let told = fails(2, &secrets(old, long));
     assert!(told.contains("--client-cert cert.pem: certificate 1 expired at 20"), "{told}");
@@ -358,8 +358,8 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
     assert!(told.contains("certificate 1 is not valid before"), "{told}");
     let told = fails(2, &secrets(long, old));
     assert!(told.contains("--ca ca.pem: certificate 1 expired at"), "{told}");
-    // A finished bundle goes out as it is, with the warning.
-    for (cert, words) in [(short, "it ends at 20"), (old, "certificate 1 expired at 20")] {
+    // A finished bundle is sent unchanged, with the warning.
+    for (cert, words) in [(short, "it expires at 20"), (old, "certificate 1 expired at 20")] {
         let parts = json!({"client_cert": STANDARD.encode(cert.concat()), "ca_cert": STANDARD.encode(long.concat())});
         for item in [parts.clone(), parts.to_string().into()] {
             place.write("bundle", json!({"MTLS_CLIENT_CERT_JSON": item}).to_string());
@@ -370,6 +370,6 @@ fn certificates_that_end_within_30_days_are_warned_of_and_expired_ones_refused()
             assert_eq!(output.stdout, place.read("bundle"));
         }
     }
-    // While a CA is replaced the old one may run out, as the daemon has it.
+    // While a CA is replaced the old one may expire, as in the daemon.
     assert_eq!(stderr(&succeeds(secrets(long, &[old, long].concat()))), "");
 }

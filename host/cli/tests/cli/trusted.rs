@@ -1,4 +1,4 @@
-//! `teemark decrypt` where the way to the enclave is not trusted: grants, sealed answers, signed answers.
+//! `teemark decrypt` over an untrusted way to the enclave: grants, sealed answers, signed answers.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -13,7 +13,7 @@ use super::*;
 
 const ABOUT: About<'static> = About { file_id: "f-1", user_id: "alice" };
 
-/// What an enclave says now of an open, marked answer to this encrypted file.
+/// An enclave's statement, made now, on an unsealed, marked answer to this encrypted file.
 fn statement(content: &[u8]) -> Statement<'static> {
     let content_sha256 = sha256(content);
     Statement { about: ABOUT, content_sha256, watermarked: true, sealed: false, timestamp_ms: now_ms() }
@@ -25,18 +25,18 @@ fn decrypt(place: &Place, endpoint: &str, more: &[&str]) -> Output {
     place.teemark(&[&base[..], more].concat())
 }
 
-/// Asks a daemon that gives this one answer.
+/// Asks a daemon that sends this one answer.
 fn decrypt_answer(place: &Place, reply: Reply, more: &[&str]) -> Output {
     decrypt(place, &daemon(vec![reply]).0, more)
 }
 
-/// Asks the enclave, attested before, whose answer is this one or comes in its place.
+/// Asks the enclave, which was attested before; this reply is its answer, or comes in place of its answer.
 fn verify(place: &Place, enclave: &Enclave, reply: Reply, more: &[&str]) -> Output {
     let (endpoint, _requests) = daemon(vec![enclave.attests(), reply]);
     decrypt(place, &endpoint, &[&TRUST[..], &["--verify"], more].concat())
 }
 
-/// It ended with this status and these words, and no file is there.
+/// Expects this status and these words, and that no file is there.
 #[track_caller]
 fn writes_nothing(place: &Place, status: i32, output: &Output, words: &str) {
     let told = fails(status, output);
@@ -135,7 +135,7 @@ fn an_answer_that_says_it_is_sealed_and_is_not_or_was_altered_is_refused() {
 fn where_the_clocks_are_too_far_apart_nothing_is_sent() {
     let nsm = Nsm::new();
     let place = attest::place(&nsm);
-    // It is made now, by a module that lives in the year 2025.
+    // The document is made now, by a module whose clock is in the year 2025.
     let document = move |request: &Request| attest::with_document(&nsm.document(&request.nonce()));
     let (endpoint, requests) = daemon(vec![Reply::Made(Box::new(document)), Reply::After(answer("200 OK", "", "f"))]);
     let output = decrypt(&place, &endpoint, &[&attest::WITH_ROOT[..], &["--verify"]].concat());
@@ -153,7 +153,7 @@ fn an_answer_that_is_larger_than_any_can_be_is_not_written() {
         let start = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTeemark-Sealed: true\r\n\r\n";
         format!("{start}{length:x}\r\n{}\r\n0\r\n\r\n", "m".repeat(length))
     };
-    // It promises, or sends, one byte too many; what is sealed comes to be opened where it fits.
+    // It announces or sends one byte too many; a sealed answer of the right length gets as far as being opened.
     let promised = |length: usize| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nTeemark-Sealed: true\r\n\r\n");
         head + &"m".repeat(length)
@@ -165,7 +165,7 @@ fn an_answer_that_is_larger_than_any_can_be_is_not_written() {
         let output = decrypt_answer(&place, Reply::After(plain), &[]);
         writes_nothing(&place, 2, &output, &format!("more than {largest} bytes"));
     }
-    // To standard output it would go as it comes.
+    // To standard output it would go as it arrives.
     let plain = promised(largest + 1).replacen("Teemark-Sealed: true\r\n", "", 1);
     writes_nothing(&place, 2, &decrypt_answer(&place, Reply::After(plain), &["--output", "-"]), "more than");
     for answer in [promised(largest), chunked(largest)] {
@@ -276,7 +276,7 @@ fn an_answer_that_the_attested_enclave_did_not_sign_is_refused() {
 fn the_answer_to_another_request_of_the_same_file_and_user_is_refused() {
     let enclave = Enclave::new();
     let place = enclave.place();
-    // As the parent may keep them: of another encrypted file under this id; and a sealed one, where an open one is asked.
+    // Answers that the parent may have kept: for another encrypted file with this id, and a sealed one for an open request.
     for statement in [statement(b"an older file"), Statement { sealed: true, ..statement(b"encrypted") }] {
         let signed = Signed { sealed: false, ..enclave.sign(b"of another request".into(), statement) };
         writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), "or another request");

@@ -107,7 +107,7 @@ fn a_list_that_the_enclave_would_not_take_gives_nothing_but_its_line() {
     assert!(fails(2, &place.teemark(&["vsock-proxy"])).contains("allowed_endpoints.yaml: cannot be read"));
 }
 
-/// What stands in the documents is done as it stands there, and what the units read is what it made.
+/// Runs the documents' commands unchanged, and checks that they make what the units read.
 #[test]
 fn the_documents_write_the_files_that_the_units_read_and_not_awss_own() {
     let text = |path: &str| fs::read_to_string(repository().join(path)).unwrap();

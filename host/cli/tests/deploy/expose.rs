@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 
-/// Two of [`free_port`], with the address before them.
+/// Two addresses with ports of [`free_port`].
 fn free_ports() -> [String; 2] {
     [(), ()].map(|()| format!("127.0.0.1:{}", free_port()))
 }
@@ -48,14 +48,14 @@ fn both_ports_of_the_daemon_are_reached_each_by_its_own() {
     }
 }
 
-/// socat is not run here, since the ports might be taken; its arguments tell.
+/// socat is not run here, since the ports might be taken; its arguments are checked.
 #[test]
 fn by_default_only_the_public_port_is_reached_from_elsewhere() {
     for shell in SHELLS {
         let parent = Parent::new(shell);
         parent.running(&[("teemark", 16, "RUNNING")]);
         parent.lacks("socat");
-        // None ends before all have told what they were asked for.
+        // None ends before all have written down their arguments.
         let stand_in = "#!/bin/sh\ncalls=$STAND_IN/socat-calls\necho \"$*\" >>\"$calls\"\n\
                         until [ \"$(wc -l <\"$calls\")\" -ge \"$LISTENERS\" ]; do sleep 1; done\n";
         parent.write_script("bin/socat", stand_in);
@@ -136,7 +136,7 @@ fn a_client_that_has_said_all_still_gets_an_answer_that_takes_its_time() {
     parent.running(&[("teemark", 16, "RUNNING")]);
     let listener = UnixListener::bind(parent.path("16.3000")).unwrap();
     thread::spawn(move || {
-        // The first connection is the test's own look at whether it listens.
+        // The first connection is the test's own, to see whether it listens.
         for stream in listener.incoming().map_while(Result::ok) {
             thread::spawn(move || {
                 let mut stream = stream;

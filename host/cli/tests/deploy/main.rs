@@ -1,5 +1,5 @@
-//! The scripts of host/deploy, run as an operator runs them on the parent: by the system's shell, and by busybox with
-//! nothing beside it but jq and socat. nitro-cli is stood in for, and vsock is Unix sockets; the daemon is the real one.
+//! The scripts of host/deploy, run as an operator runs them on the parent: by the system's shell, and by busybox with only
+//! jq and socat beside it. A stand-in replaces nitro-cli and Unix sockets replace vsock; the daemon is the real one.
 
 mod expose;
 #[path = "../../../../tests/support/port.rs"]
@@ -32,7 +32,7 @@ struct Parent {
 #[derive(Clone, Copy, Debug)]
 enum Shell {
     System,
-    /// Its applets are all there is beside jq and socat.
+    /// Its applets are the only programs beside jq and socat.
     Busybox,
 }
 
@@ -75,8 +75,8 @@ impl Parent {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// A script that can be run, written by another process: one that a test beside this starts meanwhile would inherit
-    /// the open file, and what is open for writing cannot be run.
+    /// A script that can be run. Another process writes it: a process that another test starts meanwhile would inherit the
+    /// open file, and a file that is open for writing cannot be run.
     fn write_script(&self, name: &str, text: &str) {
         self.write("script", text);
         succeeds(Command::new("install").args(["-m", "755"]).arg(self.path("script")).arg(self.path(name)));
@@ -86,7 +86,7 @@ impl Parent {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// What nitro-cli finds: name, CID, state.
+    /// The enclaves that nitro-cli lists: name, CID, state.
     fn running(&self, enclaves: &[(&str, u32, &str)]) {
         self.running_with_process(enclaves, 0);
     }
@@ -124,7 +124,7 @@ impl Parent {
         command
     }
 
-    /// Without a program that the script needs.
+    /// Removes a program that the script needs.
     fn lacks(&self, program: &str) {
         fs::remove_file(self.path("bin").join(program)).unwrap();
     }
@@ -165,7 +165,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A script takes its own programs along when it is asked to end.
+        // A script ends its own programs when it is asked to end.
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.terminate();
             let _ = self.child.wait();
@@ -217,7 +217,7 @@ fn succeeds(command: &mut Command) -> Output {
     output
 }
 
-/// The script ended with 1; its words on stderr are returned.
+/// Expects that the script ended with 1; returns its standard error.
 #[track_caller]
 fn fails(command: &mut Command) -> String {
     let output = command.output().unwrap();

@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 
-/// The seed's commands.
+/// The commands of certs/README.md.
 const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
 {
   "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(cat client.crt | base64 -w 0)\",\"client_key\":\"$(cat client.key | base64 -w 0)\",\"ca_cert\":\"$(cat ecs-ca.crt | base64 -w 0)\"}",
@@ -34,7 +34,7 @@ fn send(parent: &Parent, file: &str) -> Command {
     script
 }
 
-/// Listens on the enclave's port 7777 and meets senders in turn: reads all that one sends, then does this.
+/// Listens on the enclave's port 7777 and serves senders in turn: reads all that one sends, then does this.
 fn meets(parent: &Parent, answers: Vec<(Duration, &'static str)>) -> thread::JoinHandle<Vec<String>> {
     let listener = UnixListener::bind(parent.path("16.7777")).unwrap();
     thread::spawn(move || {
@@ -107,7 +107,7 @@ fn it_waits_until_the_enclave_listens_and_answers_and_sends_all_of_it_each_time(
 fn an_answer_that_takes_its_time_is_waited_for() {
     for shell in SHELLS {
         let parent = with_bundle(shell);
-        // socat alone would go after half a second.
+        // socat alone would end after half a second.
         let _enclave = meets(&parent, vec![(Duration::from_secs(3), ACCEPTED)]);
         assert!(stdout(&succeeds(&mut send(&parent, "mtls_certs.json"))).contains("\"ok\":true"));
     }

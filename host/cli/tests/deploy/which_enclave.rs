@@ -1,8 +1,8 @@
-//! Which enclave a script means, and what it says where that is not clear.
+//! Which enclave a script uses, and what it says if that is not clear.
 
 use super::*;
 
-/// What each of the scripts is called with where it shall do something.
+/// The scripts, each with arguments that make it do something.
 fn scripts(parent: &Parent) -> [Command; 2] {
     parent.write("bundle", "{}");
     let mut send = parent.script("send-secrets.sh");

@@ -1,5 +1,5 @@
-//! A Nitro module of the tests' own: a P-384 root, an issuer, a leaf, and documents signed with the leaf's key. Shared
-//! by the unit tests of src/attest and the command line's tests, each of which uses a part.
+//! The tests' own Nitro module: a P-384 root, an issuer, a leaf, and documents signed with the leaf's key. The unit tests
+//! of src/attest and the command line's tests share it, and each uses a part.
 #![allow(dead_code)]
 
 use base64::Engine;
@@ -13,44 +13,44 @@ use rcgen::{
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 
-pub const IDENTITY: [u8; 32] = [0x11; 32];
-pub const SEALING_KEY: [u8; 32] = [0x22; 32];
-pub const ALLOW_LIST: [u8; 32] = [0x33; 32];
-pub const COUNTER: u64 = 5;
-pub const BOOT_NONCE: [u8; 32] = [0x44; 32];
-pub const BUNDLE: [u8; 32] = [0x55; 32];
+pub(crate) const IDENTITY: [u8; 32] = [0x11; 32];
+pub(crate) const SEALING_KEY: [u8; 32] = [0x22; 32];
+pub(crate) const ALLOW_LIST: [u8; 32] = [0x33; 32];
+pub(crate) const COUNTER: u64 = 5;
+pub(crate) const BOOT_NONCE: [u8; 32] = [0x44; 32];
+pub(crate) const BUNDLE: [u8; 32] = [0x55; 32];
 /// 2025-01-06T16:07:05Z
-pub const MADE_AT_MS: u64 = 1_736_179_625_472;
-pub const MODULE: &str = "i-0123456789abcdef0-enc0123456789abcdef";
+pub(crate) const MADE_AT_MS: u64 = 1_736_179_625_472;
+pub(crate) const MODULE: &str = "i-0123456789abcdef0-enc0123456789abcdef";
 
 /// The payload of a document: a CBOR map's members.
-pub type Payload = Vec<(Value, Value)>;
+pub(crate) type Payload = Vec<(Value, Value)>;
 
 /// The three certificates, before they are signed.
 #[derive(Debug)]
-pub struct Params {
-    pub root: CertificateParams,
-    pub issuer: CertificateParams,
-    pub leaf: CertificateParams,
+pub(crate) struct Params {
+    pub(crate) root: CertificateParams,
+    pub(crate) issuer: CertificateParams,
+    pub(crate) leaf: CertificateParams,
 }
 
 #[derive(Clone)]
-pub struct Nsm {
+pub(crate) struct Nsm {
     /// DER of the root and of the issuer below it.
-    pub cabundle: Vec<Vec<u8>>,
+    pub(crate) cabundle: Vec<Vec<u8>>,
     /// DER of the certificate that signs.
-    pub certificate: Vec<u8>,
+    pub(crate) certificate: Vec<u8>,
     /// PKCS#8 of its key.
     key: Vec<u8>,
 }
 
 impl Nsm {
-    pub fn new() -> Nsm {
+    pub(crate) fn new() -> Nsm {
         Nsm::with(|_| {})
     }
 
-    /// With certificates that `alter` made others.
-    pub fn with(alter: impl FnOnce(&mut Params)) -> Nsm {
+    /// A module with certificates that `alter` has changed.
+    pub(crate) fn with(alter: impl FnOnce(&mut Params)) -> Nsm {
         let mut params = Params {
             root: params("root", Some(BasicConstraints::Unconstrained), KeyUsagePurpose::KeyCertSign),
             issuer: params("issuer", Some(BasicConstraints::Constrained(0)), KeyUsagePurpose::KeyCertSign),
@@ -68,8 +68,8 @@ impl Nsm {
         }
     }
 
-    /// What an enclave of teemarkd attests: PCR0 to PCR2 hold 48 times 0xa0, 0xa1, 0xa2.
-    pub fn payload(&self, nonce: &[u8]) -> Payload {
+    /// The document's payload for teemarkd: PCR0 to PCR2 hold 48 times 0xa0, 0xa1, 0xa2.
+    pub(crate) fn payload(&self, nonce: &[u8]) -> Payload {
         let pcrs = (0..16).map(|index| (index.into(), bytes(&[if index < 3 { 0xa0 + index } else { 0 }; 48])));
         let text = |name: &str| Value::Text(name.to_owned());
         vec![
@@ -86,20 +86,20 @@ impl Nsm {
     }
 
     /// The document with this payload, untagged as AWS' are.
-    pub fn sign(&self, payload: Payload) -> Vec<u8> {
+    pub(crate) fn sign(&self, payload: Payload) -> Vec<u8> {
         self.envelope(cbor(Value::Map(payload)), es384()).to_vec().unwrap()
     }
 
-    pub fn document(&self, nonce: &[u8]) -> Vec<u8> {
+    pub(crate) fn document(&self, nonce: &[u8]) -> Vec<u8> {
         self.sign(self.payload(nonce))
     }
 
-    pub fn tagged(&self, nonce: &[u8]) -> Vec<u8> {
+    pub(crate) fn tagged(&self, nonce: &[u8]) -> Vec<u8> {
         self.envelope(cbor(Value::Map(self.payload(nonce))), es384()).to_tagged_vec().unwrap()
     }
 
-    /// Any bytes under any header, signed.
-    pub fn envelope(&self, payload: Vec<u8>, header: Header) -> CoseSign1 {
+    /// Any payload with any header, signed.
+    pub(crate) fn envelope(&self, payload: Vec<u8>, header: Header) -> CoseSign1 {
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &self.key, &random).unwrap();
         let sign = |message: &[u8]| key.sign(&random, message).unwrap().as_ref().to_vec();
@@ -107,8 +107,8 @@ impl Nsm {
     }
 }
 
-/// What QEMU's emulated NSM gives (hw/virtio/virtio-nsm.c): algorithm -1, zeros for certificates and signature.
-pub fn qemu_document(nonce: &[u8]) -> Vec<u8> {
+/// A document of QEMU's emulated NSM (hw/virtio/virtio-nsm.c): algorithm -1, zeros for certificates and signature.
+pub(crate) fn qemu_document(nonce: &[u8]) -> Vec<u8> {
     let mut payload = Nsm::new().payload(nonce);
     set(&mut payload, "certificate", bytes(&[0; 64]));
     set(&mut payload, "cabundle", Value::Array(vec![bytes(&[0; 64])]));
@@ -118,11 +118,11 @@ pub fn qemu_document(nonce: &[u8]) -> Vec<u8> {
 }
 
 /// A file of the registers that [`Nsm::payload`] has.
-pub fn pcrs_file() -> String {
+pub(crate) fn pcrs_file() -> String {
     (0..3).map(|index| format!("{} PCR{index}\n", format!("a{index}").repeat(48))).collect()
 }
 
-pub fn user_data() -> String {
+pub(crate) fn user_data() -> String {
     let [allow_list, boot_nonce, bundle] = [ALLOW_LIST, BOOT_NONCE, BUNDLE].map(hex::encode);
     let sealing_key = STANDARD.encode(SEALING_KEY);
     format!(
@@ -130,21 +130,21 @@ pub fn user_data() -> String {
     )
 }
 
-pub fn es384() -> Header {
+pub(crate) fn es384() -> Header {
     HeaderBuilder::new().algorithm(iana::Algorithm::ES384).build()
 }
 
-/// Puts another value in the place of a field's.
-pub fn set(payload: &mut Payload, name: &str, value: Value) {
+/// Replaces a field's value.
+pub(crate) fn set(payload: &mut Payload, name: &str, value: Value) {
     let field = payload.iter_mut().find(|(key, _)| key.as_text() == Some(name));
     field.unwrap_or_else(|| panic!("no field {name}")).1 = value;
 }
 
-pub fn bytes(bytes: &[u8]) -> Value {
+pub(crate) fn bytes(bytes: &[u8]) -> Value {
     Value::Bytes(bytes.to_vec())
 }
 
-pub fn cbor(value: Value) -> Vec<u8> {
+pub(crate) fn cbor(value: Value) -> Vec<u8> {
     let mut bytes = Vec::new();
     ciborium::into_writer(&value, &mut bytes).unwrap();
     bytes

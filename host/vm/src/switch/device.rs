@@ -22,7 +22,7 @@ use super::packet::{HEADER, Packet};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// VIRTIO_F_VERSION_1: the specification's own layout, not that of the time before it.
+/// VIRTIO_F_VERSION_1: the layout of the specification, not the one from before it.
 const VERSION_1: u64 = 1 << 32;
 /// The queues, in the specification's order: to the guest, from the guest, events.
 const QUEUES: usize = 3;
@@ -30,11 +30,11 @@ const TO_GUEST: u16 = 0;
 const FROM_GUEST: u16 = 1;
 /// Descriptors of a queue, at most; QEMU asks for 128.
 const QUEUE_LENGTH: usize = 1024;
-/// The number of the switch's bell among the events: the first that vhost-user-backend leaves free.
-const BELL: u64 = QUEUES as u64 + 1;
+/// The number of the switch's waker among the events: the first that vhost-user-backend leaves free.
+const WAKER: u64 = QUEUES as u64 + 1;
 
-/// The device, waiting for its QEMU on a Unix socket, for one after another.
-pub struct Device {
+/// The device, which serves one QEMU after another on a Unix socket.
+pub(crate) struct Device {
     socket: PathBuf,
     ended: Arc<AtomicBool>,
 }
@@ -44,14 +44,14 @@ impl Device {
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(switch: &Arc<Switch>, cid: u32, socket: &Path) -> Result<Device> {
+    pub(crate) fn listen(switch: &Arc<Switch>, cid: u32, socket: &Path) -> Result<Device> {
         let mut listener = Listener::new(socket, false).with_context(|| socket.display().to_string())?;
         let ended = Arc::new(AtomicBool::new(false));
         thread::Builder::new().name(format!("vsock-{cid}")).spawn({
             let (switch, ended) = (switch.clone(), ended.clone());
             move || {
                 while !ended.load(Ordering::Acquire) {
-                    // What goes wrong here shows in the guest, whose console is what is looked at.
+                    // The fault shows in the guest, and whoever looks for it reads the guest's console.
                     if let Err(e) = serve(&switch, cid.into(), &mut listener) {
                         eprintln!("vsock device of the guest {cid}: {e}");
                         return;
@@ -67,7 +67,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
-        // The thread waits for its next QEMU. This is none and hangs up at once, and the thread sees that it is over.
+        // The thread waits for its next QEMU. This connection wakes it up, so that it sees the end.
         drop(UnixStream::connect(&self.socket));
     }
 }
@@ -76,16 +76,17 @@ impl Drop for Device {
 fn serve(switch: &Arc<Switch>, cid: u64, listener: &mut Listener) -> Result<()> {
     let named = |what: &'static str| move |e: vhost_user_backend::Error| anyhow!("{what}: {e}");
     let memory = Memory::new(GuestMemoryMmap::new());
-    let (consumer, bell) = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
+    let (consumer, waker) = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
     let listened = consumer.as_raw_fd();
-    let backend = Arc::new(Mutex::new(Backend { switch: switch.clone(), cid, memory: memory.clone(), bell: consumer }));
+    let backend =
+        Arc::new(Mutex::new(Backend { switch: switch.clone(), cid, memory: memory.clone(), waker: consumer }));
     let mut daemon = VhostUserDaemon::new(format!("vsock-{cid}"), backend, memory).map_err(named("starting"))?;
     for handler in daemon.get_epoll_handlers() {
-        handler.register_listener(listened, EventSet::IN, BELL)?;
+        handler.register_listener(listened, EventSet::IN, WAKER)?;
     }
     daemon.start(listener).map_err(named("accepting QEMU"))?;
-    switch.attach(cid, bell);
-    // However it hangs up: QEMU is killed more often than not.
+    switch.attach(cid, waker);
+    // Its error does not matter: QEMU is killed more often than not.
     let _ = daemon.wait();
     Ok(())
 }
@@ -94,11 +95,11 @@ struct Backend {
     switch: Arc<Switch>,
     cid: u64,
     memory: Memory,
-    bell: EventConsumer,
+    waker: EventConsumer,
 }
 
 impl Backend {
-    /// Takes what the guest has sent, and gives it to the switch.
+    /// Takes the packets that the guest has sent, and gives them to the switch.
     fn receive(&self, vring: &VringRwLock) -> io::Result<()> {
         let mut packets = Vec::new();
         {
@@ -119,12 +120,12 @@ impl Backend {
                 ring.signal_used_queue()?;
             }
         }
-        // Before the guest's driver knows its CID it sends as 0; nobody could answer that.
+        // The guest's driver sends as CID 0 until it knows its own; nobody could answer that.
         packets.into_iter().filter(|packet| packet.from.cid == self.cid).for_each(|packet| self.switch.deliver(packet));
         Ok(())
     }
 
-    /// Gives the guest what waits for it, as far as it has laid out buffers. It kicks when it lays out more.
+    /// Gives the guest the packets that wait for it, as far as it has buffers. It notifies us when it has more.
     fn send(&self, vring: &VringRwLock) -> io::Result<()> {
         let mut ring = vring.get_mut();
         if !ring.get_queue().ready() {
@@ -140,7 +141,8 @@ impl Backend {
             let Some(packet) = self.switch.take(self.cid, room) else { break };
             writer.write_all(&packet.header())?;
             writer.write_all(&packet.data)?;
-            ring.add_used(head, (HEADER + packet.data.len()) as u32).map_err(io::Error::other)?;
+            let length = u32::try_from(HEADER + packet.data.len()).map_err(io::Error::other)?;
+            ring.add_used(head, length).map_err(io::Error::other)?;
             any = true;
         }
         if any { ring.signal_used_queue() } else { Ok(()) }
@@ -170,7 +172,7 @@ impl VhostUserBackendMut for Backend {
     /// Not offered, so never enabled.
     fn set_event_idx(&mut self, _enabled: bool) {}
 
-    /// struct virtio_vsock_config: the CID, and nothing else.
+    /// struct virtio_vsock_config, which is the CID.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let (start, end) = (offset as usize, offset.saturating_add(size) as usize);
         self.cid.to_le_bytes().get(start..end).unwrap_or_default().to_vec()
@@ -186,9 +188,9 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn handle_event(&mut self, event: u16, _: EventSet, vrings: &[VringRwLock], _: usize) -> io::Result<()> {
-        if u64::from(event) == BELL {
-            // Rung several times, it is heard once.
-            let _ = self.bell.consume();
+        if u64::from(event) == WAKER {
+            // One read takes several notifications.
+            let _ = self.waker.consume();
         }
         if event == FROM_GUEST {
             self.receive(&vrings[usize::from(FROM_GUEST)])?;

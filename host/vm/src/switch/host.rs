@@ -1,7 +1,7 @@
-//! This machine's end of the switch, CID 2: connections from here to a guest's ports. Guests cannot connect to here.
+//! This machine's end of the switch, CID 2: it connects to guests' ports, and guests cannot connect to it.
 //!
-//! Each connection is a pair of Unix sockets. The near one is given out; two threads carry bytes between the far one
-//! and the guest, with virtio-vsock's credit: nobody sends more than the other side's buffer can still hold.
+//! Each connection is a pair of Unix sockets. The caller gets the near one; two threads carry bytes between the far one
+//! and the guest by virtio-vsock's credit: neither side sends more than the other's buffer can still hold.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -21,12 +21,12 @@ use super::packet::{HOST_CID, NO_MORE_RECEIVED, NO_MORE_SENT, Packet, Place, op}
 const BUFFER: u32 = 256 << 10;
 /// Bytes of a packet, at most (VIRTIO_VSOCK_MAX_PKT_BUF_SIZE in linux/virtio_vsock.h).
 const PACKET: usize = 64 << 10;
-/// Ports of the near ends: above what needs privileges and what anybody listens on.
+/// First port of the near ends, above privileged ones and those that anybody listens on.
 const FIRST_PORT: u32 = 1 << 30;
 
 /// The connections, by the guest's end and the port of this machine's.
 #[derive(Default)]
-pub struct Host {
+pub(crate) struct Host {
     connections: Mutex<HashMap<(Place, u32), Arc<Connection>>>,
     ports: AtomicU32,
 }
@@ -40,13 +40,13 @@ struct Connection {
 
 struct State {
     phase: Phase,
-    /// Where bytes for the near end go; none once the guest has sent its last.
+    /// Takes bytes for the near end; none once the guest has sent its last.
     inward: Option<Sender<Vec<u8>>>,
-    /// Bytes sent to the guest, bytes that it has taken of them, and what its buffer holds.
+    /// Bytes sent to the guest, how many of them it has taken, and the size of its buffer.
     sent: Wrapping<u32>,
     taken: Wrapping<u32>,
     buffer: u32,
-    /// Bytes taken out of this end's buffer, and the last such number that the guest has been told.
+    /// Bytes taken out of this end's buffer, and the last such number that was sent to the guest.
     consumed: Wrapping<u32>,
     told: Wrapping<u32>,
 }
@@ -56,7 +56,7 @@ enum Phase {
     Asked,
     Open,
     /// The guest takes no more bytes.
-    Deaf,
+    ReceiveClosed,
     Over,
 }
 
@@ -65,8 +65,8 @@ impl Host {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a packet from a guest; gives the answer, if there is one.
-    pub fn receive(&self, packet: &Packet) -> Option<Packet> {
+    /// Handles a packet from a guest; returns the answer, if there is one.
+    pub(crate) fn receive(&self, packet: &Packet) -> Option<Packet> {
         let key = (packet.from, packet.to.port);
         let Some(connection) = self.connections().get(&key).cloned() else {
             return (packet.op != op::RST).then(|| packet.refusal());
@@ -76,7 +76,7 @@ impl Host {
         let mut answer = None;
         match packet.op {
             op::RESPONSE => state.phase = Phase::Open,
-            // An error means that the near end has been closed, and its thread says so to the guest.
+            // An error means that the near end has been closed; its thread tells the guest.
             op::RW => drop(state.inward.as_ref().map(|inward| inward.send(packet.data.clone()))),
             op::CREDIT_REQUEST => answer = Some(connection.packet(&mut state, op::CREDIT_UPDATE)),
             op::SHUTDOWN => {
@@ -84,10 +84,10 @@ impl Host {
                     state.inward = None;
                 }
                 if packet.flags & NO_MORE_RECEIVED != 0 {
-                    state.phase = Phase::Deaf;
+                    state.phase = Phase::ReceiveClosed;
                 }
                 if packet.flags & (NO_MORE_SENT | NO_MORE_RECEIVED) == NO_MORE_SENT | NO_MORE_RECEIVED {
-                    // The guest keeps its end for 8 s if nobody says that this one is gone.
+                    // Without a reset the guest would keep its end for 8 s.
                     answer = Some(packet.refusal());
                     state.end();
                 }
@@ -102,8 +102,8 @@ impl Host {
         answer
     }
 
-    /// A guest is gone, and with it every connection to it.
-    pub fn forget(&self, cid: u64) {
+    /// Ends every connection to a guest that has ended.
+    pub(crate) fn forget(&self, cid: u64) {
         let gone: Vec<_> = self.connections().extract_if(|(guest, _), _| guest.cid == cid).collect();
         for (_, connection) in gone {
             connection.state().end();
@@ -139,14 +139,14 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A packet to the guest. Each tells what this end has consumed.
+    /// A packet to the guest. Each says how much this end has consumed.
     fn packet(&self, state: &mut State, op: u16) -> Packet {
         state.told = state.consumed;
         let packet = Packet::new(Place { cid: HOST_CID, port: self.port }, self.guest, op);
         Packet { buffer: BUFFER, taken: state.consumed.0, ..packet }
     }
 
-    /// Waits for room in the guest's buffer; tells how much there is, or none where the guest takes nothing more.
+    /// Waits for room in the guest's buffer and returns how much there is; none if the guest takes no more bytes.
     fn wait_for_credit(&self) -> Option<usize> {
         let waiting = |state: &mut State| state.phase == Phase::Open && state.credit() == 0;
         let state = self.changed.wait_while(self.state(), waiting).unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +155,7 @@ impl Connection {
 }
 
 /// See [`Switch::connect`].
-pub fn connect(switch: &Arc<Switch>, guest: Place, limit: Duration) -> io::Result<UnixStream> {
+pub(crate) fn connect(switch: &Arc<Switch>, guest: Place, limit: Duration) -> io::Result<UnixStream> {
     let (near, far) = UnixStream::pair()?;
     let (inward, arriving) = mpsc::channel();
     let port = FIRST_PORT + switch.host.ports.fetch_add(1, Ordering::Relaxed);
@@ -188,14 +188,14 @@ fn wait_for_answer(switch: &Switch, connection: &Connection, limit: Duration) ->
             switch.deliver(packet(op::RST));
             (ErrorKind::TimedOut, "does not answer")
         }
-        // One that was open may be over already; then the guest has told the size of its buffer.
+        // One that was open may be over already; then the size of the guest's buffer is known.
         Phase::Over if buffer == 0 => (ErrorKind::ConnectionRefused, "is not listened on"),
-        Phase::Open | Phase::Deaf | Phase::Over => return Ok(()),
+        Phase::Open | Phase::ReceiveClosed | Phase::Over => return Ok(()),
     };
     Err(io::Error::new(kind, format!("vsock {}:{} {what}", connection.guest.cid, connection.guest.port)))
 }
 
-/// Carries the near end's bytes to the guest until either has had enough.
+/// Carries the near end's bytes to the guest until either closes this direction.
 fn carry_out(switch: &Switch, connection: &Connection, mut far: UnixStream) {
     let mut bytes = vec![0; PACKET];
     while let Some(credit) = connection.wait_for_credit() {
@@ -210,7 +210,7 @@ fn carry_out(switch: &Switch, connection: &Connection, mut far: UnixStream) {
             (packet.op, packet.flags) = (op::SHUTDOWN, NO_MORE_SENT);
         } else {
             packet.data = bytes[..length].to_vec();
-            state.sent += length as u32;
+            state.sent += u32::try_from(length).expect("at most PACKET");
         }
         drop(state);
         switch.deliver(packet);
@@ -218,16 +218,16 @@ fn carry_out(switch: &Switch, connection: &Connection, mut far: UnixStream) {
             return;
         }
     }
-    // The near end hears of it when it writes.
+    // The near end will notice when it writes.
     let _ = far.shutdown(Shutdown::Read);
 }
 
-/// Carries the guest's bytes to the near end until the guest has sent its last, or nobody reads any more.
+/// Carries the guest's bytes to the near end until the guest has sent its last, or the near end is closed.
 fn carry_in(switch: &Switch, connection: &Connection, arriving: &Receiver<Vec<u8>>, mut far: UnixStream) {
     while let Ok(data) = arriving.recv() {
         let written = far.write_all(&data);
         let mut state = connection.state();
-        state.consumed += data.len() as u32;
+        state.consumed += u32::try_from(data.len()).expect("a packet's length has 32 bits");
         if written.is_err() {
             state.end();
             connection.changed.notify_all();
@@ -256,11 +256,11 @@ mod tests {
     const SOON: Duration = Duration::from_secs(30);
     const GUEST: Place = Place { cid: 16, port: 3000 };
 
-    /// A switch with a guest whose packets the test takes and sends itself.
+    /// A switch with a guest that is played by the test.
     fn switch() -> Arc<Switch> {
         let switch = Arc::<Switch>::default();
-        let (_, bell) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
-        switch.attach(GUEST.cid, bell);
+        let (_, waker) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
+        switch.attach(GUEST.cid, waker);
         switch
     }
 
@@ -274,7 +274,7 @@ mod tests {
         panic!("no packet");
     }
 
-    /// The guest's answer to a packet, with so much room in its buffer.
+    /// The guest's answer to a packet, with the size of its buffer and what it has taken.
     fn answer(to: &Packet, op: u16, buffer: u32, taken: u32) -> Packet {
         Packet { buffer, taken, ..Packet::new(to.to, to.from, op) }
     }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_silent_is_not_waited_for_longer_than_the_limit() {
+    fn connecting_to_a_silent_guest_ends_at_the_limit() {
         let switch = switch();
         let error = switch.connect(16, 3000, Duration::from_millis(20)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_go_both_ways_and_each_direction_ends_for_itself() {
+    fn bytes_go_both_ways_and_each_direction_ends_on_its_own() {
         let switch = switch();
         let (mut near, request) = connected(&switch, 1 << 20);
         near.write_all(b"question").unwrap();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_learns_what_has_been_taken_from_its_bytes() {
+    fn a_guest_is_told_how_many_of_its_bytes_were_taken() {
         let switch = switch();
         let (mut near, request) = connected(&switch, 100);
         let reading = thread::spawn(move || {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_to_a_guest_that_is_gone_end() {
+    fn connections_to_a_guest_that_has_ended_end() {
         let switch = switch();
         let (mut near, _) = connected(&switch, 100);
         switch.detach(16);

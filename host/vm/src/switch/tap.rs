@@ -1,28 +1,28 @@
-//! Everything that a hostile parent hears: each byte that goes into the enclave or comes out of it.
+//! Records what a hostile parent can: each byte that goes into the enclave or comes out of it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::packet::{Packet, Place, op};
 
-/// Listens to a guest's connections, once it is told which guest.
+/// Records a guest's connections, once it is told which guest.
 #[derive(Default)]
-pub struct Tap(Mutex<Option<Heard>>);
+pub(crate) struct Tap(Mutex<Option<Heard>>);
 
 struct Heard {
     cid: u64,
-    /// A direction of a connection, by its ends. A port that is used again goes on in the same place.
+    /// The bytes of each direction of a connection, by its ends. A port that is used again continues its stream.
     streams: HashMap<(Place, Place), Vec<u8>>,
 }
 
 impl Tap {
     /// Keeps all that this guest sends and is sent from now on.
-    pub fn listen(&self, cid: u32) {
+    pub(crate) fn listen(&self, cid: u32) {
         *self.heard() = Some(Heard { cid: cid.into(), streams: HashMap::new() });
     }
 
     /// What was kept, a direction of a connection each.
-    pub fn streams(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn streams(&self) -> Vec<Vec<u8>> {
         self.heard().iter().flat_map(|heard| heard.streams.values().cloned()).collect()
     }
 

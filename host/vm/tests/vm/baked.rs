@@ -1,4 +1,4 @@
-//! Option A of the seed: everything is in the image.
+//! Option A: everything is in the image.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,10 @@ use crate::stage::Stage;
 use crate::workshop::Workshop;
 use crate::world::{World, logs};
 
-pub fn an_image_with_certificates_is_ready_without_a_handshake(stage: &Stage, workshop: &Workshop) -> Result<()> {
+pub(crate) fn an_image_with_certificates_is_ready_without_a_handshake(
+    stage: &Stage,
+    workshop: &Workshop,
+) -> Result<()> {
     let image = workshop.baked()?;
     let world = World::boot(stage, workshop, image, 64)?;
     stage.step("with 64 MiB of memory in all the image is ready by itself", || times(stage, &world.enclave))?;
@@ -21,7 +24,7 @@ pub fn an_image_with_certificates_is_ready_without_a_handshake(stage: &Stage, wo
         Ok(())
     })?;
     drop(world);
-    // A second time alone, so that nothing but the enclave takes time.
+    // Booted again, alone, so that only the enclave takes time.
     let bus = Bus::start()?;
     let enclave = Enclave::boot(&bus, &image.taken_apart(), 64, &logs()?, false)?;
     stage.watch(&enclave.console);
@@ -34,9 +37,9 @@ pub fn an_image_with_certificates_is_ready_without_a_handshake(stage: &Stage, wo
     })
 }
 
-/// The times of a boot since the kernel's first line, each when it was over.
+/// When each step of a boot ended, since the kernel's first line.
 struct Times {
-    /// The kernel's own: PID 1 begins.
+    /// The kernel's own boot: PID 1 begins.
     kernel: Duration,
     /// PID 1 has started the daemon.
     init: Duration,
@@ -46,7 +49,7 @@ struct Times {
     answered: Duration,
 }
 
-/// Waits until /ready says 200, and tells where the time went.
+/// Waits until /ready answers 200, and returns where the time went.
 fn times(stage: &Stage, enclave: &Enclave) -> Result<()> {
     let console = &enclave.console;
     let listening = console.wait_for("secrets: listening on vsock:7777", teemark_vm::BOOT)?;
@@ -56,14 +59,14 @@ fn times(stage: &Stage, enclave: &Enclave) -> Result<()> {
     let ready = console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT)?;
     let (_, kernel) = told(console, "after the kernel's start: PID 1")?;
     let (started, init) = told(console, "after the kernel's start: starting /teemarkd")?;
-    // From here on by this machine's clock: the daemon's own lines have whole seconds.
+    // From here on this machine's clock is used, since the daemon's own lines have whole seconds.
     let since = |at: Instant| init + at.saturating_duration_since(started.at);
     let (listening, ready, answered) = (since(listening.at), since(ready.at), since(answered));
     print(stage, &Times { kernel, init, listening, ready, answered });
     Ok(())
 }
 
-/// A line of init's that tells the time since the kernel's start, and that time.
+/// A line of init with the time since the kernel's start, and that time.
 fn told(console: &Console, text: &str) -> Result<(Line, Duration)> {
     let line = console.wait_for(text, Duration::ZERO)?;
     let seconds = line.text.split_whitespace().nth(1).and_then(|word| word.parse().ok());

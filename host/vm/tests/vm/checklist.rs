@@ -1,5 +1,5 @@
-//! The seed's verification checklist, line by line, by what can be seen of each line from outside. What takes a shell
-//! in the enclave, the modes of the certificates' files, is in the scenario `debug`.
+//! The verification checklist, line by line, as far as each can be seen from outside. What needs a shell in the enclave,
+//! the modes of the certificates' files, is in the scenario `debug`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::stage::Stage;
 use crate::world::{Answer, SOON, World};
 
 /// After the first files have been served.
-pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
+pub(crate) fn checklist(stage: &Stage, world: &World) -> Result<()> {
     let endpoint = operator::ENDPOINT.trim_start_matches("https://");
     let health = well(world)?;
     stage.step("checklist 1: the allow list has the endpoint", || {
@@ -57,7 +57,7 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
         world.parent.sh("grep 'TLS handshake: client CN=tee-client' /tmp/service.log").map(drop)
     })?;
     stage.step("checklist 5: no certificate was refused on either side", || {
-        // The health check's look at the endpoint is a connection without a TLS handshake; and a busy machine may be too
+        // The health check's connection to the endpoint has no TLS handshake; and a busy machine may be too
         // slow for one.
         let others = "-e 'tls handshake eof' -e 'not complete after' -e 'onnection reset'";
         let line = &format!("grep 'TLS handshake failed' /tmp/service.log | grep -v {others}");
@@ -70,7 +70,7 @@ pub fn checklist(stage: &Stage, world: &World) -> Result<()> {
     })
 }
 
-/// The health check's answer; a busy machine is asked again, since the daemon gives the service 2.5 seconds.
+/// The health check's answer. A busy machine is asked again, since the daemon gives the service 2.5 seconds.
 fn well(world: &World) -> Result<Answer> {
     let end = Instant::now() + SOON;
     loop {

@@ -1,4 +1,4 @@
-//! The image for people who debug: run.sh starts the daemon, and there is a shell.
+//! The image for debugging: run.sh starts the daemon, and there is a shell.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,10 @@ use crate::stage::Stage;
 use crate::workshop::Workshop;
 use crate::world::{SOON, logs};
 
-pub fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(stage: &Stage, workshop: &Workshop) -> Result<()> {
+pub(crate) fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(
+    stage: &Stage,
+    workshop: &Workshop,
+) -> Result<()> {
     let image = workshop.debug()?;
     {
         let bus = Bus::start()?;
@@ -52,9 +55,9 @@ pub fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(stage: &Stag
     })
 }
 
-/// The image with a line more in run.sh, as one who debugs may write it there: a shell that reads the console. (Init
-/// gives its target no standard input.) On a Nitro enclave's console nobody can type.
-pub fn with_shell(image: &Image) -> Result<Image> {
+/// The image with one more line in run.sh, as a user may add it for debugging: a shell that reads the console. (Init gives
+/// its target no standard input.) On a Nitro enclave's console nobody can type.
+pub(crate) fn with_shell(image: &Image) -> Result<Image> {
     const BEFORE: &str = "echo \"[RUN_SH] starting $TEEMARKD\" >&2\n";
     let launcher = fs::read_to_string(teemark_vm::repository().join("run.sh"))?;
     ensure!(launcher.contains(BEFORE), "run.sh has no line {BEFORE}");
@@ -62,10 +65,10 @@ pub fn with_shell(image: &Image) -> Result<Image> {
     image.with_files(&[Entry::file("/run.sh", 0o755, launcher)])
 }
 
-/// Types a command into the shell of [`with_shell`] and gives what it says.
-pub fn type_in(enclave: &mut Enclave, command: &str) -> Result<Vec<Line>> {
+/// Types a command into the shell of [`with_shell`] and returns what it prints.
+pub(crate) fn type_in(enclave: &mut Enclave, command: &str) -> Result<Vec<Line>> {
     let from = enclave.console.length();
-    // The console shows what is typed as well, so the end is written otherwise there.
+    // The console also shows what is typed, so the end is spelled differently there.
     enclave.type_line(&format!("{command}; echo the 'end' of it"))?;
     enclave.console.wait_since(from, "the end of it", Duration::from_secs(60))?;
     Ok(enclave.console.lines().split_off(from))

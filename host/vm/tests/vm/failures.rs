@@ -1,4 +1,4 @@
-//! Boots that fail. What nitro-cli's user sees of them without a console is E36 or E39; with one, the reason.
+//! Boots that fail. Without a console a user of nitro-cli sees E36 or E39; the console has the reason.
 
 use anyhow::{Context, Result};
 use teemark_vm::{Bus, Enclave, Entry, Image};
@@ -7,7 +7,7 @@ use crate::stage::Stage;
 use crate::workshop::Workshop;
 use crate::world::{SOON, logs};
 
-pub fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
+pub(crate) fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {
@@ -31,7 +31,7 @@ pub fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
     })
 }
 
-/// Boots it, alone, waits for the lines in turn, and for the machine's end.
+/// Boots the image alone, and waits for the lines in turn and for the machine's end.
 fn fails(stage: &Stage, image: &Image, lines: &[&str]) -> Result<()> {
     let bus = Bus::start()?;
     let mut enclave = Enclave::boot(&bus, image, 128, &logs()?, false)?;

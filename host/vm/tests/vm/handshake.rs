@@ -1,4 +1,4 @@
-//! Option B of the seed: the image knows nothing secret, the operator sends it.
+//! Option B: the image has no secrets, and the operator sends them.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::stage::Stage;
 use crate::workshop::{KEY_ID, Workshop};
 use crate::world::{SOON, World};
 
-/// The seed's heredoc, as it stands there (step 2, option B).
+/// The heredoc of certs/README.md, unchanged (step 2, option B).
 const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
 {
   "MTLS_CLIENT_CERT_JSON": "{\"client_cert\":\"$(cat client.crt | base64 -w 0)\",\"client_key\":\"$(cat client.key | base64 -w 0)\",\"ca_cert\":\"$(cat ecs-ca.crt | base64 -w 0)\"}",
@@ -25,16 +25,16 @@ const HEREDOC: &str = r#"cat > mtls_certs.json <<EOF
 EOF
 "#;
 
-/// The seed's sending, as it stands there.
+/// The command that sends the bundle, unchanged.
 const SEND: &str = r#"ENCLAVE_CID=$(nitro-cli describe-enclaves | jq -r ".[0].EnclaveCID")
 cat mtls_certs.json | socat - VSOCK-CONNECT:$ENCLAVE_CID:7777
 "#;
 
-pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
+pub(crate) fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {
-    // Before the machines boot: their clocks begin with a whole second, and may be behind by nearly one.
+    // Before the machines boot: their clocks begin at a whole second, and may be nearly one second behind.
     let rotated = workshop.rotated_certs()?;
     let mut world = World::boot(stage, workshop, workshop.ordinary()?, 256)?;
     stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || {
@@ -75,7 +75,7 @@ pub fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything(
     })
 }
 
-/// Init waits five seconds for the answer; where this machine was too busy for that, the enclave is started once more.
+/// Init waits five seconds for the answer. If this machine was too busy for that, the enclave is started again.
 fn heartbeat(stage: &Stage, workshop: &Workshop, world: &mut World) -> Result<()> {
     if world.enclave.console.wait_for("heartbeat", teemark_vm::BOOT)?.text.contains("no heartbeat") {
         stage.figure("this machine was too slow for it: once more");
@@ -87,8 +87,8 @@ fn heartbeat(stage: &Stage, workshop: &Workshop, world: &mut World) -> Result<()
     Ok(())
 }
 
-/// In the seed's line socat waits half a second for the answer, and a machine under TCG may need longer for it. So
-/// what counts is what the enclave says of it.
+/// In that command socat waits half a second for the answer, and a machine under TCG may need longer. So the enclave's own
+/// lines decide.
 fn seeds_handshake(world: &World) -> Result<()> {
     let from = world.enclave.console.length();
     let answer = world.relay(&format!("cd {}\n{HEREDOC}{SEND}", operator::CERTS), b"")?.success()?.text();
@@ -99,7 +99,7 @@ fn seeds_handshake(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Both routes, a text and a picture, each mark read back.
+/// Both routes, with a text and a picture, and each mark read back.
 fn work(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     let (text, picture) = (fs::read(teemark_vm::repository().join("LICENSE"))?, workshop.picture()?);
     world.parent.put("/tmp/text.enc", &workshop.encrypt(&text)?)?;
@@ -166,7 +166,7 @@ fn proxy_restart(stage: &Stage, world: &World) -> Result<()> {
         match code {
             "200" => right += 1,
             "502" => refused += 1,
-            // vsock gives a connection two seconds, which a busy machine may take.
+            // vsock gives a connection two seconds, which may be too short for a busy machine.
             "504" | "000" if late < 2 => late += 1,
             _ => bail!("a request ended so: {line}"),
         }
@@ -176,7 +176,7 @@ fn proxy_restart(stage: &Stage, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What is no bundle and no request, and a sender that stalls; others are served meanwhile and afterwards.
+/// Bytes that are neither a bundle nor a request, and a sender that stalls; others are served during and after that.
 fn garbage(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     let stall =
         "echo begins; (printf '{\"FILE_KEYS\": '; sleep 30) | socat -t 30 - VSOCK-CONNECT:16:7777 >/tmp/stalled";

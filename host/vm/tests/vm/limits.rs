@@ -15,8 +15,8 @@ fn memory() -> Result<u32> {
     Ok(rest.split_once('}').context("no end of it")?.0.parse()?)
 }
 
-/// Alone, so that nothing is held but what an enclave begins with. src/api/limits.rs does the sum that this one proves.
-pub fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
+/// Alone, so that only the memory of an enclave without requests is in use. src/api/limits.rs has the sum that this checks.
+pub(crate) fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {
@@ -30,6 +30,7 @@ pub fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size(
         let limits = serde_json::from_str::<Value>(&body)?["limits"].take();
         let bytes = |limit: &Value| limit.as_u64().with_context(|| format!("no number in {limits}"));
         let requests = bytes(&limits["memory_bytes"])?;
+        #[expect(clippy::cast_precision_loss, reason = "it is printed with one decimal")]
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         // TEEMARK_MEMORY's default is three fifths of what is available.
         let available = requests / 3 * 5;

@@ -1,10 +1,10 @@
-//! The enclave image, booted beside a parent, and treated as operators, users, strangers and bad days treat it.
+//! Boots the enclave image beside a parent, and does to it what operators, users, attackers and accidents do.
 //!
-//! Two virtual machines with a real AF_VSOCK between them: see the crate's own documentation. Nothing is done to the
-//! enclave that the parent of a real one could not do, but for two things: times are measured past the parent, and
-//! some scenarios change the image's files or command line to see what is only seen from inside.
+//! Two virtual machines with a real AF_VSOCK between them: see the crate's own documentation. The tests do nothing to the
+//! enclave that the parent of a real one could not do, with two exceptions: times are measured without the parent, and
+//! some scenarios change the image's files or command line to see what can only be seen from inside.
 //!
-//! `cargo test -p teemark-vm --test vm -- baked` runs the scenarios with that in their names.
+//! `cargo test -p teemark-vm --test vm -- baked` runs the scenarios with `baked` in their names.
 
 mod baked;
 mod checklist;
@@ -54,7 +54,7 @@ const SCENARIOS: [(&str, Scenario); 7] = [
 ];
 
 fn main() -> ExitCode {
-    // As the usual test programs do: what begins with a dash is for them, the rest is a filter.
+    // As in other test programs, an argument that begins with a dash is an option, and any other is a filter.
     let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let start = Instant::now();

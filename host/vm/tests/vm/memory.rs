@@ -12,12 +12,12 @@ use crate::world::World;
 
 /// Bytes of each file.
 const FILE: usize = 1 << 20;
-/// Files one after the other, and then at once.
+/// How many files are sent one after the other, and then at once.
 const IN_TURN: usize = 4;
 const AT_ONCE: usize = 8;
 
-/// In the debug image, so that /proc can be read. It needs 2 MiB more than the ordinary one, for its shell.
-pub fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: &Workshop) -> Result<()> {
+/// Uses the debug image, so that /proc can be read. It needs 2 MiB more than the ordinary one, for its shell.
+pub(crate) fn with_64_mib_of_memory_files_of_1_mib_are_served(stage: &Stage, workshop: &Workshop) -> Result<()> {
     let mut world = World::boot(stage, workshop, &with_shell(workshop.debug()?)?, 64)?;
     world.enclave.console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT)?;
     let line = "Every line of this text is like the one before it, and all of them make up one mebibyte.\n";
@@ -63,7 +63,7 @@ fn at_once(stage: &Stage, workshop: &Workshop, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Memory as /proc tells it, in KiB.
+/// Memory according to /proc, in KiB.
 struct Figures {
     total: u64,
     available: u64,
@@ -90,6 +90,7 @@ fn figures(enclave: &mut Enclave) -> Result<Figures> {
 
 impl Figures {
     fn tell(&self) -> String {
+        #[expect(clippy::cast_precision_loss, reason = "it is printed with one decimal")]
         let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
         let (total, available) = (mib(self.total), mib(self.available));
         let (resident, most) = (mib(self.resident), mib(self.most_resident));

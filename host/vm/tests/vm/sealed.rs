@@ -1,4 +1,4 @@
-//! The image as it is shipped, and a parent that reads, keeps, alters and sends again whatever passes through it.
+//! The shipped image, and a parent that reads, withholds, alters and replays whatever passes through it.
 //!
 //! The operator and the user are on this machine, and everything between them and the enclave goes through the parent.
 
@@ -18,14 +18,14 @@ use crate::stage::Stage;
 use crate::workshop::{FLEET, KEY_ID, Workshop};
 use crate::world::{SOON, World, holds};
 
-pub fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
+pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
     stage: &Stage,
     workshop: &Workshop,
 ) -> Result<()> {
     let image = workshop.sealed()?;
     let mut world = World::with(stage, workshop, image, 256, &operator::OF_SERVICE)?;
     world.wait_for_listeners()?;
-    operator::lead(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
+    operator::forward(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
     let outside = Outside::new(workshop, &world)?;
 
     stage.step("the operator checks the attestation document against the image's PCRs", || outside.attest(stage))?;
@@ -61,7 +61,7 @@ pub fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
     })
 }
 
-/// The bundle, as the parent might wish it, and as it is.
+/// The bundle, first in forms that a hostile parent might choose, then as it is.
 fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]) -> Result<()> {
     stage.step("altered, cut, unsealed and made up, no bundle takes effect", || {
         let whole: Value = serde_json::from_slice(&sealed[1])?;
@@ -99,7 +99,7 @@ fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]
     })
 }
 
-/// Files, for who has a grant, sealed to who asks.
+/// Files, for users with a grant, sealed to the user who asks.
 fn files(stage: &Stage, workshop: &Workshop, world: &World, outside: &Outside, user: &User) -> Result<()> {
     let text = text();
     fs::write(workshop.path("text.enc"), workshop.encrypt(text.as_bytes())?)?;
@@ -153,12 +153,12 @@ fn files(stage: &Stage, workshop: &Workshop, world: &World, outside: &Outside, u
     })
 }
 
-/// A relay that changes letters, and one that changes bytes which only a sealed answer has.
+/// A relay that changes letters, and one that changes bytes that only a sealed answer has.
 fn meddle(workshop: &Workshop, world: &World, outside: &Outside, user: &User) -> Result<()> {
     let through = |port: u32, change: &str| -> Result<Outside> {
         let script = format!("socat -t 10 - TCP:127.0.0.1:3000 | tr {change}\n");
         world.parent.put(&format!("/tmp/meddle-{port}"), script.as_bytes())?;
-        operator::lead(&world.parent, port, &format!("EXEC:'sh /tmp/meddle-{port}'"))?;
+        operator::forward(&world.parent, port, &format!("EXEC:'sh /tmp/meddle-{port}'"))?;
         outside.at(world, port)
     };
     let letters = through(3005, "c d")?;
@@ -177,7 +177,7 @@ fn meddle(workshop: &Workshop, world: &World, outside: &Outside, user: &User) ->
     Ok(())
 }
 
-/// The file's text: none of it occurs anywhere else.
+/// The file's text, which occurs nowhere else.
 fn text() -> String {
     (0..400).map(|i| format!("Line {i} of a file that only its user may read.\n")).collect()
 }
@@ -194,7 +194,7 @@ fn nothing_was_seen(workshop: &Workshop, world: &World, outside: &Outside) -> Re
         ("the file key", file_key.as_bytes()),
         ("the bundle", br#"\"client_key\":"#),
     ];
-    // They would find a bundle that is encoded and no more, as a ciphertext is.
+    // They would find a bundle that is only encoded, in the way that a ciphertext is.
     let encoded = STANDARD.encode(outside.plain_bundle()?);
     for (what, secret) in of_bundle {
         ensure!(forms(secret).any(|form| holds(encoded.as_bytes(), &form)), "{what} cannot be found");
@@ -209,14 +209,14 @@ fn nothing_was_seen(workshop: &Workshop, world: &World, outside: &Outside) -> Re
             bail!("{what} was seen on its way");
         }
     }
-    // The ear is not deaf: it has heard what passes in the clear.
+    // The recording works: it has what passes in the clear.
     for (what, open) in [("the handshake", &b"sealed_bundle"[..]), ("an answer", b"Teemark-Signature: ")] {
         ensure!(world.was_seen(open), "{what} was not heard");
     }
     Ok(())
 }
 
-/// A secret as it is, and what is always in the base64 of something that it is in, wherever in that it begins.
+/// A secret as it is, and the base64 that anything with the secret in it has, at any of the three alignments.
 fn forms(secret: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let whole_groups = |part: &[u8]| STANDARD.encode(&part[..part.len() / 3 * 3]).into_bytes();
     iter::once(secret.to_vec()).chain((0..3).map(move |skipped| whole_groups(&secret[skipped..])))
@@ -241,11 +241,11 @@ impl User {
     }
 }
 
-/// Who is on neither machine: the operator, the issuer of grants and the user, with the commands of `teemark`.
+/// The people who are on neither machine, with the commands of `teemark`: the operator, the issuer and the user.
 struct Outside<'a> {
     workshop: &'a Workshop,
     teemark: PathBuf,
-    /// Where the parent brings the enclave's public interface to.
+    /// The address to which the parent forwards the enclave's public interface.
     endpoint: String,
     /// See [`operator::trust`].
     trust: Vec<String>,
@@ -253,14 +253,14 @@ struct Outside<'a> {
 
 impl Outside<'_> {
     fn new<'a>(workshop: &'a Workshop, world: &World) -> Result<Outside<'a>> {
-        let address: SocketAddr = forward::forward("port", 0, world.parent.door(), 3000)?;
+        let address: SocketAddr = forward::forward("port", 0, world.parent.dialer(), 3000)?;
         let trust = operator::trust(workshop.sealed()?);
         Ok(Outside { workshop, teemark: program("teemark")?, endpoint: format!("http://{address}"), trust })
     }
 
     /// The same people, reached by another port of the parent.
     fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
-        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.door(), port)?);
+        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
         Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
     }
 
@@ -270,7 +270,7 @@ impl Outside<'_> {
         teemark
     }
 
-    /// The document carries the PCRs that the image's build printed, the keys, and the allow list that is in the image.
+    /// The document has the PCRs that the image's build printed, the keys, and the hash of the image's allow list.
     fn attest(&self, stage: &Stage) -> Result<()> {
         let said = run(self.teemark("attest").args(["--endpoint", &self.endpoint, "--json"]).args(&self.trust))?;
         let attested: Value = serde_json::from_slice(&said)?;
@@ -292,7 +292,7 @@ impl Outside<'_> {
         Ok(())
     }
 
-    /// The command that makes a bundle with everything.
+    /// The command that makes a complete bundle.
     fn bundle(&self) -> Result<Command> {
         let certs = self.workshop.certs()?;
         let mut secrets = self.teemark("secrets");
@@ -308,7 +308,7 @@ impl Outside<'_> {
         run(&mut self.bundle()?)
     }
 
-    /// The same, sealed under this counter.
+    /// The same, sealed with this counter.
     fn seal(&self, counter: u64) -> Result<Vec<u8>> {
         self.seal_with(counter, self.workshop.operator()?)
     }

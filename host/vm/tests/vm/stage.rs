@@ -1,4 +1,4 @@
-//! What a scenario tells while it goes on, and what is shown of it when it fails.
+//! What a scenario prints while it runs, and what is shown if it fails.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -10,36 +10,36 @@ use teemark_vm::Console;
 const SHOWN: usize = 150;
 
 /// One scenario's steps and consoles.
-pub struct Stage {
+pub(crate) struct Stage {
     start: Instant,
     consoles: RefCell<Vec<Console>>,
 }
 
 impl Stage {
-    pub fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         Stage { start: Instant::now(), consoles: RefCell::default() }
     }
 
-    /// Does it, and says so with the time that it took.
-    pub fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Does a step, and prints it with the time that it took.
+    pub(crate) fn step<T>(&self, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = act().with_context(|| what.to_owned())?;
         println!("ok {:6.1} s  {what}", start.elapsed().as_secs_f64());
         Ok(result)
     }
 
-    /// A figure under the last step.
-    pub fn figure(&self, text: &str) {
+    /// Prints a figure under the last step.
+    pub(crate) fn figure(&self, text: &str) {
         println!("             {text}");
     }
 
-    /// Shows this console where the scenario fails.
-    pub fn watch(&self, console: &Console) {
+    /// Shows this console if the scenario fails.
+    pub(crate) fn watch(&self, console: &Console) {
         self.consoles.borrow_mut().push(console.clone());
     }
 
     /// Prints why it failed, and the end of each console with the seconds since the scenario's start.
-    pub fn failed(&self, why: &anyhow::Error) {
+    pub(crate) fn failed(&self, why: &anyhow::Error) {
         println!("FAILED       {why:#}");
         for console in self.consoles.borrow().iter() {
             let lines = console.lines();

@@ -1,4 +1,4 @@
-//! What scenarios are made with: certificates, keys, encrypted files, and images, each made when it is first asked for.
+//! What scenarios need: certificates, keys, encrypted files and images, each made when it is first needed.
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
@@ -13,11 +13,11 @@ use teemark_vm::{Image, operator, program, qemu, run};
 use tempfile::TempDir;
 
 /// The id of the one file key.
-pub const KEY_ID: &str = "vm-test";
+pub(crate) const KEY_ID: &str = "vm-test";
 /// The fleet that the sealed image belongs to.
-pub const FLEET: &str = "vm-fleet";
+pub(crate) const FLEET: &str = "vm-fleet";
 
-pub struct Workshop {
+pub(crate) struct Workshop {
     folder: TempDir,
     certs: OnceCell<PathBuf>,
     keys: OnceCell<PathBuf>,
@@ -30,7 +30,7 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    pub fn new() -> Result<Workshop> {
+    pub(crate) fn new() -> Result<Workshop> {
         let folder = tempfile::tempdir()?;
         let (certs, keys, operator, grant_key) = Default::default();
         let (sealed, ordinary, baked, debug) = Default::default();
@@ -38,12 +38,12 @@ impl Workshop {
     }
 
     /// A path in the workshop's folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// CA, server and client certificate.
-    pub fn certs(&self) -> Result<&Path> {
+    pub(crate) fn certs(&self) -> Result<&Path> {
         made(&self.certs, || {
             let folder = self.path("certs");
             operator::make_certs(&folder, &[])?;
@@ -53,7 +53,7 @@ impl Workshop {
     }
 
     /// Another client certificate of the same CA, in a folder of its own with the rest.
-    pub fn rotated_certs(&self) -> Result<PathBuf> {
+    pub(crate) fn rotated_certs(&self) -> Result<PathBuf> {
         let folder = self.path("rotated");
         fs::create_dir_all(&folder)?;
         for name in ["ca.crt", "ca.key", "server.crt", "server.key", "ecs-ca.crt"] {
@@ -64,7 +64,7 @@ impl Workshop {
     }
 
     /// The key file, as `teemark keygen` makes it.
-    pub fn keys(&self) -> Result<&Path> {
+    pub(crate) fn keys(&self) -> Result<&Path> {
         made(&self.keys, || {
             let file = self.path("keys.json");
             run(Command::new(program("teemark")?).args(["keygen", "--id", KEY_ID, "--output"]).arg(&file))?;
@@ -74,12 +74,12 @@ impl Workshop {
     }
 
     /// FILE_KEYS for the handshake and for an environment file.
-    pub fn file_keys(&self) -> Result<Value> {
+    pub(crate) fn file_keys(&self) -> Result<Value> {
         Ok(serde_json::from_slice(&fs::read(self.keys()?)?)?)
     }
 
-    /// A file as Zing's clients encrypt it.
-    pub fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>> {
+    /// A file, encrypted as Zing's clients do it.
+    pub(crate) fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>> {
         let (input, output) = (self.path("plain"), self.path("plain.enc"));
         fs::write(&input, plain)?;
         let mut command = Command::new(program("teemark")?);
@@ -88,7 +88,7 @@ impl Workshop {
     }
 
     /// The ids that a marked file carries, read by `watermark-service extract`.
-    pub fn mark(&self, marked: &[u8]) -> Result<(String, String)> {
+    pub(crate) fn mark(&self, marked: &[u8]) -> Result<(String, String)> {
         let file = self.path("marked");
         fs::write(&file, marked)?;
         let mark = run(Command::new(program("watermark-service")?).arg("extract").arg(&file))?;
@@ -98,15 +98,15 @@ impl Workshop {
     }
 
     /// The sample picture of the watermark service.
-    pub fn picture(&self) -> Result<Vec<u8>> {
+    pub(crate) fn picture(&self) -> Result<Vec<u8>> {
         let file = self.path("sample.png");
         run(Command::new(program("watermark-service")?).arg("sample").arg(&file))?;
         Ok(fs::read(file)?)
     }
 
-    /// The image as `make image` builds it, for an operator of the workshop's own and with a fleet's name. Stock QEMU has
-    /// no module that attests it, so there it is the image that differs from the shipped one in its daemon's stand-in.
-    pub fn sealed(&self) -> Result<&Image> {
+    /// The image as `make image` builds it, but for the workshop's own operator and with a fleet's name. Stock QEMU has no
+    /// module that attests an enclave, so there the daemon brings the stand-in.
+    pub(crate) fn sealed(&self) -> Result<&Image> {
         made(&self.sealed, || {
             let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
             let environment = self.path("sealed.env");
@@ -120,18 +120,18 @@ impl Workshop {
         })
     }
 
-    /// The image for the seed's commands as they stand: everything comes by plain handshake (option B of the seed).
-    pub fn ordinary(&self) -> Result<&Image> {
+    /// The image for the documents' commands, unchanged: everything comes by plain handshake (option B).
+    pub(crate) fn ordinary(&self) -> Result<&Image> {
         made(&self.ordinary, || self.build("ordinary", &["--environment".into(), self.plain("")?]))
     }
 
     /// Certificates, endpoint and keys in the image (option A).
-    pub fn baked(&self) -> Result<&Image> {
+    pub(crate) fn baked(&self) -> Result<&Image> {
         made(&self.baked, || self.build("baked", &self.with_secrets()?))
     }
 
     /// The same with run.sh and a shell.
-    pub fn debug(&self) -> Result<&Image> {
+    pub(crate) fn debug(&self) -> Result<&Image> {
         made(&self.debug, || self.build("debug", &[&self.with_secrets()?[..], &["--debug".into()]].concat()))
     }
 
@@ -140,7 +140,7 @@ impl Workshop {
         Ok(vec!["--certs".into(), self.certs()?.to_owned(), "--environment".into(), environment])
     }
 
-    /// Settings that take what comes, and these.
+    /// The least strict settings, and these.
     fn plain(&self, more: &str) -> Result<PathBuf> {
         let file = self.path("teemark.env");
         let text = "TEEMARK_HANDSHAKE=plain\nTEEMARK_GRANTS=off\nECS_WATERMARK_ENDPOINT=";
@@ -149,17 +149,17 @@ impl Workshop {
     }
 
     /// The operator's private key; the public half is beside it.
-    pub fn operator(&self) -> Result<&Path> {
+    pub(crate) fn operator(&self) -> Result<&Path> {
         made(&self.operator, || self.key_pair("operator.key", "operator", "operator.pub")).map(PathBuf::as_path)
     }
 
-    /// The private key of somebody who is not an operator of the image.
-    pub fn stranger(&self) -> Result<PathBuf> {
+    /// A private key that is not one of the image's operators'.
+    pub(crate) fn stranger(&self) -> Result<PathBuf> {
         self.key_pair("stranger.key", "operator", "stranger.pub")
     }
 
     /// The key that signs grants; its JWK set is beside it, as grants.json.
-    pub fn grant_key(&self) -> Result<&Path> {
+    pub(crate) fn grant_key(&self) -> Result<&Path> {
         made(&self.grant_key, || self.key_pair("grants.key", "grants", "grants.json")).map(PathBuf::as_path)
     }
 

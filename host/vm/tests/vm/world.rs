@@ -10,24 +10,30 @@ use teemark_vm::{Bus, Enclave, Image, Parent, operator, parent::Output, program}
 use crate::stage::Stage;
 use crate::workshop::Workshop;
 
-/// Longest wait for what takes a second or two, on a loaded machine.
-pub const SOON: Duration = Duration::from_secs(60);
+/// Longest wait, on a loaded machine, for what usually takes a second or two.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// Dropped in this order: the enclave, the parent, what connects them.
-pub struct World {
-    pub enclave: Enclave,
-    pub parent: Parent,
-    pub bus: Bus,
+/// Dropped in this order: the enclave, the parent, then what connects them.
+pub(crate) struct World {
+    pub(crate) enclave: Enclave,
+    pub(crate) parent: Parent,
+    pub(crate) bus: Bus,
 }
 
 impl World {
     /// Boots both: service, proxy, expose and heartbeat are up on the parent before the enclave starts.
-    pub fn boot(stage: &Stage, workshop: &Workshop, image: &Image, memory: u32) -> Result<World> {
+    pub(crate) fn boot(stage: &Stage, workshop: &Workshop, image: &Image, memory: u32) -> Result<World> {
         World::with(stage, workshop, image, memory, &operator::OF_OPERATOR)
     }
 
-    /// The same with only these certificates on the parent, and with an ear on all that the enclave says and hears.
-    pub fn with(stage: &Stage, workshop: &Workshop, image: &Image, memory: u32, on_parent: &[&str]) -> Result<World> {
+    /// The same with only these certificates on the parent; all that the enclave sends and receives is recorded.
+    pub(crate) fn with(
+        stage: &Stage,
+        workshop: &Workshop,
+        image: &Image,
+        memory: u32,
+        on_parent: &[&str],
+    ) -> Result<World> {
         let (bus, logs, certs) = (Bus::start()?, logs()?, workshop.certs()?);
         bus.listen_in();
         let parent = stage.step("a parent boots, with socat, curl and jq, and the service behind a proxy", || {
@@ -47,9 +53,9 @@ impl World {
     }
 
     /// Starts the enclave again, from this image.
-    pub fn reboot(&mut self, stage: &Stage, image: &Image, memory: u32) -> Result<()> {
+    pub(crate) fn reboot(&mut self, stage: &Stage, image: &Image, memory: u32) -> Result<()> {
         self.enclave.terminate()?;
-        // One that no enclave has called yet is still there.
+        // The listener is still there if no enclave has connected to it yet.
         let _ = self.parent.stop("heartbeat");
         operator::answer_heartbeat(&self.parent)?;
         self.enclave = Enclave::boot(&self.bus, image, memory, &logs()?, false)?;
@@ -57,20 +63,20 @@ impl World {
         Ok(())
     }
 
-    /// Whether a hostile parent has seen these bytes on their way, in one piece.
-    pub fn was_seen(&self, bytes: &[u8]) -> bool {
+    /// Whether a hostile parent has seen these bytes on the way, in one piece.
+    pub(crate) fn was_seen(&self, bytes: &[u8]) -> bool {
         self.bus.heard().iter().any(|stream| holds(stream, bytes))
     }
 
     /// Waits until the daemon has started.
-    pub fn wait_for_listeners(&self) -> Result<()> {
+    pub(crate) fn wait_for_listeners(&self) -> Result<()> {
         self.enclave.console.wait_for("secrets: listening on vsock:7777", teemark_vm::BOOT).map(drop)
     }
 
     /// What curl in the parent gets; `arguments` are for the shell.
-    pub fn curl(&self, arguments: &str) -> Result<Answer> {
+    pub(crate) fn curl(&self, arguments: &str) -> Result<Answer> {
         let curl = format!("curl -sS --max-time 120 -w '%{{stderr}}%{{http_code}}' {arguments}");
-        // Without an answer (52, 55, 56) where the way to the enclave took longer than vsock's two seconds.
+        // There is no answer (52, 55, 56) if connecting to the enclave took longer than vsock's two seconds.
         let no_answer = |output: &Output| [52, 55, 56].contains(&output.status);
         let output = tried(|| self.parent.run(&curl), no_answer)?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -79,37 +85,37 @@ impl World {
     }
 
     /// A GET request's answer at the public port.
-    pub fn get(&self, path: &str) -> Result<Answer> {
+    pub(crate) fn get(&self, path: &str) -> Result<Answer> {
         self.curl(&format!("http://127.0.0.1:3000{path}"))
     }
 
     /// Has a file of the parent decrypted by the raw route.
-    pub fn decrypt(&self, file: &str, file_id: &str, user_id: &str) -> Result<Answer> {
+    pub(crate) fn decrypt(&self, file: &str, file_id: &str, user_id: &str) -> Result<Answer> {
         let url = format!("http://127.0.0.1:3000/files/{file_id}/decrypt?user_id={user_id}");
         self.curl(&format!("--data-binary @{file} '{url}'"))
     }
 
-    /// Sends bytes to the handshake by socat, with time for the answer, and gives that.
-    pub fn handshake(&self, bundle: &[u8]) -> Result<Value> {
+    /// Sends bytes to the handshake with socat, waits for the answer and returns it.
+    pub(crate) fn handshake(&self, bundle: &[u8]) -> Result<Value> {
         let output = self.relay("socat -t 30 - VSOCK-CONNECT:16:7777", bundle)?;
         serde_json::from_slice(&output.stdout).with_context(|| format!("the handshake's answer: {output:?}"))
     }
 
-    /// Runs a script in the parent that connects to the enclave, again where that took longer than vsock's two seconds.
-    pub fn relay(&self, script: &str, input: &[u8]) -> Result<Output> {
+    /// Runs a script in the parent that connects to the enclave, and again if that took longer than vsock's two seconds.
+    pub(crate) fn relay(&self, script: &str, input: &[u8]) -> Result<Output> {
         let timed_out = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("Connection timed out");
         tried(|| self.parent.run_with(script, input), timed_out)
     }
 
-    /// The value of a metric's line that begins so; 0 where there is none.
-    pub fn metric(&self, name: &str) -> Result<f64> {
+    /// The value of the metric whose line begins with this; 0 if there is none.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
         let text = self.curl("http://127.0.0.1:3001/metrics")?.with(200)?.text();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(Ok(0.0), |value| value.parse().context(name.to_owned()))
     }
 }
 
-/// At most three times, until it went otherwise than a busy machine explains.
+/// Runs it up to three times, until the result cannot be explained by a busy machine.
 fn tried(act: impl Fn() -> Result<Output>, again: impl Fn(&Output) -> bool) -> Result<Output> {
     for _ in 0..2 {
         let output = act()?;
@@ -120,8 +126,8 @@ fn tried(act: impl Fn() -> Result<Output>, again: impl Fn(&Output) -> bool) -> R
     act()
 }
 
-/// Whether `part` stands somewhere in `bytes`.
-pub fn holds(bytes: &[u8], part: &[u8]) -> bool {
+/// Whether `bytes` contains `part`.
+pub(crate) fn holds(bytes: &[u8], part: &[u8]) -> bool {
     let first = part[0];
     let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first);
     starts.map(|(at, _)| &bytes[at..]).any(|rest| rest.starts_with(part))
@@ -129,29 +135,29 @@ pub fn holds(bytes: &[u8], part: &[u8]) -> bool {
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn json(&self) -> Result<Value> {
+    pub(crate) fn json(&self) -> Result<Value> {
         serde_json::from_slice(&self.body).with_context(|| self.text())
     }
 
-    /// Itself, if its status is this one.
-    pub fn with(self, status: u16) -> Result<Answer> {
+    /// Returns the answer, if it has this status.
+    pub(crate) fn with(self, status: u16) -> Result<Answer> {
         ensure!(self.status == status, "status {} and not {status}: {}", self.status, self.text());
         Ok(self)
     }
 }
 
-/// Where the consoles of the last scenario stay.
-pub fn logs() -> Result<PathBuf> {
+/// Where the consoles' logs of the last scenario are kept.
+pub(crate) fn logs() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
     std::fs::create_dir_all(&folder)?;
     Ok(folder)

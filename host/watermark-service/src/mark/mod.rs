@@ -2,54 +2,56 @@
 //!
 //! The frame is the same for both kinds of content: magic `TM`, then file id and user id, each behind its length
 //! (two bytes, big endian), then the CRC-32 of all that. A frame that was damaged is never taken for another mark.
-//! It is neither encrypted nor signed: who knows this file can remove a mark or forge one. That is enough to develop
+//! It is neither encrypted nor signed: anyone who knows this source can remove or forge a mark. That is enough to develop
 //! against; a production service keeps its method secret.
 
-pub mod picture;
-pub mod text;
+pub(crate) mod picture;
+pub(crate) mod text;
 
 use std::fmt;
 
 use serde::Serialize;
 
 /// The longest file id or user id, in bytes of UTF-8.
-pub const MAX_ID: usize = 256;
+pub(crate) const MAX_ID: usize = 256;
 
 /// The first bytes of every frame.
-pub const MAGIC: [u8; 2] = *b"TM";
+pub(crate) const MAGIC: [u8; 2] = *b"TM";
 
 /// What a frame holds besides the two ids: magic, two lengths, CRC-32.
 const FRAME_OVERHEAD: usize = 2 + 2 + 2 + 4;
 
 /// The longest frame, in bytes.
-pub const MAX_FRAME: usize = FRAME_OVERHEAD + 2 * MAX_ID;
+pub(crate) const MAX_FRAME: usize = FRAME_OVERHEAD + 2 * MAX_ID;
 
 /// A file id and a user id, each of 1 to 256 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Mark {
+pub(crate) struct Mark {
     file_id: String,
     user_id: String,
 }
 
 /// An id is empty or too long to be carried.
 #[derive(Debug, PartialEq, Eq)]
-pub struct IdError {
+pub(crate) struct IdError {
     field: &'static str,
     length: usize,
 }
 
 impl fmt::Display for IdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} has {} bytes; 1 to {MAX_ID} are possible", self.field, self.length)
+        write!(f, "{} has {} bytes; 1 to {MAX_ID} are allowed", self.field, self.length)
     }
 }
 
 impl std::error::Error for IdError {}
 
 impl Mark {
+    /// A mark of these ids.
+    ///
     /// # Errors
-    /// Names the id that is empty or longer than [`MAX_ID`].
-    pub fn new(file_id: impl Into<String>, user_id: impl Into<String>) -> Result<Self, IdError> {
+    /// An id is empty or longer than [`MAX_ID`]; the error says which.
+    pub(crate) fn new(file_id: impl Into<String>, user_id: impl Into<String>) -> Result<Self, IdError> {
         let (file_id, user_id) = (file_id.into(), user_id.into());
         for (field, id) in [("file_id", &file_id), ("user_id", &user_id)] {
             if !(1..=MAX_ID).contains(&id.len()) {
@@ -59,20 +61,19 @@ impl Mark {
         Ok(Mark { file_id, user_id })
     }
 
-    /// The bytes that picture or text carry.
+    /// The bytes that the picture or text carries.
     fn frame(&self) -> Vec<u8> {
         let mut frame = Vec::with_capacity(FRAME_OVERHEAD + self.file_id.len() + self.user_id.len());
         frame.extend(MAGIC);
         for id in [&self.file_id, &self.user_id] {
-            // `new` has bounded the length.
-            frame.extend((id.len() as u16).to_be_bytes());
+            frame.extend(u16::try_from(id.len()).expect("Mark::new has bounded it").to_be_bytes());
             frame.extend(id.as_bytes());
         }
         frame.extend(crc32fast::hash(&frame).to_be_bytes());
         frame
     }
 
-    /// The mark whose frame `bytes` begins with; takes no byte after the first that fits no frame.
+    /// Reads the mark from a frame at the start of `bytes`. Takes no byte after the first that cannot be part of a frame.
     fn read(mut bytes: impl Iterator<Item = u8>) -> Option<Mark> {
         let mut frame = Vec::new();
         for expected in MAGIC {
@@ -102,13 +103,13 @@ fn read_id(bytes: &mut impl Iterator<Item = u8>, frame: &mut Vec<u8>) -> Option<
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// Any ids that a mark can carry.
-    pub fn any_mark() -> impl Strategy<Value = Mark> {
+    pub(crate) fn any_mark() -> impl Strategy<Value = Mark> {
         let id = || ".{1,256}".prop_filter("at most 256 bytes", |id| id.len() <= MAX_ID);
         (id(), id()).prop_map(|(file, user)| Mark::new(file, user).unwrap())
     }
@@ -134,7 +135,7 @@ pub mod tests {
         let id = "x".repeat(MAX_ID);
         assert_eq!(Mark::new(id.clone(), id.clone()).unwrap().frame().len(), MAX_FRAME);
         let error = Mark::new(id.clone() + "x", id).unwrap_err();
-        assert_eq!(error.to_string(), "file_id has 257 bytes; 1 to 256 are possible");
-        assert_eq!(Mark::new("f", "").unwrap_err().to_string(), "user_id has 0 bytes; 1 to 256 are possible");
+        assert_eq!(error.to_string(), "file_id has 257 bytes; 1 to 256 are allowed");
+        assert_eq!(Mark::new("f", "").unwrap_err().to_string(), "user_id has 0 bytes; 1 to 256 are allowed");
     }
 }

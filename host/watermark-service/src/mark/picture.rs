@@ -20,15 +20,15 @@ use super::{MAX_FRAME, Mark};
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// Largest picture that is decoded, in pixels: a little over 7680 x 5120.
-pub const MAX_PIXELS: u64 = 40_000_000;
+pub(crate) const MAX_PIXELS: u64 = 40_000_000;
 
 /// Largest picture that is decoded, in bytes of samples.
-pub const MAX_BYTES: usize = 256 << 20;
+pub(crate) const MAX_BYTES: usize = 256 << 20;
 
 /// Room for what a decoder takes besides the samples: one line, a colour profile, texts.
 const DECODER_BYTES: usize = 16 << 20;
 
-/// Seed of the pseudorandom order. It keeps marks from repeating visibly; it is no secret.
+/// Seed of the pseudorandom order. It keeps marks from repeating visibly; it is not secret.
 const SEED: u64 = 0x7465_656d_6172_6b31;
 
 /// A pixel under full transparency counts this much less, since optimizers clear what cannot be seen.
@@ -36,7 +36,7 @@ const VISIBLE_WEIGHT: i32 = 16;
 
 /// Why a picture cannot be marked or read.
 #[derive(Debug)]
-pub enum PictureError {
+pub(crate) enum PictureError {
     /// Not a PNG that can be decoded whole.
     Damaged(String),
     /// An animation, of which only one frame would be kept.
@@ -58,21 +58,21 @@ impl From<DecodingError> for PictureError {
 
 /// Samples as they are marked: gray or RGB, with or without alpha, 8 or 16 bits big endian, no palette.
 #[derive(Debug)]
-pub struct Picture {
-    pub info: Info<'static>,
-    pub samples: Vec<u8>,
+pub(crate) struct Picture {
+    pub(crate) info: Info<'static>,
+    pub(crate) samples: Vec<u8>,
 }
 
 /// Whether the content claims to be a PNG.
-pub fn is_png(content: &[u8]) -> bool {
+pub(crate) fn is_png(content: &[u8]) -> bool {
     content.starts_with(SIGNATURE)
 }
 
 /// The PNG with `mark` in it. Any mark that it had is overwritten.
 ///
 /// # Errors
-/// See [`PictureError`].
-pub fn embed(content: &[u8], mark: &Mark) -> Result<Vec<u8>, PictureError> {
+/// [`PictureError`].
+pub(crate) fn embed(content: &[u8], mark: &Mark) -> Result<Vec<u8>, PictureError> {
     let mut picture = Picture::decode(content)?;
     let mut frame = mark.frame();
     let bits = 8 * frame.len().next_power_of_two();
@@ -94,10 +94,10 @@ pub fn embed(content: &[u8], mark: &Mark) -> Result<Vec<u8>, PictureError> {
 /// The mark in the PNG, if it has one.
 ///
 /// # Errors
-/// See [`PictureError`]; never `TooSmall`.
-pub fn extract(content: &[u8]) -> Result<Option<Mark>, PictureError> {
+/// [`PictureError`], except `TooSmall`.
+pub(crate) fn extract(content: &[u8]) -> Result<Option<Mark>, PictureError> {
     let picture = Picture::decode(content)?;
-    // How long the frame is, is not known beforehand; there are only few lengths.
+    // The frame's length is not known beforehand, but there are only a few possible lengths.
     let lengths = std::iter::successors(Some(16), |bytes| Some(bytes * 2)).take_while(|bytes| *bytes < 2 * MAX_FRAME);
     Ok(lengths
         .take_while(|bytes| 8 * *bytes as u64 <= picture.pixels())
@@ -108,8 +108,8 @@ impl Picture {
     /// Decodes within the limits; palettes, transparent colours and depths under 8 bits are expanded.
     ///
     /// # Errors
-    /// See [`PictureError`]; never `TooSmall`.
-    pub fn decode(content: &[u8]) -> Result<Self, PictureError> {
+    /// [`PictureError`], except `TooSmall`.
+    pub(crate) fn decode(content: &[u8]) -> Result<Self, PictureError> {
         let mut decoder = Decoder::new_with_limits(Cursor::new(content), Limits { bytes: DECODER_BYTES });
         decoder.set_transformations(Transformations::EXPAND);
         let mut reader = decoder.read_info()?;
@@ -123,11 +123,11 @@ impl Picture {
         }
         let mut samples = vec![0; size];
         let output = reader.next_frame(&mut samples)?;
-        // What stands behind the picture: texts and EXIF.
+        // What follows the picture: texts and EXIF.
         reader.finish()?;
         let mut info = reader.info().clone();
         if (info.color_type, info.bit_depth) != (output.color_type, output.bit_depth) {
-            // They are given in the palette's or the small depth's terms.
+            // Their values refer to the palette or to the smaller depth.
             (info.sbit, info.bkgd) = (None, None);
         }
         (info.color_type, info.bit_depth) = (output.color_type, output.bit_depth);
@@ -138,8 +138,8 @@ impl Picture {
     /// As a PNG, with the metadata of the one that was decoded.
     ///
     /// # Errors
-    /// `Damaged` where the metadata cannot be written again.
-    pub fn encode(&self) -> Result<Vec<u8>, PictureError> {
+    /// `Damaged` if the metadata cannot be written again.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, PictureError> {
         let mut content = Vec::with_capacity(self.samples.len() / 2);
         let damaged = |error: png::EncodingError| PictureError::Damaged(error.to_string());
         let mut encoder = Encoder::with_info(&mut content, self.info.clone()).map_err(damaged)?;
@@ -155,7 +155,7 @@ impl Picture {
     }
 
     /// Bytes a pixel, colour channels a pixel, bytes a sample.
-    pub fn layout(&self) -> (usize, usize, usize) {
+    pub(crate) fn layout(&self) -> (usize, usize, usize) {
         let sample = if self.info.bit_depth == BitDepth::Sixteen { 2 } else { 1 };
         let channels = self.info.color_type.samples();
         let alpha = matches!(self.info.color_type, ColorType::GrayscaleAlpha | ColorType::Rgba);
@@ -165,13 +165,14 @@ impl Picture {
     /// The majority for each of `bits` bits, as bytes.
     fn elect(&self, bits: usize) -> Vec<u8> {
         let (pixel, colours, sample) = self.layout();
+        let most = i32::try_from(colours).expect("one or three");
         let mut votes = vec![0i32; bits];
         for (slot, bytes) in Slots::new(bits).zip(self.samples.chunks_exact(pixel)) {
             let (colour, alpha) = bytes.split_at(colours * sample);
             let hidden = !alpha.is_empty() && alpha.iter().all(|byte| *byte == 0);
             let weight = if hidden { 1 } else { VISIBLE_WEIGHT };
             let ones = colour.iter().skip(sample - 1).step_by(sample).map(|low| i32::from(low & 1)).sum::<i32>();
-            let vote = weight * (2 * ones - colours as i32);
+            let vote = weight * (2 * ones - most);
             votes[slot.bit] += if slot.inverted { -vote } else { vote };
         }
         votes
@@ -209,8 +210,9 @@ impl Iterator for Slots {
         let place = self.pixel % self.bits;
         if place == 0 {
             let order = mix(SEED ^ (self.pixel / self.bits) as u64);
+            let part = |bits: u64| usize::try_from(bits).expect("at most 32 bits");
             // An odd factor permutes the residues of a power of two.
-            (self.factor, self.offset) = ((order | 1) as usize & 0xffff, (order >> 32) as usize);
+            (self.factor, self.offset) = (part((order | 1) & 0xffff), part(order >> 32));
         }
         let bit = (place * self.factor + self.offset) % self.bits;
         let inverted = mix(!SEED ^ self.pixel as u64) & 1 == 1;
@@ -220,7 +222,7 @@ impl Iterator for Slots {
 }
 
 /// SplitMix64's output function (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-pub fn mix(seed: u64) -> u64 {
+pub(crate) fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -22,9 +22,9 @@ fn any_picture() -> impl Strategy<Value = Picture> {
     (91..130u32, 91..130u32, color, depth, any::<u64>(), 0..3).prop_map(|(width, height, color, depth, seed, kind)| {
         let line = color.samples() * if depth == BitDepth::Sixteen { 2 } else { 1 } * width as usize;
         let sample = |i: usize| match kind {
-            0 => mix(seed ^ i as u64) as u8,
-            1 => seed as u8,
-            _ => (i % line / 4) as u8,
+            0 => mix(seed ^ i as u64).to_le_bytes()[0],
+            1 => seed.to_le_bytes()[0],
+            _ => (i % line / 4).to_le_bytes()[0],
         };
         picture(width, height, color, depth, (0..line * height as usize).map(sample).collect())
     })
@@ -49,7 +49,7 @@ fn convert(from: &Picture, color: ColorType, pixel: impl Fn(&[u8]) -> Vec<u8>) -
 }
 
 fn noise(width: u32, height: u32, color: ColorType) -> Picture {
-    let samples = (0..width as u64 * height as u64 * color.samples() as u64).map(|i| mix(i) as u8).collect();
+    let samples = (0..width as u64 * height as u64 * color.samples() as u64).map(|i| mix(i).to_le_bytes()[0]).collect();
     picture(width, height, color, BitDepth::Eight, samples)
 }
 

@@ -1,13 +1,13 @@
 //! Marks in UTF-8 text: the frame in invisible characters, two bits each.
 //!
-//! It stands at the start (behind a byte order mark), at the end of the last line where there are two lines or more,
+//! It is at the start (after a byte order mark), at the end of the last line if there are two lines or more,
 //! and at ends of lines between them, so that a text whose end or beginning was cut off usually keeps one. Everything
 //! else stays as it was, byte for byte, and [`strip`] gives the text back exactly.
 //!
 //! Survives: copying, cutting, editing anywhere but within the mark, other line ends, Unicode normalization (the
 //! characters have no decomposition), UTF-16 and back. Does not survive: conversion to a character set without these
-//! characters, and programs that drop invisible characters. A format that forbids them outside its strings, such as
-//! JSON, is not one any more after marking.
+//! characters, and programs that drop invisible characters. A file in a format that forbids them outside its strings,
+//! such as JSON, is no longer valid after marking.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ const SYMBOL_LEN: usize = 3;
 const SPACING: usize = 8;
 
 /// The text with `mark` in it, in place of any mark that it already had.
-pub fn embed(text: &str, mark: &Mark) -> String {
+pub(crate) fn embed(text: &str, mark: &Mark) -> String {
     let text = strip(text);
     let symbols = symbols(mark);
     let mut marked = String::with_capacity(text.len() + text.len() / SPACING + 2 * symbols.len());
@@ -41,14 +41,14 @@ pub fn embed(text: &str, mark: &Mark) -> String {
 }
 
 /// The first mark in the text.
-pub fn extract(text: &str) -> Option<Mark> {
+pub(crate) fn extract(text: &str) -> Option<Mark> {
     Frames { text, at: 0 }.next().map(|(_, mark)| mark)
 }
 
 /// The text without its marks. Invisible characters that belong to no mark are the author's and stay.
-pub fn strip(text: &str) -> String {
+pub(crate) fn strip(text: &str) -> String {
     let mut stripped = text.to_owned();
-    // Two halves of a mark with a whole one between them become a mark when that one goes.
+    // Removing a mark can join two halves of another one around it.
     loop {
         let mut rest = String::with_capacity(stripped.len());
         let mut kept = 0;
@@ -88,7 +88,7 @@ fn places(text: &str, length: usize) -> Vec<usize> {
     places
 }
 
-/// The marks in a text with the bytes that they take, first to last.
+/// The marks in a text with their ranges of bytes, first to last.
 struct Frames<'t> {
     text: &'t str,
     at: usize,
@@ -111,10 +111,11 @@ impl Iterator for Frames<'_> {
     }
 }
 
-/// The bytes that the symbols at the beginning of `text` spell, until the first character that is none.
+/// The bytes that the symbols at the start of `text` encode, up to the first other character.
 fn bytes(text: &str) -> impl Iterator<Item = u8> {
-    let mut pairs = text.chars().map_while(|c| SYMBOLS.iter().position(|symbol| *symbol == c));
-    std::iter::from_fn(move || (0..4).try_fold(0, |byte, _| Some(byte << 2 | pairs.next()? as u8)))
+    let pair = |c| (0u8..).zip(SYMBOLS).find_map(|(pair, symbol)| (symbol == c).then_some(pair));
+    let mut pairs = text.chars().map_while(pair);
+    std::iter::from_fn(move || (0..4).try_fold(0, |byte, _| Some(byte << 2 | pairs.next()?)))
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ fn what_cannot_start_says_which_option_and_why() {
     let address = taken.url.strip_prefix("https://").unwrap();
     let cases: [(&[&str], &str); 6] = [
         (&["--cert", &missing], "No such file"),
-        (&["--key", &other_key], "does not fit --cert"),
+        (&["--key", &other_key], "does not match --cert"),
         (&["--client-ca", &other_key], "the file holds no PEM certificate"),
         (&["--key", &cert("ca.crt")], "cannot read a private key"),
         (&["--listen", address], "the port is in use"),

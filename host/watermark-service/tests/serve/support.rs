@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_watermark-service");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_watermark-service");
 
 /// A CA, the service's certificate, a client's, and a client's of another CA; made once, since keys take time.
 static CERTS: LazyLock<TempDir> = LazyLock::new(|| {
@@ -40,18 +40,18 @@ static CERTS: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-pub fn cert(name: &str) -> String {
+pub(crate) fn cert(name: &str) -> String {
     CERTS.path().join(name).display().to_string()
 }
 
 /// A running service; stopped when dropped.
-pub struct Service {
+pub(crate) struct Service {
     child: Child,
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Service {
-    pub fn start(options: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str]) -> Self {
         let mut child = serve(options).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -60,14 +60,14 @@ impl Service {
     }
 
     /// curl with the client certificate; gives status, body and curl's own exit code.
-    pub fn curl(&self, options: &[&str], path: &str) -> (String, String, i32) {
+    pub(crate) fn curl(&self, options: &[&str], path: &str) -> (String, String, i32) {
         let out = curl(&self.url, &["--cert", &cert("client.crt"), "--key", &cert("client.key")], options, path);
         let text = String::from_utf8(out.stdout).unwrap();
         let (body, status) = text.rsplit_once('\n').unwrap();
         (status.to_owned(), body.to_owned(), out.status.code().unwrap())
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> (String, Value) {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (String, Value) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("body");
         fs::write(&file, body.to_string()).unwrap();
@@ -76,7 +76,7 @@ impl Service {
     }
 
     /// Stops the service as an operator does, and gives what it logged.
-    pub fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(killed.success());
         let status = self.child.wait().unwrap();
@@ -94,7 +94,7 @@ impl Drop for Service {
     }
 }
 
-pub fn serve(options: &[&str]) -> Command {
+pub(crate) fn serve(options: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--listen", "127.0.0.1:0", "--cert", &cert("server.crt"), "--key", &cert("server.key")]);
     command.args(["--client-ca", &cert("ca.crt")]).args(options);
@@ -102,43 +102,43 @@ pub fn serve(options: &[&str]) -> Command {
     command
 }
 
-pub fn curl(url: &str, identity: &[&str], options: &[&str], path: &str) -> Output {
+pub(crate) fn curl(url: &str, identity: &[&str], options: &[&str], path: &str) -> Output {
     let mut command = Command::new("curl");
     command.args(["-sS", "--noproxy", "*", "--max-time", "20", "-w", "\n%{http_code}", "--cacert", &cert("ca.crt")]);
     command.args(identity).args(options).arg(format!("{url}{path}")).output().unwrap()
 }
 
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(PROGRAM).args(arguments).output().unwrap()
 }
 
-pub fn request(data: &str) -> Value {
+pub(crate) fn request(data: &str) -> Value {
     json!({"file_id": "report-7", "user_id": "alice", "data": data})
 }
 
 /// A request in form `data` with the file in base64.
-pub fn in_base64(bytes: &[u8]) -> Value {
+pub(crate) fn in_base64(bytes: &[u8]) -> Value {
     let mut body = request(&BASE64_STANDARD.encode(bytes));
     body["encoding"] = "base64".into();
     body
 }
 
 /// A request in form `image`.
-pub fn in_image(bytes: &[u8]) -> Value {
+pub(crate) fn in_image(bytes: &[u8]) -> Value {
     json!({"file_id": "report-7", "user_id": "alice", "image": BASE64_STANDARD.encode(bytes)})
 }
 
-pub fn sample(folder: &Path) -> String {
+pub(crate) fn sample(folder: &Path) -> String {
     let path = folder.join("sample.png").display().to_string();
     assert!(run(&["sample", &path]).status.success());
     path
 }
 
 /// A TLS connection on which a test writes and reads as it likes.
-pub struct Connection(StreamOwned<ClientConnection, TcpStream>);
+pub(crate) struct Connection(StreamOwned<ClientConnection, TcpStream>);
 
 impl Connection {
-    pub fn to(service: &Service) -> Self {
+    pub(crate) fn to(service: &Service) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(cert("ca.crt")).unwrap()).unwrap();
         let identity = vec![CertificateDer::from_pem_file(cert("client.crt")).unwrap()];
@@ -156,28 +156,28 @@ impl Connection {
     }
 
     /// Sends a request's head that announces a body of that many bytes.
-    pub fn head(&mut self, length: usize) {
+    pub(crate) fn head(&mut self, length: usize) {
         let head = format!("POST /api/watermark HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         self.send(head.as_bytes());
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.try_send(bytes).unwrap();
     }
 
-    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes)?;
         self.0.flush()
     }
 
-    pub fn post(&mut self, body: &Value) {
+    pub(crate) fn post(&mut self, body: &Value) {
         let body = body.to_string();
         self.head(body.len());
         self.send(body.as_bytes());
     }
 
     /// The next answer: its head and its JSON.
-    pub fn answer(&mut self) -> (String, Value) {
+    pub(crate) fn answer(&mut self) -> (String, Value) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -192,12 +192,12 @@ impl Connection {
     }
 
     /// Whether nothing more comes.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         matches!(self.read(&mut [0]), Ok(0))
     }
 }
 
-/// Reads only. rustls' own stream writes first what is left to be sent, and fails where the service does not take it.
+/// Only reads. rustls' own stream first writes what is still to be sent, and fails if the service does not read it.
 impl Read for Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let StreamOwned { conn, sock } = &mut self.0;

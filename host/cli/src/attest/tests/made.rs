@@ -1,4 +1,4 @@
-//! Documents of the tests' own Nitro module: what no real document shows.
+//! Documents of the tests' own Nitro module, for cases of which there are no real documents.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,10 +8,10 @@ use coset::{CborSerializable, HeaderBuilder, RegisteredLabelWithPrivate, iana};
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, date_time_ymd};
 
 use super::nsm::{self, Nsm, bytes, cbor, es384, set};
-use crate::attest::chain::{ChainError, Place, Root};
+use crate::attest::chain::{ChainError, Position, Root};
 use crate::attest::document::{Document, DocumentError, Signature};
 use crate::attest::pcrs::PcrsError;
-use crate::attest::verify::{Attested, Policy, Refusal, verify};
+use crate::attest::verify::{AttestationError, Attested, Policy, verify};
 
 const NONCE: [u8; 32] = [7; 32];
 
@@ -24,12 +24,12 @@ fn policy(nsm: &Nsm) -> Policy {
     Policy { pcrs: registers.into(), root: Root::of(&nsm.cabundle[0]), debug_mode: false, signature: Signature::Real }
 }
 
-fn check(nsm: &Nsm, document: &[u8]) -> Result<Attested, Refusal> {
+fn check(nsm: &Nsm, document: &[u8]) -> Result<Attested, AttestationError> {
     verify(document, &NONCE, &policy(nsm), now())
 }
 
-/// How a document is refused of which one field is another.
-fn refused(nsm: &Nsm, field: &str, value: Value) -> Refusal {
+/// Why a document is refused in which one field was changed.
+fn refused(nsm: &Nsm, field: &str, value: Value) -> AttestationError {
     let mut payload = nsm.payload(&NONCE);
     set(&mut payload, field, value);
     check(nsm, &nsm.sign(payload)).unwrap_err()
@@ -38,7 +38,7 @@ fn refused(nsm: &Nsm, field: &str, value: Value) -> Refusal {
 fn chain_error(alter: impl FnOnce(&mut nsm::Params)) -> ChainError {
     let nsm = Nsm::with(alter);
     match check(&nsm, &nsm.document(&NONCE)) {
-        Err(Refusal::Chain(why)) => why,
+        Err(AttestationError::Chain(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -61,7 +61,7 @@ fn an_enclave_of_teemarkd_is_attested_with_its_keys() {
 fn teemarkds_own_fields_must_be_whole() {
     let nsm = Nsm::new();
     for key in [Value::Null, bytes(&[1; 31]), bytes(&[1; 33])] {
-        assert_eq!(refused(&nsm, "public_key", key), Refusal::Identity);
+        assert_eq!(refused(&nsm, "public_key", key), AttestationError::Identity);
     }
     let good = nsm::user_data();
     for text in [
@@ -81,22 +81,24 @@ fn teemarkds_own_fields_must_be_whole() {
         good.clone() + "x",
         String::new(),
     ] {
-        assert_eq!(refused(&nsm, "user_data", bytes(text.as_bytes())), Refusal::UserData, "{text}");
+        assert_eq!(refused(&nsm, "user_data", bytes(text.as_bytes())), AttestationError::UserData, "{text}");
     }
-    assert_eq!(refused(&nsm, "user_data", Value::Null), Refusal::UserData);
+    assert_eq!(refused(&nsm, "user_data", Value::Null), AttestationError::UserData);
     // A later version may have other members.
-    assert_eq!(refused(&nsm, "user_data", bytes(br#"{"version":2}"#)), Refusal::Version(2));
+    assert_eq!(refused(&nsm, "user_data", bytes(br#"{"version":2}"#)), AttestationError::Version(2));
 }
 
 #[test]
 fn a_document_for_another_nonce_or_of_another_image_is_refused() {
     let nsm = Nsm::new();
-    assert_eq!(check(&nsm, &nsm.document(&[8; 32])), Err(Refusal::Nonce));
-    assert_eq!(refused(&nsm, "nonce", Value::Null), Refusal::Nonce);
-    let Refusal::Pcrs(why) = refused(&nsm, "pcrs", Value::Map(vec![(0.into(), bytes(&[0xa1; 48]))])) else { panic!() };
+    assert_eq!(check(&nsm, &nsm.document(&[8; 32])), Err(AttestationError::Nonce));
+    assert_eq!(refused(&nsm, "nonce", Value::Null), AttestationError::Nonce);
+    let AttestationError::Pcrs(why) = refused(&nsm, "pcrs", Value::Map(vec![(0.into(), bytes(&[0xa1; 48]))])) else {
+        panic!()
+    };
     assert!(matches!(why, PcrsError::Differs { index: 0, .. }), "{why}");
     let zero = Value::Map((0..3).map(|index| (index.into(), bytes(&[0; 48]))).collect());
-    assert_eq!(refused(&nsm, "pcrs", zero), Refusal::Pcrs(PcrsError::DebugMode));
+    assert_eq!(refused(&nsm, "pcrs", zero), AttestationError::Pcrs(PcrsError::DebugMode));
 }
 
 #[test]
@@ -105,7 +107,7 @@ fn the_enclave_in_debug_mode_is_attested_only_where_that_is_asked_for() {
     let mut payload = nsm.payload(&NONCE);
     set(&mut payload, "pcrs", Value::Map((0..3).map(|index| (index.into(), bytes(&[0; 48]))).collect()));
     let document = nsm.sign(payload);
-    assert_eq!(check(&nsm, &document), Err(Refusal::Pcrs(PcrsError::DebugMode)));
+    assert_eq!(check(&nsm, &document), Err(AttestationError::Pcrs(PcrsError::DebugMode)));
     let attested = verify(&document, &NONCE, &Policy { debug_mode: true, ..policy(&nsm) }, now()).unwrap();
     assert!(attested.in_debug_mode() && attested.compared.is_empty());
     assert!(!check(&nsm, &nsm.document(&NONCE)).unwrap().in_debug_mode());
@@ -114,23 +116,23 @@ fn the_enclave_in_debug_mode_is_attested_only_where_that_is_asked_for() {
 #[test]
 fn a_document_signed_with_another_key_is_refused() {
     let (nsm, other) = (Nsm::new(), Nsm::new());
-    assert_eq!(check(&nsm, &other.sign(nsm.payload(&NONCE))), Err(Refusal::Signature));
+    assert_eq!(check(&nsm, &other.sign(nsm.payload(&NONCE))), Err(AttestationError::Signature));
     // A signature in DER, as certificates have it, is not COSE's.
     let mut envelope = nsm.envelope(cbor(Value::Map(nsm.payload(&NONCE))), es384());
     envelope.signature.insert(0, 0x30);
-    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(Refusal::Signature));
+    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(AttestationError::Signature));
 }
 
 #[test]
 fn a_root_of_the_same_name_is_not_the_root() {
     let (nsm, other) = (Nsm::new(), Nsm::new());
     let refused = verify(&other.document(&NONCE), &NONCE, &policy(&nsm), now()).unwrap_err();
-    assert_eq!(refused, Refusal::Chain(ChainError::Root(Root::of(&other.cabundle[0]))));
-    // Nor does the right root help, put before a chain that is not its own.
+    assert_eq!(refused, AttestationError::Chain(ChainError::Root(Root::of(&other.cabundle[0]))));
+    // The right root does not help if the chain below it is not its own.
     let mut payload = other.payload(&NONCE);
     set(&mut payload, "cabundle", Value::Array(vec![bytes(&nsm.cabundle[0]), bytes(&other.cabundle[1])]));
     let refused = verify(&other.sign(payload), &NONCE, &policy(&nsm), now()).unwrap_err();
-    assert!(matches!(refused, Refusal::Chain(ChainError::Path(_))), "{refused}");
+    assert!(matches!(refused, AttestationError::Chain(ChainError::Path(_))), "{refused}");
 }
 
 #[test]
@@ -142,20 +144,20 @@ fn a_chain_out_of_order_or_with_a_certificate_too_many_or_too_few_is_refused() {
         "cabundle",
         Value::Array(cabundle.iter().map(|&der| der.clone()).collect()),
     ) {
-        Refusal::Chain(why) => why,
+        AttestationError::Chain(why) => why,
         other => panic!("{other}"),
     };
     assert_eq!(refused(&[&issuer, &root]), ChainError::Root(Root::of(&nsm.cabundle[1])));
     assert!(matches!(refused(&[&root]), ChainError::Path(_)));
     // The issuer allows no other issuer below it.
-    assert_eq!(refused(&[&root, &issuer, &issuer]), ChainError::PathLength(Place::Bundle(1)));
+    assert_eq!(refused(&[&root, &issuer, &issuer]), ChainError::PathLength(Position::Issuer(1)));
     assert_eq!(refused(&[&root, &root, &issuer]), ChainError::Order);
 }
 
 #[test]
 fn each_certificate_must_be_valid_at_the_time() {
     let (past, future) = (date_time_ymd(2025, 1, 1), date_time_ymd(2025, 2, 1));
-    for place in [Place::Bundle(0), Place::Bundle(1), Place::Leaf] {
+    for place in [Position::Issuer(0), Position::Issuer(1), Position::Leaf] {
         let expired = chain_error(|params| of(params, place).not_after = past);
         assert!(matches!(expired, ChainError::Expired(named, _) if named == place), "{expired}");
         let early = chain_error(|params| of(params, place).not_before = future);
@@ -163,23 +165,23 @@ fn each_certificate_must_be_valid_at_the_time() {
     }
 }
 
-fn of(params: &mut nsm::Params, place: Place) -> &mut rcgen::CertificateParams {
+fn of(params: &mut nsm::Params, place: Position) -> &mut rcgen::CertificateParams {
     match place {
-        Place::Bundle(0) => &mut params.root,
-        Place::Bundle(_) => &mut params.issuer,
-        Place::Leaf => &mut params.leaf,
+        Position::Issuer(0) => &mut params.root,
+        Position::Issuer(_) => &mut params.issuer,
+        Position::Leaf => &mut params.leaf,
     }
 }
 
 #[test]
 fn each_certificate_must_be_made_for_its_place() {
-    for place in [Place::Bundle(0), Place::Bundle(1)] {
+    for place in [Position::Issuer(0), Position::Issuer(1)] {
         assert_eq!(chain_error(|params| of(params, place).is_ca = IsCa::ExplicitNoCa), ChainError::Usage(place));
         assert_eq!(chain_error(|params| of(params, place).is_ca = IsCa::NoCa), ChainError::Usage(place));
     }
     let ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    assert_eq!(chain_error(|params| params.leaf.is_ca = ca), ChainError::Usage(Place::Leaf));
-    for place in [Place::Bundle(0), Place::Bundle(1), Place::Leaf] {
+    assert_eq!(chain_error(|params| params.leaf.is_ca = ca), ChainError::Usage(Position::Leaf));
+    for place in [Position::Issuer(0), Position::Issuer(1), Position::Leaf] {
         let without = chain_error(|params| of(params, place).key_usages = Vec::new());
         assert_eq!(without, ChainError::Usage(place));
         let other = chain_error(|params| of(params, place).key_usages = vec![KeyUsagePurpose::CrlSign]);
@@ -189,7 +191,7 @@ fn each_certificate_must_be_made_for_its_place() {
         assert_eq!(extended, ChainError::Usage(place));
     }
     let none = IsCa::Ca(BasicConstraints::Constrained(0));
-    assert_eq!(chain_error(|params| params.root.is_ca = none), ChainError::PathLength(Place::Bundle(0)));
+    assert_eq!(chain_error(|params| params.root.is_ca = none), ChainError::PathLength(Position::Issuer(0)));
 }
 
 #[test]
@@ -204,7 +206,10 @@ fn a_critical_extension_that_nobody_knows_is_refused() {
 fn what_is_no_certificate_is_called_so() {
     let nsm = Nsm::new();
     for der in [vec![0; 64], nsm.certificate[..100].to_vec(), [&nsm.certificate[..], &[0]].concat()] {
-        assert_eq!(refused(&nsm, "certificate", bytes(&der)), Refusal::Chain(ChainError::Malformed(Place::Leaf)));
+        assert_eq!(
+            refused(&nsm, "certificate", bytes(&der)),
+            AttestationError::Chain(ChainError::Malformed(Position::Leaf))
+        );
     }
 }
 
@@ -226,7 +231,8 @@ fn fields_out_of_awss_bounds_are_named() {
     ] {
         for value in values {
             let why = refused(&nsm, name, value.clone());
-            let named = matches!(why, Refusal::Document(DocumentError::Field { name: named, .. }) if named == name);
+            let named =
+                matches!(why, AttestationError::Document(DocumentError::Field { name: named, .. }) if named == name);
             assert!(named, "{name}: {value:?}: {why}");
         }
         if !["public_key", "user_data", "nonce"].contains(&name) {
@@ -244,7 +250,7 @@ fn a_field_that_aws_may_come_to_add_is_passed_over_and_a_repeated_one_refused() 
     payload.push((Value::Text("new".to_owned()), Value::Null));
     check(&nsm, &nsm.sign(payload.clone())).unwrap();
     payload.push(payload[8].clone());
-    assert_eq!(check(&nsm, &nsm.sign(payload)), Err(Refusal::Document(DocumentError::Payload)));
+    assert_eq!(check(&nsm, &nsm.sign(payload)), Err(AttestationError::Document(DocumentError::Payload)));
 }
 
 #[test]
@@ -260,15 +266,15 @@ fn the_header_must_name_es384_and_ask_for_nothing_more() {
         (critical.clone(), DocumentError::Critical),
     ] {
         let envelope = nsm.envelope(payload.clone(), header);
-        assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(Refusal::Document(why)));
+        assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(AttestationError::Document(why)));
     }
     let mut envelope = nsm.envelope(payload.clone(), es384());
     envelope.unprotected = critical;
-    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(Refusal::Document(DocumentError::Critical)));
+    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(AttestationError::Document(DocumentError::Critical)));
     // An algorithm that is not signed does not count.
     let mut envelope = nsm.envelope(payload, HeaderBuilder::new().build());
     envelope.unprotected = es384();
-    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(Refusal::Document(DocumentError::Algorithm)));
+    assert_eq!(check(&nsm, &envelope.to_vec().unwrap()), Err(AttestationError::Document(DocumentError::Algorithm)));
 }
 
 #[test]
@@ -300,9 +306,9 @@ fn what_is_no_document_is_refused_without_a_panic() {
 fn qemus_document_passes_only_where_its_dummy_signature_is_let_pass() {
     let document = nsm::qemu_document(&NONCE);
     let real = policy(&Nsm::new());
-    assert_eq!(verify(&document, &NONCE, &real, now()), Err(Refusal::Document(DocumentError::NotSign1)));
+    assert_eq!(verify(&document, &NONCE, &real, now()), Err(AttestationError::Document(DocumentError::NotSign1)));
     let dummy = Policy { signature: Signature::Dummy, ..real };
     assert_eq!(verify(&document, &NONCE, &dummy, now()).unwrap().identity.as_ref(), nsm::IDENTITY);
-    // The rest is checked all the same.
-    assert_eq!(verify(&document, &[8; 32], &dummy, now()), Err(Refusal::Nonce));
+    // The rest is checked as usual.
+    assert_eq!(verify(&document, &[8; 32], &dummy, now()), Err(AttestationError::Nonce));
 }

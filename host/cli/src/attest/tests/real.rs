@@ -1,12 +1,12 @@
-//! Documents of real enclaves, as of the time they were made: tests/documents/README.md says where they are from.
+//! Documents of real enclaves, checked as of the time they were made; tests/documents/README.md says where they are from.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::attest::chain::{ChainError, Place, Root, Signer};
+use crate::attest::chain::{ChainError, Position, Root, TrustedLeaf};
 use crate::attest::document::{Document, DocumentError, Signature};
 use crate::attest::pcrs::{Pcrs, PcrsError};
-use crate::attest::verify::{Policy, Refusal, genuine, verify};
+use crate::attest::verify::{AttestationError, Policy, genuine, verify};
 
 struct Real {
     document: &'static [u8],
@@ -43,7 +43,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-/// AWS' root and the document's own registers: what an operator with that very image would have.
+/// AWS' root and the document's own registers, which an operator with that image would have.
 fn policy(real: &Real) -> Policy {
     let document = Document::parse(real.document, Signature::Real).unwrap();
     let pcrs = document.pcrs.into_iter().filter(|&(index, _)| index < 3).collect::<BTreeMap<_, _>>();
@@ -51,12 +51,12 @@ fn policy(real: &Real) -> Policy {
 }
 
 impl Real {
-    fn check_at(&self, seconds: u64) -> Result<Document, Refusal> {
+    fn check_at(&self, seconds: u64) -> Result<Document, AttestationError> {
         genuine(self.document, self.nonce, &policy(self), at(seconds))
     }
 
     /// The document with one bit changed in `part` of it, checked at its time.
-    fn with_a_flipped_bit(&self, part: &[u8], byte: usize) -> Refusal {
+    fn with_a_flipped_bit(&self, part: &[u8], byte: usize) -> AttestationError {
         let start = self.document.windows(part.len()).position(|window| window == part).unwrap();
         let mut changed = self.document.to_vec();
         changed[start + byte] ^= 1;
@@ -81,12 +81,12 @@ fn documents_of_real_enclaves_are_genuine_at_their_time() {
 fn a_second_before_and_a_second_or_a_day_after_they_are_not() {
     for real in [WITH_NONCE, WITHOUT_NONCE, DEBUG_MODE] {
         let early = real.check_at(real.valid[0] - 1).unwrap_err();
-        assert!(matches!(early, Refusal::Chain(ChainError::NotYetValid(Place::Leaf, _))), "{early}");
+        assert!(matches!(early, AttestationError::Chain(ChainError::NotYetValid(Position::Leaf, _))), "{early}");
         let late = real.check_at(real.valid[1] + 1).unwrap_err();
-        assert!(matches!(late, Refusal::Chain(ChainError::Expired(Place::Leaf, _))), "{late}");
-        // The certificate of the instance, above the leaf, ends within a day too.
+        assert!(matches!(late, AttestationError::Chain(ChainError::Expired(Position::Leaf, _))), "{late}");
+        // The certificate of the instance, above the leaf, expires within a day too.
         let late = real.check_at(real.valid[1] + 86_400).unwrap_err();
-        assert!(matches!(late, Refusal::Chain(ChainError::Expired(Place::Bundle(3), _))), "{late}");
+        assert!(matches!(late, AttestationError::Chain(ChainError::Expired(Position::Issuer(3), _))), "{late}");
     }
 }
 
@@ -97,13 +97,13 @@ fn a_bit_flipped_in_a_certificate_is_refused_before_the_signature_is_looked_at()
         for (index, der) in document.cabundle.iter().enumerate() {
             for byte in (0..der.len()).step_by(7) {
                 let refused = real.with_a_flipped_bit(der, byte);
-                let Refusal::Chain(why) = refused else { panic!("cabundle[{index}], byte {byte}: {refused}") };
+                let AttestationError::Chain(why) = refused else { panic!("cabundle[{index}], byte {byte}: {refused}") };
                 assert_eq!(matches!(why, ChainError::Root(_)), index == 0, "{why}");
             }
         }
         for byte in (0..document.certificate.len()).step_by(7) {
             let refused = real.with_a_flipped_bit(&document.certificate, byte);
-            assert!(matches!(refused, Refusal::Chain(_)), "certificate, byte {byte}: {refused}");
+            assert!(matches!(refused, AttestationError::Chain(_)), "certificate, byte {byte}: {refused}");
         }
     }
 }
@@ -113,16 +113,16 @@ fn a_bit_flipped_in_payload_or_signature_is_refused() {
     for real in [WITH_NONCE, WITHOUT_NONCE] {
         let document = Document::parse(real.document, Signature::Real).unwrap();
         for index in [0, 1, 2, 3, 15] {
-            assert_eq!(real.with_a_flipped_bit(&document.pcrs[&index][..], 47), Refusal::Signature);
+            assert_eq!(real.with_a_flipped_bit(&document.pcrs[&index][..], 47), AttestationError::Signature);
         }
-        assert_eq!(real.with_a_flipped_bit(document.module_id.as_bytes(), 0), Refusal::Signature);
-        assert_eq!(real.with_a_flipped_bit(document.public_key.as_deref().unwrap(), 5), Refusal::Signature);
+        assert_eq!(real.with_a_flipped_bit(document.module_id.as_bytes(), 0), AttestationError::Signature);
+        assert_eq!(real.with_a_flipped_bit(document.public_key.as_deref().unwrap(), 5), AttestationError::Signature);
         let signature = &real.document[real.document.len() - 96..];
         for byte in 0..96 {
-            assert_eq!(real.with_a_flipped_bit(signature, byte), Refusal::Signature);
+            assert_eq!(real.with_a_flipped_bit(signature, byte), AttestationError::Signature);
         }
     }
-    assert_eq!(WITH_NONCE.with_a_flipped_bit(WITH_NONCE.nonce.unwrap(), 3), Refusal::Signature);
+    assert_eq!(WITH_NONCE.with_a_flipped_bit(WITH_NONCE.nonce.unwrap(), 3), AttestationError::Signature);
 }
 
 #[test]
@@ -131,10 +131,10 @@ fn a_bit_flipped_in_the_protected_header_is_refused() {
     let header = [0x44, 0xa1, 0x01, 0x38, 0x22];
     let refused = [1, 2, 4].map(|byte| WITH_NONCE.with_a_flipped_bit(&header, byte));
     for refused in refused {
-        let by = matches!(refused, Refusal::Document(DocumentError::Algorithm | DocumentError::NotSign1));
+        let by = matches!(refused, AttestationError::Document(DocumentError::Algorithm | DocumentError::NotSign1));
         assert!(by, "{refused}");
     }
-    assert_eq!(WITH_NONCE.with_a_flipped_bit(&header, 4), Refusal::Document(DocumentError::Algorithm));
+    assert_eq!(WITH_NONCE.with_a_flipped_bit(&header, 4), AttestationError::Document(DocumentError::Algorithm));
 }
 
 #[test]
@@ -144,14 +144,14 @@ fn another_root_than_awss_is_refused() {
     assert_eq!(aws, Root::AWS);
     let policy = Policy { root: Root::of(&document.cabundle[1]), ..policy(&WITH_NONCE) };
     let refused = genuine(WITH_NONCE.document, WITH_NONCE.nonce, &policy, at(WITH_NONCE.valid[0])).unwrap_err();
-    assert_eq!(refused, Refusal::Chain(ChainError::Root(aws)));
+    assert_eq!(refused, AttestationError::Chain(ChainError::Root(aws)));
 }
 
 #[test]
 fn a_chain_out_of_order_is_refused() {
     let document = WITH_NONCE.check_at(WITH_NONCE.valid[0]).unwrap();
     let trust = |cabundle: &[Vec<u8>]| {
-        Signer::trust(cabundle, &document.certificate, Root::AWS, at(WITH_NONCE.valid[0])).map(|_| ())
+        TrustedLeaf::trust(cabundle, &document.certificate, Root::AWS, at(WITH_NONCE.valid[0])).map(|_| ())
     };
     trust(&document.cabundle).unwrap();
     for (one, other) in [(0, 1), (1, 2), (2, 3), (1, 3)] {
@@ -169,9 +169,9 @@ fn a_chain_out_of_order_is_refused() {
 #[test]
 fn another_nonce_than_the_one_asked_with_is_refused() {
     let check = |real: &Real, nonce| genuine(real.document, nonce, &policy(real), at(real.valid[0])).unwrap_err();
-    assert_eq!(check(&WITH_NONCE, Some(b"cc6b95ef-a0d7-477d-90f2-36cc088d2448")), Refusal::Nonce);
-    assert_eq!(check(&WITH_NONCE, None), Refusal::Nonce);
-    assert_eq!(check(&WITHOUT_NONCE, Some(b"cc6b95ef-a0d7-477d-90f2-36cc088d2449")), Refusal::Nonce);
+    assert_eq!(check(&WITH_NONCE, Some(b"cc6b95ef-a0d7-477d-90f2-36cc088d2448")), AttestationError::Nonce);
+    assert_eq!(check(&WITH_NONCE, None), AttestationError::Nonce);
+    assert_eq!(check(&WITHOUT_NONCE, Some(b"cc6b95ef-a0d7-477d-90f2-36cc088d2449")), AttestationError::Nonce);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn the_registers_of_real_enclaves_are_held_against_the_image() {
 fn a_genuine_document_of_another_program_is_not_taken_for_teemarkds() {
     let refused =
         |real: &Real, nonce: &[u8]| verify(real.document, nonce, &policy(real), at(real.valid[0])).unwrap_err();
-    // Its public key has 32 bytes as ours has, but there is no user data.
-    assert_eq!(refused(&WITH_NONCE, WITH_NONCE.nonce.unwrap()), Refusal::UserData);
-    assert_eq!(refused(&WITHOUT_NONCE, b""), Refusal::Nonce);
+    // Its public key has 32 bytes like ours, but there is no user data.
+    assert_eq!(refused(&WITH_NONCE, WITH_NONCE.nonce.unwrap()), AttestationError::UserData);
+    assert_eq!(refused(&WITHOUT_NONCE, b""), AttestationError::Nonce);
 }

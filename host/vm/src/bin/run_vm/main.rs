@@ -1,4 +1,4 @@
-//! The enclave image, booted here beside a parent, for a user of this machine: curl on 127.0.0.1 talks to an enclave.
+//! `run-vm`: boots the enclave image and a parent on this machine, so that curl on 127.0.0.1 talks to an enclave.
 
 #![forbid(unsafe_code)]
 
@@ -14,23 +14,23 @@ use clap::{Parser, ValueEnum};
 use serde_json::Value;
 use teemark_vm::{BOOT, Bus, Enclave, Image, Parent, forward, operator, program, qemu, repository, run};
 
-/// The folder of what is made: certificates, keys, an encrypted picture, the consoles.
+/// The folder for what it makes: certificates, keys, an encrypted picture, the consoles' logs.
 const FOLDER: &str = "out/vm";
 
-/// Boots the enclave image and a parent beside it, and leads ports of this machine to the enclave until Ctrl-C
+/// Boot the enclave image with a parent beside it, and forward ports of this machine to the enclave until Ctrl-C
 #[derive(Parser)]
 #[command(name = "run-vm", version)]
 struct Arguments {
     /// The enclave image [default: out/teemark.eif, or out/teemark-testnsm.eif for a microvm, which has no /dev/nsm]
     #[arg(long, value_name = "EIF")]
     image: Option<PathBuf>,
-    /// The machine; by default nitro-enclave where QEMU_NITRO names a QEMU that has it
+    /// The machine; by default nitro-enclave if QEMU_NITRO names a QEMU that has it
     #[arg(long)]
     machine: Option<Machine>,
-    /// MiB of the enclave's memory; by default as much as host/deploy gives it
+    /// The enclave's memory in MiB; the default is that of host/deploy
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     memory: u32,
-    /// Certificates, made where they are missing; an image with certificates wants those of its own folder
+    /// Folder of certificates, made if missing; for an image with certificates, the folder they were baked in from
     #[arg(long, value_name = "FOLDER", default_value = "out/vm/certs")]
     certs: PathBuf,
     /// Port of this machine for the public HTTP interface; 0 lets the system choose
@@ -45,7 +45,7 @@ struct Arguments {
     /// The operator's private key, for an image that takes sealed secrets [default: the one that make image made]
     #[arg(long, value_name = "FILE")]
     operator_key: Option<PathBuf>,
-    /// Leave the handshake to you
+    /// Do no handshake, so that you can
     #[arg(long)]
     no_handshake: bool,
     /// Show what the enclave says on its console
@@ -55,7 +55,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Machine {
-    /// The EIF as it is, with /dev/nsm
+    /// The unchanged EIF, with /dev/nsm
     Nitro,
     /// Its kernel and ramdisks, on stock QEMU
     Microvm,
@@ -71,17 +71,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Numbers what it tells, as `make run` does.
-struct Story(u32);
+/// Prints the steps with numbers, as `make run` does.
+struct Steps(u32);
 
-impl Story {
-    fn tell(&mut self, what: &str) {
+impl Steps {
+    fn print(&mut self, what: &str) {
         self.0 += 1;
         println!("\n{:2}. {what}", self.0);
     }
 }
 
-/// What there is to work with.
+/// The running system.
 struct Running<'a> {
     image: &'a Image,
     ports: &'a Ports,
@@ -98,7 +98,7 @@ struct Ports {
 
 fn start(arguments: &Arguments) -> Result<()> {
     let end = ctrl_c()?;
-    let mut story = Story(0);
+    let mut steps = Steps(0);
     let folder = Path::new(FOLDER);
     fs::create_dir_all(folder)?;
 
@@ -115,15 +115,15 @@ fn start(arguments: &Arguments) -> Result<()> {
     if machine == Machine::Microvm {
         image = image.taken_apart();
     }
-    story.tell("Certificates, keys for files and for grants, and a picture encrypted");
+    steps.print("Certificates, keys for files and for grants, and a picture encrypted");
     prepare(folder, &arguments.certs)?;
 
-    story.tell("The parent boots, CID 3: socat, curl, the watermark service, a proxy to it on vsock port 8101");
+    steps.print("The parent boots, CID 3: socat, curl, the watermark service, a proxy to it on vsock port 8101");
     let bus = Bus::start()?;
     let parent = Parent::boot(&bus, image.kernel(), &program("watermark-service")?, folder, false)?;
     let ports = set_up(&parent, arguments)?;
 
-    story.tell(&format!("The enclave boots, CID 16: {}", eif.display()));
+    steps.print(&format!("The enclave boots, CID 16: {}", eif.display()));
     let mut enclave = Enclave::boot(&bus, &image, arguments.memory, folder, arguments.console)?;
     let begun = Instant::now();
     let listening = enclave.console.wait_for("secrets: listening on", BOOT);
@@ -132,16 +132,16 @@ fn start(arguments: &Arguments) -> Result<()> {
 
     let vm = Running { image: &image, ports: &ports, folder, arguments };
     if enclave.get(3000, "/ready")?.0 == 200 {
-        story.tell("It is ready: what it needs is in the image");
+        steps.print("It is ready: what it needs is in the image");
     } else if !arguments.no_handshake {
         let bundle = if enclave.console.find("the handshake takes what").is_some() {
-            story.tell("The operator attests the enclave, and seals the secrets to it");
+            steps.print("The operator attests the enclave, and seals the secrets to it");
             vm.seal()?
         } else {
             fs::write(folder.join("bundle.json"), run(&mut vm.secrets()?)?)?;
             folder.join("bundle.json")
         };
-        story.tell("The handshake, from the parent: host/deploy/send-secrets.sh, which is socat on vsock port 7777");
+        steps.print("The handshake, from the parent: host/deploy/send-secrets.sh, which is socat on vsock port 7777");
         let answer = operator::send_secrets(&parent, &fs::read(bundle)?)?;
         println!("    {}", answer.text());
         answer.success()?;
@@ -152,7 +152,7 @@ fn start(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Ctrl-C (and SIGTERM) ends what runs, once it runs; a second one ends this process, and the machines with it.
+/// The first Ctrl-C (or SIGTERM) ends the machines once they run; a second one ends this process and them at once.
 fn ctrl_c() -> Result<mpsc::Receiver<()>> {
     let (ended, end) = mpsc::sync_channel(1);
     ctrlc::set_handler(move || {
@@ -163,7 +163,7 @@ fn ctrl_c() -> Result<mpsc::Receiver<()>> {
     Ok(end)
 }
 
-/// Makes what is not there yet.
+/// Makes the files that are missing.
 fn prepare(folder: &Path, certs: &Path) -> Result<()> {
     operator::make_certs(certs, &[])?;
     let (keys, picture) = (folder.join("keys.json"), folder.join("original.png"));
@@ -185,7 +185,7 @@ fn prepare(folder: &Path, certs: &Path) -> Result<()> {
     run(Command::new(program("teemark")?).args(["encrypt", "--force", "--keys"]).arg(&keys).arg(&picture)).map(drop)
 }
 
-/// Starts what an operator has on the parent, and leads this machine's ports there.
+/// Starts what an operator has on the parent, and forwards this machine's ports there.
 fn set_up(parent: &Parent, arguments: &Arguments) -> Result<Ports> {
     operator::bring_certs(parent, &arguments.certs, &operator::OF_SERVICE)?;
     operator::answer_heartbeat(parent)?;
@@ -193,14 +193,14 @@ fn set_up(parent: &Parent, arguments: &Arguments) -> Result<Ports> {
     operator::start_proxy(parent)?;
     operator::install_deployment(parent)?;
     operator::expose(parent)?;
-    let lead = |name: &str, port: u16, to: u32, target: &str| -> Result<SocketAddr> {
-        operator::lead(parent, to, target)?;
-        forward::forward(name, port, parent.door(), to)
+    let forward_to = |name: &str, port: u16, to: u32, target: &str| -> Result<SocketAddr> {
+        operator::forward(parent, to, target)?;
+        forward::forward(name, port, parent.dialer(), to)
     };
     Ok(Ports {
-        public: lead("port", arguments.port, 3000, "TCP:127.0.0.1:3000")?,
-        admin: lead("admin-port", arguments.admin_port, 3001, "TCP:127.0.0.1:3001")?,
-        secrets: lead("secrets-port", arguments.secrets_port, 7777, "VSOCK-CONNECT:16:7777")?,
+        public: forward_to("port", arguments.port, 3000, "TCP:127.0.0.1:3000")?,
+        admin: forward_to("admin-port", arguments.admin_port, 3001, "TCP:127.0.0.1:3001")?,
+        secrets: forward_to("secrets-port", arguments.secrets_port, 7777, "VSOCK-CONNECT:16:7777")?,
     })
 }
 
@@ -225,7 +225,7 @@ impl Running<'_> {
         format!("http://{}", self.ports.public)
     }
 
-    /// Seals the bundle, and gives the file that may pass through anybody's hands.
+    /// Seals the bundle and returns its file, which anybody may see.
     fn seal(&self) -> Result<PathBuf> {
         let sealed = self.folder.join("sealed.json");
         if sealed.exists() {
@@ -245,7 +245,7 @@ impl Running<'_> {
         Ok(sealed)
     }
 
-    /// Tells what can be typed now.
+    /// Prints what a user can type now.
     fn invite(&self) -> Result<()> {
         let Ports { public, admin, secrets } = self.ports;
         let shown = |name: &str| -> Result<String> {
@@ -278,7 +278,7 @@ impl Running<'_> {
     }
 }
 
-/// Until Ctrl-C, or the enclave's own end.
+/// Waits until Ctrl-C, or until the enclave ends by itself.
 fn wait(end: &mpsc::Receiver<()>, enclave: &mut Enclave) -> Result<()> {
     while end.recv_timeout(Duration::from_millis(200)).is_err() {
         if enclave.ended(Duration::ZERO).is_some() {

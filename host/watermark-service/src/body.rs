@@ -11,10 +11,9 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 /// Bytes handed to the connection at a time.
 const CHUNK: usize = 64 << 10;
 
-/// The answer was to be cut here. hyper drops the connection on a body's error, and with it the TLS session, without
-/// a close_notify.
+/// The error that cuts an answer off: on a body's error hyper drops the connection, without a close_notify of TLS.
 #[derive(Debug, PartialEq)]
-pub struct Cut;
+pub(crate) struct Cut;
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,9 +29,9 @@ impl From<Infallible> for Cut {
     }
 }
 
-/// A body whose length is announced before.
+/// A body whose length is announced in Content-Length.
 #[derive(Debug, Default)]
-pub struct Answer {
+pub(crate) struct AnswerBody {
     pieces: VecDeque<Piece>,
     announced: u64,
     cut_after: Option<u64>,
@@ -46,23 +45,23 @@ enum Piece {
     Letters(u64),
 }
 
-impl Answer {
+impl AnswerBody {
     /// A body of these bytes.
-    pub fn whole(bytes: impl Into<Bytes>) -> Self {
+    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Answer { announced: bytes.len() as u64, pieces: [Piece::Bytes(bytes)].into(), ..Answer::default() }
+        AnswerBody { announced: bytes.len() as u64, pieces: [Piece::Bytes(bytes)].into(), ..AnswerBody::default() }
     }
 
     /// `before`, then `letters` times the letter A, then `after`.
-    pub fn huge(before: &'static str, letters: u64, after: &'static str) -> Self {
+    pub(crate) fn huge(before: &'static str, letters: u64, after: &'static str) -> Self {
         let pieces = [Piece::Bytes(before.into()), Piece::Letters(letters), Piece::Bytes(after.into())];
         let announced = letters.saturating_add((before.len() + after.len()) as u64);
-        Answer { announced, pieces: pieces.into(), ..Answer::default() }
+        AnswerBody { announced, pieces: pieces.into(), ..AnswerBody::default() }
     }
 
-    /// The same body, announced whole, that breaks off half-way.
-    pub fn cut(self) -> Self {
-        Answer { cut_after: Some(self.announced / 2), ..self }
+    /// The same body, which announces its whole length but breaks off half-way.
+    pub(crate) fn cut(self) -> Self {
+        AnswerBody { cut_after: Some(self.announced / 2), ..self }
     }
 
     /// The next bytes, at most `limit`, which is not 0.
@@ -71,9 +70,9 @@ impl Answer {
             match self.pieces.front_mut()? {
                 Piece::Bytes(bytes) if !bytes.is_empty() => return Some(bytes.split_to(limit.min(bytes.len()))),
                 Piece::Letters(left) if *left > 0 => {
-                    let now = (*left).min(limit as u64);
-                    *left -= now;
-                    return Some(Bytes::from(vec![b'A'; now as usize]));
+                    let now = usize::try_from(*left).map_or(limit, |left| left.min(limit));
+                    *left -= now as u64;
+                    return Some(Bytes::from(vec![b'A'; now]));
                 }
                 _ => self.pieces.pop_front(),
             };
@@ -81,7 +80,7 @@ impl Answer {
     }
 }
 
-impl Body for Answer {
+impl Body for AnswerBody {
     type Data = Bytes;
     type Error = Cut;
 
@@ -90,7 +89,7 @@ impl Body for Answer {
         match self.cut_after {
             Some(0) if self.flushed => return Poll::Ready(Some(Err(Cut))),
             Some(0) => {
-                // hyper writes out what it has whenever a body is not ready; what it has at an error is lost.
+                // hyper flushes what it has when a body is not ready; on an error it would drop it.
                 self.flushed = true;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     /// All bytes of a body, and whether it was cut.
-    fn read(mut body: Answer) -> (Vec<u8>, bool) {
+    fn read(mut body: AnswerBody) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
         loop {
             match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
@@ -132,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_huge_answer_has_the_length_that_it_announces() {
-        let body = Answer::huge("<", 200_000, ">");
+        let body = AnswerBody::huge("<", 200_000, ">");
         assert_eq!(body.size_hint().exact(), Some(200_002));
         let (bytes, cut) = read(body);
         assert_eq!((bytes.len(), cut), (200_002, false));
@@ -141,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_cut_answer_announces_all_and_sends_half() {
-        for body in [Answer::whole("0123456789"), Answer::huge("<", 300_000, ">")] {
+        for body in [AnswerBody::whole("0123456789"), AnswerBody::huge("<", 300_000, ">")] {
             let announced = body.size_hint().exact().unwrap();
             let body = body.cut();
             assert_eq!(body.size_hint().exact(), Some(announced));
@@ -152,6 +151,6 @@ mod tests {
 
     #[test]
     fn an_empty_answer_ends_at_once() {
-        assert_eq!(read(Answer::whole("")), (Vec::new(), false));
+        assert_eq!(read(AnswerBody::whole("")), (Vec::new(), false));
     }
 }
