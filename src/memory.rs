@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What a request holds besides its file: its connections' buffers, a thread's stack, in bytes.
+pub const FIXED_COST: usize = 256 << 10;
 /// How long a request waits for memory.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// A request that has sent nothing for this long gives way to others.
@@ -330,9 +332,8 @@ pub enum ReadError {
     Io(io::Error),
 }
 
-/// Reads to the end, `limit` bytes at most, and makes the reservation cover `cost` of the buffer before it grows. A
-/// known length avoids the growth. Bytes cost at least twice their number, since the old buffer exists too while it
-/// grows.
+/// Reads to the end, `limit` bytes at most, and makes the reservation cover `cost` of what the buffers take before they
+/// do. A known length takes one buffer; else there are two while the buffer grows.
 ///
 /// # Errors
 /// See [`ReadError`].
@@ -350,7 +351,7 @@ pub fn read_all(
     let mut bytes = Vec::new();
     let mut room = known.unwrap_or(FIRST).min(limit) + 1;
     loop {
-        reservation.cover(cost(room)).map_err(ReadError::NoMemory)?;
+        reservation.cover(cost(room + bytes.capacity())).map_err(ReadError::NoMemory)?;
         bytes.reserve_exact(room - bytes.len());
         reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
         match bytes.len() {
@@ -437,12 +438,12 @@ mod tests {
     fn reading_is_bounded_by_the_limit_and_by_the_budget() {
         let data = vec![7; 300_000];
         let read = |budget: usize, limit: usize, known| {
-            read_all(&data[..], known, limit, &mut impatient(budget, 1).open(), |n| 2 * n).map(|bytes| bytes == data)
+            read_all(&data[..], known, limit, &mut impatient(budget, 1).open(), |n| n).map(|bytes| bytes == data)
         };
         for known in [None, Some(300_000)] {
             assert!(read(1 << 20, 300_000, known).unwrap());
             assert!(matches!(read(1 << 20, 299_999, known), Err(ReadError::TooLarge)));
-            assert!(matches!(read(500_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever(500_000)))));
+            assert!(matches!(read(250_000, 1 << 20, known), Err(ReadError::NoMemory(NoMemory::Ever(250_000)))));
         }
         assert!(matches!(read(1 << 21, 1 << 20, Some(10)), Ok(true)), "a length that proves wrong is only a guess");
     }

@@ -148,7 +148,7 @@ impl Settings {
             max_file: size("TEEMARK_MAX_FILE", "64MiB", 1 << 10, 1 << 30)?,
             max_connections: count("TEEMARK_MAX_CONNECTIONS", &text("TEEMARK_MAX_CONNECTIONS", "256")?, 65_536)?,
             memory: match variable("TEEMARK_MEMORY") {
-                None => three_fifths(available_memory()),
+                None => memory_for_requests(available_memory()),
                 Some(_) => size("TEEMARK_MEMORY", "", 1 << 20, usize::MAX)?,
             },
             allow_unwatermarked: switch("TEEMARK_ALLOW_UNWATERMARKED")?,
@@ -256,9 +256,10 @@ fn operator_key(text: &str) -> Option<VerifyingKey> {
 }
 
 /// The default of TEEMARK_MEMORY, in bytes, if this many are available at the start. The daemon stays under five
-/// quarters of TEEMARK_MEMORY, so a quarter of what is available remains for the kernel and its socket buffers.
-pub fn three_fifths(available: usize) -> usize {
-    available / 5 * 3
+/// quarters of TEEMARK_MEMORY; the rest remains for the kernel and its socket buffers.
+pub fn memory_for_requests(available: usize) -> usize {
+    const REST: usize = 8 << 20;
+    available.saturating_sub(REST).max(available / 2) / 5 * 4
 }
 
 /// MemAvailable (proc(5)) in bytes; if the kernel does not report it, what an enclave of 128 MiB would have.

@@ -139,11 +139,19 @@ impl Sender {
     /// # Errors
     /// Only after 2^64 messages.
     pub fn seal(&mut self, aad: &[u8], buffer: &mut Vec<u8>, start: usize) -> Result<(), HpkeError> {
-        let nonce = self.0.next()?;
-        let message = &mut buffer[start..];
-        let tag = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(aad), message).map_err(|_| HpkeError)?;
-        buffer.extend_from_slice(tag.as_ref());
+        let tag = self.seal_in_place(aad, &mut buffer[start..])?;
+        buffer.extend_from_slice(&tag);
         Ok(())
+    }
+
+    /// Seals a message in place and returns the tag that belongs behind it.
+    ///
+    /// # Errors
+    /// Never for a message that fits into memory.
+    pub fn seal_in_place(&mut self, aad: &[u8], message: &mut [u8]) -> Result<[u8; TAG_LEN], HpkeError> {
+        let nonce = self.0.next()?;
+        let tag = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(aad), message).map_err(|_| HpkeError)?;
+        tag.as_ref().try_into().map_err(|_| HpkeError)
     }
 }
 

@@ -63,30 +63,33 @@ pub fn sealed_len(n: usize) -> usize {
     KEY_LEN + n + n.div_ceil(CHUNK).max(1) * TAG_LEN
 }
 
-/// Seals a file to `reply_key`. `ephemeral` is a fresh random key.
+/// Seals a file to `reply_key`, in its own buffer, which grows to [`sealed_len`]. `ephemeral` is a fresh random key.
 ///
 /// # Errors
 /// Never for a file that fits into memory.
 pub fn seal(
-    file: &[u8],
+    mut file: Vec<u8>,
     about: About<'_>,
     reply_key: &PublicKey,
     ephemeral: &PrivateKey,
 ) -> Result<Vec<u8>, HpkeError> {
     let (enc, mut sender) = hpke::sender(reply_key, PURPOSE, ephemeral);
-    let mut sealed = Vec::with_capacity(sealed_len(file.len()));
-    sealed.extend_from_slice(enc.as_ref());
-    let mut rest = file;
-    loop {
-        let (chunk, after) = rest.split_at(rest.len().min(CHUNK));
-        let start = sealed.len();
-        sealed.extend_from_slice(chunk);
-        sender.seal(&about.associated(after.is_empty()), &mut sealed, start)?;
-        if after.is_empty() {
-            return Ok(sealed);
-        }
-        rest = after;
+    let length = file.len();
+    let chunks = length.div_ceil(CHUNK).max(1);
+    file.reserve_exact(sealed_len(length) - length);
+    file.resize(sealed_len(length), 0);
+    // Each chunk moves to its place, the last one first, so that none overwrites another.
+    for chunk in (0..chunks).rev() {
+        let start = chunk * CHUNK;
+        file.copy_within(start..length.min(start + CHUNK), KEY_LEN + chunk * (CHUNK + TAG_LEN));
     }
+    let (key, rest) = file.split_at_mut(KEY_LEN);
+    key.copy_from_slice(enc.as_ref());
+    for (i, sealed) in rest.chunks_mut(CHUNK + TAG_LEN).enumerate() {
+        let (chunk, tag) = sealed.split_at_mut(sealed.len() - TAG_LEN);
+        tag.copy_from_slice(&sender.seal_in_place(&about.associated(i + 1 == chunks), chunk)?);
+    }
+    Ok(file)
 }
 
 /// Opens a sealed answer: the user's side.
@@ -151,7 +154,7 @@ mod tests {
     }
 
     fn sealed(file: &[u8]) -> Vec<u8> {
-        seal(file, ABOUT, &key(1).public(), &key(2)).unwrap()
+        seal(file.to_vec(), ABOUT, &key(1).public(), &key(2)).unwrap()
     }
 
     #[test]

@@ -240,7 +240,7 @@ fn large() -> Vec<u8> {
 
 fn sealed_answer() -> Value {
     let key = x25519(REPLY).public();
-    let seal = |file: &[u8]| reply::seal(file, ABOUT, &key, &x25519(ANSWER_EPHEMERAL)).unwrap();
+    let seal = |file: &[u8]| reply::seal(file.to_vec(), ABOUT, &key, &x25519(ANSWER_EPHEMERAL)).unwrap();
     let (small, large, sealed) = (MARKED, large(), seal(&large()));
     json!({
         "file_id": ABOUT.file_id,

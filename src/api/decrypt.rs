@@ -15,7 +15,7 @@ use super::context::Api;
 use super::error::ApiError;
 use super::forms::{Form, Given};
 use super::permit::{Asked, Covered, Permit};
-use crate::memory::Reservation;
+use crate::memory::{FIXED_COST, Reservation};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
@@ -31,8 +31,8 @@ pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> 
     let outcome = Admitted::admit(api, &permit)
         .and_then(|admitted| admitted.receive(form, request))
         .and_then(Received::mark)
-        .and_then(|marked| marked.give(form))
-        .and_then(|given| form.answer(given));
+        .and_then(Marked::give)
+        .map(|given| form.answer(given));
     permit.settle(&outcome);
     outcome
 }
@@ -100,12 +100,14 @@ impl<'a> Received<'a> {
         if plain.len() > api.limits.max_file {
             return Err(ApiError::FileTooLarge(api.limits.past_file()));
         }
-        let caller = Caller { ready: &secrets, store: &api.store, form: api.watermark_api };
-        let request = WatermarkRequest { file_id, user_id, data: &plain };
-        let (data, watermarked) = match call_watermark_service(caller, request, &mut memory)?.watermarked_data {
-            Ok(marked) => (marked, true),
-            Err(_) if api.allow_unwatermarked => (plain, false),
-            Err(unmarked) => return Err(ApiError::WatermarkMissing(unmarked.to_string())),
+        let keep_file = api.allow_unwatermarked;
+        let caller = Caller { ready: &secrets, store: &api.store, form: api.watermark_api, keep_file };
+        let request = WatermarkRequest { file_id, user_id, data: plain };
+        let response = call_watermark_service(caller, request, &mut memory)?;
+        let (data, watermarked) = match (response.watermarked_data, response.file) {
+            (Ok(marked), _) => (marked, true),
+            (Err(_), Some(file)) if api.allow_unwatermarked => (file, false),
+            (Err(unmarked), _) => return Err(ApiError::WatermarkMissing(unmarked.to_string())),
         };
         METRICS.file_bytes_out.add(data.len() as u64);
         Ok(Marked { api, asked, data, watermarked, content_sha256, memory })
@@ -114,9 +116,8 @@ impl<'a> Received<'a> {
 
 impl Marked<'_> {
     /// Seals the file, if requested, and signs what is returned.
-    fn give(mut self, form: &Form<'_>) -> Result<Given, ApiError> {
-        self.memory.cover(form.answer_cost(self.data.len()))?;
-        let Marked { api, asked, data, watermarked, content_sha256, memory } = self;
+    fn give(self) -> Result<Given, ApiError> {
+        let Marked { api, asked, data, watermarked, content_sha256, mut memory } = self;
         let Asked { file_id, user_id, .. } = asked.asked();
         let about = About { file_id, user_id };
         let reply_key = asked.reply_key();
@@ -124,7 +125,11 @@ impl Marked<'_> {
             None => data,
             Some(key) => {
                 let ephemeral = PrivateKey::random().map_err(|_| ApiError::Internal)?;
-                reply::seal(&data, about, key, &ephemeral).map_err(|_| ApiError::Internal)?
+                let room = reply::sealed_len(data.len());
+                if room > data.capacity() {
+                    memory.cover(data.capacity().saturating_add(room).saturating_add(FIXED_COST))?;
+                }
+                reply::seal(data, about, key, &ephemeral).map_err(|_| ApiError::Internal)?
             }
         };
         let (sealed, timestamp_ms) = (reply_key.is_some(), now_ms());

@@ -3,16 +3,16 @@
 use formats::base64;
 use formats::grants;
 use formats::hpke::PublicKey;
-use formats::json::{self, Text};
+use formats::json::{self, LargeText, Text};
 use formats::reply;
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
-use super::limits::{FIXED_COST, Limits, cost, json_cost};
+use super::limits::Limits;
 use super::permit::{Asked, Covered};
 use super::request::{Target, body, decode, header, id};
-use crate::memory::Reservation;
-use crate::net::answer::Answer;
+use crate::memory::{FIXED_COST, Reservation};
+use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
 /// How a file is requested, and so how it is returned.
@@ -51,34 +51,22 @@ impl Form<'_> {
     ) -> Result<(Covered, Vec<u8>), ApiError> {
         match self {
             Form::Json => {
-                let body = body(request, limits.json_body(), memory, json_cost)?;
-                let (asked, file) = parse(&body)?;
+                let body = body(request, limits.json_body(), memory, |n| limits.json_cost(n))?;
+                let (asked, file) = parse(body)?;
                 Ok((covers(asked)?, file))
             }
             Form::Raw { file_id, target } => {
                 let covered = covers(raw(file_id, target, request)?)?;
-                Ok((covered, body(request, limits.raw_body(), memory, cost)?))
+                Ok((covered, body(request, limits.raw_body(), memory, |n| limits.raw_cost(n))?))
             }
         }
     }
 
-    /// The memory for an answer with a marked file of `n` bytes. As JSON, its base64 exists twice for a moment.
-    pub(crate) fn answer_cost(&self, n: usize) -> usize {
-        let copies = match self {
-            Form::Json => 4,
-            Form::Raw { .. } => 3,
-        };
-        n.saturating_mul(copies).saturating_add(FIXED_COST)
-    }
-
     /// The answer with the file.
-    ///
-    /// # Errors
-    /// `Internal` if it cannot be written as JSON.
-    pub(crate) fn answer(&self, given: Given) -> Result<Answer, ApiError> {
+    pub(crate) fn answer(&self, given: Given) -> Answer {
         match self {
             Form::Json => json_answer(given),
-            Form::Raw { .. } => Ok(raw_answer(given)),
+            Form::Raw { .. } => raw_answer(given),
         }
     }
 }
@@ -90,36 +78,39 @@ struct JsonRequest<'a> {
     #[serde(borrow)]
     user_id: Option<Text<'a>>,
     #[serde(borrow)]
-    encrypted_content: Option<Text<'a>>,
+    encrypted_content: Option<LargeText<'a>>,
     #[serde(borrow)]
     key_id: Option<Text<'a>>,
     #[serde(borrow)]
     reply_key: Option<Text<'a>>,
 }
 
+/// A JSON answer up to its file.
 #[derive(Serialize)]
-struct JsonAnswer<'a> {
+struct BeforeFile<'a> {
     file_id: &'a str,
     user_id: &'a str,
-    /// The marked file; or, if it is sealed to the reply key, `sealed_data` instead ([`formats::reply`]).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decrypted_data: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sealed_data: Option<&'a str>,
+}
+
+/// A JSON answer from its file on.
+#[derive(Serialize)]
+struct AfterFile<'a> {
     watermarked: bool,
     timestamp_ms: u64,
     signature: &'a str,
 }
 
-fn parse(body: &[u8]) -> Result<(Asked, Vec<u8>), ApiError> {
-    let request: JsonRequest = json::object(body).map_err(|e| ApiError::Invalid(format!("the body {e}")))?;
+/// Takes a request apart; the file is decoded in the buffer of the body.
+fn parse(body: Vec<u8>) -> Result<(Asked, Vec<u8>), ApiError> {
+    let request: JsonRequest = json::object(&body).map_err(|e| ApiError::Invalid(format!("the body {e}")))?;
     let file_id = id("file_id", request.file_id.as_deref())?.to_owned();
     let user_id = id("user_id", request.user_id.as_deref())?.to_owned();
     let key_id = request.key_id.as_deref().map(|k| id("key_id", Some(k))).transpose()?.map(str::to_owned);
     let reply_key = request.reply_key.as_deref().map(reply_key).transpose()?;
-    let content = request.encrypted_content.as_deref();
-    let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?;
-    let file = base64::decode(content).ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
+    let content = request.encrypted_content;
+    let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?.place(&body);
+    let file = json::into_text(body, content).and_then(base64::decode_in_place);
+    let file = file.ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
     Ok((Asked { file_id, user_id, key_id, reply_key }, file))
 }
 
@@ -137,25 +128,19 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
         .ok_or_else(|| ApiError::Invalid("reply_key is not base64 of an X25519 key, 32 bytes".into()))
 }
 
-fn json_answer(given: Given) -> Result<Answer, ApiError> {
+fn json_answer(given: Given) -> Answer {
     let Given { asked, data, sealed, watermarked, timestamp_ms, signature, mut memory } = given;
     let Asked { file_id, user_id, .. } = asked.asked();
-    let base64 = base64::encode(&data);
-    drop(data);
-    let answer = JsonAnswer {
-        file_id,
-        user_id,
-        decrypted_data: (!sealed).then_some(&base64),
-        sealed_data: sealed.then_some(&base64),
-        watermarked,
-        timestamp_ms,
-        signature: &signature,
-    };
-    let mut body = Vec::with_capacity(base64.len() + 2 * 6 * (file_id.len() + user_id.len()) + 256);
-    serde_json::to_writer(&mut body, &answer).map_err(|_| ApiError::Internal)?;
-    memory.answering(body.capacity() + FIXED_COST);
-    let (content_type, headers, held) = ("application/json", Vec::new(), Some(memory));
-    Ok(Answer { route: "", status: 200, content_type, headers, body, held })
+    // The marked file; or, if it is sealed to the reply key, what it is sealed into ([`formats::reply`]).
+    let member = if sealed { ",\"sealed_data\":\"" } else { ",\"decrypted_data\":\"" };
+    let mut before = serde_json::to_vec(&BeforeFile { file_id, user_id }).expect("texts are JSON");
+    before.pop(); // the closing brace
+    before.extend_from_slice(member.as_bytes());
+    let after = serde_json::to_string(&AfterFile { watermarked, timestamp_ms, signature: &signature });
+    let after = after.expect("texts and numbers are JSON").replacen('{', "\",", 1).into_bytes();
+    memory.answering(data.capacity() + FIXED_COST);
+    let body = Content::Base64 { before, data, after };
+    Answer { route: "", status: 200, content_type: "application/json", headers: Vec::new(), body, held: Some(memory) }
 }
 
 fn raw_answer(given: Given) -> Answer {
@@ -168,7 +153,7 @@ fn raw_answer(given: Given) -> Answer {
     ];
     memory.answering(data.capacity() + FIXED_COST);
     let (content_type, held) = ("application/octet-stream", Some(memory));
-    Answer { route: "", status: 200, content_type, headers, body: data, held }
+    Answer { route: "", status: 200, content_type, headers, body: Content::Bytes(data), held }
 }
 
 #[cfg(test)]
@@ -187,7 +172,7 @@ mod tests {
             (r#"["f"#, "not a JSON object"),
             ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),
         ] {
-            match parse(body.as_bytes()) {
+            match parse(body.as_bytes().to_vec()) {
                 Err(ApiError::Invalid(text)) => assert!(text.contains(message), "{body}: {text}"),
                 other => panic!("{body}: {other:?}"),
             }
@@ -197,13 +182,13 @@ mod tests {
     #[test]
     fn base64_may_lack_its_padding_and_unknown_members_are_left_alone() {
         let body = br#"{"file_id":"f\u00e4","user_id":"u","encrypted_content":"AA","new":[{}]}"#;
-        let (asked, file) = parse(body).unwrap();
+        let (asked, file) = parse(body.to_vec()).unwrap();
         assert_eq!((asked.file_id.as_str(), asked.key_id, file), ("fä", None, vec![0]));
     }
 
     #[test]
     fn deep_json_is_an_error_and_does_not_overflow_the_stack() {
         let deep = format!("{{\"x\":{}", "[".repeat(1_000_000));
-        assert!(matches!(parse(deep.as_bytes()), Err(ApiError::Invalid(_))));
+        assert!(matches!(parse(deep.into_bytes()), Err(ApiError::Invalid(_))));
     }
 }

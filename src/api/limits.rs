@@ -6,6 +6,7 @@ use formats::files;
 use formats::items::MAX_BUNDLE;
 use serde_json::{Value, json};
 
+use crate::memory::FIXED_COST;
 use crate::settings::Settings;
 
 /// Room in a JSON request for everything but the file, in bytes.
@@ -13,26 +14,13 @@ const JSON_SLACK: usize = 64 << 10;
 /// Bytes beyond the largest body that are still read, so that the request's own route reports the error.
 const BODY_SLACK: usize = 2 << 20;
 
-/// Memory of any request, whatever its size: connection buffers and a thread's stack, in bytes.
-pub const FIXED_COST: usize = 256 << 10;
-
-/// Peak memory of a request of `n` bytes: of the file, its JSON for the service, the answer and the marked file, at
-/// most four buffers of that size exist at once. Growth beyond that is reserved when it is known.
-pub fn cost(n: usize) -> usize {
-    n.saturating_mul(4).saturating_add(FIXED_COST)
-}
-
-/// The same for a JSON request whose body has this many bytes. While it is parsed, the body, the text without escapes
-/// and the file together are 2.75 times the body; later, four times the file is three times its base64.
-pub fn json_cost(body: usize) -> usize {
-    body.saturating_mul(3).saturating_add(FIXED_COST)
-}
-
 /// The limits in force.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Largest plaintext, in bytes.
     pub max_file: usize,
+    /// Whether a file is kept beside its marked file.
+    pub keep_file: bool,
     /// Bytes that all requests together may hold.
     pub memory: usize,
     /// Most connections of a listener, and most requests in flight.
@@ -83,7 +71,22 @@ pub const BUNDLE: BodyLimit = BodyLimit { bytes: MAX_BUNDLE + 1, past: TooLarge:
 impl Limits {
     /// From the settings; `connections` is how many of theirs the system allows.
     pub fn new(settings: &Settings, connections: usize) -> Limits {
-        Limits { max_file: settings.max_file, memory: settings.memory, connections, timeout: settings.timeout }
+        let &Settings { max_file, allow_unwatermarked: keep_file, memory, timeout, .. } = settings;
+        Limits { max_file, keep_file, memory, connections, timeout }
+    }
+
+    /// Peak memory of a raw request whose body, the encrypted file, has this many bytes. The file is decrypted in its
+    /// buffer, and gives way to the service's answer, which is decoded in its own: the marked file as base64, for which
+    /// half as much again is reserved. What turns out larger is reserved when that is known.
+    pub fn raw_cost(&self, body: usize) -> usize {
+        let kept = if self.keep_file { body } else { 0 };
+        body.saturating_add(body / 2).saturating_add(kept).saturating_add(FIXED_COST)
+    }
+
+    /// The same for a JSON request: the file is decoded in the buffer of its body, which is a third larger.
+    pub fn json_cost(&self, body: usize) -> usize {
+        let kept = if self.keep_file { body } else { 0 };
+        body.saturating_add(body / 8).saturating_add(kept).saturating_add(FIXED_COST)
     }
 
     /// The error for a file that is too large.
@@ -112,8 +115,8 @@ impl Limits {
     /// The largest files that fit by the raw route and by the JSON route, in bytes: TEEMARK_MAX_FILE, or less if that
     /// does not fit into TEEMARK_MEMORY.
     pub fn largest_files(&self) -> [usize; 2] {
-        let raw = |file: usize| cost(file + files::OVERHEAD + 1);
-        let json = |file: usize| json_cost((file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK + 1);
+        let raw = |file: usize| self.raw_cost(file + files::OVERHEAD + 1);
+        let json = |file: usize| self.json_cost((file + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK + 1);
         [self.largest(raw), self.largest(json)]
     }
 
@@ -143,7 +146,7 @@ impl Limits {
 mod tests {
     use super::*;
     use crate::memory::Budget;
-    use crate::settings::three_fifths;
+    use crate::settings::memory_for_requests;
 
     const MIB: usize = 1 << 20;
     /// Memory of an enclave that is not available when the daemon starts. With 512 MiB, Linux takes 8 for its page
@@ -163,7 +166,7 @@ mod tests {
     fn shipped() -> Settings {
         let lines = include_str!("../../image/teemark.env").lines().filter(|line| !line.starts_with('#'));
         let set: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
-        let memory = three_fifths(memory_of_an_enclave() - NOT_AVAILABLE).to_string();
+        let memory = memory_for_requests(memory_of_an_enclave() - NOT_AVAILABLE).to_string();
         Settings::read(|name| match set.iter().find(|(n, _)| *n == name) {
             Some((_, value)) => Some(value.into()),
             None => (name == "TEEMARK_MEMORY").then(|| memory.clone().into()),
@@ -177,7 +180,7 @@ mod tests {
         assert_eq!(limits.largest_files(), [limits.max_file; 2], "{limits:?}");
         let budget = Budget::new(limits.memory, 1);
         // One byte more than the limit is read, to notice a larger body.
-        for cost in [cost(limits.raw_body().bytes + 1), json_cost(limits.json_body().bytes + 1)] {
+        for cost in [limits.raw_cost(limits.raw_body().bytes + 1), limits.json_cost(limits.json_body().bytes + 1)] {
             assert!(budget.open().cover(cost).is_ok(), "{cost} bytes of {limits:?}");
         }
     }
@@ -186,15 +189,15 @@ mod tests {
     fn admission_leaves_the_enclave_room_for_everything_else() {
         // The daemon's peak is five quarters of TEEMARK_MEMORY (SPECIFICATION.md).
         let (memory, available) = (shipped().memory, memory_of_an_enclave() - NOT_AVAILABLE);
-        assert!(memory / 4 * 5 <= available / 4 * 3, "{memory} of {available} bytes");
+        assert!(memory / 4 * 5 <= available, "{memory} of {available} bytes");
     }
 
     #[test]
     fn the_largest_file_is_the_last_that_fits() {
         for memory in [MIB, 5 * MIB + 7, 100 * MIB, 1000 * MIB] {
-            let limits = Limits { max_file: 64 * MIB, memory, connections: 1, timeout: Duration::ZERO };
+            let limits = Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
             let [raw, json] = limits.largest_files();
-            let needs = |file: usize| cost(file + files::OVERHEAD + 1);
+            let needs = |file: usize| limits.raw_cost(file + files::OVERHEAD + 1);
             assert!(needs(raw) <= memory && (raw == 64 * MIB || needs(raw + 1) > memory), "{limits:?}: {raw}");
             assert!(json <= raw && json > 0, "{limits:?}: {json}");
         }

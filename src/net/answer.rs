@@ -2,6 +2,7 @@
 
 use std::io;
 
+use formats::base64;
 use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response};
 
@@ -18,21 +19,87 @@ pub struct Answer {
     /// Other header fields.
     pub headers: Vec<(&'static str, String)>,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Content,
     /// The memory that the body holds until it is sent.
     pub held: Option<Reservation>,
 }
 
+/// An answer's body.
+pub enum Content {
+    /// As it is.
+    Bytes(Vec<u8>),
+    /// A JSON text with a file in it, whose base64 is written piece by piece while it is sent.
+    Base64 {
+        /// The JSON up to the file.
+        before: Vec<u8>,
+        /// The file.
+        data: Vec<u8>,
+        /// The JSON from the file on.
+        after: Vec<u8>,
+    },
+}
+
+/// Bytes of a file that are sent at once as base64; a multiple of three, since padding belongs to the end.
+const PIECE: usize = 48 << 10;
+
+impl Content {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Content::Bytes(bytes) => bytes.len(),
+            Content::Base64 { before, data, after } => before.len() + base64::encoded_len(data.len()) + after.len(),
+        }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Hands over all of it, behind `head`: what is small in one piece, since each is a system call.
+    ///
+    /// # Errors
+    /// Those of `send`.
+    pub fn send_behind(&self, head: Vec<u8>, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut piece = head;
+        match self {
+            Content::Bytes(bytes) if bytes.len() <= SMALL => piece.extend_from_slice(bytes),
+            Content::Bytes(bytes) => {
+                send(&piece)?;
+                return send(bytes);
+            }
+            Content::Base64 { before, data, after } => {
+                piece.extend_from_slice(before);
+                let mut pieces = data.chunks(PIECE).peekable();
+                while let Some(bytes) = pieces.next() {
+                    let start = piece.len();
+                    piece.resize(start + base64::encoded_len(bytes.len()), 0);
+                    base64::encode_into(bytes, &mut piece[start..]);
+                    if pieces.peek().is_some() {
+                        send(&piece)?;
+                        piece.clear();
+                    }
+                }
+                piece.extend_from_slice(after);
+            }
+        }
+        send(&piece)
+    }
+}
+
+/// Largest body that goes out in one piece with its head, in bytes.
+const SMALL: usize = 16 << 10;
+
 impl Answer {
     /// An answer in JSON.
     pub fn json(status: u16, value: &Value) -> Answer {
-        let body = value.to_string().into_bytes();
+        let body = Content::Bytes(value.to_string().into_bytes());
         Answer { route: "", status, content_type: "application/json", headers: Vec::new(), body, held: None }
     }
 
     /// A success in plain text.
     pub fn text(text: &str) -> Answer {
-        let (content_type, body) = ("text/plain", text.into());
+        let (content_type, body) = ("text/plain", Content::Bytes(text.into()));
         Answer { route: "", status: 200, content_type, headers: Vec::new(), body, held: None }
     }
 
@@ -62,7 +129,7 @@ mod tests {
     fn a_head_has_length_type_and_headers_and_says_whether_it_is_the_last() {
         let headers = vec![("Retry-After", "1".to_owned())];
         let answer =
-            Answer { route: "x", status: 503, content_type: "text/plain", headers, body: vec![0; 7], held: None };
+            Answer { route: "x", status: 503, content_type: "text/plain", headers, body: Content::Bytes(vec![0; 7]), held: None };
         for close in [false, true] {
             let head = String::from_utf8(answer.head(close)).unwrap();
             assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && head.ends_with("\r\n\r\n"), "{head}");

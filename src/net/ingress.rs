@@ -185,7 +185,13 @@ impl Waiting {
         let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
         let answer = self.ingress.service.refuse(error);
         let mut bytes = answer.head(true);
-        bytes.extend_from_slice(if head_only { &[] } else { &answer.body });
+        if !head_only {
+            // A Vec takes everything.
+            let _ = answer.body.send_behind(Vec::new(), |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            });
+        }
         self.ingress.service.answered(answer.route, answer.status, answer.body.len(), now - self.since);
         self.inbox = Vec::new();
         self.enter(State::closing(bytes), now);
@@ -379,15 +385,8 @@ impl Ingress {
         let keep = keep_alive && request.is_complete() && !self.stopping.load(Ordering::Acquire);
         let Answer { route, status, .. } = answer;
         let mut pace = Pace::from(Instant::now());
-        let mut head = answer.head(!keep);
-        let body = if head_only { &[] } else { &answer.body[..] };
-        // A small answer goes out in one piece.
-        let sent = if body.len() <= SMALL {
-            head.extend_from_slice(body);
-            connection.send(&head, &mut pace)
-        } else {
-            connection.send(&head, &mut pace).and_then(|()| connection.send(body, &mut pace))
-        };
+        let (head, send) = (answer.head(!keep), |bytes: &[u8]| connection.send(bytes, &mut pace));
+        let sent = if head_only { connection.send(&head, &mut pace) } else { answer.body.send_behind(head, send) };
         self.service.answered(route, status, answer.body.len(), start.elapsed());
         match sent {
             Ok(()) if keep => After::Keep,
@@ -421,9 +420,6 @@ impl Ingress {
         drop(in_flight);
     }
 }
-
-/// Largest body that goes out in one piece with its head, in bytes.
-const SMALL: usize = 16 << 10;
 
 /// What becomes of the connection after an exchange.
 enum After {

@@ -1,7 +1,7 @@
 //! The daemon's only kind of stream and of listener, over any transport: AF_VSOCK (vsock(7)) inside the enclave, TCP or
 //! a Unix socket on a development machine.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use formats::address::Address;
 use nix::sys::socket::{Backlog, listen};
+use nix::sys::uio::writev;
 use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// The host without the brackets of an IPv6 address.
@@ -134,6 +135,11 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         each!(Stream, self, s => s.write(buf))
+    }
+
+    /// In one system call, for any kind of stream: TLS has a record in each buffer.
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(writev(self, bufs)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -28,6 +28,8 @@ pub const MAX_ANSWER_HEAD: usize = 64 << 10;
 /// Most header fields of an answer.
 pub const MAX_ANSWER_FIELDS: usize = 128;
 
+/// Bytes that are read or written by one system call: four TLS records (RFC 8446, 5.1).
+const AT_ONCE: usize = 64 << 10;
 /// Most reads in a row that bring nothing but TLS' own records.
 const MAX_READS: usize = 1000;
 
@@ -102,6 +104,7 @@ enum Phase {
 pub struct TlsTransport {
     tls: ClientConnection,
     stream: Stream,
+    incoming: Incoming,
     buffers: LazyBuffers,
     phase: Phase,
     /// Whether an earlier request was answered on this connection.
@@ -140,8 +143,11 @@ impl TlsTransport {
     }
 
     /// A connection over a non-blocking stream.
-    fn new(tls: ClientConnection, stream: Stream) -> TlsTransport {
-        TlsTransport { tls, stream, buffers: buffers(), phase: Phase::Idle, served: false }
+    fn new(mut tls: ClientConnection, stream: Stream) -> TlsTransport {
+        // What is written at once is bounded by the buffer that it is written from.
+        tls.set_buffer_limit(None);
+        let incoming = Incoming::default();
+        TlsTransport { tls, stream, incoming, buffers: buffers(), phase: Phase::Idle, served: false }
     }
 
     /// Reads what has arrived, without waiting, up to the first plaintext. Returns whether more can come.
@@ -161,7 +167,7 @@ impl TlsTransport {
             if state.peer_has_closed() {
                 return Ok(false);
             }
-            match self.tls.read_tls(&mut self.stream) {
+            match self.tls.read_tls(&mut self.incoming.of(&mut self.stream)) {
                 Ok(0) => return Ok(false),
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(true),
@@ -222,6 +228,7 @@ impl TlsTransport {
             match (head.is_empty(), open) {
                 (true, true) => return Ok(()),
                 (true, false) => return Err(self.closed()),
+                (false, true) if self.incoming.has_more() => {}
                 (false, true) => drop(wait(&self.stream, PollFlags::POLLIN, deadline)?),
                 (false, false) => return Err(ErrorKind::UnexpectedEof.into()),
             }
@@ -277,7 +284,9 @@ impl TlsTransport {
             }
             // TLS itself may have something to send, such as a key update.
             let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            if wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
+            if (flags != PollFlags::POLLIN || !self.incoming.has_more())
+                && wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT)
+            {
                 match self.tls.write_tls(&mut self.stream) {
                     Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
                     _ => {}
@@ -285,6 +294,46 @@ impl TlsTransport {
             }
             open = self.take_in()?;
         }
+    }
+}
+
+/// What has been read of a stream and not yet been taken by TLS, which takes a few KiB at once.
+#[derive(Default)]
+struct Incoming {
+    bytes: Vec<u8>,
+    taken: usize,
+    read: usize,
+}
+
+impl Incoming {
+    /// The stream, read through this buffer.
+    fn of<'a>(&'a mut self, stream: &'a mut Stream) -> Buffered<'a> {
+        Buffered { buffer: self, stream }
+    }
+
+    /// Whether a read gets something at once, or likely does, since the last one filled the buffer.
+    fn has_more(&self) -> bool {
+        self.taken < self.read || (self.read > 0 && self.read == self.bytes.len())
+    }
+}
+
+struct Buffered<'a> {
+    buffer: &'a mut Incoming,
+    stream: &'a mut Stream,
+}
+
+impl Read for Buffered<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Incoming { bytes, taken, read } = &mut *self.buffer;
+        if taken == read {
+            bytes.resize(AT_ONCE, 0);
+            (*taken, *read) = (0, 0);
+            *read = self.stream.read(bytes)?;
+        }
+        let n = buf.len().min(*read - *taken);
+        buf[..n].copy_from_slice(&bytes[*taken..*taken + n]);
+        *taken += n;
+        Ok(n)
     }
 }
 
@@ -330,10 +379,9 @@ fn is_closed(e: &io::Error) -> bool {
     matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// Buffers for the longest head of an answer and a TLS record of a request (RFC 8446, 5.1). They take memory only when
-/// they are used.
+/// Buffers for the longest head of an answer and a piece of a request. They take memory only when they are used.
 fn buffers() -> LazyBuffers {
-    LazyBuffers::new(MAX_ANSWER_HEAD + 1, 16 << 10)
+    LazyBuffers::new(MAX_ANSWER_HEAD + 1, AT_ONCE)
 }
 
 fn protocol(tls: &ClientConnection) -> &'static str {
@@ -372,7 +420,9 @@ impl Transport for TlsTransport {
     /// files, so they are freed, which wipes them; the next request makes new ones.
     fn is_open(&mut self) -> bool {
         self.buffers = buffers();
-        self.is_quiet()
+        let quiet = self.is_quiet();
+        self.incoming = Incoming::default();
+        quiet
     }
 
     fn is_tls(&self) -> bool {

@@ -1,27 +1,29 @@
 //! The client of the watermark service. docs/FORMATS.md, "The watermark service", describes the protocol.
 
+mod answer;
 mod kind;
-mod wire;
+mod request;
 
 use std::fmt;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use formats::json;
 use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
 use log::{info, warn};
 use ureq::http::Response;
-use ureq::{Agent, Body, Error};
+use ureq::http::header::CONTENT_LENGTH;
+use ureq::{Agent, Body, Error, SendBody};
 
-use crate::memory::{NoMemory, ReadError, Reservation, read_all};
+use crate::memory::{FIXED_COST, NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
 use crate::net::tls_error;
 use crate::net::wait::ClientGone;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
-use wire::WireRequest;
+use answer::Original;
+use request::WireRequest;
 
 /// Most bytes that are read of a health check's answer, or of an answer that is not a success.
 const SHORT_ANSWER: u64 = 64 << 10;
@@ -30,20 +32,21 @@ const BUSY_FOR: u64 = 5;
 const BUSY_FOR_AT_MOST: u64 = 60;
 
 /// A file to be marked for a user.
-#[derive(Clone, Copy)]
 pub struct WatermarkRequest<'a> {
     /// The file's id, which the mark carries.
     pub file_id: &'a str,
     /// The user's id, which the mark carries.
     pub user_id: &'a str,
     /// The file.
-    pub data: &'a [u8],
+    pub data: Vec<u8>,
 }
 
 /// The service's success answer.
 pub struct WatermarkResponse {
     /// The marked file, or why the answer has none.
     pub watermarked_data: Result<Vec<u8>, Unmarked>,
+    /// The file as it was, if the caller keeps it.
+    pub file: Option<Vec<u8>>,
 }
 
 /// A success answer without a marked file.
@@ -73,6 +76,8 @@ pub struct Caller<'a> {
     pub store: &'a Store,
     /// The form of the call.
     pub form: WatermarkApi,
+    /// Whether the file is to be there still when the answer has come, and not only its hash.
+    pub keep_file: bool,
 }
 
 /// Why there is no marked file.
@@ -207,16 +212,19 @@ fn exchange(
     start: Instant,
     memory: &mut Reservation,
 ) -> Result<WatermarkResponse, WatermarkError> {
-    let WireRequest { json, sent } = WireRequest::new(caller.form, request, memory)?;
+    let wire = WireRequest::new(caller.form, &request);
+    let (length, sent) = (wire.len(), wire.sent);
     let post = |ready: &Ready, agent: &Agent| {
         let left = ready.mtls.limit.saturating_sub(start.elapsed());
         let post = agent.post(format!("{}/api/watermark", ready.service.url));
         let post = post.config().timeout_global(Some(left)).build();
-        post.content_type("application/json").send(&json[..])
+        let post = post.content_type("application/json").header(CONTENT_LENGTH, length);
+        post.send(SendBody::from_reader(&mut wire.reader()))
     };
     let mut response = with_repeat(caller.ready, caller.store, post)?;
-    let limit = json.len().saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
-    drop(json);
+    let limit = length.saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
+    // The service has all of the file now, and its answer takes the file's place.
+    let original = Original::of(request.data, sent, caller.keep_file);
     if !response.status().is_success() {
         // Read to its end, if that is near, so that the connection can be reused.
         let _ = response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec();
@@ -224,12 +232,10 @@ fn exchange(
             response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
         return Err(refused(response.status().as_u16(), retry_after));
     }
-    // Besides the answer there is the file, and then the marked file.
-    let file = request.data.len();
-    let answer = read_answer(&mut response, limit, memory, |n| file.saturating_add(n.saturating_mul(2)))?;
-    memory.cover(file.saturating_add(json::cost(&answer)))?;
-    wire::marked(caller.form, sent, request.data, &answer)
-        .map(|watermarked_data| WatermarkResponse { watermarked_data })
+    let held = original.held() + FIXED_COST;
+    let answer = read_answer(&mut response, limit, memory, |n| held.saturating_add(n))?;
+    let watermarked_data = answer::marked(caller.form, &original, answer)?;
+    Ok(WatermarkResponse { watermarked_data, file: original.into_file() })
 }
 
 fn read_answer(

@@ -5,7 +5,7 @@ use std::fs;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use teemarkd::settings::three_fifths;
+use teemarkd::settings::memory_for_requests;
 
 use crate::scripted::{Scripted, Step};
 use crate::*;
@@ -20,7 +20,7 @@ const NOT_AVAILABLE: usize = 48 * MIB;
 fn memory() -> usize {
     let script = fs::read_to_string(repository().join("host/deploy/run-enclave.sh")).unwrap();
     let (_, rest) = script.split_once("${ENCLAVE_MEMORY:-").unwrap();
-    three_fifths(rest.split_once('}').unwrap().0.parse::<usize>().unwrap() * MIB - NOT_AVAILABLE)
+    memory_for_requests(rest.split_once('}').unwrap().0.parse::<usize>().unwrap() * MIB - NOT_AVAILABLE)
 }
 
 /// A service that answers every request with these bytes as the marked file.

@@ -200,7 +200,7 @@ impl Enclave {
                 None => file,
                 Some(key) => {
                     let ephemeral = PrivateKey::new(Box::new([7; 32]));
-                    reply::seal(&file, about, key, &ephemeral).unwrap()
+                    reply::seal(file, about, key, &ephemeral).unwrap()
                 }
             };
             let statement = Statement {
