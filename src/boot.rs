@@ -49,8 +49,7 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(settings: &Settings) -> Result<(), BootError> {
-    let signals = hold_signals()?;
+pub fn run(settings: &Settings, signals: &SigSet) -> Result<(), BootError> {
     keep_memory_private()?;
     warn_of_unknown_settings();
 
@@ -96,8 +95,11 @@ fn allow_list(file: &Path) -> Result<AllowList, BootError> {
     AllowList::parse(&name, &text).map_err(cannot("allow list"))
 }
 
-/// Blocks SIGTERM and SIGINT in every thread, so that [`run`] can wait for them.
-fn hold_signals() -> Result<SigSet, BootError> {
+/// Blocks SIGTERM and SIGINT in this thread and in those that it starts, so that [`run`] can wait for them.
+///
+/// # Errors
+/// The system's.
+pub fn block_signals() -> Result<SigSet, BootError> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(cannot("blocking signals"))?;
     Ok(signals)

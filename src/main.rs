@@ -61,11 +61,13 @@ fn act() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    // Before the log starts its thread, which would take a signal otherwise.
+    let signals = boot::block_signals();
     start_log();
     info!("teemarkd {} starts", env!("CARGO_PKG_VERSION"));
     let ran = Settings::read(|name| env::var_os(name))
         .map_err(|e| e.to_string())
-        .and_then(|settings| boot::run(&settings).map_err(|e| e.to_string()));
+        .and_then(|settings| signals.and_then(|signals| boot::run(&settings, &signals)).map_err(|e| e.to_string()));
     ended(ran)
 }
 

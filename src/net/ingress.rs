@@ -218,6 +218,11 @@ impl Waiting {
             Ok(None) => Turn::GoOn,
             Ok(Some((head, length))) => {
                 self.inbox.drain(..length);
+                if self.has_place_for(&head) {
+                    return self.hand_over(head, now);
+                }
+                // It counts as waiting before it looks again: a place that becomes free wakes the loop only if a request
+                // waits. One that finds a place at once never counts, since silent uploads give way to those that wait.
                 self.enter(State::Queued(head), now);
                 let turn = self.dispatch(now);
                 let waits = is_new && matches!(self.state, State::Queued(_));
@@ -233,13 +238,24 @@ impl Waiting {
         }
     }
 
-    /// Hands a complete request to a thread, if one is free; the connection then leaves the loop.
+    /// Hands a request that waits to a thread, if one is free.
     fn dispatch(&mut self, now: Instant) -> Turn {
-        let State::Queued(head) = &self.state else { return Turn::GoOn };
-        if !self.ingress.workers.has_place(if head.body.is_done() { PLACES_WITHOUT_BODY } else { 0 }) {
-            return Turn::GoOn;
+        match &self.state {
+            State::Queued(head) if self.has_place_for(head) => match self.enter(State::Unread, now) {
+                State::Queued(head) => self.hand_over(head, now),
+                _ => Turn::GoOn,
+            },
+            _ => Turn::GoOn,
         }
-        let State::Queued(head) = self.enter(State::Unread, now) else { return Turn::GoOn };
+    }
+
+    fn has_place_for(&self, head: &RequestHead) -> bool {
+        self.ingress.workers.has_place(if head.body.is_done() { PLACES_WITHOUT_BODY } else { 0 })
+    }
+
+    /// Hands a complete request to a thread; the connection leaves the loop.
+    fn hand_over(&mut self, head: RequestHead, now: Instant) -> Turn {
+        self.enter(State::Unread, now);
         let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
         let (ingress, in_flight) = (self.ingress.clone(), self.ingress.waker.in_flight());
         if self.ingress.workers.run(Box::new(move || ingress.serve(connection, head, in_flight))).is_err() {

@@ -30,7 +30,7 @@ impl Image {
     /// # Errors
     /// The build failed; what it said went to standard error.
     pub fn build(folder: &Path, name: &str, arguments: &[&OsStr]) -> Result<Image> {
-        let mut command = Command::new(crate::repository().join("image/build.sh"));
+        let mut command = Command::new(crate::workspace::repository().join("image/build.sh"));
         command.args(["--name", name, "--output"]).arg(folder).args(arguments);
         // Standard output has sizes and PCRs, which nobody needs here.
         let status = command.stdout(Stdio::null()).status().with_context(|| format!("{command:?} cannot be run"))?;

@@ -53,7 +53,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| file.display().to_string())
 }
 
-/// Installs the scripts of host/deploy in [`DEPLOY`], and a stand-in for nitro-cli that tells them of the one enclave.
+/// Installs the scripts of host/deploy in /opt/teemark, and a stand-in for nitro-cli that tells them of the one enclave.
 ///
 /// # Errors
 /// As [`Parent::unpack`].

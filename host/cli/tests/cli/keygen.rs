@@ -237,8 +237,8 @@ fn a_key_that_was_made_for_another_use_is_refused_by_name_and_one_that_does_not_
     }
     let grant = |key| ["grant", "--key", key, "--file-id", "f", "--user-id", "u", "--audience", "a"];
     let told = fails(2, &place.teemark(&grant("operator.key")));
-    let words = "it is an operator's key (keygen --for operator), and a key to sign grants with (keygen --for grants) is \
-                 wanted here";
+    let words = "it is an operator's key (keygen --for operator), but a key to sign grants with (keygen --for grants) is \
+                 needed here";
     assert!(told.contains("--key operator.key") && told.contains(words), "{told}");
     let told = fails(2, &place.teemark(&["keygen", "--for", "operator", "--public", "grants.key"]));
     assert!(told.contains("it is a key to sign grants with") && told.contains("--public grants.key"), "{told}");

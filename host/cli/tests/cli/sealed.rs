@@ -160,7 +160,7 @@ fn what_is_in_force_is_told_whatever_the_answer_said() {
     assert!(!stdout(&output).contains("confirmed"));
 
     for (answer, words) in [
-        (refused, "so the refusal was of a second attempt, or somebody on the way made it up"),
+        (refused, "the refusal answered a second attempt, or somebody on the way made it up"),
         ("", "the answer was lost, or somebody on the way withholds it: "),
         ("no JSON", "the answer was lost, or somebody on the way withholds it: what answered at"),
     ] {

@@ -99,12 +99,12 @@ fn an_answer_that_is_not_sealed_though_it_should_be_is_refused() {
     let place = Place::new();
     for headers in ["", "Teemark-Sealed: false\r\n", "Teemark-Sealed: true\r\nTeemark-Sealed: true\r\n"] {
         let output = decrypt_answer(&place, Reply::After(answer("200 OK", headers, "marked")), &["--seal"]);
-        writes_nothing(&place, 2, &output, "the answer is not sealed, though");
+        writes_nothing(&place, 2, &output, "the answer is not sealed, although");
     }
     let (enclave, options) = (Enclave::new(), ["--seal", "--reply-key", "alice.key"]);
     with_reply_key(&place);
     let reply = enclave.gives(b"marked", ABOUT, |signed| signed.sealed = false);
-    writes_nothing(&place, 2, &decrypt_answer(&place, reply, &options), "the answer is not sealed, though");
+    writes_nothing(&place, 2, &decrypt_answer(&place, reply, &options), "the answer is not sealed, although");
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn the_answer_to_another_request_of_the_same_file_and_user_is_refused() {
     // Answers that the parent may have kept: for another encrypted file with this id, and a sealed one for an open request.
     for statement in [statement(b"an older file"), Statement { sealed: true, ..statement(b"encrypted") }] {
         let signed = Signed { sealed: false, ..enclave.sign(b"of another request".into(), statement) };
-        writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), "or another request");
+        writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), "another request or another time");
     }
 }
 
@@ -298,7 +298,7 @@ fn an_answer_that_was_signed_more_than_five_minutes_from_now_is_refused() {
     let enclave = Enclave::new();
     let place = enclave.place();
     let minutes = |n: i64| now_ms().saturating_add_signed(n * 60_000);
-    for (timestamp, words) in [(minutes(-6), "sends an old one again"), (minutes(6), "clock")] {
+    for (timestamp, words) in [(minutes(-6), "replays an old answer"), (minutes(6), "clock")] {
         let statement = Statement { timestamp_ms: timestamp, ..statement(b"encrypted") };
         let signed = enclave.sign(b"marked".into(), statement);
         writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), words);
@@ -333,6 +333,6 @@ fn options_that_count_only_with_another_are_refused_without_it() {
         &place,
         2,
         &output,
-        "--reply-key operator.key: the key file operator.key: it is an operator's key (keygen --for operator), and a key for replies",
+        "--reply-key operator.key: the key file operator.key: it is an operator's key (keygen --for operator), but a key for replies",
     );
 }
