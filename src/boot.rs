@@ -16,6 +16,7 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
@@ -45,11 +46,11 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
     move |e| BootError(format!("{what}: {e}"))
 }
 
-/// Runs the daemon until SIGTERM or SIGINT, and ends it cleanly.
+/// Runs the daemon until SIGTERM or SIGINT, and ends it cleanly. `allocator` is the program's own.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(settings: &Settings) -> Result<(), BootError> {
+pub fn run(settings: &Settings, allocator: &'static Allocator) -> Result<(), BootError> {
     let signals = hold_signals()?;
     keep_memory_private()?;
     name_unknown_settings();
@@ -71,7 +72,7 @@ pub fn run(settings: &Settings) -> Result<(), BootError> {
     let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
     let stopping = Arc::new(AtomicBool::new(false));
     let listeners = Listeners { public, admin, secrets };
-    let event_loop = serve(settings, &allowed, &api, listeners, &stopping)?;
+    let event_loop = serve(settings, &allowed, &api, listeners, &stopping, allocator)?;
 
     match store.now().missing()[..] {
         [] => info!("ready"),
@@ -229,6 +230,8 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
 
 /// How often what ends by itself is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often memory is given back that nobody needed meanwhile: all of it, in twice this time after a load.
+const TRIM_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the daemon listens on.
 struct Listeners {
@@ -237,14 +240,15 @@ struct Listeners {
     secrets: Listener,
 }
 
-/// Starts the event loop with all that waits in it: clients, senders of bundles, the forwarders' peers, and the look at
-/// the certificate.
+/// Starts the event loop with all that waits in it: clients, senders of bundles, the forwarders' peers, the look at the
+/// certificate, and the giving back of memory.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
     api: &Arc<Api>,
     Listeners { public, admin, secrets }: Listeners,
     stopping: &Arc<AtomicBool>,
+    allocator: &'static Allocator,
 ) -> Result<Handle, BootError> {
     let cannot = || cannot("event loop");
     let limit = api.limits.connections;
@@ -264,5 +268,6 @@ fn serve(
     }
     let store = api.store.clone();
     event_loop.every(LOOK_INTERVAL, move || store.look_at_certificate(Utc::now()));
+    event_loop.every(TRIM_INTERVAL, || allocator.trim());
     event_loop.start().map_err(cannot())
 }
