@@ -16,6 +16,7 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
@@ -45,11 +46,11 @@ fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> BootErr
     move |e| BootError(format!("{what}: {e}"))
 }
 
-/// Runs the daemon until SIGTERM or SIGINT, and ends it cleanly.
+/// Runs the daemon until SIGTERM or SIGINT, and ends it cleanly. `allocator` is the program's own.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(settings: &Settings, signals: &SigSet) -> Result<(), BootError> {
+pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator) -> Result<(), BootError> {
     keep_memory_private()?;
     warn_of_unknown_settings();
 
@@ -70,7 +71,7 @@ pub fn run(settings: &Settings, signals: &SigSet) -> Result<(), BootError> {
     let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
     let stopping = Arc::new(AtomicBool::new(false));
     let listeners = Listeners { public, admin, secrets };
-    let event_loop = serve(settings, &allowed, &api, listeners, &stopping)?;
+    let event_loop = serve(settings, &allowed, &api, listeners, &stopping, allocator)?;
 
     match store.now().missing()[..] {
         [] => info!("ready"),
@@ -233,6 +234,8 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
 
 /// How often the client certificate's dates are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often memory is returned that was not needed since the last time: all of it, by twice this time after a load.
+const TRIM_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The daemon's listeners.
 struct Listeners {
@@ -241,14 +244,15 @@ struct Listeners {
     secrets: Listener,
 }
 
-/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, and the
-/// check of the client certificate.
+/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the check
+/// of the client certificate, and the return of memory.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
     api: &Arc<Api>,
     Listeners { public, admin, secrets }: Listeners,
     stopping: &Arc<AtomicBool>,
+    allocator: &'static Allocator,
 ) -> Result<Handle, BootError> {
     let cannot = || cannot("event loop");
     let limit = api.limits.connections;
@@ -268,5 +272,6 @@ fn serve(
     }
     let store = api.store.clone();
     event_loop.every(CHECK_INTERVAL, move || store.check_certificate(Utc::now()));
+    event_loop.every(TRIM_INTERVAL, || allocator.trim());
     event_loop.start().map_err(cannot())
 }

@@ -11,16 +11,16 @@ use env_logger::Target;
 use formats::items::CERTIFICATES;
 use formats::time::Utc;
 use log::{LevelFilter, error, info};
+use teemarkd::allocator::Allocator;
 use teemarkd::boot;
 use teemarkd::logging::Queue;
 use teemarkd::secrets::bundle::bundle_of_environment;
 use teemarkd::secrets::store::Store;
 use teemarkd::settings::Settings;
-use zeroizing_alloc::ZeroAlloc;
 
 /// Wipes every block of memory before it is freed: keys, plaintext, and every copy that a library made of them.
 #[global_allocator]
-static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
+static ALLOCATOR: Allocator = Allocator::new();
 
 const USAGE: &str = "\
 teemarkd: decrypts files inside an enclave and has them watermarked
@@ -67,7 +67,7 @@ fn run() -> ExitCode {
     info!("teemarkd {} starts", env!("CARGO_PKG_VERSION"));
     let ran = Settings::read(|name| env::var_os(name))
         .map_err(|e| e.to_string())
-        .and_then(|settings| signals.and_then(|signals| boot::run(&settings, &signals)).map_err(|e| e.to_string()));
+        .and_then(|settings| signals.and_then(|signals| boot::run(&settings, &signals, &ALLOCATOR)).map_err(|e| e.to_string()));
     ended(ran)
 }
 

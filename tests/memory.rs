@@ -252,3 +252,24 @@ fn clients_that_break_off_in_the_middle_of_a_large_file_leave_nothing_behind() {
     all_memory_comes_back(&daemon);
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a small file"), "f", "u").status, 200);
 }
+
+#[test]
+fn what_a_load_took_of_memory_is_given_back_when_it_is_over() {
+    const MOST_LEFT_KIB: u64 = 2 * 1024;
+    if std::env::var_os("TEEMARKD").is_none() {
+        let reason = "glibc keeps what it was given back; set TEEMARKD to a static build, as `make test` does";
+        return not_run("what a load leaves in memory", reason);
+    }
+    let (_service, daemon) = start(&[]);
+    let before = daemon.process.memory("VmRSS");
+    for file in [64 << 10, MIB].map(|length| encrypt(&KEY, &vec![b'x'; length])) {
+        let answers = storm(daemon.public, &raw_head(file.len()), &file);
+        assert_eq!(nobody_is_lost(&answers), CLIENTS);
+    }
+    let loaded = daemon.process.memory("VmRSS");
+    let after = wait_for("the memory that the load took", || {
+        Some(daemon.process.memory("VmRSS")).filter(|kib| *kib <= before + MOST_LEFT_KIB)
+    });
+    println!("resident: {before} KiB before a load, {loaded} after it, {after} once it was over");
+    all_memory_comes_back(&daemon);
+}
