@@ -50,7 +50,7 @@ fn a_parent_that_asks_for_an_unsealed_answer_is_noticed() {
     scene.has_nothing(
         2,
         &scene.decrypt(&endpoint, &["--grant", "grant", "--seal"]),
-        "the answer is not sealed, though",
+        "the answer is not sealed, although",
     );
 }
 
