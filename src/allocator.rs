@@ -43,7 +43,7 @@ pub const MOST_KEPT: usize = 8 << 20;
 /// The largest block, in bytes, that the system's allocator is left to handle by itself.
 const SMALL: usize = 2560;
 /// The largest block, in bytes, that may be kept. A larger one is mapped for itself.
-const LARGEST: usize = 4 << 20;
+pub(crate) const LARGEST: usize = 4 << 20;
 /// The alignment, in bytes, of a block that may be kept: malloc's on 64-bit machines.
 const ALIGN: usize = 16;
 /// The alignment, in bytes, of a mapping: the smallest page of any machine.

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::allocator::LARGEST;
+
 /// What a request holds besides its file: its connections' buffers, a thread's stack, in bytes.
 pub const FIXED_COST: usize = 256 << 10;
 /// How long a request waits for memory.
@@ -332,8 +334,14 @@ pub enum ReadError {
     Io(io::Error),
 }
 
-/// Reads to the end, `limit` bytes at most, and makes the reservation cover `cost` of what the buffers take before they
-/// do. A known length takes one buffer; else there are two while the buffer grows.
+/// Bytes of memory that a buffer takes while it grows. A small one is copied, so that there are two for a moment; a
+/// larger one is a mapping of its own, which grows as it is (see [`crate::allocator`]).
+pub fn while_growing(from: usize, to: usize) -> usize {
+    if from > LARGEST { to } else { from.saturating_add(to) }
+}
+
+/// Reads to the end, `limit` bytes at most, and makes the reservation cover `cost` of what the buffer takes before it
+/// does. A known length takes a buffer that need not grow.
 ///
 /// # Errors
 /// See [`ReadError`].
@@ -351,7 +359,7 @@ pub fn read_all(
     let mut bytes = Vec::new();
     let mut room = known.unwrap_or(FIRST).min(limit) + 1;
     loop {
-        reservation.cover(cost(room + bytes.capacity())).map_err(ReadError::NoMemory)?;
+        reservation.cover(cost(while_growing(bytes.capacity(), room))).map_err(ReadError::NoMemory)?;
         bytes.reserve_exact(room - bytes.len());
         reader.by_ref().take((room - bytes.len()) as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
         match bytes.len() {

@@ -15,7 +15,7 @@ use super::context::Api;
 use super::error::ApiError;
 use super::forms::{Form, Given};
 use super::permit::{Asked, Covered, Permit};
-use crate::memory::{FIXED_COST, Reservation};
+use crate::memory::{FIXED_COST, Reservation, while_growing};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
@@ -127,7 +127,7 @@ impl Marked<'_> {
                 let ephemeral = PrivateKey::random().map_err(|_| ApiError::Internal)?;
                 let room = reply::sealed_len(data.len());
                 if room > data.capacity() {
-                    memory.cover(data.capacity().saturating_add(room).saturating_add(FIXED_COST))?;
+                    memory.cover(while_growing(data.capacity(), room).saturating_add(FIXED_COST))?;
                 }
                 reply::seal(data, about, key, &ephemeral).map_err(|_| ApiError::Internal)?
             }

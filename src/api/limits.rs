@@ -25,7 +25,7 @@ pub struct Limits {
     pub memory: usize,
     /// Most connections of a listener, and most requests in flight.
     pub connections: usize,
-    /// Time limit of one call of the watermark service.
+    /// Time limit of one call of the watermark service, but for a second for each MiB of the file.
     pub timeout: Duration,
 }
 
@@ -145,7 +145,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Budget;
+    use crate::memory::{Budget, while_growing};
     use crate::settings::memory_for_requests;
 
     const MIB: usize = 1 << 20;
@@ -164,8 +164,14 @@ mod tests {
 
     /// The settings of the image as it is shipped.
     fn shipped() -> Settings {
+        shipped_but_for(&[])
+    }
+
+    /// The same with other values of these.
+    fn shipped_but_for(settings: &[(&str, &str)]) -> Settings {
         let lines = include_str!("../../image/teemark.env").lines().filter(|line| !line.starts_with('#'));
-        let set: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+        let shipped = lines.filter_map(|line| line.split_once('='));
+        let set: Vec<_> = settings.iter().copied().chain(shipped).collect();
         let memory = memory_for_requests(memory_of_an_enclave() - NOT_AVAILABLE).to_string();
         Settings::read(|name| match set.iter().find(|(n, _)| *n == name) {
             Some((_, value)) => Some(value.into()),
@@ -186,6 +192,18 @@ mod tests {
     }
 
     #[test]
+    fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_200_mib() {
+        let limits = Limits::new(&shipped_but_for(&[("TEEMARK_MAX_FILE", "200MiB")]), 256);
+        assert_eq!(limits.largest_files(), [200 * MIB; 2], "{limits:?}");
+        // While a body arrives, its buffer grows: admission must not count more than the whole will need.
+        let budget = Budget::new(limits.memory, 1);
+        for most in [limits.raw_body().bytes, limits.json_body().bytes] {
+            let growing = while_growing(most.next_power_of_two() / 2, most);
+            assert!(budget.open().cover(growing + FIXED_COST).is_ok(), "{growing} bytes of {limits:?}");
+        }
+    }
+
+    #[test]
     fn admission_leaves_the_enclave_room_for_everything_else() {
         // The daemon's peak is five quarters of TEEMARK_MEMORY (SPECIFICATION.md).
         let (memory, available) = (shipped().memory, memory_of_an_enclave() - NOT_AVAILABLE);
@@ -195,7 +213,8 @@ mod tests {
     #[test]
     fn the_largest_file_is_the_last_that_fits() {
         for memory in [MIB, 5 * MIB + 7, 100 * MIB, 1000 * MIB] {
-            let limits = Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
+            let limits =
+                Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
             let [raw, json] = limits.largest_files();
             let needs = |file: usize| limits.raw_cost(file + files::OVERHEAD + 1);
             assert!(needs(raw) <= memory && (raw == 64 * MIB || needs(raw + 1) > memory), "{limits:?}: {raw}");

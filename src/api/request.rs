@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 use super::limits::{BodyLimit, TooLarge};
-use crate::memory::{Reservation, SILENCE};
+use crate::memory::{Reservation, SILENCE, while_growing};
 use crate::net::request::{Progress, Request};
 
 /// Longest file id and user id, in bytes.
@@ -128,9 +128,8 @@ pub(crate) fn body(
     memory.receiving(Instant::now());
     loop {
         if bytes.len() == bytes.capacity() {
-            // While the buffer grows, the old one exists too.
             let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
-            request.pause(memory.cover(cost(0).saturating_add(room + bytes.len()))?);
+            request.pause(memory.cover(cost(0).saturating_add(while_growing(bytes.len(), room)))?);
             memory.receiving(request.last_content());
             bytes.reserve_exact(room - bytes.len());
         }
