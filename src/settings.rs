@@ -44,7 +44,7 @@ pub struct Settings {
     pub allow_unwatermarked: bool,
     /// How the watermark service is called.
     pub watermark_api: WatermarkApi,
-    /// Time limit of one call of the watermark service; 1 s to 1 h.
+    /// Time limit of one call of the watermark service, but for a second for each MiB of the file; 1 s to 1 h.
     pub timeout: Duration,
     /// How long an idle connection to the service may be reused; 1 s to 1 h. It should be shorter than the service
     /// keeps it, or a call may find it closed. The shortest defaults of servers are 2 s (gunicorn) and 5 s (Node.js,

@@ -131,9 +131,9 @@ impl Identity {
         Part::ALL.iter().try_for_each(|part| fs::rename(new(part.file()), folder.join(part.file())))
     }
 
-    /// The client of the watermark service under this identity. `limit` bounds a whole call; idle connections are kept
+    /// The client of the watermark service under this identity. `timeout` is TEEMARK_TIMEOUT; idle connections are kept
     /// for `keepalive`.
-    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, limit: Duration, keepalive: Duration) -> MutualTls {
+    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, timeout: Duration, keepalive: Duration) -> MutualTls {
         let agent = |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -145,13 +145,13 @@ impl Identity {
                 .max_idle_age(keepalive)
                 .max_response_header_size(MAX_ANSWER_HEAD)
                 .timeout_connect(Some(CONNECT_LIMIT))
-                .timeout_global(Some(limit))
+                .timeout_global(Some(timeout))
                 .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))
                 .build();
             let egress = Egress { allowed: allowed.clone(), route, tls: self.config.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
-        MutualTls { pooled: agent(POOLED), fresh: agent(0), limit }
+        MutualTls { pooled: agent(POOLED), fresh: agent(0), timeout }
     }
 }
 
@@ -162,8 +162,8 @@ pub struct MutualTls {
     pub pooled: Agent,
     /// Opens a new connection each time: for the one retry after a pooled connection proved stale.
     pub fresh: Agent,
-    /// Time limit of a whole call.
-    pub limit: Duration,
+    /// TEEMARK_TIMEOUT.
+    pub timeout: Duration,
 }
 
 /// The certificates of ca_cert as trust anchors.

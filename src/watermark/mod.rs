@@ -214,15 +214,16 @@ fn exchange(
 ) -> Result<WatermarkResponse, WatermarkError> {
     let wire = WireRequest::new(caller.form, &request);
     let (length, sent) = (wire.len(), wire.sent);
+    let limit = |ready: &Ready| time_limit(ready.mtls.timeout, request.data.len());
     let post = |ready: &Ready, agent: &Agent| {
-        let left = ready.mtls.limit.saturating_sub(start.elapsed());
+        let left = limit(ready).saturating_sub(start.elapsed());
         let post = agent.post(format!("{}/api/watermark", ready.service.url));
         let post = post.config().timeout_global(Some(left)).build();
         let post = post.content_type("application/json").header(CONTENT_LENGTH, length);
         post.send(SendBody::from_reader(&mut wire.reader()))
     };
     let mut response = with_repeat(caller.ready, caller.store, post)?;
-    let limit = length.saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
+    let most = length.saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
     // The service has all of the file now, and its answer takes the file's place.
     let original = Original::of(request.data, sent, caller.keep_file);
     if !response.status().is_success() {
@@ -233,9 +234,14 @@ fn exchange(
         return Err(refused(response.status().as_u16(), retry_after));
     }
     let held = original.held() + FIXED_COST;
-    let answer = read_answer(&mut response, limit, memory, |n| held.saturating_add(n))?;
+    let answer = read_answer(&mut response, most, memory, |n| held.saturating_add(n))?;
     let watermarked_data = answer::marked(caller.form, &original, answer)?;
     Ok(WatermarkResponse { watermarked_data, file: original.into_file() })
+}
+
+/// Longest call for a file of this many bytes: TEEMARK_TIMEOUT, and a second for each MiB.
+fn time_limit(timeout: Duration, bytes: usize) -> Duration {
+    timeout + Duration::from_secs((bytes >> 20) as u64)
 }
 
 fn read_answer(
@@ -321,6 +327,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_call_may_take_a_second_longer_for_each_mib_of_the_file() {
+        let seconds = |timeout, bytes| time_limit(Duration::from_secs(timeout), bytes).as_secs();
+        for (bytes, limit) in [(0, 30), ((1 << 20) - 1, 30), (1 << 20, 31), (64 << 20, 94), (200 << 20, 230)] {
+            assert_eq!(seconds(30, bytes), limit, "{bytes} bytes");
+        }
+        assert_eq!(seconds(3600, 1 << 30), 3600 + 1024);
     }
 
     #[test]
