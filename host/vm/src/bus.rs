@@ -60,6 +60,14 @@ impl Bus {
         self.switch.tap.streams()
     }
 
+    /// Takes the connections of the machine with this CID to a port of this machine, which is CID 2 to it.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn listen(&self, cid: u32, port: u32, take: impl Fn(UnixStream) + Send + 'static) -> io::Result<()> {
+        self.switch.listen(cid, port, take)
+    }
+
     /// Connects from this machine to ports of the machine with this CID.
     pub fn dialer(&self, cid: u32) -> Dialer {
         Dialer { cid, switch: self.switch.clone() }

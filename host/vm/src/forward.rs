@@ -1,4 +1,4 @@
-//! Forwards ports of this machine to vsock ports of the parent, as if this machine were in the parent's network.
+//! Forwards ports between this machine and the parent, as if this machine were in the parent's network.
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use crate::bus::Dialer;
+use crate::bus::{Bus, Dialer, PARENT_CID};
 use anyhow::{Context, Result};
 
 /// Longest time without a byte before a connection is closed.
@@ -25,14 +25,26 @@ pub fn forward(name: &str, port: u16, dialer: Dialer, to: u32) -> Result<SocketA
         for client in listener.incoming().flatten() {
             let dialer = dialer.clone();
             // Like socat it hangs up if it cannot connect.
-            thread::spawn(move || carry(client, &dialer, to));
+            thread::spawn(move || carry(client, dialer.connect(to, IDLE)?));
         }
     })?;
     Ok(address)
 }
 
-fn carry(client: TcpStream, dialer: &Dialer, to: u32) -> io::Result<()> {
-    let server = dialer.connect(to, IDLE)?;
+/// Carries each connection of the parent to vsock port `port` of this machine, CID 2, to `target`.
+///
+/// # Errors
+/// No thread can be started.
+pub fn backward(bus: &Bus, port: u32, target: SocketAddr) -> io::Result<()> {
+    bus.listen(PARENT_CID, port, move |from_parent| {
+        thread::spawn(move || {
+            from_parent.set_read_timeout(Some(IDLE))?;
+            carry(TcpStream::connect(target)?, from_parent)
+        });
+    })
+}
+
+fn carry(client: TcpStream, server: UnixStream) -> io::Result<()> {
     client.set_read_timeout(Some(IDLE))?;
     let (client_there, server_there) = (client.try_clone()?, server.try_clone()?);
     let there = thread::spawn(move || copy_out(&client_there, &server_there));

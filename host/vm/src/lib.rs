@@ -20,6 +20,7 @@ pub mod parent;
 mod parent_ramdisk;
 mod process;
 pub mod qemu;
+mod service;
 mod switch;
 mod workspace;
 
@@ -30,5 +31,6 @@ pub use image::Image;
 pub use machine::BOOT;
 pub use parent::Parent;
 pub use process::run;
+pub use service::Service;
 pub use teemark_image::ramdisk::Entry;
 pub use workspace::{program, repository};

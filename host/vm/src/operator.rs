@@ -94,7 +94,15 @@ pub fn start_service(parent: &Parent) -> Result<()> {
 /// # Errors
 /// As [`Parent::start`].
 pub fn start_proxy(parent: &Parent) -> Result<()> {
-    parent.start("proxy", "socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr TCP:127.0.0.1:8080", "listening on")
+    start_proxy_to(parent, "TCP:127.0.0.1:8080")
+}
+
+/// The same to a service elsewhere, which is a socat address on the parent.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn start_proxy_to(parent: &Parent, service: &str) -> Result<()> {
+    parent.start("proxy", &format!("socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr {service}"), "listening on")
 }
 
 /// Ends the proxy and every connection through it.

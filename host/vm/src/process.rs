@@ -1,7 +1,7 @@
 //! Runs programs of this machine: some until their owner is dropped, others until they end by themselves.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,11 @@ impl Process {
     /// Takes its standard input, if that is a pipe.
     pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
         self.0.stdin.take()
+    }
+
+    /// Takes its standard output, if that is a pipe.
+    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
     }
 
     /// Ends it.

@@ -1,4 +1,5 @@
-//! This machine's end of the switch, CID 2: it connects to guests' ports, and guests cannot connect to it.
+//! This machine's end of the switch, CID 2: it connects to guests' ports, and a guest connects to the ports that are
+//! listened on for it.
 //!
 //! Each connection is a pair of Unix sockets. The caller gets the near one; two threads carry bytes between the far one
 //! and the guest by virtio-vsock's credit: neither side sends more than the other's buffer can still hold.
@@ -29,6 +30,8 @@ const FIRST_PORT: u32 = 1 << 30;
 pub(crate) struct Host {
     connections: Mutex<HashMap<(Place, u32), Arc<Connection>>>,
     ports: AtomicU32,
+    /// Takes the requests of a guest for a port of this machine.
+    listeners: Mutex<HashMap<(u64, u32), Sender<Packet>>>,
 }
 
 struct Connection {
@@ -69,7 +72,8 @@ impl Host {
     pub(crate) fn receive(&self, packet: &Packet) -> Option<Packet> {
         let key = (packet.from, packet.to.port);
         let Some(connection) = self.connections().get(&key).cloned() else {
-            return (packet.op != op::RST).then(|| packet.refusal());
+            let listened_on = packet.op == op::REQUEST && self.ask(packet);
+            return (!listened_on && packet.op != op::RST).then(|| packet.refusal());
         };
         let mut state = connection.state();
         (state.taken, state.buffer) = (Wrapping(packet.taken), packet.buffer);
@@ -100,6 +104,16 @@ impl Host {
         }
         connection.changed.notify_all();
         answer
+    }
+
+    /// Hands a guest's request for a connection to the listener of its port, if there is one.
+    fn ask(&self, packet: &Packet) -> bool {
+        let listeners = self.listeners();
+        listeners.get(&(packet.from.cid, packet.to.port)).is_some_and(|asked| asked.send(packet.clone()).is_ok())
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, HashMap<(u64, u32), Sender<Packet>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends every connection to a guest that has ended.
@@ -156,13 +170,57 @@ impl Connection {
 
 /// See [`Switch::connect`].
 pub(crate) fn connect(switch: &Arc<Switch>, guest: Place, limit: Duration) -> io::Result<UnixStream> {
-    let (near, far) = UnixStream::pair()?;
     let (inward, arriving) = mpsc::channel();
     let port = FIRST_PORT + switch.host.ports.fetch_add(1, Ordering::Relaxed);
     let connection = Arc::new(Connection::asked(guest, port, inward));
     switch.host.connections().insert((guest, port), connection.clone());
     wait_for_answer(switch, &connection, limit)?;
+    carry(switch, connection, arriving)
+}
 
+/// See [`Switch::listen`].
+pub(crate) fn listen(
+    switch: &Arc<Switch>,
+    cid: u32,
+    port: u32,
+    take: impl Fn(UnixStream) + Send + 'static,
+) -> io::Result<()> {
+    let (asked, requests) = mpsc::channel();
+    switch.host.listeners().insert((cid.into(), port), asked);
+    // The switch's end is the listener's too.
+    let switch = Arc::downgrade(switch);
+    let accept_all = move || {
+        for request in requests {
+            let Some(switch) = switch.upgrade() else { break };
+            // A guest whose connection cannot be carried finds it closed.
+            if let Ok(near) = accept(&switch, &request) {
+                take(near);
+            }
+        }
+    };
+    thread::Builder::new().name(format!("vsock-2:{port}")).spawn(accept_all).map(drop)
+}
+
+/// Accepts the connection that a guest asks for.
+fn accept(switch: &Arc<Switch>, request: &Packet) -> io::Result<UnixStream> {
+    let (inward, arriving) = mpsc::channel();
+    let (guest, port) = (request.from, request.to.port);
+    let connection = Arc::new(Connection::asked(guest, port, inward));
+    switch.host.connections().insert((guest, port), connection.clone());
+    let response = {
+        let mut state = connection.state();
+        (state.phase, state.buffer) = (Phase::Open, request.buffer);
+        connection.packet(&mut state, op::RESPONSE)
+    };
+    let near = carry(switch, connection, arriving)?;
+    switch.deliver(response);
+    Ok(near)
+}
+
+/// Starts the two threads of a connection, and returns its near end.
+fn carry(switch: &Arc<Switch>, connection: Arc<Connection>, arriving: Receiver<Vec<u8>>) -> io::Result<UnixStream> {
+    let (near, far) = UnixStream::pair()?;
+    let guest = connection.guest;
     let name = format!("vsock-{}:{}", guest.cid, guest.port);
     let (switch_out, connection_out, far_out) = (switch.clone(), connection.clone(), far.try_clone()?);
     let carry_out = move || carry_out(&switch_out, &connection_out, far_out);
@@ -371,10 +429,28 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_cannot_connect_to_here() {
+    fn a_guest_connects_only_to_what_is_listened_on_for_it() {
         let switch = switch();
         let host = Place { cid: HOST_CID, port: 1 };
-        switch.deliver(Packet::new(GUEST, host, op::REQUEST));
+        let ask = || switch.deliver(Packet { buffer: 100, ..Packet::new(GUEST, host, op::REQUEST) });
+        ask();
         assert_eq!(next(&switch).op, op::RST);
+        let (give, taken) = mpsc::channel();
+        for cid in [3, 16] {
+            let give = give.clone();
+            listen(&switch, cid, 1, move |near| give.send((cid, near)).unwrap()).unwrap();
+        }
+        ask();
+        let accepted = next(&switch);
+        assert_eq!((accepted.op, accepted.from, accepted.to), (op::RESPONSE, host, GUEST));
+        let (cid, mut near) = taken.recv_timeout(SOON).unwrap();
+        assert_eq!(cid, 16);
+        near.set_read_timeout(Some(SOON)).unwrap();
+        switch.deliver(Packet { data: b"question".to_vec(), buffer: 100, ..Packet::new(GUEST, host, op::RW) });
+        near.write_all(b"answer").unwrap();
+        assert_eq!(next(&switch).data, b"answer");
+        let mut read = [0; 8];
+        near.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"question");
     }
 }

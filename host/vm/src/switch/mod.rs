@@ -48,6 +48,19 @@ impl Switch {
         host::connect(self, Place { cid: cid.into(), port }, limit)
     }
 
+    /// Takes a guest's connections to a port of this machine, one after the other, until the switch ends.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn listen(
+        self: &Arc<Switch>,
+        cid: u32,
+        port: u32,
+        take: impl Fn(UnixStream) + Send + 'static,
+    ) -> io::Result<()> {
+        host::listen(self, cid, port, take)
+    }
+
     fn guests(&self) -> MutexGuard<'_, HashMap<u64, Guest>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,6 +13,7 @@ mod failures;
 mod handshake;
 mod limits;
 mod memory;
+mod outside;
 mod sealed;
 mod stage;
 mod workshop;
@@ -29,7 +30,7 @@ use workshop::Workshop;
 
 type Scenario = fn(&Stage, &Workshop) -> Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 8] = [
     ("handshake: an enclave gets its secrets by handshake and serves through everything", {
         handshake::an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything
     }),
@@ -44,6 +45,9 @@ const SCENARIOS: [(&str, Scenario); 7] = [
     }),
     ("limits: an enclave of the shipped size has room for a file of the largest size", {
         limits::an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_size
+    }),
+    ("limits: a file of 200 MiB goes through an enclave of the shipped size", {
+        limits::a_file_of_200_mib_goes_through_an_enclave_of_the_shipped_size
     }),
     ("debug: a debug image starts run.sh, has a shell, and stops on SIGTERM", {
         debug::a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm

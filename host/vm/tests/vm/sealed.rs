@@ -4,18 +4,16 @@
 
 use std::fs;
 use std::iter;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use teemark_vm::{forward, operator, program, qemu, run};
+use teemark_vm::{operator, qemu, run};
 
+use crate::outside::{Outside, User};
 use crate::stage::Stage;
-use crate::workshop::{FLEET, KEY_ID, Workshop};
+use crate::workshop::{KEY_ID, Workshop};
 use crate::world::{SOON, World, holds};
 
 pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing(
@@ -26,7 +24,7 @@ pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothi
     let mut world = World::with(stage, workshop, image, 256, &operator::OF_SERVICE)?;
     world.wait_for_listeners()?;
     operator::forward(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
-    let outside = Outside::new(workshop, &world)?;
+    let outside = Outside::new(workshop, &world, image, 3000)?;
 
     stage.step("the operator checks the attestation document against the image's PCRs", || outside.attest(stage))?;
     if qemu::nitro().is_some() {
@@ -102,8 +100,9 @@ fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]
 /// Files, for users with a grant, sealed to the user who asks.
 fn files(stage: &Stage, workshop: &Workshop, world: &World, outside: &Outside, user: &User) -> Result<()> {
     let text = text();
-    fs::write(workshop.path("text.enc"), workshop.encrypt(text.as_bytes())?)?;
-    world.parent.put("/tmp/text.enc", &fs::read(workshop.path("text.enc"))?)?;
+    let encrypted = workshop.encrypt(text.as_bytes())?;
+    fs::write(outside.encrypted(), &encrypted)?;
+    world.parent.put("/tmp/text.enc", &encrypted)?;
     world.parent.put("/tmp/other.enc", &workshop.encrypt(b"another file of the same key")?)?;
     stage.step("without a grant the parent gets no file", || {
         let answer = world.decrypt("/tmp/text.enc", "text-1", "mallory")?.with(401)?;
@@ -225,125 +224,4 @@ fn forms(secret: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 fn refused(answer: &Value, field: &str) -> Result<()> {
     ensure!(answer["ok"] == false && answer["field"] == field, "{answer} is not a refusal of {field}");
     Ok(())
-}
-
-/// A user's key for answers.
-struct User {
-    key: PathBuf,
-    reply_key: String,
-}
-
-impl User {
-    fn new(workshop: &Workshop) -> Result<User> {
-        let key = workshop.path("reply.key");
-        let public = run(Command::new(program("teemark")?).args(["keygen", "--for", "reply", "--output"]).arg(&key))?;
-        Ok(User { key, reply_key: String::from_utf8(public)?.trim().to_owned() })
-    }
-}
-
-/// The people who are on neither machine, with the commands of `teemark`: the operator, the issuer and the user.
-struct Outside<'a> {
-    workshop: &'a Workshop,
-    teemark: PathBuf,
-    /// The address to which the parent forwards the enclave's public interface.
-    endpoint: String,
-    /// See [`operator::trust`].
-    trust: Vec<String>,
-}
-
-impl Outside<'_> {
-    fn new<'a>(workshop: &'a Workshop, world: &World) -> Result<Outside<'a>> {
-        let address: SocketAddr = forward::forward("port", 0, world.parent.dialer(), 3000)?;
-        let trust = operator::trust(workshop.sealed()?);
-        Ok(Outside { workshop, teemark: program("teemark")?, endpoint: format!("http://{address}"), trust })
-    }
-
-    /// The same people, reached by another port of the parent.
-    fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
-        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
-        Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
-    }
-
-    fn teemark(&self, command: &str) -> Command {
-        let mut teemark = Command::new(&self.teemark);
-        teemark.arg(command);
-        teemark
-    }
-
-    /// The document has the PCRs that the image's build printed, the keys, and the hash of the image's allow list.
-    fn attest(&self, stage: &Stage) -> Result<()> {
-        let said = run(self.teemark("attest").args(["--endpoint", &self.endpoint, "--json"]).args(&self.trust))?;
-        let attested: Value = serde_json::from_slice(&said)?;
-        let list = teemark_vm::repository().join("allowed_endpoints.yaml");
-        let sum = String::from_utf8(run(Command::new("sha256sum").arg(list))?)?;
-        let allowed = attested["allow_list_sha256"].as_str().context("no allow list")?;
-        ensure!(sum.starts_with(allowed), "{attested}");
-        let compared = if qemu::nitro().is_some() { json!([0, 1, 2]) } else { json!([]) };
-        ensure!(attested["pcrs_compared"] == compared, "{attested}");
-        stage.figure(&format!("module {}, PCRs compared: {compared}", attested["module_id"]));
-        // Another image's PCRs are not this one's.
-        if qemu::nitro().is_some() {
-            let other = self.workshop.ordinary()?.path().context("no image")?.with_extension("pcrs");
-            let mut attest = self.teemark("attest");
-            attest.args(["--endpoint", &self.endpoint, "--unsigned", "--pcrs"]).arg(other);
-            let said = format!("{:#}", run(&mut attest).err().context("another image's PCRs passed")?);
-            ensure!(said.contains("PCR"), "{said}");
-        }
-        Ok(())
-    }
-
-    /// The command that makes a complete bundle.
-    fn bundle(&self) -> Result<Command> {
-        let certs = self.workshop.certs()?;
-        let mut secrets = self.teemark("secrets");
-        secrets.arg("--client-cert").arg(certs.join("client.crt")).arg("--client-key").arg(certs.join("client.key"));
-        secrets.arg("--ca").arg(certs.join("ecs-ca.crt")).args(["--endpoint", operator::ENDPOINT]);
-        secrets.arg("--keys").arg(self.workshop.keys()?);
-        secrets.arg("--grant-keys").arg(self.workshop.grant_key()?.with_extension("json"));
-        Ok(secrets)
-    }
-
-    /// The bundle before it is sealed.
-    fn plain_bundle(&self) -> Result<Vec<u8>> {
-        run(&mut self.bundle()?)
-    }
-
-    /// The same, sealed with this counter.
-    fn seal(&self, counter: u64) -> Result<Vec<u8>> {
-        self.seal_with(counter, self.workshop.operator()?)
-    }
-
-    fn seal_as_stranger(&self) -> Result<Vec<u8>> {
-        self.seal_with(9, &self.workshop.stranger()?)
-    }
-
-    fn seal_with(&self, counter: u64, operator: &Path) -> Result<Vec<u8>> {
-        let output = self.workshop.path("sealed.json");
-        if output.exists() {
-            fs::remove_file(&output)?;
-        }
-        let mut secrets = self.bundle()?;
-        secrets.args(["--seal", "--attested", &self.endpoint]).args(&self.trust);
-        secrets.arg("--operator-key").arg(operator).args(["--counter", &counter.to_string(), "--output"]).arg(&output);
-        run(&mut secrets)?;
-        Ok(fs::read(output)?)
-    }
-
-    /// A grant for a user's file, and the file that holds it.
-    fn grant(&self, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
-        let file = self.workshop.path("grant");
-        let mut grant = self.teemark("grant");
-        grant.args(["--file-id", file_id, "--user-id", user_id, "--audience", FLEET, "--reply-key", reply_key]);
-        grant.arg("--content").arg(self.workshop.path("text.enc"));
-        fs::write(&file, run(grant.arg("--key").arg(self.workshop.grant_key()?))?)?;
-        Ok(file)
-    }
-
-    fn decrypt(&self, file_id: &str, user_id: &str, grant: &Path, output: &Path) -> Command {
-        let mut decrypt = self.teemark("decrypt");
-        decrypt.arg(self.workshop.path("text.enc")).args(["--endpoint", &self.endpoint, "--file-id", file_id]);
-        decrypt.args(["--user-id", user_id, "--seal", "--verify"]).args(&self.trust);
-        decrypt.arg("--grant").arg(grant).arg("--force").arg("--output").arg(output);
-        decrypt
-    }
 }

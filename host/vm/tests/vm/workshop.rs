@@ -107,17 +107,20 @@ impl Workshop {
     /// The image as `make image` builds it, but for the workshop's own operator and with a fleet's name. Stock QEMU has no
     /// module that attests an enclave, so there the daemon brings the stand-in.
     pub(crate) fn sealed(&self) -> Result<&Image> {
-        made(&self.sealed, || {
-            let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
-            let environment = self.path("sealed.env");
-            fs::write(&environment, format!("{shipped}TEEMARK_FLEET={FLEET}\n"))?;
-            let operator = self.operator()?.with_extension("pub");
-            let mut arguments = vec!["--environment".into(), environment, "--operator".into(), operator];
-            if qemu::nitro().is_none() {
-                arguments.push("--test-nsm".into());
-            }
-            self.build("sealed", &arguments)
-        })
+        made(&self.sealed, || self.sealed_with("sealed", ""))
+    }
+
+    /// An image under this name that is like [`Workshop::sealed`], but for these settings.
+    pub(crate) fn sealed_with(&self, name: &str, settings: &str) -> Result<Image> {
+        let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
+        let environment = self.path(&format!("{name}.env"));
+        fs::write(&environment, format!("{shipped}TEEMARK_FLEET={FLEET}\n{settings}"))?;
+        let operator = self.operator()?.with_extension("pub");
+        let mut arguments = vec!["--environment".into(), environment, "--operator".into(), operator];
+        if qemu::nitro().is_none() {
+            arguments.push("--test-nsm".into());
+        }
+        self.build(name, &arguments)
     }
 
     /// The image for the documents' commands, unchanged: everything comes by plain handshake (option B).

@@ -1,0 +1,145 @@
+//! The people who are on neither machine: the operator, the issuer of grants and the user, with the commands of `teemark`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use teemark_vm::{Image, forward, operator, program, qemu, run};
+
+use crate::stage::Stage;
+use crate::workshop::{FLEET, Workshop};
+use crate::world::World;
+
+/// A user's key for answers.
+pub(crate) struct User {
+    pub(crate) key: PathBuf,
+    pub(crate) reply_key: String,
+}
+
+impl User {
+    pub(crate) fn new(workshop: &Workshop) -> Result<User> {
+        let key = workshop.path("reply.key");
+        if key.exists() {
+            fs::remove_file(&key)?;
+        }
+        let public = run(Command::new(program("teemark")?).args(["keygen", "--for", "reply", "--output"]).arg(&key))?;
+        Ok(User { key, reply_key: String::from_utf8(public)?.trim().to_owned() })
+    }
+}
+
+/// The operator, the issuer and the user.
+pub(crate) struct Outside<'a> {
+    workshop: &'a Workshop,
+    teemark: PathBuf,
+    /// The address to which the parent forwards the enclave's public interface.
+    pub(crate) endpoint: String,
+    /// See [`operator::trust`].
+    pub(crate) trust: Vec<String>,
+}
+
+impl Outside<'_> {
+    /// They trust an enclave of this image. `port` is the parent's vsock port that leads to it.
+    pub(crate) fn new<'a>(workshop: &'a Workshop, world: &World, image: &Image, port: u32) -> Result<Outside<'a>> {
+        let address: SocketAddr = forward::forward("port", 0, world.parent.dialer(), port)?;
+        let trust = operator::trust(image);
+        Ok(Outside { workshop, teemark: program("teemark")?, endpoint: format!("http://{address}"), trust })
+    }
+
+    /// The same people, reached by another port of the parent.
+    pub(crate) fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
+        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
+        Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
+    }
+
+    pub(crate) fn teemark(&self, command: &str) -> Command {
+        let mut teemark = Command::new(&self.teemark);
+        teemark.arg(command);
+        teemark
+    }
+
+    /// The document has the PCRs that the image's build printed, the keys, and the hash of the image's allow list.
+    pub(crate) fn attest(&self, stage: &Stage) -> Result<()> {
+        let said = run(self.teemark("attest").args(["--endpoint", &self.endpoint, "--json"]).args(&self.trust))?;
+        let attested: Value = serde_json::from_slice(&said)?;
+        let list = teemark_vm::repository().join("allowed_endpoints.yaml");
+        let sum = String::from_utf8(run(Command::new("sha256sum").arg(list))?)?;
+        let allowed = attested["allow_list_sha256"].as_str().context("no allow list")?;
+        ensure!(sum.starts_with(allowed), "{attested}");
+        let compared = if qemu::nitro().is_some() { json!([0, 1, 2]) } else { json!([]) };
+        ensure!(attested["pcrs_compared"] == compared, "{attested}");
+        stage.figure(&format!("module {}, PCRs compared: {compared}", attested["module_id"]));
+        // Another image's PCRs are not this one's.
+        if qemu::nitro().is_some() {
+            let other = self.workshop.ordinary()?.path().context("no image")?.with_extension("pcrs");
+            let mut attest = self.teemark("attest");
+            attest.args(["--endpoint", &self.endpoint, "--unsigned", "--pcrs"]).arg(other);
+            let said = format!("{:#}", run(&mut attest).err().context("another image's PCRs passed")?);
+            ensure!(said.contains("PCR"), "{said}");
+        }
+        Ok(())
+    }
+
+    /// The command that makes a complete bundle.
+    fn bundle(&self) -> Result<Command> {
+        let certs = self.workshop.certs()?;
+        let mut secrets = self.teemark("secrets");
+        secrets.arg("--client-cert").arg(certs.join("client.crt")).arg("--client-key").arg(certs.join("client.key"));
+        secrets.arg("--ca").arg(certs.join("ecs-ca.crt")).args(["--endpoint", operator::ENDPOINT]);
+        secrets.arg("--keys").arg(self.workshop.keys()?);
+        secrets.arg("--grant-keys").arg(self.workshop.grant_key()?.with_extension("json"));
+        Ok(secrets)
+    }
+
+    /// The bundle before it is sealed.
+    pub(crate) fn plain_bundle(&self) -> Result<Vec<u8>> {
+        run(&mut self.bundle()?)
+    }
+
+    /// The same, sealed with this counter.
+    pub(crate) fn seal(&self, counter: u64) -> Result<Vec<u8>> {
+        self.seal_with(counter, self.workshop.operator()?)
+    }
+
+    pub(crate) fn seal_as_stranger(&self) -> Result<Vec<u8>> {
+        self.seal_with(9, &self.workshop.stranger()?)
+    }
+
+    fn seal_with(&self, counter: u64, operator: &Path) -> Result<Vec<u8>> {
+        let output = self.workshop.path("sealed.json");
+        if output.exists() {
+            fs::remove_file(&output)?;
+        }
+        let mut secrets = self.bundle()?;
+        secrets.args(["--seal", "--attested", &self.endpoint]).args(&self.trust);
+        secrets.arg("--operator-key").arg(operator).args(["--counter", &counter.to_string(), "--output"]).arg(&output);
+        run(&mut secrets)?;
+        Ok(fs::read(output)?)
+    }
+
+    /// The encrypted file that users ask for.
+    pub(crate) fn encrypted(&self) -> PathBuf {
+        self.workshop.path("text.enc")
+    }
+
+    /// A grant for that file, and the file that holds it.
+    pub(crate) fn grant(&self, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
+        let file = self.workshop.path("grant");
+        let mut grant = self.teemark("grant");
+        grant.args(["--file-id", file_id, "--user-id", user_id, "--audience", FLEET, "--reply-key", reply_key]);
+        grant.arg("--content").arg(self.encrypted());
+        fs::write(&file, run(grant.arg("--key").arg(self.workshop.grant_key()?))?)?;
+        Ok(file)
+    }
+
+    /// The command with which the user asks for that file.
+    pub(crate) fn decrypt(&self, file_id: &str, user_id: &str, grant: &Path, output: &Path) -> Command {
+        let mut decrypt = self.teemark("decrypt");
+        decrypt.arg(self.encrypted()).args(["--endpoint", &self.endpoint, "--file-id", file_id]);
+        decrypt.args(["--user-id", user_id, "--seal", "--verify"]).args(&self.trust);
+        decrypt.arg("--grant").arg(grant).arg("--force").arg("--output").arg(output);
+        decrypt
+    }
+}
