@@ -127,7 +127,7 @@ pub(crate) fn body(
     let mut bytes = Vec::new();
     memory.receiving(Instant::now());
     loop {
-        if bytes.len() == bytes.capacity() {
+        if bytes.len() == bytes.capacity() && bytes.len() < most {
             let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
             request.pause(memory.cover(cost(0).saturating_add(while_growing(bytes.len(), room)))?);
             memory.receiving(request.last_content());
