@@ -1,5 +1,7 @@
 # Every command of the project. None needs another step before it.
 .POSIX:
+# The parts share target/, and each uses all processors by itself.
+.NOTPARALLEL:
 .PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
 
 help:
@@ -37,7 +39,7 @@ run: build
 	host/demo.sh --keep
 
 image:
-	image/build.sh $${DEBUG:+--debug --name teemark-debug} $${TESTNSM:+--test-nsm --name teemark-testnsm} \
+	image/build.sh --name "teemark$${DEBUG:+-debug}$${TESTNSM:+-testnsm}" $${DEBUG:+--debug} $${TESTNSM:+--test-nsm} \
 	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
