@@ -1,6 +1,6 @@
 # Every command of the project. `make demo`, `make test` and the image's need no step before them.
 .POSIX:
-.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint bench vectors clean
 
 help:
 	@echo 'make demo        the main job on real input, step by step, with pictures in out/demo'
@@ -24,6 +24,9 @@ help:
 	@echo 'make reproduce   what builds the image twice and compares'
 	@echo 'make check       formatting, lints, licences, advisories, shell scripts, units'
 	@echo 'make footprint   the static daemon: bytes, memory and start, against their limits'
+	@echo 'make bench       teemarkd beside what people would run instead, for docs/PERFORMANCE.md; with'
+	@echo '                   FULL=1           the whole grid, for more than an hour'
+	@echo '                   TEEMARKD=PATH    another build of teemarkd beside it'
 	@echo 'make vectors     formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
@@ -96,8 +99,11 @@ footprint:
 	host/install-tools.sh
 	tests/footprint.sh
 
+bench:
+	bench/run.sh
+
 vectors:
 	TEEMARK_WRITE_VECTORS=1 cargo test -p teemark-formats the_vectors_are_what_the_formats_write
 
 clean:
-	rm -rf target out
+	rm -rf target out bench/target
