@@ -114,7 +114,7 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
         }
         wanted
     };
-    if options.parts.len() == PARTS.len() {
+    if !options.parts.is_empty() {
         save(out, "machine", &Machine::look())?;
     }
     if part("floors") {

@@ -40,7 +40,9 @@ impl Process {
         let mut pinned = Command::new("taskset");
         pinned.arg("-c").arg(SERVER_CORE.to_string()).arg(command.get_program()).args(command.get_args());
         pinned.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        pinned.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        for name in ["HOME", "PATH"] {
+            pinned.env(name, std::env::var_os(name).unwrap_or_default());
+        }
         let child = pinned
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

@@ -11,6 +11,9 @@ use crate::client::Answer;
 use crate::material::{FILE_ID, Sample, USER_ID, random};
 use crate::statement::is_signed;
 
+/// What stands before the marked file in a JSON answer.
+const DATA: &[u8] = b"\"decrypted_data\":\"";
+
 /// The head but for its last line, the body, and what has to come back.
 pub(crate) struct Request {
     pub(crate) head: String,
@@ -73,7 +76,10 @@ impl Request {
         let right = match route {
             Route::Raw if *sealed => answer.body.len() == sealed_length(marked.len()),
             Route::Raw => answer.body == marked,
-            Route::Json => memmem::find(answer.body, marked_base64.as_bytes()).is_some(),
+            Route::Json => memmem::find(answer.body, DATA).is_some_and(|at| {
+                let data = &answer.body[at + DATA.len()..];
+                data.strip_prefix(marked_base64.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'"'))
+            }),
         };
         ensure!(right, "not the marked file: {}", answer.show());
         Ok(())

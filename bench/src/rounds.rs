@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cell::Cell;
+use crate::cell::{Cell, USUAL_CLIENTS};
 use crate::load::{self, Measurement};
 use crate::request::Request;
 use crate::server::{Program, Server, Setting};
@@ -26,12 +26,13 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
     for cell in cells {
         let servers: Vec<_> = programs.iter().zip(if cell.grant { &granting } else { &open }).collect();
         let request = Request::new(cell, setting.material.sample(cell.size, cell.content)?)?;
-        let measure = |program: &Program, server: &Server, duration: Duration| {
+        let measure = |program: &Program, server: &Server, cell: &Cell, duration: Duration| {
             load::measure(server, cell, &request, &setting.issuer, duration)
                 .with_context(|| format!("{}, {cell}", program.name))
         };
+        let warm_up = Cell { clients: cell.clients.min(USUAL_CLIENTS), ..*cell };
         for (program, server) in &servers {
-            measure(program, server, pace.duration / 10)?;
+            measure(program, server, &warm_up, pace.duration / 10)?;
         }
         for round in 0..pace.rounds {
             let mut turns = servers.clone();
@@ -39,7 +40,7 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
                 turns.reverse();
             }
             for (program, server) in turns {
-                let measured = measure(program, server, pace.duration.mul_f64(cell.patience()))?;
+                let measured = measure(program, server, cell, pace.duration.mul_f64(cell.patience()))?;
                 all.push(Measurement { program: program.name.clone(), round, ..measured });
             }
         }
