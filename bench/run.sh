@@ -28,11 +28,12 @@ fi
 
 musl=x86_64-unknown-linux-musl
 target=$PWD/bench/target
-build() { cargo build --quiet --release --locked --manifest-path bench/Cargo.toml --target-dir "$target" "$@"; }
+build() { cargo build --quiet --locked --manifest-path bench/Cargo.toml --target-dir "$target" "$@"; }
 echo 'building' >&2
 daemon=$(image/programs.sh | sed -n 1p)
-build -p teemark-bench -p async-peer
-build -p async-peer --target "$musl"
+build --profile driver -p teemark-bench
+build --release -p async-peer
+build --release -p async-peer --target "$musl"
 
 set -- "teemarkd=$daemon"
 for other in ${TEEMARKD:-}; do
@@ -43,7 +44,7 @@ for other in ${TEEMARKD:-}; do
 done
 COMMIT=$(git describe --always --dirty 2>/dev/null || true)
 export COMMIT
-exec "$target/release/teemark-bench" "$@" \
+exec "$target/driver/teemark-bench" "$@" \
   "async-pooled=$target/release/async-peer" \
   "async-pooled-static=$target/$musl/release/async-peer" \
   "async-as-deployed=$target/release/async-peer"

@@ -12,7 +12,7 @@
 //! forwarding    bytes through forwarders                memory         idle, and for one large file
 //! system_calls  by strace                               floor          what cannot cost less
 //! results       all of it, kept as JSON                 spread         median and range
-//! targets       what issue 11 asks for                  tables, plots, document
+//! targets       what is to be reached                   tables, plots, document
 //! ```
 
 #![forbid(unsafe_code)]

@@ -90,7 +90,10 @@ fn bars(frame: &Frame<'_>, legend: &[String], groups: Vec<(String, Vec<Spread>)>
     for (name, bars) in groups {
         plot = plot.with_group(name, bars.iter().map(|bar| bar.median).zip(COLOURS));
     }
-    let plot = plot.with_legend(legend.iter().map(String::as_str).collect()).with_asymmetric_error(ranges);
+    plot = plot.with_legend(legend.iter().map(String::as_str).collect());
+    if ranges.iter().any(|&range| range != (0.0, 0.0)) {
+        plot = plot.with_asymmetric_error(ranges);
+    }
     let plots = vec![Plot::Bar(plot)];
     let mut layout = Layout::auto_from_plots(&plots)
         .with_title(frame.title)
@@ -98,7 +101,7 @@ fn bars(frame: &Frame<'_>, legend: &[String], groups: Vec<(String, Vec<Spread>)>
         .with_y_label(frame.axis)
         .with_width(820.0)
         .with_height(380.0)
-        .with_legend_position(LegendPosition::OutsideBottomCenter);
+        .with_legend_position(LegendPosition::OutsideBottomColumns);
     if let Some(y) = frame.line {
         layout = layout.with_reference_line(ReferenceLine::horizontal(y));
     }

@@ -19,12 +19,11 @@ pub(crate) struct Pace {
 
 /// Measures each program in each cell.
 pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace: Pace) -> Result<Vec<Measurement>> {
-    let open = start(setting, programs, false)?;
-    // The daemon either requires grants or takes none into account.
-    let granting = if cells.iter().any(|cell| cell.grant) { start(setting, programs, true)? } else { Vec::new() };
     let mut all = Vec::new();
     for cell in cells {
-        let servers: Vec<_> = programs.iter().zip(if cell.grant { &granting } else { &open }).collect();
+        // New ones, so that none holds memory of another cell.
+        let servers = programs.iter().map(|program| program.start(setting, cell.grant)).collect::<Result<Vec<_>>>()?;
+        let servers: Vec<_> = programs.iter().zip(&servers).collect();
         let request = Request::new(cell, setting.material.sample(cell.size, cell.content)?)?;
         let measure = |program: &Program, server: &Server, cell: &Cell, duration: Duration| {
             load::measure(server, cell, &request, &setting.issuer, duration)
@@ -47,10 +46,6 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
         eprintln!("  {cell}: {}", shown(programs, &all, cell));
     }
     Ok(all)
-}
-
-fn start(setting: &Setting, programs: &[Program], grants: bool) -> Result<Vec<Server>> {
-    programs.iter().map(|program| program.start(setting, grants)).collect()
 }
 
 /// The last round's figures, for who waits.

@@ -183,7 +183,7 @@ fn system_calls(results: &Results) -> String {
 fn table(heads: &[impl AsRef<str>], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
     let mut text = line(heads.iter().map(AsRef::as_ref).collect());
-    text += &line(vec!["---"; heads.len()]);
+    text += &format!("|{}\n", "---|".repeat(heads.len()));
     rows.into_iter().for_each(|row| text += &line(row.iter().map(String::as_str).collect()));
     text
 }

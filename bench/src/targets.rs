@@ -1,4 +1,4 @@
-//! What issue 11 asks for, held against what was measured.
+//! How fast and how small teemarkd is to be, as it was set before anything was optimised, held against what was measured.
 
 use crate::cell::{Cell, KIB, MIB, Route, floor_cell, main_cells};
 use crate::forwarding::{Direction, Forwarded, SOCAT_64K, STREAMS};
