@@ -86,6 +86,7 @@ reproduce:
 check:
 	host/install-tools.sh check
 	cargo fmt --all --check
+	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
 	cargo deny --workspace --all-features check bans licenses sources
