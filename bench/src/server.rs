@@ -111,7 +111,7 @@ fn await_ready(address: SocketAddr, path: &str) -> Result<()> {
     bail!("not ready: {answer}")
 }
 
-fn unhex(text: &str) -> Result<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> Result<Vec<u8>> {
     let digits = |i: usize| text.get(2 * i..2 * i + 2).context("odd");
     (0..text.len() / 2).map(|i| Ok(u8::from_str_radix(digits(i)?, 16)?)).collect()
 }

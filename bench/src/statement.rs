@@ -24,3 +24,25 @@ pub(crate) fn is_signed(
     bcs.push(1);
     UnparsedPublicKey::new(&ED25519, identity).verify(&bcs, signature).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::is_signed;
+    use crate::server::unhex;
+
+    #[test]
+    fn the_projects_own_example_verifies_and_nothing_else_does() {
+        let vectors: Value = serde_json::from_str(include_str!("../../formats/vectors/statement.json")).unwrap();
+        let identity = unhex(vectors["identity"].as_str().unwrap()).unwrap();
+        let example = &vectors["in the clear"];
+        let bytes = |name: &str| unhex(example[name].as_str().unwrap()).unwrap();
+        let time = example["timestamp_ms"].as_u64().unwrap();
+        let (given, content, signature) = (bytes("given"), bytes("content_sha256"), bytes("signature"));
+        assert!(is_signed(&identity, &signature, time, &given, &content, false));
+        assert!(!is_signed(&identity, &signature, time, &given, &content, true), "not a sealed one");
+        assert!(!is_signed(&identity, &signature, time + 1, &given, &content, false));
+        assert!(!is_signed(&identity, &signature, time, &content, &given[..32], false));
+    }
+}
