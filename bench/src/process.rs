@@ -37,8 +37,10 @@ impl Process {
     /// Starts a program on the server's core; what it says goes to `log`.
     pub(crate) fn start(command: &Command, log: &Path) -> Result<Process> {
         let output = File::create(log)?;
-        let mut pinned = Command::new("taskset");
-        pinned.arg("-c").arg(SERVER_CORE.to_string()).arg(command.get_program()).args(command.get_args());
+        // It ends when this program ends, however that comes about.
+        let mut pinned = Command::new("setpriv");
+        pinned.args(["--pdeathsig", "TERM", "taskset", "-c", &SERVER_CORE.to_string()]);
+        pinned.arg(command.get_program()).args(command.get_args());
         pinned.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         for name in ["HOME", "PATH"] {
             pinned.env(name, std::env::var_os(name).unwrap_or_default());

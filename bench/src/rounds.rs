@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cell::{Cell, USUAL_CLIENTS};
+use crate::cell::Cell;
 use crate::load::{self, Measurement};
 use crate::request::Request;
 use crate::server::{Program, Server, Setting};
@@ -12,7 +12,7 @@ use crate::server::{Program, Server, Setting};
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// Of one measurement of a small file; a large one takes [`Cell::patience`] times as long.
+    /// Of one measurement. Requests in flight at its end are awaited, so that a large file has its answers too.
     pub(crate) duration: Duration,
     pub(crate) rounds: usize,
 }
@@ -29,9 +29,8 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
             load::measure(server, cell, &request, &setting.issuer, duration)
                 .with_context(|| format!("{}, {cell}", program.name))
         };
-        let warm_up = Cell { clients: cell.clients.min(USUAL_CLIENTS), ..*cell };
         for (program, server) in &servers {
-            measure(program, server, &warm_up, pace.duration / 10)?;
+            measure(program, server, &cell.warm_up(), pace.duration / 10)?;
         }
         for round in 0..pace.rounds {
             let mut turns = servers.clone();
@@ -39,7 +38,7 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
                 turns.reverse();
             }
             for (program, server) in turns {
-                let measured = measure(program, server, cell, pace.duration.mul_f64(cell.patience()))?;
+                let measured = measure(program, server, cell, pace.duration)?;
                 all.push(Measurement { program: program.name.clone(), round, ..measured });
             }
         }

@@ -45,7 +45,8 @@ pub(crate) fn targets(targets: &[Target]) -> String {
 }
 
 fn cpu(results: &Results, cells: &[Cell]) -> String {
-    let programs = results.programs();
+    let mut programs = results.programs();
+    programs.retain(|program| cells.iter().any(|cell| results.figure(program, cell, |m| m.cpu_us).is_some()));
     let others: Vec<_> = programs.iter().filter(|program| *program != DAEMON).collect();
     let heads = ["file and route".to_owned()]
         .into_iter()
