@@ -130,7 +130,7 @@ fn grid() -> Vec<Cell> {
             }
         }
     }
-    cells.retain(|cell| !main_cells().contains(cell));
+    cells.retain(|cell| !main_cells().contains(cell) && *cell != floor_cell());
     cells
 }
 
