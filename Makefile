@@ -28,6 +28,7 @@ help:
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
 	@echo 'make bench       measures teemarkd next to what people would run instead, for docs/PERFORMANCE.md; with'
 	@echo '                   FULL=1           the whole grid, for more than an hour'
+	@echo '                   TEEMARKD=PATH    another build of teemarkd as well'
 	@echo 'make vectors     writes formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
