@@ -195,7 +195,8 @@ mod tests {
     #[test]
     fn the_largest_file_is_the_last_that_fits() {
         for memory in [MIB, 5 * MIB + 7, 100 * MIB, 1000 * MIB] {
-            let limits = Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
+            let limits =
+                Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
             let [raw, json] = limits.largest_files();
             let needs = |file: usize| limits.raw_cost(file + files::OVERHEAD + 1);
             assert!(needs(raw) <= memory && (raw == 64 * MIB || needs(raw + 1) > memory), "{limits:?}: {raw}");
