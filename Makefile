@@ -1,6 +1,8 @@
 # Every command of the project. None needs another step before it.
 .POSIX:
-.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
+# The parts share target/, and each uses all processors by itself.
+.NOTPARALLEL:
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint bench vectors clean
 
 help:
 	@echo 'make demo        does the main job on real input, step by step, with pictures in out/demo'
@@ -24,6 +26,9 @@ help:
 	@echo 'make reproduce   builds the image twice and compares'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
+	@echo 'make bench       measures teemarkd next to what people would run instead, for docs/PERFORMANCE.md; with'
+	@echo '                   FULL=1           the whole grid, for more than an hour'
+	@echo '                   TEEMARKD=PATH    another build of teemarkd as well'
 	@echo 'make vectors     writes formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
@@ -37,7 +42,7 @@ run: build
 	host/demo.sh --keep
 
 image:
-	image/build.sh $${DEBUG:+--debug --name teemark-debug} $${TESTNSM:+--test-nsm --name teemark-testnsm} \
+	image/build.sh --name "teemark$${DEBUG:+-debug}$${TESTNSM:+-testnsm}" $${DEBUG:+--debug} $${TESTNSM:+--test-nsm} \
 	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
@@ -84,6 +89,7 @@ reproduce:
 check:
 	host/install-tools.sh check
 	cargo fmt --all --check
+	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p teemarkd --no-default-features -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
@@ -99,8 +105,11 @@ footprint:
 	host/install-tools.sh
 	tests/footprint.sh
 
+bench:
+	bench/run.sh
+
 vectors:
 	TEEMARK_WRITE_VECTORS=1 cargo test -p teemark-formats the_vectors_are_what_the_formats_write
 
 clean:
-	rm -rf target out
+	rm -rf target out bench/target

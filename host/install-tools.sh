@@ -8,6 +8,8 @@
 set -eu
 part=${1:-tests}
 here=$(cd "$(dirname "$0")" && pwd)
+# rustup chooses the toolchain by the folder.
+cd "$here/.."
 # Prebuilt tools, for machines that cannot reach the servers of rustup or GitHub; not there on others.
 shared=$here/../../shared/tools
 

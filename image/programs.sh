@@ -28,10 +28,14 @@ done
 build() {
   RUSTFLAGS="$flags" cargo build --quiet --locked --target "$triple" --target-dir "$target" "$@"
 }
+# Cargo leaves both variants of the daemon under one name, so each gets a folder of its own, and only one is built at a
+# time.
+mkdir -p "$target/$variant"
+exec 9>"$target/lock"
+flock 9
 build --release --package teemarkd --bin teemarkd "$features"
 build --profile init --package init --bin init
-# Cargo leaves each variant of the daemon under one name, so each gets a folder of its own.
-mkdir -p "$target/$variant"
 cp "$target/$triple/release/teemarkd" "$target/$variant/teemarkd.new"
 mv "$target/$variant/teemarkd.new" "$target/$variant/teemarkd"
+flock -u 9
 printf '%s\n' "$target/$variant/teemarkd" "$target/$triple/init/init"

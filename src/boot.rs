@@ -80,7 +80,7 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
         }
     }
     let signal = signals.wait().map_err(cannot("waiting for a signal"))?;
-    info!("{signal}: stopping; requests under way may finish");
+    info!("{signal}: stopping; requests in flight have 10 s to finish");
     stopping.store(true, Ordering::Release);
     event_loop.stop();
     // Held until the process ends: no bundle is being written now, and none begins.

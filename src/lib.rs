@@ -20,10 +20,11 @@
 //!            7777), store (what is in force now)
 //! grants     which grants have been used
 //! attest     the enclave's own keys, and the Nitro Secure Module's word for them
-//! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent
+//! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent: certificate
+//!            (reads X.509), authorities, cryptography (algorithms), tls_error (failures in words)
 //! settings   every setting, its default and its limit
 //! net        in: event_loop (connections that wait), ingress (requests in flight), request, answer, http, workers; out:
-//!            egress, tls, tls_error, certificate, cryptography; socket, wait (streams with a deadline), pace, outbox;
+//!            egress, tls; socket, wait (streams with a deadline), pace, outbox;
 //!            forward; link (loopback, /etc/hosts)
 //! memory     admission        metrics  what is counted
 //! threads    starting one     logging  the log's queue

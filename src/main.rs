@@ -65,9 +65,9 @@ fn run() -> ExitCode {
     let signals = boot::block_signals();
     start_log();
     info!("teemarkd {} starts", env!("CARGO_PKG_VERSION"));
-    let ran = Settings::read(|name| env::var_os(name))
-        .map_err(|e| e.to_string())
-        .and_then(|settings| signals.and_then(|signals| boot::run(&settings, &signals, &ALLOCATOR)).map_err(|e| e.to_string()));
+    let ran = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
+        signals.and_then(|signals| boot::run(&settings, &signals, &ALLOCATOR)).map_err(|e| e.to_string())
+    });
     ended(ran)
 }
 

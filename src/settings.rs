@@ -256,9 +256,9 @@ fn operator_key(text: &str) -> Option<VerifyingKey> {
 }
 
 /// The default of TEEMARK_MEMORY, in bytes, if this many are available at the start. The daemon stays under five
-/// quarters of TEEMARK_MEMORY; the rest remains for the kernel and its socket buffers.
+/// quarters of TEEMARK_MEMORY. The rest is for the blocks that the allocator keeps, and for the kernel's socket buffers.
 pub fn memory_for_requests(available: usize) -> usize {
-    const REST: usize = 8 << 20;
+    const REST: usize = 16 << 20;
     available.saturating_sub(REST).max(available / 2) / 5 * 4
 }
 

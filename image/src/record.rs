@@ -15,7 +15,7 @@ use crate::eif::Pcrs;
 const PARTS: [(&str, Option<u64>, Option<u64>); 14] = [
     ("kernel", Some(2_500_000), Some(2_500_000)),
     ("init", Some(65_536), Some(65_536)),
-    ("teemarkd", Some(2_400_000), Some(2_400_000)),
+    ("teemarkd", Some(2_900_000), Some(2_900_000)),
     ("endpoints", None, None),
     ("environment", None, None),
     ("client.crt", None, None),
@@ -25,8 +25,8 @@ const PARTS: [(&str, Option<u64>, Option<u64>); 14] = [
     ("shell", None, None),
     ("ramdisk-0", None, None),
     ("ramdisk-1", None, None),
-    (RAMDISKS, Some(1_200_000), None),
-    ("eif", Some(4_000_000), None),
+    (RAMDISKS, Some(1_250_000), None),
+    ("eif", Some(3_000_000), None),
 ];
 /// Both ramdisks together, which are not a part of their own.
 const RAMDISKS: &str = "ramdisks";
@@ -182,11 +182,11 @@ mod tests {
         let parts = [
             ("kernel", 2_500_000),
             ("init", 65_536),
-            ("teemarkd", 2_400_000),
+            ("teemarkd", 2_900_000),
             ("environment", 7),
             ("ramdisk-0", 30_000),
             ("ramdisk-1", 1_170_000),
-            ("eif", 4_000_000),
+            ("eif", 3_000_000),
         ];
         Record {
             name: "x".into(),
@@ -207,10 +207,10 @@ mod tests {
         for (part, limit) in [
             ("kernel", "kernel: 2,500,001 bytes are 1 past the limit of 2,500,000"),
             ("init", "init: 65,537 bytes are 1 past the limit of 65,536"),
-            ("teemarkd", "teemarkd: 2,400,001 bytes are 1 past the limit of 2,400,000"),
-            ("ramdisk-0", "ramdisks: 1,200,001 bytes are 1 past the limit of 1,200,000"),
-            ("ramdisk-1", "ramdisks: 1,200,001 bytes are 1 past the limit of 1,200,000"),
-            ("eif", "eif: 4,000,001 bytes are 1 past the limit of 4,000,000"),
+            ("teemarkd", "teemarkd: 2,900,001 bytes are 1 past the limit of 2,900,000"),
+            ("ramdisk-0", "ramdisks: 1,250,001 bytes are 1 past the limit of 1,250,000"),
+            ("ramdisk-1", "ramdisks: 1,250,001 bytes are 1 past the limit of 1,250,000"),
+            ("eif", "eif: 3,000,001 bytes are 1 past the limit of 3,000,000"),
         ] {
             let mut record = record(false);
             record.parts.get_mut(part).unwrap().bytes += 1;
@@ -237,12 +237,12 @@ mod tests {
 part             bytes      limit       left
 kernel       2,500,000  2,500,000          0
 init            66,000     65,536       -464
-teemarkd     2,400,000  2,400,000          0
+teemarkd     2,900,000  2,900,000          0
 environment          7
 ramdisk-0       30,000
 ramdisk-1    1,170,000
-ramdisks     1,200,000  1,200,000          0
-eif          4,000,000  4,000,000          0
+ramdisks     1,250,000  1,250,000          0
+eif          3,000,000  3,000,000          0
 ";
         assert_eq!(record.table(), expected);
     }

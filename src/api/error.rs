@@ -65,7 +65,7 @@ impl ApiError {
                 let (status, code) = grant_row(e);
                 (status, code, e.to_string())
             }
-            ApiError::NotFound => (404, "not_found", "there is nothing at this path".into()),
+            ApiError::NotFound => (404, "not_found", "no such route".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key with this id is in force".into()),
             ApiError::MethodNotAllowed(allowed) => (405, "method_not_allowed", format!("allowed here: {allowed}")),
             ApiError::FileTooLarge(limit) => (413, "file_too_large", limit.message()),
@@ -103,7 +103,7 @@ fn http_row(e: HttpError) -> (u16, &'static str, String) {
         HttpError::LengthRequired => (411, "length_required", "send Content-Length or a chunked body".into()),
         HttpError::TooLarge(n) => (413, "file_too_large", format!("the body is over {n} bytes")),
         HttpError::UnknownExpectation => invalid(417, "the only supported value of Expect is 100-continue"),
-        HttpError::TooSlow => invalid(408, "the request came too slowly"),
+        HttpError::TooSlow => invalid(408, "the request arrived too slowly"),
         HttpError::Overloaded => (503, "overloaded", "too many requests are in flight; try again in a second".into()),
     }
 }

@@ -97,7 +97,9 @@ mod tests {
         let before = METRICS.panics.get();
         let answer = answer(|| panic!("as asked"));
         assert_eq!((answer.route, answer.status), ("panicked", 500));
-        assert!(matches!(answer.body, crate::net::answer::Content::Bytes(body) if body.windows(10).any(|w| w == b"\"internal\"")));
+        assert!(
+            matches!(answer.body, crate::net::answer::Content::Bytes(body) if body.windows(10).any(|w| w == b"\"internal\""))
+        );
         assert!(METRICS.panics.get() > before);
     }
 }

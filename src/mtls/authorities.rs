@@ -17,8 +17,8 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
 use super::check_validity;
-use crate::net::certificate::Certificate;
-use crate::net::cryptography::SIGNATURES;
+use crate::mtls::certificate::Certificate;
+use crate::mtls::cryptography::SIGNATURES;
 
 /// Most certificates that warnings are given for.
 const MAX_WARNINGS: usize = 16;

@@ -2,6 +2,9 @@
 //! and the ureq agent that presents them and verifies the service by `authorities`.
 
 mod authorities;
+pub mod certificate;
+pub mod cryptography;
+pub mod tls_error;
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -23,8 +26,8 @@ use ureq::Agent;
 use webpki::{EndEntityCert, KeyUsage};
 
 use self::authorities::Authorities;
-use crate::net::certificate::{Certificate, elliptic_key, elliptic_secret};
-use crate::net::cryptography::{self, SIGNATURES};
+use self::certificate::{Certificate, elliptic_key, elliptic_secret};
+use self::cryptography::SIGNATURES;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::tls::MAX_ANSWER_HEAD;
 

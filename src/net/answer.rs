@@ -128,8 +128,14 @@ mod tests {
     #[test]
     fn a_head_has_length_type_and_headers_and_says_whether_it_is_the_last() {
         let headers = vec![("Retry-After", "1".to_owned())];
-        let answer =
-            Answer { route: "x", status: 503, content_type: "text/plain", headers, body: Content::Bytes(vec![0; 7]), held: None };
+        let answer = Answer {
+            route: "x",
+            status: 503,
+            content_type: "text/plain",
+            headers,
+            body: Content::Bytes(vec![0; 7]),
+            held: None,
+        };
         for close in [false, true] {
             let head = String::from_utf8(answer.head(close)).unwrap();
             assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && head.ends_with("\r\n\r\n"), "{head}");

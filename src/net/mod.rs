@@ -1,8 +1,6 @@
 //! Connections into and out of the enclave.
 
 pub mod answer;
-pub mod certificate;
-pub mod cryptography;
 pub mod egress;
 pub mod event_loop;
 pub mod forward;
@@ -14,6 +12,5 @@ pub mod pace;
 pub mod request;
 pub mod socket;
 pub mod tls;
-pub mod tls_error;
 pub mod wait;
 pub mod workers;

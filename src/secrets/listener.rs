@@ -81,7 +81,8 @@ fn handshake(stream: Stream, store: &Store) -> io::Result<()> {
 /// Tells a sender to try again.
 fn refuse_busy(stream: Stream) -> io::Result<()> {
     METRICS.handshakes_refused.add(1);
-    let refusal = Refusal { field: WHOLE.into(), reason: format!("{SENDERS} others are being received: try again") };
+    let refusal =
+        Refusal { field: WHOLE.into(), reason: format!("{SENDERS} bundles are already being received: try again") };
     reply(Timed::new(stream, None)?, &format!("{}\n", refusal.to_json()))
 }
 

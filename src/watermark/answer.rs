@@ -37,8 +37,7 @@ impl Original {
         let beginning = base64::encode(&file[..file.len().min(RECOGNIZED)]);
         let beginning = beginning.trim_end_matches('=').to_owned();
         let (length, kind) = (file.len(), Kind::of(&file));
-        let content =
-            if keep || length <= KEPT { Content::Whole(file) } else { Content::Sha256(sha256(&file)) };
+        let content = if keep || length <= KEPT { Content::Whole(file) } else { Content::Sha256(sha256(&file)) };
         Original { length, kind, beginning, sent, content }
     }
 
@@ -87,7 +86,10 @@ impl Original {
             return Ok(());
         }
         let came = of_marked.map_or("an unknown kind", Kind::name);
-        missing(format!("the watermark service was sent a file of the kind {} and gave back one of {came}", of_file.name()))
+        missing(format!(
+            "the watermark service was sent a file of the kind {} and gave back one of {came}",
+            of_file.name()
+        ))
     }
 }
 
@@ -161,9 +163,8 @@ mod tests {
     fn answer(form: WatermarkApi, sent: Sent, file: &[u8], answer: Value) -> Result<Result<Vec<u8>, Unmarked>, String> {
         let kept = Original::of(file.to_vec(), sent, true);
         let hashed = Original { content: Content::Sha256(sha256(file)), ..Original::of(file.to_vec(), sent, true) };
-        let [of_kept, of_hashed] = [kept, hashed].map(|original| {
-            marked(form, &original, answer.to_string().into_bytes()).map_err(|e| format!("{e:?}"))
-        });
+        let [of_kept, of_hashed] = [kept, hashed]
+            .map(|original| marked(form, &original, answer.to_string().into_bytes()).map_err(|e| format!("{e:?}")));
         assert_eq!(of_kept, of_hashed);
         of_kept
     }

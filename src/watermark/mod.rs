@@ -17,8 +17,8 @@ use ureq::{Agent, Body, Error, SendBody};
 
 use crate::memory::{FIXED_COST, NoMemory, ReadError, Reservation, read_all};
 use crate::metrics::METRICS;
+use crate::mtls::tls_error;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
-use crate::net::tls_error;
 use crate::net::wait::ClientGone;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;

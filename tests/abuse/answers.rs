@@ -37,24 +37,37 @@ fn read_head(stream: &mut TcpStream) -> usize {
     head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap()
 }
 
+/// Waits until a success answer begins, and leaves it where it is.
+fn wait_for_success(stream: &TcpStream) {
+    const BEGINNING: &[u8] = b"HTTP/1.1 200";
+    let mut begun = [0; BEGINNING.len()];
+    while stream.peek(&mut begun).expect("an answer") < begun.len() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(begun, BEGINNING);
+}
+
 #[test]
 fn clients_that_never_read_their_large_answer_hold_up_nobody() {
-    let scene = Scene::new(&[], &[]);
     // More than the system buffers at both ends of a connection whose client does not read (tcp(7)).
     let largest = |name: &str| -> usize {
         let limits = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
         limits.split_whitespace().nth(2).unwrap().parse().unwrap()
     };
-    let large = encrypt(&KEY, &vec![b'x'; (largest("tcp_wmem") + largest("tcp_rmem")).max(16 * MIB)]);
+    let length = (largest("tcp_wmem") + largest("tcp_rmem")).max(16 * MIB);
+    let (max_file, memory) = (length.to_string(), (20 * length).to_string());
+    let scene = Scene::new(&[("TEEMARK_MAX_FILE", &max_file), ("TEEMARK_MEMORY", &memory)], &[]);
+    let large = encrypt(&KEY, &vec![b'x'; length]);
     scene.during(|| {
         let unread: Vec<TcpStream> = (0..4)
             .map(|_| {
                 let mut stream = connect(scene.public());
                 stream.write_all(raw_head(large.len()).as_bytes()).and_then(|()| stream.write_all(&large)).unwrap();
-                wait_for_answer(&stream);
+                wait_for_success(&stream);
                 stream
             })
             .collect();
+        assert_eq!(scene.daemon.decrypt(&scene.file, "f", "u").status, 200);
         drop(unread);
     });
     scene.ends_as_it_began();

@@ -50,6 +50,16 @@ fn senders_that_stall_hold_up_nobody_and_are_answered_by_the_deadline() {
     accepted(&daemon, &good);
     assert_eq!(daemon.handshake(b"{}")["ok"], false);
     assert_eq!(decrypts(&daemon), 200);
+    let waits = |stream: &UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        let nothing = (&*stream).read(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+        stream.set_nonblocking(false).unwrap();
+        nothing
+    };
+    // On a machine that is slower than the deadline they have had their answer by now.
+    if start.elapsed() < DEADLINE - Duration::from_secs(1) {
+        assert!(stalled.iter().all(waits), "the good bundles waited for the stalled ones");
+    }
 
     for mut stream in stalled {
         let answer = answer(&mut stream);

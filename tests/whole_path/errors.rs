@@ -179,6 +179,25 @@ fn why_a_file_does_not_open_cannot_be_told_from_the_answer() {
 }
 
 #[test]
+fn no_byte_of_a_file_reaches_the_service_before_all_of_it_was_authenticated() {
+    let (service, daemon) = pair(&[]);
+    let good = encrypt(&KEY, &vec![b'x'; 4 << 20]);
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    assert_error(&daemon.decrypt(&bad, "f", "u"), 422, "decrypt_failed");
+    assert_eq!(service.count("TLS handshake: client"), 0, "{}", service.process.log());
+    assert_eq!(daemon.decrypt(&good, "f", "u").status, 200);
+    assert_eq!(service.count("TLS handshake: client"), 1);
+}
+
+#[test]
+fn no_byte_of_a_marked_file_reaches_the_user_before_all_of_it_is_there() {
+    let (_service, daemon) = pair(&["--fault", "cut"]);
+    let answer = daemon.decrypt(&encrypt(&KEY, &vec![b'x'; 4 << 20]), "f", "u");
+    assert_error(&answer, 502, "watermark_failed");
+}
+
+#[test]
 fn before_the_handshake_a_file_is_answered_503_with_what_is_missing() {
     let service = Service::start(&CERTS, &[]);
     let daemon = Setup::new(service.port).start();

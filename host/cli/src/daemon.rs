@@ -107,9 +107,11 @@ fn no_answer(endpoint: &str, error: ureq::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(failure)
 }
 
-/// What an error status means to whoever asked. The daemon's own failures, 500 and 502, are neither a refusal nor sure to pass.
-fn class(status: u16) -> Class {
+/// What an error answer means to the user. The daemon's own failures, 500 and 502, are not refusals, and may persist.
+fn class(status: u16, code: &str) -> Class {
     match status {
+        // A machine without a Nitro Secure Module will not get one.
+        _ if code == "attestation_unavailable" => Class::Refused,
         408 | 429 | 503 | 504 => Class::TryAgain,
         400..=499 => Class::Refused,
         _ => Class::Other,
@@ -123,11 +125,11 @@ fn refusal(endpoint: &str, answer: &mut Response<Body>) -> Failure {
     let _ = answer.body_mut().as_reader().take(LARGEST_ERROR).read_to_end(&mut body);
     let failure = match serde_json::from_slice(&body) {
         Ok(ErrorAnswer { error, code }) => {
-            Failure::new(class(status), &code, format!("{error} ({code}, HTTP {status})"))
+            Failure::new(class(status, &code), &code, format!("{error} ({code}, HTTP {status})"))
         }
         Err(_) => {
             // A proxy in front of the daemon may be busy for a while as well.
-            let class = if class(status) == Class::TryAgain { Class::TryAgain } else { Class::Other };
+            let class = if class(status, "") == Class::TryAgain { Class::TryAgain } else { Class::Other };
             let message = format!(
                 "{endpoint} answered with HTTP status {status}, but not as teemarkd does; is this its public port?"
             );
@@ -157,7 +159,8 @@ mod tests {
             (&[408, 429, 503, 504], Class::TryAgain),
             (&[302, 500, 502], Class::Other),
         ] {
-            assert!(statuses.iter().all(|&status| class(status) == expected), "{statuses:?}");
+            assert!(statuses.iter().all(|&status| class(status, "") == expected), "{statuses:?}");
         }
+        assert!(class(503, "attestation_unavailable") == Class::Refused);
     }
 }

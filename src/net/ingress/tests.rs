@@ -190,6 +190,15 @@ fn when_silent_clients_hold_most_places_the_oldest_gives_way_however_young() {
 }
 
 #[test]
+fn a_connection_is_kept_for_sixty_seconds_after_its_last_answer() {
+    let scene = Scene::new(9);
+    let start = Instant::now();
+    let (mut idle, _client) = scene.waiting(State::Idle { used: true }, start);
+    assert_eq!(idle.deadline(), Some(start + 60 * SECOND));
+    assert_eq!(idle.overdue(start + 60 * SECOND), Turn::Over);
+}
+
+#[test]
 fn a_head_has_ten_seconds_from_its_first_byte_however_many_follow() {
     let scene = Scene::new(9);
     let start = Instant::now();

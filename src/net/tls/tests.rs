@@ -7,7 +7,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{AlertDescription, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
-use crate::net::cryptography;
+use crate::mtls::cryptography;
 
 type Service = StreamOwned<ServerConnection, UnixStream>;
 

@@ -34,6 +34,16 @@ pub(crate) fn an_image_with_certificates_is_ready_without_a_handshake(
         let (status, body) = enclave.get(3000, "/get_attestation")?;
         ensure!(status == 503 && body.contains("attestation_unavailable"), "/get_attestation: {status} {body}");
         Ok(())
+    })?;
+    drop((enclave, bus));
+    let bus = Bus::start()?;
+    let enclave = Enclave::boot(&bus, &workshop.baked_with_test_nsm()?.taken_apart(), 64, &logs()?, false)?;
+    stage.watch(&enclave.console);
+    stage.step("there the image with the stand-in for the module attests itself, by a root of its own", || {
+        enclave.console.wait_for("secrets: listening on vsock:7777", teemark_vm::BOOT)?;
+        let (status, body) = enclave.get(3000, "/get_attestation")?;
+        ensure!(status == 200 && body.contains("test_root"), "/get_attestation: {status} {body}");
+        Ok(())
     })
 }
 

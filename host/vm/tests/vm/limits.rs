@@ -35,8 +35,8 @@ pub(crate) fn an_enclave_of_the_shipped_size_has_room_for_a_file_of_the_largest_
         let requests = bytes(&limits["memory_bytes"])?;
         #[expect(clippy::cast_precision_loss, reason = "it is printed with one decimal")]
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        // TEEMARK_MEMORY's default is four fifths of what is available but for 8 MiB.
-        let available = requests / 4 * 5 + (8 << 20);
+        // TEEMARK_MEMORY's default is four fifths of what is available but for 16 MiB.
+        let available = requests / 4 * 5 + (16 << 20);
         stage.figure(&format!("{:.1} MiB available at the start, {:.1} for requests", mib(available), mib(requests)));
         for route in ["raw", "json"] {
             let largest = bytes(&limits["largest_file_bytes"][route])?;

@@ -26,6 +26,7 @@ pub(crate) struct Workshop {
     sealed: OnceCell<Image>,
     ordinary: OnceCell<Image>,
     baked: OnceCell<Image>,
+    baked_with_test_nsm: OnceCell<Image>,
     debug: OnceCell<Image>,
 }
 
@@ -33,8 +34,8 @@ impl Workshop {
     pub(crate) fn new() -> Result<Workshop> {
         let folder = tempfile::tempdir()?;
         let (certs, keys, operator, grant_key) = Default::default();
-        let (sealed, ordinary, baked, debug) = Default::default();
-        Ok(Workshop { folder, certs, keys, operator, grant_key, sealed, ordinary, baked, debug })
+        let (sealed, ordinary, baked, baked_with_test_nsm, debug) = Default::default();
+        Ok(Workshop { folder, certs, keys, operator, grant_key, sealed, ordinary, baked, baked_with_test_nsm, debug })
     }
 
     /// A path in the workshop's folder.
@@ -131,6 +132,13 @@ impl Workshop {
     /// Certificates, endpoint and keys in the image (option A).
     pub(crate) fn baked(&self) -> Result<&Image> {
         made(&self.baked, || self.build("baked", &self.with_secrets()?))
+    }
+
+    /// The same with a daemon that has its stand-in for the Nitro Secure Module.
+    pub(crate) fn baked_with_test_nsm(&self) -> Result<&Image> {
+        made(&self.baked_with_test_nsm, || {
+            self.build("baked-testnsm", &[&self.with_secrets()?[..], &["--test-nsm".into()]].concat())
+        })
     }
 
     /// The same with run.sh and a shell.

@@ -139,10 +139,11 @@ impl<'a> Certificate<'a> {
         Some((modulus.len() - first) * 8 - modulus[first].leading_zeros() as usize)
     }
 
-    /// Its public key as an uncompressed point, if it is on the curve P-256 or P-384.
+    /// Its public key as an uncompressed point (SEC 1, 2.3.3), if it is on the curve P-256 or P-384.
     pub fn point(&self) -> Option<&'a [u8]> {
-        let known = [alg_id::ECDSA_P256, alg_id::ECDSA_P384].iter().any(|id| **id == *self.key_algorithm);
-        (known && self.key.starts_with(&[4])).then_some(self.key)
+        let lengths = [(alg_id::ECDSA_P256, 65), (alg_id::ECDSA_P384, 97)];
+        let (_, length) = lengths.into_iter().find(|(id, _)| **id == *self.key_algorithm)?;
+        (self.key.len() == length && self.key.starts_with(&[4])).then_some(self.key)
     }
 
     /// Whether its key is on an elliptic curve.
@@ -293,6 +294,17 @@ mod tests {
         assert_eq!(key(&[&[0][..], &[7; 32]].concat()), Some(whole));
         assert_eq!(elliptic_secret(&key(&[7; 30]).unwrap()), Some(&[&[0; 2][..], &[7; 30]].concat()[..]));
         assert_eq!(key(&[7; 33]), None);
+    }
+
+    #[test]
+    fn a_point_has_the_length_of_its_curve() {
+        let rcgen::CertifiedKey { cert, .. } = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let certificate = Certificate::parse(cert.der()).unwrap();
+        assert_eq!(certificate.point().unwrap().len(), 65);
+        for length in [0, 1, 64, 66, 97, 300] {
+            let key = &[4; 300][..length];
+            assert_eq!(Certificate { key, ..Certificate::parse(cert.der()).unwrap() }.point(), None, "{length}");
+        }
     }
 
     #[test]

@@ -1,0 +1,117 @@
+//! The programs under test, and how each is started with the same certificates, key and service.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::grants::{FLEET, Issuer};
+use crate::material::Material;
+use crate::process::Process;
+
+/// A program under test.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// The name in the tables: `teemarkd`, `teemarkd:NAME` for another build, `async-…` for a peer.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+/// What every server is given.
+pub(crate) struct Setting {
+    pub(crate) material: Material,
+    pub(crate) issuer: Issuer,
+    /// The watermark service's port.
+    pub(crate) service: u16,
+}
+
+/// A server that answers.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    /// The public key that its answers verify under.
+    pub(crate) identity: Vec<u8>,
+    /// Its sockets and files, which go when it goes.
+    _folder: TempDir,
+}
+
+impl Program {
+    pub(crate) fn is_daemon(&self) -> bool {
+        self.name.starts_with("teemarkd")
+    }
+
+    /// Starts it, and waits until it answers. `grants`: whether it requires them, where it can.
+    pub(crate) fn start(&self, setting: &Setting, grants: bool) -> Result<Server> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new(&self.path);
+        if self.is_daemon() {
+            daemon(&mut command, setting, folder.path(), grants)?;
+        } else {
+            peer(&mut command, setting, if self.name.contains("as-deployed") { "as-deployed" } else { "pooled" });
+        }
+        let mut process = Process::start(&command, &folder.path().join("log")).with_context(|| self.name.clone())?;
+        let identity = unhex(&process.awaits("identity key ")?)?;
+        let address = process.awaits("public: listening on tcp:")?.parse()?;
+        await_ready(address, if self.is_daemon() { "/ready" } else { "/health" })?;
+        Ok(Server { process, address, identity, _folder: folder })
+    }
+}
+
+/// The daemon as it is shipped, but for these: TCP in place of vsock, secrets that are there at the start, and room for
+/// as many requests as there are clients.
+fn daemon(command: &mut Command, setting: &Setting, folder: &Path, grants: bool) -> Result<()> {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let endpoint = format!("localhost:{}", setting.service);
+    fs::write(folder.join("endpoints.yaml"), format!("endpoints:\n  - {endpoint}\n"))?;
+    command.envs([
+        ("TEEMARK_PUBLIC", "tcp:127.0.0.1:0".to_owned()),
+        ("TEEMARK_ADMIN", format!("unix:{}", path("admin"))),
+        ("TEEMARK_SECRETS", format!("unix:{}", path("secrets"))),
+        ("TEEMARK_ENDPOINTS", path("endpoints.yaml")),
+        ("TEEMARK_EGRESS", "direct".to_owned()),
+        ("TEEMARK_CERTS", path("certs")),
+        ("TEEMARK_HOSTS", String::new()),
+        ("TEEMARK_MAX_CONNECTIONS", "512".to_owned()),
+        ("TEEMARK_MEMORY", "8GiB".to_owned()),
+        ("TEEMARK_GRANTS", if grants { "required" } else { "off" }.to_owned()),
+        ("TEEMARK_FLEET", FLEET.to_owned()),
+        ("MTLS_CLIENT_CERT_JSON", setting.material.client_certificate()?),
+        ("ECS_WATERMARK_ENDPOINT", format!("https://{endpoint}")),
+        ("FILE_KEYS", serde_json::json!({"key-1": setting.material.file_key()}).to_string()),
+        ("GRANT_KEYS", setting.issuer.jwk_set()),
+    ]);
+    Ok(())
+}
+
+fn peer(command: &mut Command, setting: &Setting, mode: &str) {
+    command.arg(mode);
+    command.env("CERTS", &setting.material.certs);
+    command.env("WATERMARK_URL", format!("https://localhost:{}/api/watermark", setting.service));
+    command.env("FILE_KEY", setting.material.file_key());
+}
+
+fn await_ready(address: SocketAddr, path: &str) -> Result<()> {
+    let mut answer = String::new();
+    for _ in 0..200 {
+        answer.clear();
+        let mut connection = TcpStream::connect(address)?;
+        write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        connection.read_to_string(&mut answer)?;
+        if answer.starts_with("HTTP/1.1 200") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    bail!("not ready: {answer}")
+}
+
+pub(crate) fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digits = |i: usize| text.get(2 * i..2 * i + 2).context("odd");
+    (0..text.len() / 2).map(|i| Ok(u8::from_str_radix(digits(i)?, 16)?)).collect()
+}
