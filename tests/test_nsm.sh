@@ -10,7 +10,9 @@ fail() { echo "test_nsm: $*" >&2; exit 1; }
 
 shipped=$(image/programs.sh | sed -n 1p)
 testnsm=$(image/programs.sh --test-nsm | sed -n 1p)
-[ -s "$shipped" ] && [ -s "$testnsm" ] || fail "image/programs.sh built nothing"
+for daemon in "$shipped" "$testnsm"; do
+  [ -s "$daemon" ] || fail "image/programs.sh built nothing"
+done
 # What src/attest/test_nsm.rs writes into its certificates and documents.
 for text in 'teemark test root, proves nothing' 'teemark without a Nitro Secure Module' 'test-without-nsm'; do
   grep -q "\"$text\"" src/attest/test_nsm.rs || fail "src/attest/test_nsm.rs does not say \"$text\" any more"

@@ -185,7 +185,7 @@ mod tests {
             ("teemarkd", 2_900_000),
             ("environment", 7),
             ("ramdisk-0", 30_000),
-            ("ramdisk-1", 1_170_000),
+            ("ramdisk-1", 1_220_000),
             ("eif", 3_000_000),
         ];
         Record {
@@ -240,7 +240,7 @@ init            66,000     65,536       -464
 teemarkd     2,900,000  2,900,000          0
 environment          7
 ramdisk-0       30,000
-ramdisk-1    1,170,000
+ramdisk-1    1,220,000
 ramdisks     1,250,000  1,250,000          0
 eif          3,000,000  3,000,000          0
 ";
