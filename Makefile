@@ -1,6 +1,6 @@
 # Every command of the project. None needs another step before it.
 .POSIX:
-.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint vectors clean
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint costs vectors clean
 
 help:
 	@echo 'make demo        does the main job on real input, step by step, with pictures in out/demo'
@@ -24,6 +24,7 @@ help:
 	@echo 'make reproduce   builds the image twice and compares'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
+	@echo 'make costs       checks what a request and the image cost, counted, against what was recorded; RECORD=1 records it'
 	@echo 'make vectors     writes formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
@@ -70,7 +71,7 @@ quick-test:
 	tests/footprint.sh
 	TEEMARKD=$$(image/programs.sh --test-nsm | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
 	tests/test_nsm.sh
-	$(MAKE) size
+	$(MAKE) costs
 
 vm-test:
 	host/install-tools.sh vm
@@ -98,6 +99,11 @@ check:
 footprint:
 	host/install-tools.sh
 	tests/footprint.sh
+
+# Nothing in it is timed, so it may run beside anything else.
+costs: size
+	host/install-tools.sh
+	TEEMARKD="$$(image/programs.sh --symbols | sed -n 1p)" cargo test --workspace --test costs -- $${RECORD:+--record}
 
 vectors:
 	TEEMARK_WRITE_VECTORS=1 cargo test -p teemark-formats the_vectors_are_what_the_formats_write
