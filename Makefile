@@ -2,7 +2,7 @@
 .POSIX:
 # The parts share target/, and each uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint bench vectors clean
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint costs bench vectors clean
 
 help:
 	@echo 'make demo        does the main job on real input, step by step, with pictures in out/demo'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench       measures teemarkd next to what people would run instead, for docs/PERFORMANCE.md; with'
 	@echo '                   FULL=1           the whole grid, for more than an hour'
 	@echo '                   TEEMARKD=PATH    another build of teemarkd as well'
+	@echo 'make costs       checks what a request and the image cost, counted, against what was recorded; RECORD=1 records it'
 	@echo 'make vectors     writes formats/vectors: an example of each format, for other implementations'
 	@echo 'make clean       removes target/ and out/'
 
@@ -75,7 +76,7 @@ quick-test:
 	tests/footprint.sh
 	TEEMARKD=$$(image/programs.sh --test-nsm | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
 	tests/test_nsm.sh
-	$(MAKE) size
+	$(MAKE) costs
 
 vm-test:
 	host/install-tools.sh vm
@@ -107,6 +108,11 @@ footprint:
 
 bench:
 	bench/run.sh
+
+# Nothing in it is timed, so it may run beside anything else.
+costs: size
+	host/install-tools.sh
+	TEEMARKD="$$(image/programs.sh --symbols | sed -n 1p)" cargo test --workspace --test costs -- $${RECORD:+--record}
 
 vectors:
 	TEEMARK_WRITE_VECTORS=1 cargo test -p teemark-formats the_vectors_are_what_the_formats_write

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Prints how many bytes of the daemon each crate accounts for: code and read-only data by symbol name. An inlined function
 # counts for the crate into which it was inlined. docs/DEPENDENCIES.md quotes the result.
+#
+#     bench/crate-bytes.sh [DAEMON]    one that has its symbols; without, it is built
 set -eu
 cd "$(dirname "$0")/.."
-target=x86_64-unknown-linux-musl
-CARGO_PROFILE_RELEASE_STRIP=false cargo build --quiet --release --target "$target" --target-dir target/unstripped
-nm --demangle --print-size --radix=d "target/unstripped/$target/release/teemarkd" | awk '
+daemon=${1:-$(image/programs.sh --symbols | sed -n 1p)}
+nm --demangle --print-size --radix=d "$daemon" | awk '
   $3 ~ /^[tTrRdD]$/ {
     name = $0
     sub(/^[0-9]+ [0-9]+ . /, "", name)

@@ -23,6 +23,7 @@ case $part in
     need curl curl
     need socat socat
     need valgrind valgrind
+    need strace strace
     ;;
 esac
 case $part in

@@ -4,10 +4,13 @@
 #
 #     image/programs.sh              as they are shipped
 #     image/programs.sh --test-nsm   teemarkd with its stand-in for the Nitro Secure Module, for machines without one
+#     image/programs.sh --symbols    as they are shipped, but teemarkd with the names of its functions, for measuring
 set -eu
+strip=symbols
 case "${1:-}" in
   "") variant=shipped features=--no-default-features ;;
   --test-nsm) variant=testnsm features=--features=test-nsm ;;
+  --symbols) variant=symbols features=--no-default-features strip=none ;;
   *) echo "image/programs.sh: unknown argument $1; see its first lines" >&2; exit 2 ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,15 +29,21 @@ for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
 done
 
 build() {
-  RUSTFLAGS="$flags" cargo build --quiet --locked --target "$triple" --target-dir "$target" "$@"
+  command=$1
+  shift
+  RUSTFLAGS="$flags" cargo "$command" --quiet --locked --target "$triple" --target-dir "$target" "$@"
 }
-# Cargo leaves both variants of the daemon under one name, so each gets a folder of its own, and only one is built at a
-# time.
+# Cargo leaves all variants of the daemon under one name, so each gets a folder of its own, and only one is built at a time.
 mkdir -p "$target/$variant"
 exec 9>"$target/lock"
 flock 9
-build --release --package teemarkd --bin teemarkd "$features"
-build --profile init --package init --bin init
+if [ "$strip" = symbols ]; then
+  build build --release --package teemarkd --bin teemarkd "$features"
+else
+  # For the program alone, so that everything that it is linked from stays as it is.
+  build rustc --release --package teemarkd --bin teemarkd "$features" -- -C strip="$strip"
+fi
+build build --profile init --package init --bin init
 cp "$target/$triple/release/teemarkd" "$target/$variant/teemarkd.new"
 mv "$target/$variant/teemarkd.new" "$target/$variant/teemarkd"
 flock -u 9

@@ -127,6 +127,9 @@ const LONGEST_ESCAPE: usize = r"\ud83d\ude00".len();
 /// Undoes the escapes of RFC 8259, section 7, in a text that is UTF-8. What an escape stands for is never longer than
 /// the escape. `None` if half a surrogate pair stands alone.
 fn unescape(text: &mut Vec<u8>) -> Option<()> {
+    if !text.contains(&b'\\') {
+        return Some(());
+    }
     let (mut read, mut written) = (0, 0);
     while read < text.len() {
         let rest = &text[read..];

@@ -60,30 +60,33 @@ impl Content {
     ///
     /// # Errors
     /// Those of `send`.
-    pub fn send_behind(&self, head: Vec<u8>, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut piece = head;
+    pub fn send_behind(&self, mut head: Vec<u8>, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match self {
-            Content::Bytes(bytes) if bytes.len() <= SMALL => piece.extend_from_slice(bytes),
+            Content::Bytes(bytes) if bytes.len() <= SMALL => {
+                head.extend_from_slice(bytes);
+                send(&head)
+            }
             Content::Bytes(bytes) => {
-                send(&piece)?;
-                return send(bytes);
+                send(&head)?;
+                send(bytes)
             }
             Content::Base64 { before, data, after } => {
-                piece.extend_from_slice(before);
-                let mut pieces = data.chunks(PIECE).peekable();
-                while let Some(bytes) = pieces.next() {
-                    let start = piece.len();
-                    piece.resize(start + base64::encoded_len(bytes.len()), 0);
-                    base64::encode_into(bytes, &mut piece[start..]);
-                    if pieces.peek().is_some() {
-                        send(&piece)?;
-                        piece.clear();
+                let beginning = [&head[..], before].concat();
+                // Made of zeros, which the allocator has, and written once.
+                let mut text = vec![0; beginning.len() + base64::encoded_len(data.len().min(PIECE)) + after.len()];
+                text[..beginning.len()].copy_from_slice(&beginning);
+                let mut end = beginning.len();
+                for (i, bytes) in data.chunks(PIECE).enumerate() {
+                    if i > 0 {
+                        send(&text[..end])?;
+                        end = 0;
                     }
+                    end += base64::encode_into(bytes, &mut text[end..]);
                 }
-                piece.extend_from_slice(after);
+                text[end..end + after.len()].copy_from_slice(after);
+                send(&text[..end + after.len()])
             }
         }
-        send(&piece)
     }
 }
 

@@ -326,7 +326,9 @@ impl Read for Buffered<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Incoming { bytes, taken, read } = &mut *self.buffer;
         if taken == read {
-            bytes.resize(AT_ONCE, 0);
+            if bytes.is_empty() {
+                *bytes = vec![0; AT_ONCE];
+            }
             (*taken, *read) = (0, 0);
             *read = self.stream.read(bytes)?;
         }

@@ -10,6 +10,7 @@ pub(crate) mod openssl;
 pub(crate) mod packages;
 mod port;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -192,6 +193,8 @@ impl Service {
 /// How a test's daemon is set up.
 pub(crate) struct Setup {
     pub(crate) allowed: String,
+    /// The command that starts the daemon, which is its last argument; empty if none does.
+    by: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) folder: TempDir,
 }
@@ -200,7 +203,13 @@ impl Setup {
     /// Everything on the loopback interface; `localhost:port` is allowed.
     pub(crate) fn new(port: u16) -> Setup {
         let allowed = format!("endpoints:\n  - localhost:{port}\n");
-        Setup { allowed, env: Vec::new(), folder: TempDir::new().unwrap() }
+        Setup { allowed, by: Vec::new(), env: Vec::new(), folder: TempDir::new().unwrap() }
+    }
+
+    /// The daemon is the last argument of this command, which runs it.
+    pub(crate) fn by(mut self, command: &[&str]) -> Setup {
+        self.by = command.iter().map(|&word| word.to_owned()).collect();
+        self
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Setup {
@@ -213,7 +222,10 @@ impl Setup {
         let list = self.folder.path().join("allowed_endpoints.yaml");
         fs::write(&list, &self.allowed).unwrap();
         // The same tests can be run on the image's daemon: TEEMARKD=target/x86_64-…/teemarkd
-        let mut command = Command::new(std::env::var_os("TEEMARKD").unwrap_or(env!("CARGO_BIN_EXE_teemarkd").into()));
+        let daemon = std::env::var_os("TEEMARKD").unwrap_or(env!("CARGO_BIN_EXE_teemarkd").into());
+        let mut words = self.by.iter().map(OsString::from).chain([daemon]);
+        let mut command = Command::new(words.next().expect("the daemon at least"));
+        command.args(words);
         for name in ["MTLS_CLIENT_CERT_JSON", "ECS_WATERMARK_ENDPOINT", "FILE_KEYS"] {
             command.env_remove(name);
         }

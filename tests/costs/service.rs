@@ -1,0 +1,75 @@
+//! A watermark service that marks any file, whatever it is: the first four characters of the base64 are replaced.
+//!
+//! Each answer is sent in one piece, so what the daemon does to read it depends on the daemon alone.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+
+use crate::material::MARK;
+use crate::support::Certs;
+
+type Tls = StreamOwned<ServerConnection, TcpStream>;
+
+/// Starts it, and gives its port. Its threads end with this program.
+pub(crate) fn start(certs: &Certs) -> u16 {
+    let chain = vec![CertificateDer::from_pem_file(certs.path("server.crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(certs.path("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let config = config.clone();
+            thread::spawn(move || {
+                let stream = stream.unwrap();
+                stream.set_nodelay(true).unwrap();
+                let mut connection = ServerConnection::new(config).unwrap();
+                connection.set_buffer_limit(None);
+                serve(&mut StreamOwned::new(connection, stream));
+            });
+        }
+    });
+    port
+}
+
+/// Answers until the daemon closes the connection.
+fn serve(tls: &mut Tls) {
+    while let Some(body) = read_request(tls) {
+        let request: Value = serde_json::from_slice(&body).unwrap();
+        let data = request["data"].as_str().unwrap();
+        let marked = format!("{MARK}{}", &data[MARK.len()..]);
+        let body = json!({"status": "success", "watermarked_data": marked, "encoding": "base64"}).to_string();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+        let answer = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        if tls.write_all(answer.as_bytes()).and_then(|()| tls.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_request(tls: &mut Tls) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        tls.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+    let mut body = vec![0; length.parse().unwrap()];
+    tls.read_exact(&mut body).ok()?;
+    Some(body)
+}
