@@ -40,7 +40,8 @@ fn every_test_that_the_specification_names_exists() {
     for name in names {
         seen += 1;
         // A test of the harness, or a scenario of host/vm/tests, which lists its own; rustfmt breaks a long line of those.
-        let test = ["", "    "].iter().any(|indent| text.contains(&format!("#[test]\n{indent}fn {name}(")));
+        // In a macro, such as proptest!, it is indented twice.
+        let test = ["", "    ", "        "].iter().any(|indent| text.contains(&format!("#[test]\n{indent}fn {name}(")));
         let scenario = ["", "\n    "].iter().any(|indent| text.contains(&format!("fn {name}({indent}stage: &Stage")));
         if !test && !scenario {
             missing.push(name);
