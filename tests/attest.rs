@@ -20,9 +20,11 @@ const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
 
 /// The text after these words in the log, up to the line's end.
 fn logged(daemon: &Daemon, words: &str) -> String {
-    let log = daemon.process.log();
-    let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("no {words:?} in\n{log}"));
-    rest.lines().next().unwrap().to_owned()
+    wait_for(words, || {
+        let log = daemon.process.log();
+        let (_, rest) = log.split_once(words)?;
+        Some(rest.lines().next()?.to_owned())
+    })
 }
 
 fn identity(daemon: &Daemon) -> Vec<u8> {

@@ -121,6 +121,8 @@ impl Process {
     }
 
     pub(crate) fn log(&self) -> String {
+        // The daemon gathers lines for a few milliseconds.
+        thread::sleep(Duration::from_millis(20));
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
