@@ -113,5 +113,9 @@ fn start_log() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown place".into(), ToString::to_string);
         error!("panic at {place}");
+        // The process may end before the log's thread has gathered its lines.
+        if let Some(log) = LOG.get() {
+            log.finish();
+        }
     }));
 }

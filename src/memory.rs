@@ -20,8 +20,17 @@ use std::time::{Duration, Instant};
 
 use crate::allocator::LARGEST;
 
+/// Most bytes of a JSON document besides its file, for which nothing is reserved.
+pub const JSON_SLACK: usize = 64 << 10;
+
+/// Peak memory of reading a JSON document of this many bytes that has more besides its file: a member's name may be
+/// copied into a buffer that doubles, and each level of nesting is noted in one.
+pub fn crowded(document: usize) -> usize {
+    document.saturating_mul(3)
+}
+
 /// What a request holds besides its file: its connections' buffers, a thread's stack, in bytes.
-pub const FIXED_COST: usize = 256 << 10;
+pub const FIXED_COST: usize = 384 << 10;
 /// How long a request waits for memory.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// A request that has sent nothing for this long gives way to others.

@@ -230,6 +230,24 @@ fn base64_whose_characters_are_escaped_stays_bounded_too() {
 }
 
 #[test]
+fn json_that_is_crowded_besides_its_file_stays_bounded_too() {
+    let (_service, daemon) = start(&[]);
+    let most = FILE / 3 * 4;
+    for (what, body) in [
+        ("nesting", format!("{{\"x\":{}", "[".repeat(most))),
+        ("a long name", format!("{{\"\\n{}\":1}}", "n".repeat(most))),
+        ("a long id", format!("{{\"file_id\":\"\\n{}\"}}", "f".repeat(most))),
+    ] {
+        let answers = storm(daemon.public, &json_head(body.len()), body.as_bytes());
+        let statuses: Vec<u16> = answers.iter().map(|got| got.status).collect();
+        assert!(statuses.iter().all(|status| [400, 503].contains(status)), "{what}: {statuses:?}");
+        assert!(statuses.contains(&400), "{what}: {statuses:?}");
+    }
+    the_peak_is_bounded(&daemon, "crowded");
+    all_memory_comes_back(&daemon);
+}
+
+#[test]
 fn answers_that_nobody_reads_count_until_they_are_gone() {
     let (_service, daemon) = start(&["huge=8388608"]);
     let file = encrypt(&KEY, &vec![b'x'; FILE / 2]);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, Range};
 
+use memchr::{memchr, memchr2};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -63,8 +64,41 @@ pub struct Text<'a>(pub Cow<'a, str>);
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = <&RawValue>::deserialize(deserializer)?;
+        if value.get().len() > LONGEST_COPY && value.get().contains('\\') {
+            return Err(D::Error::custom("too long"));
+        }
         string(value).map(Text).ok_or_else(|| D::Error::custom("not a string"))
     }
+}
+
+/// Longest string with escapes that [`Text`] copies, in bytes.
+const LONGEST_COPY: usize = 64 << 10;
+
+/// Bytes of a document besides those of its largest string that is a value. Few of them mean that reading the document
+/// takes little memory beyond its own: serde_json copies names with escapes, and notes each level of nesting.
+pub fn beside_largest_value(document: &[u8]) -> usize {
+    let (mut largest, mut rest) = (0, document);
+    while let Some(start) = memchr(b'"', rest) {
+        rest = &rest[start + 1..];
+        let mut end = 0;
+        loop {
+            match memchr2(b'"', b'\\', rest.get(end..).unwrap_or_default()) {
+                Some(n) if rest[end + n] == b'"' => {
+                    end += n;
+                    break;
+                }
+                // The backslash and what it stands before.
+                Some(n) => end += n + 2,
+                None => return document.len() - largest,
+            }
+        }
+        let after = &rest[end + 1..];
+        if after.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b':') {
+            largest = largest.max(end);
+        }
+        rest = after;
+    }
+    document.len() - largest
 }
 
 /// A JSON string that may be a whole file: only its place, so that [`into_text`] can turn the document's own buffer into
@@ -285,9 +319,9 @@ mod tests {
 
     #[test]
     fn a_text_with_escapes_takes_no_more_than_it_has_in_its_document() {
-        let document = format!("\"{}\"", "0123456789abcdef\\/".repeat(5000));
+        let document = format!("\"{}\"", "0123456789abcdef\\/".repeat(3000));
         let Text(Cow::Owned(plain)) = serde_json::from_str(&document).unwrap() else { panic!("not copied") };
-        assert!(plain.len() == 17 * 5000 && plain.capacity() <= document.len(), "{}", plain.capacity());
+        assert!(plain.len() == 17 * 3000 && plain.capacity() <= document.len(), "{}", plain.capacity());
     }
 
     #[test]
@@ -310,6 +344,28 @@ mod tests {
             let ours = serde_json::from_str::<Text>(text).ok().map(|text| text.0);
             assert_eq!(ours.as_deref(), serde_json::from_str::<String>(text).ok().as_deref(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_beside_the_largest_value_is_counted_also_names_escapes_and_nesting() {
+        for (document, beside) in [
+            (r#"{"a":"12345","b":"123"}"#, 18),
+            (r#"{"a" : "1\"34\\" , "12345678901" : 1}"#, 30),
+            (r#"{"a":"12345\"#, 12),
+            (r#"["#, 1),
+            ("", 0),
+            (r#"{"12345\n" :"#, 12),
+        ] {
+            assert_eq!(beside_largest_value(document.as_bytes()), beside, "{document}");
+        }
+        assert_eq!(beside_largest_value("[".repeat(9).as_bytes()), 9);
+    }
+
+    #[test]
+    fn a_long_text_is_not_copied() {
+        let long = "a".repeat(LONGEST_COPY);
+        assert!(serde_json::from_str::<Text>(&format!("\"{long}\"")).is_ok(), "without escapes it is borrowed");
+        assert!(serde_json::from_str::<Text>(&format!("\"\\n{long}\"")).is_err());
     }
 
     #[test]

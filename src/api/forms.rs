@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::limits::Limits;
 use super::permit::{Asked, Covered};
 use super::request::{Target, body, decode, header, id};
-use crate::memory::{FIXED_COST, Reservation};
+use crate::memory::{FIXED_COST, JSON_SLACK, Reservation, crowded};
 use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
@@ -52,6 +52,9 @@ impl Form<'_> {
         match self {
             Form::Json => {
                 let body = body(request, limits.json_body(), memory, |n| limits.json_cost(n))?;
+                if json::beside_largest_value(&body) > JSON_SLACK {
+                    memory.cover(limits.json_cost(body.len()).saturating_add(crowded(body.len())))?;
+                }
                 let (asked, file) = parse(body)?;
                 Ok((covers(asked)?, file))
             }

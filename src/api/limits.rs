@@ -6,11 +6,10 @@ use formats::files;
 use formats::items::MAX_BUNDLE;
 use serde_json::{Value, json};
 
-use crate::memory::FIXED_COST;
+use crate::memory::{FIXED_COST, JSON_SLACK};
 use crate::settings::Settings;
+use crate::watermark::KEPT;
 
-/// Room in a JSON request for everything but the file, in bytes.
-const JSON_SLACK: usize = 64 << 10;
 /// Bytes beyond the largest body that are still read, so that the request's own route reports the error.
 const BODY_SLACK: usize = 2 << 20;
 
@@ -77,15 +76,15 @@ impl Limits {
 
     /// Peak memory of a raw request whose body, the encrypted file, has this many bytes. The file is decrypted in its
     /// buffer, and gives way to the service's answer, which is decoded in its own: the marked file as base64, for which
-    /// half as much again is reserved. What turns out larger is reserved when that is known.
+    /// half as much again is reserved; a small file is kept beside it. What turns out larger is reserved when that is known.
     pub fn raw_cost(&self, body: usize) -> usize {
-        let kept = if self.keep_file { body } else { 0 };
+        let kept = if self.keep_file { body } else { body.min(KEPT) };
         body.saturating_add(body / 2).saturating_add(kept).saturating_add(FIXED_COST)
     }
 
     /// The same for a JSON request: the file is decoded in the buffer of its body, which is a third larger.
     pub fn json_cost(&self, body: usize) -> usize {
-        let kept = if self.keep_file { body } else { 0 };
+        let kept = if self.keep_file { body } else { body.min(KEPT / 3 * 4) };
         body.saturating_add(body / 8).saturating_add(kept).saturating_add(FIXED_COST)
     }
 

@@ -226,7 +226,12 @@ impl TlsTransport {
                 head.drain(..length);
             }
             match (head.is_empty(), open) {
-                (true, true) => return Ok(()),
+                // What is buffered is not told by poll(2).
+                (true, true) if self.incoming.is_empty() => return Ok(()),
+                (true, true) if deadline.is_some_and(|at| at <= Instant::now()) => {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                (true, true) => {}
                 (true, false) => return Err(self.closed()),
                 (false, true) if self.incoming.has_more() => {}
                 (false, true) => drop(wait(&self.stream, PollFlags::POLLIN, deadline)?),
@@ -284,9 +289,7 @@ impl TlsTransport {
             }
             // TLS itself may have something to send, such as a key update.
             let flags = if self.tls.wants_write() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            if (flags != PollFlags::POLLIN || !self.incoming.has_more())
-                && wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT)
-            {
+            if self.incoming.has_more() || wait(&self.stream, flags, deadline)?.contains(PollFlags::POLLOUT) {
                 match self.tls.write_tls(&mut self.stream) {
                     Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
                     _ => {}
@@ -311,9 +314,13 @@ impl Incoming {
         Buffered { buffer: self, stream }
     }
 
+    fn is_empty(&self) -> bool {
+        self.taken == self.read
+    }
+
     /// Whether a read gets something at once, or likely does, since the last one filled the buffer.
     fn has_more(&self) -> bool {
-        self.taken < self.read || (self.read > 0 && self.read == self.bytes.len())
+        !self.is_empty() || (self.read > 0 && self.read == self.bytes.len())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::settings::WatermarkApi;
 const RECOGNIZED: usize = 48;
 /// Largest file that is kept until its marked file is there, in bytes. Of a larger one only the hash is kept, so that
 /// the two never take memory together.
-const KEPT: usize = 1 << 20;
+pub const KEPT: usize = 1 << 20;
 
 /// What is known of a file once it has been sent: enough to check that what comes back can be its marked file.
 pub(crate) struct Original {

@@ -9,19 +9,21 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::json;
 use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
 use log::{info, warn};
 use ureq::http::Response;
 use ureq::http::header::CONTENT_LENGTH;
 use ureq::{Agent, Body, Error, SendBody};
 
-use crate::memory::{FIXED_COST, NoMemory, ReadError, Reservation, read_all};
+use crate::memory::{FIXED_COST, JSON_SLACK, NoMemory, ReadError, Reservation, crowded, read_all};
 use crate::metrics::METRICS;
 use crate::mtls::tls_error;
 use crate::net::tls::{EarlyAnswer, HeadTooLarge, NotHttp, Stale};
 use crate::net::wait::ClientGone;
 use crate::secrets::store::{Ready, Store};
 use crate::settings::WatermarkApi;
+pub use answer::KEPT;
 use answer::Original;
 use request::WireRequest;
 
@@ -235,6 +237,9 @@ fn exchange(
     }
     let held = original.held() + FIXED_COST;
     let answer = read_answer(&mut response, most, memory, |n| held.saturating_add(n))?;
+    if json::beside_largest_value(&answer) > JSON_SLACK {
+        memory.cover(held.saturating_add(crowded(answer.len())))?;
+    }
     let watermarked_data = answer::marked(caller.form, &original, answer)?;
     Ok(WatermarkResponse { watermarked_data, file: original.into_file() })
 }
