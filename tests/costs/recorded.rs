@@ -53,7 +53,7 @@ impl Slack {
             ("crates", _) => (50, 1024),
             ("image", _) => (10, 1024),
             (_, "instructions" | "instructions-beside-cryptography") => (20, 2000),
-            (_, "bytes-copied" | "bytes-wiped") => (30, 2048),
+            (_, "bytes-copied" | "bytes-wiped") => (50, 2048),
             (_, "system-calls") => (20, 3),
             (_, "allocations") => (20, 4),
             (_, "bytes-allocated") => (10, 1024),
