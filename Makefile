@@ -67,15 +67,14 @@ run-enclave:
 
 test: quick-test vm-test reproduce
 
-# Most tests wait for something, such as a deadline of ten seconds, so more of them run at once than there are processors.
-# The tests that search the daemon's memory run again with a static build, which differs from the shipped one in the
+# The tests that search the daemon's memory or measure it run with a static build, which differs from the shipped one in the
 # stand-in for the Nitro Secure Module only.
 quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace
-	RUST_TEST_THREADS=8 cargo test --workspace
-	tests/footprint.sh
+	tests/all.sh memory secrecy_memory
 	TEEMARKD=$$(image/programs.sh --test-nsm | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
+	tests/footprint.sh
 	tests/test_nsm.sh
 	$(MAKE) costs
 
