@@ -67,13 +67,10 @@ run-enclave:
 
 test: quick-test vm-test reproduce
 
-# The tests that search the daemon's memory or measure it run with a static build, which differs from the shipped one in the
-# stand-in for the Nitro Secure Module only.
 quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace
-	tests/all.sh memory secrecy_memory
-	TEEMARKD=$$(image/programs.sh --test-nsm | sed -n 1p) cargo test --workspace --test memory --test secrecy_memory
+	tests/all.sh
 	tests/footprint.sh
 	tests/test_nsm.sh
 	$(MAKE) costs

@@ -2,7 +2,8 @@
 # Runs the tests of the workspace, several test programs at once: most tests wait for something, such as a deadline of ten
 # seconds. cargo runs one program after the other. Prints what a program says once it has ended, and fails if one fails.
 #
-#     tests/all.sh [PROGRAM...]   leaves these programs out, by the names of their sources under tests/
+# The tests that measure the daemon's memory or search it (tests/memory.rs, tests/secrecy_memory.rs) get a static build, which
+# differs from the shipped one in the stand-in for the Nitro Secure Module only.
 set -eu
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
@@ -10,21 +11,20 @@ trap 'rm -rf "$dir"' EXIT
 
 cargo test --workspace --no-run --message-format=json >"$dir/built"
 jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) |
-  "\(.target.name) \(.executable) \(.manifest_path | sub("/[^/]*$"; ""))"' "$dir/built" >"$dir/programs"
-for left_out; do
-  grep -v "^$left_out " "$dir/programs" >"$dir/rest"
-  mv "$dir/rest" "$dir/programs"
-done
+  .target.name, .executable, (.manifest_path | sub("/[^/]*$"; ""))' "$dir/built" >"$dir/programs"
+STATIC=$(image/programs.sh --test-nsm | sed -n 1p)
+export STATIC
 
-# NAME PROGRAM FOLDER, a line each; a test program is run in its package's folder, as cargo does.
+# Name, program and folder, a line each; a test program is run in its package's folder, as cargo does.
 # shellcheck disable=SC2016 # for the shell that it is given to
 run='
+  case $1 in memory | secrecy_memory) export TEEMARKD="$STATIC" ;; esac
   cd "$3"
   if RUST_TEST_THREADS=4 "$2" >"$0/$$.log" 2>&1; then ended=passed; else ended=FAILED; echo "$1" >>"$0/failed"; fi
   { echo; echo "     $1: $ended"; cat "$0/$$.log"; } >"$0/$$.all"
   cat "$0/$$.all"
 '
-xargs -P 4 -n 3 sh -c "$run" "$dir" <"$dir/programs"
+xargs -d '\n' -P 4 -n 3 sh -c "$run" "$dir" <"$dir/programs"
 cargo test --quiet --workspace --doc
 if [ -e "$dir/failed" ]; then
   echo "failed: $(tr '\n' ' ' <"$dir/failed")" >&2
