@@ -89,16 +89,6 @@ impl Stream {
         }
     }
 
-    /// How long one read may block; `None` for no limit.
-    pub fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        each!(Stream, self, s => s.set_read_timeout(limit))
-    }
-
-    /// How long one write may block; `None` for no limit.
-    pub fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        each!(Stream, self, s => s.set_write_timeout(limit))
-    }
-
     /// Makes reads and writes fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Stream, self, s => s.set_nonblocking(on))
