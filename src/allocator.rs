@@ -52,7 +52,7 @@ const CLASSES: usize = class_of(LARGEST) + 1;
 /// So many blocks find no room, then the lists are trimmed: they may hold sizes that nobody needs any more.
 const PATIENCE: usize = 64;
 
-/// The size class of a block of so many bytes, more than [`SMALL`] and at most [`LARGEST`].
+/// The size class of a block of this many bytes, more than [`SMALL`] and at most [`LARGEST`].
 const fn class_of(bytes: usize) -> usize {
     let last = bytes - 1;
     let power = last.ilog2() as usize;
@@ -100,7 +100,7 @@ const fn layout_of(class: usize) -> Layout {
 /// # Safety
 /// `map` and `remap` give null, or so many bytes that belong to nobody else, all zero but for what `remap` takes along.
 pub unsafe trait Source: GlobalAlloc {
-    /// Maps so many bytes, which are zero.
+    /// Maps this many bytes, which are zero.
     ///
     /// # Safety
     /// There is at least one.
@@ -116,7 +116,7 @@ pub unsafe trait Source: GlobalAlloc {
     /// Unmaps it.
     ///
     /// # Safety
-    /// The mapping is of this source, has so many bytes, and is not used any more.
+    /// The mapping is of this source, has this many bytes, and is no longer used.
     unsafe fn unmap(&self, block: *mut u8, bytes: usize);
 }
 
@@ -174,7 +174,7 @@ struct Kept {
 struct FreeList {
     first: *mut Kept,
     blocks: usize,
-    /// The fewest blocks since the last trim: so many were not needed.
+    /// The fewest blocks since the last trim: this many were not needed.
     fewest: usize,
 }
 

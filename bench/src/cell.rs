@@ -1,4 +1,4 @@
-//! What is measured: one way of asking for one kind of file. The list of all is here.
+//! A cell of the grid: one kind of file, requested in one way. This file has the list of all cells.
 
 use std::fmt;
 

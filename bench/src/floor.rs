@@ -24,9 +24,9 @@ use crate::spread::Spread;
 /// The most that a TLS record holds (RFC 8446, 5.1).
 const RECORD: usize = 16 * KIB;
 const BUFFER: usize = 64 * KIB;
-/// Each is measured so often, and the median counts.
+/// How often each operation is measured; the median counts.
 const TIMES: usize = 7;
-/// Short operations are measured so many at once.
+/// How many short operations one measurement covers.
 const BATCH: u32 = 100;
 
 /// CPU time in microseconds.

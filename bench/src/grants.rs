@@ -13,10 +13,10 @@ use crate::material::{FILE_ID, USER_ID, random};
 /// TEEMARK_FLEET: whom the grants are for.
 pub(crate) const FLEET: &str = "bench";
 const KEY_ID: &str = "bench";
-/// Seconds for which a grant is good. The daemon remembers each used one for so long, and only so many.
+/// How long a grant is valid, in seconds. The daemon remembers each used grant for this long, and a bounded number of them.
 const VALID: u64 = 5;
 
-/// Who may grant.
+/// The issuer of grants.
 pub(crate) struct Issuer(Ed25519KeyPair);
 
 impl Issuer {

@@ -61,7 +61,7 @@ const PICTURES: &str = "docs/pictures";
 /// Seconds of one measurement, and how often each is made.
 const SECONDS: f64 = 0.5;
 const ROUNDS: usize = 5;
-/// What is no target is measured less often.
+/// Cells without a target are measured less often.
 const AXIS_ROUNDS: usize = 3;
 
 const PARTS: [&str; 6] = ["floors", "cells", "trust", "forwarding", "memory", "system-calls"];

@@ -86,7 +86,7 @@ pub(crate) fn random(n: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Exactly so many bytes of UTF-8.
+/// A text of exactly this many bytes of UTF-8.
 fn text(size: usize) -> Vec<u8> {
     let mut text = TEXT.repeat(size / TEXT.len()).into_bytes();
     text.resize(size, b'.');

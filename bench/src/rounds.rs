@@ -47,7 +47,7 @@ pub(crate) fn run(setting: &Setting, programs: &[Program], cells: &[Cell], pace:
     Ok(all)
 }
 
-/// The last round's figures, for who waits.
+/// The last round's figures, for a reader who waits.
 fn shown(programs: &[Program], all: &[Measurement], cell: &Cell) -> String {
     let last = |name: &str| all.iter().rev().find(|m| m.program == name && m.cell == *cell).map_or(0.0, |m| m.cpu_us);
     let figures = programs.iter().map(|program| format!("{} {:.0}", program.name, last(&program.name)));

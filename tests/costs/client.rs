@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use crate::material::Sample;
 use crate::support::{Daemon, SOON, read_answer};
 
-/// Has so many answers, and ends the daemon.
+/// Gets this many answers, and ends the daemon.
 pub(crate) fn ask(daemon: &mut Daemon, sample: &Sample, requests: usize) {
     let mut stream = TcpStream::connect(daemon.public).unwrap();
     stream.set_nodelay(true).unwrap();

@@ -40,7 +40,7 @@ impl Figure {
     }
 }
 
-/// How far a figure may go above what was recorded: so many thousandths of it, and so many more.
+/// How far a figure may exceed the recorded one: by this many thousandths of it, plus this many.
 struct Slack {
     thousandths: u64,
     more: u64,
