@@ -1,6 +1,5 @@
 //! The two forms of a request for a file and of its answer: raw bytes, or JSON.
 
-use formats::base64;
 use formats::grants;
 use formats::hpke::PublicKey;
 use formats::json::{self, LargeText, Text};
@@ -112,7 +111,7 @@ fn parse(body: Vec<u8>) -> Result<(Asked, Vec<u8>), ApiError> {
     let reply_key = request.reply_key.as_deref().map(reply_key).transpose()?;
     let content = request.encrypted_content;
     let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?.place(&body);
-    let file = json::into_text(body, content).and_then(base64::decode_in_place);
+    let file = json::into_bytes(body, content);
     let file = file.ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
     Ok((Asked { file_id, user_id, key_id, reply_key }, file))
 }

@@ -1,10 +1,10 @@
 //! The service's success answer: docs/FORMATS.md, "The watermark service".
 
 use formats::base64;
-use formats::digest::{Sha256, sha256};
 use formats::json::{self, LargeText, Text};
 use serde::Deserialize;
 
+use super::fingerprint::Fingerprint;
 use super::kind::Kind;
 use super::request::Sent;
 use super::{Unmarked, WatermarkError, failed};
@@ -12,8 +12,8 @@ use crate::settings::WatermarkApi;
 
 /// Bytes at the beginning of a file whose base64 is recognized; a multiple of three.
 const RECOGNIZED: usize = 48;
-/// Largest file that is kept until its marked file is there, in bytes. Of a larger one only the hash is kept, so that
-/// the two never take memory together.
+/// Largest file that is kept until its marked file is there, in bytes. Of a larger one only the fingerprint is kept, so
+/// that the two never take memory together.
 pub const KEPT: usize = 1 << 20;
 
 /// What is known of a file once it has been sent: enough to check that what comes back can be its marked file.
@@ -28,24 +28,31 @@ pub(crate) struct Original {
 
 enum Content {
     Whole(Vec<u8>),
-    Sha256(Sha256),
+    Fingerprint(Fingerprint),
 }
 
 impl Original {
     /// Lets go of the file, unless it is small or to be kept.
-    pub(crate) fn of(file: Vec<u8>, sent: Sent, keep: bool) -> Original {
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    pub(crate) fn of(file: Vec<u8>, sent: Sent, keep: bool) -> Result<Original, WatermarkError> {
         let beginning = base64::encode(&file[..file.len().min(RECOGNIZED)]);
         let beginning = beginning.trim_end_matches('=').to_owned();
         let (length, kind) = (file.len(), Kind::of(&file));
-        let content = if keep || length <= KEPT { Content::Whole(file) } else { Content::Sha256(sha256(&file)) };
-        Original { length, kind, beginning, sent, content }
+        let content = if keep || length <= KEPT {
+            Content::Whole(file)
+        } else {
+            Content::Fingerprint(Fingerprint::of(&file).map_err(|_| failed("the system has no random numbers"))?)
+        };
+        Ok(Original { length, kind, beginning, sent, content })
     }
 
     /// Bytes of memory that it holds.
     pub(crate) fn held(&self) -> usize {
         match &self.content {
             Content::Whole(file) => file.capacity(),
-            Content::Sha256(_) => 0,
+            Content::Fingerprint(_) => 0,
         }
     }
 
@@ -53,14 +60,14 @@ impl Original {
     pub(crate) fn into_file(self) -> Option<Vec<u8>> {
         match self.content {
             Content::Whole(file) => Some(file),
-            Content::Sha256(_) => None,
+            Content::Fingerprint(_) => None,
         }
     }
 
     fn is(&self, marked: &[u8]) -> bool {
         match &self.content {
             Content::Whole(file) => file == marked,
-            Content::Sha256(hash) => self.length == marked.len() && *hash == sha256(marked),
+            Content::Fingerprint(fingerprint) => fingerprint.is_of(marked),
         }
     }
 
@@ -130,10 +137,9 @@ pub(crate) fn marked(
         (Some(_), _, _) => return Err(failed("the watermark service's answer has an encoding other than base64")),
     };
     let place = text.place(&answer);
-    let text = json::into_text(answer, place).ok_or_else(unexpected)?;
     let marked = match is_base64 {
-        true => base64::decode_in_place(text).ok_or_else(|| failed(not_base64(form)))?,
-        false => text,
+        true => json::into_bytes(answer, place).ok_or_else(|| failed(not_base64(form)))?,
+        false => json::into_text(answer, place).ok_or_else(unexpected)?,
     };
     if original.is(&marked) {
         return Ok(Err(Unmarked::Unchanged));
@@ -159,11 +165,11 @@ mod tests {
     use WatermarkApi::{Data, Image};
     use serde_json::{Value, json};
 
-    /// What comes of an answer to this file: the same whether the file was kept or only its hash.
+    /// What comes of an answer to this file: the same whether the file was kept or only its fingerprint.
     fn answer(form: WatermarkApi, sent: Sent, file: &[u8], answer: Value) -> Result<Result<Vec<u8>, Unmarked>, String> {
-        let kept = Original::of(file.to_vec(), sent, true);
-        let hashed = Original { content: Content::Sha256(sha256(file)), ..Original::of(file.to_vec(), sent, true) };
-        let [of_kept, of_hashed] = [kept, hashed]
+        let kept = || Original::of(file.to_vec(), sent, true).unwrap();
+        let hashed = Original { content: Content::Fingerprint(Fingerprint::of(file).unwrap()), ..kept() };
+        let [of_kept, of_hashed] = [kept(), hashed]
             .map(|original| marked(form, &original, answer.to_string().into_bytes()).map_err(|e| format!("{e:?}")));
         assert_eq!(of_kept, of_hashed);
         of_kept

@@ -1,6 +1,7 @@
 //! The client of the watermark service. docs/FORMATS.md, "The watermark service", describes the protocol.
 
 mod answer;
+mod fingerprint;
 mod kind;
 mod request;
 
@@ -78,7 +79,7 @@ pub struct Caller<'a> {
     pub store: &'a Store,
     /// The form of the call.
     pub form: WatermarkApi,
-    /// Whether the file is to be there still when the answer has come, and not only its hash.
+    /// Whether the file is to be there still when the answer has come, and not only its fingerprint.
     pub keep_file: bool,
 }
 
@@ -227,7 +228,7 @@ fn exchange(
     let mut response = with_repeat(caller.ready, caller.store, post)?;
     let most = length.saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
     // The service has all of the file now, and its answer takes the file's place.
-    let original = Original::of(request.data, sent, caller.keep_file);
+    let original = Original::of(request.data, sent, caller.keep_file)?;
     if !response.status().is_success() {
         // Read to its end, if that is near, so that the connection can be reused.
         let _ = response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec();
