@@ -206,9 +206,7 @@ fn sealed_bundles_and_answers_leave_nothing_in_memory() {
     let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89) ^ 0xa5);
     let mut bundle = certs.bundle(service.port);
     bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
-    let ephemeral = PrivateKey::new(Box::new([6; 32]));
-    let sealed =
-        seal(bundle.to_string().as_bytes(), &destination(&daemon), 1, &operator, &ephemeral).unwrap().to_json();
+    let sealed = seal(bundle.to_string().as_bytes(), &destination(&daemon), 1, &operator).unwrap().to_json();
     assert_eq!(daemon.handshake(sealed.as_bytes())["ok"], true);
 
     let text = distinctive(100_000);

@@ -3,12 +3,13 @@
 //! Base mode, and one suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. Base mode does not authenticate the
 //! sender; where that matters, the sealed bytes are signed.
 //!
-//! Built from ring and x25519-dalek (ring's own X25519 keys can be used only once, RFC 9180 uses them for longer). The
-//! tests use the RFC's own test vectors.
+//! Built from ring, and from x25519-dalek for keys that are used more than once: ring's own X25519 keys can be used only
+//! once. The tests use the RFC's own test vectors.
 
 use std::fmt;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::error::Unspecified;
 use ring::hmac::{self, HMAC_SHA256, Tag};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -26,6 +27,26 @@ const KEM_SUITE: &[u8] = b"KEM\x00\x20";
 const SUITE: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
 const VERSION: &[u8] = b"HPKE-v1";
 const MODE_BASE: &[u8] = &[0];
+
+/// The u-coordinates of all points of small order, and their other encodings below 2^255: 0, 1, two of order 8, and
+/// p - 1, p and p + 1 for the prime p = 2^255 - 19 (Bernstein, "Curve25519", 2006, and cr.yp.to/ecdh.html, "How do I
+/// validate Curve25519 public keys?").
+const SMALL_ORDER: [[u8; KEY_LEN]; 7] = {
+    const fn number(first: u8, middle: u8, last: u8) -> [u8; KEY_LEN] {
+        let mut bytes = [middle; KEY_LEN];
+        (bytes[0], bytes[KEY_LEN - 1]) = (first, last);
+        bytes
+    }
+    [
+        number(0, 0, 0),
+        number(1, 0, 0),
+        *b"\xe0\xeb\x7a\x7c\x3b\x41\xb8\xae\x16\x56\xe3\xfa\xf1\x9f\xc4\x6a\xda\x09\x8d\xeb\x9c\x32\xb1\xfd\x86\x62\x05\x16\x5f\x49\xb8\x00",
+        *b"\x5f\x9c\x95\xbc\xa3\x50\x8c\x24\xb1\xd0\xb1\x55\x9c\x83\xef\x5b\x04\x44\x5c\xc4\x58\x1c\x8e\x86\xd8\x22\x4e\xdd\xd0\x9f\x11\x57",
+        number(0xec, 0xff, 0x7f),
+        number(0xed, 0xff, 0x7f),
+        number(0xee, 0xff, 0x7f),
+    ]
+};
 
 /// A public key of the KEM, which messages can be sealed to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,10 +89,13 @@ impl fmt::Debug for PrivateKey {
 }
 
 impl PublicKey {
-    /// Takes the key's bytes; `None` for the few points of small order (RFC 7748, 6.1). They give the all-zero secret
-    /// with every private key (RFC 9180, 7.1.4), so one fixed key detects them.
+    /// Takes the key's bytes; `None` for the few points of small order (RFC 7748, 6.1), which give the all-zero secret
+    /// with every private key (RFC 9180, 7.1.4).
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Option<PublicKey> {
-        (x25519([8; KEY_LEN], bytes) != [0; KEY_LEN]).then_some(PublicKey(bytes))
+        let mut u = bytes;
+        // Implementations of X25519 ignore the last bit (RFC 7748, 5).
+        u[KEY_LEN - 1] &= 0x7f;
+        (!SMALL_ORDER.contains(&u)).then_some(PublicKey(bytes))
     }
 
     /// Parses base64 of a key.
@@ -118,10 +142,27 @@ pub struct Sender(Context);
 /// Opens a sender's messages, in order.
 pub struct Recipient(Context);
 
-/// Begins a sequence of messages to `recipient` (RFC 9180, 5.1.1). `info` says what they are for, and must be the same
-/// on both sides; `ephemeral` is a fresh random key for this sequence only. Also returns the encapsulated key, which
-/// the recipient needs besides the messages.
-pub fn sender(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> (PublicKey, Sender) {
+/// Begins a sequence of messages to `recipient`, under a fresh random key (RFC 9180, 5.1.1). `info` says what they are
+/// for, and must be the same on both sides. Also returns the encapsulated key, which the recipient needs besides the
+/// messages.
+///
+/// # Errors
+/// The system gave no random numbers.
+pub fn sender(recipient: &PublicKey, info: &[u8]) -> Result<(PublicKey, Sender), Unspecified> {
+    let ephemeral = EphemeralPrivateKey::generate(&X25519, &SystemRandom::new())?;
+    let enc = PublicKey(ephemeral.compute_public_key()?.as_ref().try_into().map_err(|_| Unspecified)?);
+    let recipients = UnparsedPublicKey::new(&X25519, recipient);
+    let secret = agree_ephemeral(ephemeral, &recipients, |agreed| {
+        let agreed = agreed.try_into().expect("X25519 gives 32 bytes");
+        shared_secret(agreed, &enc, recipient)
+    })?;
+    Ok((enc, Sender(Context::new(&*secret, info))))
+}
+
+/// The same under a given key, for test vectors: with a second message of another sequence under the same key, both
+/// could be read.
+#[cfg(test)]
+pub(crate) fn sender_with(recipient: &PublicKey, info: &[u8], ephemeral: &PrivateKey) -> (PublicKey, Sender) {
     let enc = ephemeral.public();
     let secret = shared_secret(&ephemeral.agree(recipient), &enc, recipient);
     (enc, Sender(Context::new(&*secret, info)))
@@ -244,7 +285,7 @@ mod tests {
         let agreed = ske.agree(&skr.public());
         assert_eq!(shared_secret(&agreed, &ske.public(), &skr.public()).to_vec(), hex(&v["shared_secret"]));
 
-        let (enc, mut sender) = sender(&skr.public(), &hex(&v["info"]), &ske);
+        let (enc, mut sender) = sender_with(&skr.public(), &hex(&v["info"]), &ske);
         assert_eq!((enc.as_ref().to_vec(), sender.0.base_nonce.to_vec()), (hex(&v["enc"]), hex(&v["base_nonce"])));
         let mut recipient = recipient(&enc, &hex(&v["info"]), &skr);
         let mut next = 0;
@@ -266,7 +307,7 @@ mod tests {
     fn what_is_altered_reordered_or_meant_for_another_use_does_not_open() {
         let (skr, ske) = (PrivateKey::new(Box::new([7; 32])), PrivateKey::new(Box::new([9; 32])));
         let sealed = |n: usize| {
-            let (_, mut sender) = sender(&skr.public(), b"info", &ske);
+            let (_, mut sender) = sender_with(&skr.public(), b"info", &ske);
             let mut messages = vec![b"message".to_vec(); n];
             messages.iter_mut().for_each(|m| sender.seal(b"aad", m, 0).unwrap());
             messages
@@ -289,14 +330,34 @@ mod tests {
 
     #[test]
     fn a_key_that_gives_everybody_the_same_secret_is_refused() {
-        // Points of small order (RFC 7748, 6.1 and 7).
-        let one = [&[1][..], &[0; 31]].concat().try_into().unwrap();
         let key = PrivateKey::new(Box::new([9; 32]));
-        for bad in [[0; 32], one] {
-            assert_eq!(*key.agree(&PublicKey(bad)), [0; 32], "why it is refused");
-            assert_eq!(PublicKey::from_bytes(bad), None);
-            assert_eq!(PublicKey::from_base64(&base64::encode(bad)), None);
+        for point in SMALL_ORDER {
+            for bad in [point, {
+                let mut other = point;
+                other[31] |= 0x80;
+                other
+            }] {
+                assert_eq!(*key.agree(&PublicKey(bad)), [0; 32], "why it is refused");
+                assert_eq!(PublicKey::from_bytes(bad), None);
+                assert_eq!(PublicKey::from_base64(&base64::encode(bad)), None);
+                assert!(sender(&PublicKey(bad), b"info").is_err());
+            }
         }
         assert_eq!(PublicKey::from_bytes(key.public().0), Some(key.public()));
+    }
+
+    #[test]
+    fn a_sender_has_a_key_of_its_own_for_each_sequence() {
+        let key = PrivateKey::new(Box::new([7; 32]));
+        let sealed = [(); 2].map(|()| {
+            let (enc, mut sender) = sender(&key.public(), b"info").unwrap();
+            let mut message = b"message".to_vec();
+            sender.seal(b"aad", &mut message, 0).unwrap();
+            (enc, message)
+        });
+        assert_ne!(sealed[0], sealed[1]);
+        for (enc, mut message) in sealed {
+            assert_eq!(recipient(&enc, b"info", &key).open(b"aad", &mut message).unwrap(), b"message");
+        }
     }
 }

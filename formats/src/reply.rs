@@ -12,8 +12,10 @@
 //! request, so that an answer cannot be used for that of another request. The intent is 1 if the answer is sealed, else
 //! 0.
 
+use ring::error::Unspecified;
+
 use crate::digest::{Sha256, sha256};
-use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, TAG_LEN};
+use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, Sender, TAG_LEN};
 
 /// Header field of a request on the raw route: the key that the answer is to be sealed to, in base64.
 pub const REPLY_KEY: &str = "Teemark-Reply-Key";
@@ -63,17 +65,19 @@ pub fn sealed_len(n: usize) -> usize {
     KEY_LEN + n + n.div_ceil(CHUNK).max(1) * TAG_LEN
 }
 
-/// Seals a file to `reply_key`, in its own buffer, which grows to [`sealed_len`]. `ephemeral` is a fresh random key.
+/// Seals a file to `reply_key`, in its own buffer, which grows to [`sealed_len`].
 ///
 /// # Errors
-/// Never for a file that fits into memory.
-pub fn seal(
+/// The system gave no random numbers.
+pub fn seal(file: Vec<u8>, about: About<'_>, reply_key: &PublicKey) -> Result<Vec<u8>, Unspecified> {
+    seal_by(hpke::sender(reply_key, PURPOSE)?, file, about).map_err(|_| Unspecified)
+}
+
+pub(crate) fn seal_by(
+    (enc, mut sender): (PublicKey, Sender),
     mut file: Vec<u8>,
     about: About<'_>,
-    reply_key: &PublicKey,
-    ephemeral: &PrivateKey,
 ) -> Result<Vec<u8>, HpkeError> {
-    let (enc, mut sender) = hpke::sender(reply_key, PURPOSE, ephemeral);
     let length = file.len();
     let chunks = length.div_ceil(CHUNK).max(1);
     file.reserve_exact(sealed_len(length) - length);
@@ -154,7 +158,7 @@ mod tests {
     }
 
     fn sealed(file: &[u8]) -> Vec<u8> {
-        seal(file.to_vec(), ABOUT, &key(1).public(), &key(2)).unwrap()
+        seal(file.to_vec(), ABOUT, &key(1).public()).unwrap()
     }
 
     #[test]

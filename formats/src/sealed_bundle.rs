@@ -5,13 +5,14 @@
 //! (Ed25519), whose public half is in the image. The boot nonce binds it to this boot. The counter must be above that
 //! of the last bundle in force, so that an older bundle cannot replace a newer one.
 
+use ring::error::Unspecified;
 use ring::signature::Ed25519KeyPair;
 use serde_json::json;
 
 use crate::attestation::{BootNonce, BundleId};
 use crate::base64;
 use crate::digest::sha256;
-use crate::hpke::{self, HpkeError, PrivateKey, PublicKey};
+use crate::hpke::{self, HpkeError, PrivateKey, PublicKey, Sender};
 use crate::object::{Keep, Object};
 use crate::refusal::{Refusal, WHOLE, refuse};
 use crate::signature::VerifyingKey;
@@ -46,18 +47,26 @@ pub struct SealedBundle {
     pub signature: Vec<u8>,
 }
 
-/// Seals a bundle: the operator's side. `ephemeral` is a fresh random key.
+/// Seals a bundle: the operator's side.
 ///
 /// # Errors
-/// Never for a bundle that fits into memory.
+/// The system gave no random numbers.
 pub fn seal(
     bundle: &[u8],
     to: &Destination,
     counter: u64,
     operator: &Ed25519KeyPair,
-    ephemeral: &PrivateKey,
+) -> Result<SealedBundle, Unspecified> {
+    seal_by(hpke::sender(&to.sealing_key, PURPOSE)?, bundle, to, counter, operator).map_err(|_| Unspecified)
+}
+
+pub(crate) fn seal_by(
+    (enc, mut sender): (PublicKey, Sender),
+    bundle: &[u8],
+    to: &Destination,
+    counter: u64,
+    operator: &Ed25519KeyPair,
 ) -> Result<SealedBundle, HpkeError> {
-    let (enc, mut sender) = hpke::sender(&to.sealing_key, PURPOSE, ephemeral);
     let mut ciphertext = bundle.to_vec();
     sender.seal(&associated(&to.boot_nonce, counter), &mut ciphertext, 0)?;
     let mut sealed = SealedBundle { boot_nonce: to.boot_nonce, counter, enc, ciphertext, signature: Vec::new() };
@@ -179,7 +188,7 @@ mod tests {
 
     fn sealed() -> SealedBundle {
         let to = Destination { sealing_key: key(5).public(), boot_nonce: BootNonce::from_bytes([3; 32]) };
-        seal(b"a bundle", &to, 7, &operator(), &key(2)).unwrap()
+        seal(b"a bundle", &to, 7, &operator()).unwrap()
     }
 
     fn open(bytes: &str) -> Result<Vec<u8>, Refusal> {
@@ -191,11 +200,12 @@ mod tests {
 
     #[test]
     fn what_an_operator_seals_the_enclave_opens() {
-        let text = sealed().to_json();
+        let sealed = sealed();
+        let text = sealed.to_json();
         assert_eq!(open(&text).unwrap(), b"a bundle");
-        assert_eq!(SealedBundle::parse(text.as_bytes()), Ok(sealed()));
-        assert!(!sealed().ciphertext.windows(8).any(|part| part == b"a bundle"));
-        let elsewhere = sealed().open(&key(6)).unwrap_err();
+        assert!(!sealed.ciphertext.windows(8).any(|part| part == b"a bundle"));
+        assert_eq!(SealedBundle::parse(text.as_bytes()).as_ref(), Ok(&sealed));
+        let elsewhere = sealed.open(&key(6)).unwrap_err();
         assert_eq!(elsewhere.field, "sealed_bundle.ciphertext");
     }
 

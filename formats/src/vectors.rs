@@ -139,7 +139,8 @@ fn kem(recipient: &PublicKey, info: &[u8], ephemeral: u8) -> Value {
 fn sealed_bundle() -> Value {
     let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
     let to = Destination { sealing_key: x25519(SEALING).public(), boot_nonce };
-    let sealed = sealed_bundle::seal(&bundle(), &to, COUNTER, &ed25519(OPERATOR), &x25519(BUNDLE_EPHEMERAL)).unwrap();
+    let sender = hpke::sender_with(&to.sealing_key, sealed_bundle::PURPOSE, &x25519(BUNDLE_EPHEMERAL));
+    let sealed = sealed_bundle::seal_by(sender, &bundle(), &to, COUNTER, &ed25519(OPERATOR)).unwrap();
     json!({
         "bundle": String::from_utf8(bundle()).unwrap(),
         "boot_nonce": boot_nonce,
@@ -240,7 +241,8 @@ fn large() -> Vec<u8> {
 
 fn sealed_answer() -> Value {
     let key = x25519(REPLY).public();
-    let seal = |file: &[u8]| reply::seal(file.to_vec(), ABOUT, &key, &x25519(ANSWER_EPHEMERAL)).unwrap();
+    let sender = || hpke::sender_with(&key, reply::PURPOSE, &x25519(ANSWER_EPHEMERAL));
+    let seal = |file: &[u8]| reply::seal_by(sender(), file.to_vec(), ABOUT).unwrap();
     let (small, large, sealed) = (MARKED, large(), seal(&large()));
     json!({
         "file_id": ABOUT.file_id,

@@ -7,7 +7,6 @@
 use std::time::Instant;
 
 use formats::digest::Sha256;
-use formats::hpke::PrivateKey;
 use formats::reply::{self, About, Statement};
 use formats::time::now_ms;
 
@@ -124,12 +123,11 @@ impl Marked<'_> {
         let data = match &reply_key {
             None => data,
             Some(key) => {
-                let ephemeral = PrivateKey::random().map_err(|_| ApiError::Internal)?;
                 let room = reply::sealed_len(data.len());
                 if room > data.capacity() {
                     memory.cover(while_growing(data.capacity(), room).saturating_add(FIXED_COST))?;
                 }
-                reply::seal(data, about, key, &ephemeral).map_err(|_| ApiError::Internal)?
+                reply::seal(data, about, key).map_err(|_| ApiError::Internal)?
             }
         };
         let (sealed, timestamp_ms) = (reply_key.is_some(), now_ms());

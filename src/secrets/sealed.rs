@@ -81,7 +81,7 @@ mod tests {
 
     impl Scene {
         fn sealed(&self, counter: u64) -> String {
-            seal(b"a bundle", &self.to, counter, &self.operator, &PrivateKey::new(Box::new([2; 32]))).unwrap().to_json()
+            seal(b"a bundle", &self.to, counter, &self.operator).unwrap().to_json()
         }
 
         fn refused(&self, bytes: &str) -> Refusal {
@@ -112,7 +112,7 @@ mod tests {
         // Sealed to another key, although signed for this boot.
         let key = PrivateKey::new(Box::new([5; 32])).public();
         let elsewhere = Destination { sealing_key: key, ..this.to };
-        let sealed = seal(b"b", &elsewhere, 1, &this.operator, &PrivateKey::new(Box::new([2; 32]))).unwrap();
+        let sealed = seal(b"b", &elsewhere, 1, &this.operator).unwrap();
         assert_eq!(this.refused(&sealed.to_json()).field, "sealed_bundle.ciphertext");
     }
 }

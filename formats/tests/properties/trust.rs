@@ -27,8 +27,7 @@ static OPERATOR: LazyLock<Ed25519KeyPair> = LazyLock::new(|| Ed25519KeyPair::fro
 /// A bundle that an enclave would accept.
 static SEALED: LazyLock<String> = LazyLock::new(|| {
     let to = Destination { sealing_key: sealing_key().public(), boot_nonce: BootNonce::from_bytes([5; 32]) };
-    let ephemeral = PrivateKey::new(Box::new([2; 32]));
-    seal(b"{\"a\": \"bundle\"}", &to, 1, &OPERATOR, &ephemeral).unwrap().to_json()
+    seal(b"{\"a\": \"bundle\"}", &to, 1, &OPERATOR).unwrap().to_json()
 });
 
 fn sealing_key() -> PrivateKey {

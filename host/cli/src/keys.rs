@@ -42,7 +42,7 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     SystemRandom::new().fill(bytes).map_err(|_| anyhow!(NO_RANDOM))
 }
 
-/// A new X25519 key for one use, to seal or to be sealed to.
+/// A new X25519 key that one answer is to be sealed to.
 ///
 /// # Errors
 /// The system has no random numbers to give.

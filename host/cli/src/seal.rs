@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use formats::attestation::BundleId;
 use formats::sealed_bundle::{self, Destination};
 use formats::time::now_ms;
@@ -13,7 +13,7 @@ use ring::signature::Ed25519KeyPair;
 
 use crate::attest::Attested;
 use crate::failure::Failure;
-use crate::keys::fresh_private_key;
+use crate::keys::NO_RANDOM;
 use crate::private_key::{PrivateKey, Use};
 
 /// Seals bundles for one enclave in one operator's name.
@@ -107,8 +107,8 @@ impl Sealer {
     /// The enclave has the highest possible counter; the system has no random numbers to give.
     pub(crate) fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
         let counter = self.next_counter()?;
-        let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator, &fresh_private_key()?);
-        let sealed = sealed.context("the bundle cannot be sealed")?;
+        let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator);
+        let sealed = sealed.map_err(|_| anyhow!(NO_RANDOM))?;
         self.sealed.borrow_mut().push(sealed.id());
         Ok(sealed.to_json().into_bytes())
     }

@@ -198,10 +198,7 @@ impl Enclave {
             let reply_key = request.field("Teemark-Reply-Key").map(|key| PublicKey::from_base64(key).unwrap());
             let body = match &reply_key {
                 None => file,
-                Some(key) => {
-                    let ephemeral = PrivateKey::new(Box::new([7; 32]));
-                    reply::seal(file, about, key, &ephemeral).unwrap()
-                }
+                Some(key) => reply::seal(file, about, key).unwrap(),
             };
             let statement = Statement {
                 about,

@@ -113,8 +113,8 @@ fn an_answer_that_says_it_is_sealed_and_is_not_or_was_altered_is_refused() {
     let place = enclave.place();
     with_reply_key(&place);
     let another = |signed: &mut Signed| {
-        let (key, ephemeral) = (PrivateKey::new(Box::new([1; 32])), PrivateKey::new(Box::new([2; 32])));
-        signed.body = reply::seal(b"marked".to_vec(), ABOUT, &key.public(), &ephemeral).unwrap();
+        let key = PrivateKey::new(Box::new([1; 32]));
+        signed.body = reply::seal(b"marked".to_vec(), ABOUT, &key.public()).unwrap();
     };
     let gives = |alter: fn(&mut Signed)| enclave.gives(b"marked", ABOUT, alter);
     for reply in [
