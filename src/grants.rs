@@ -141,7 +141,15 @@ mod tests {
 
     fn grant_of(user: &str, n: usize, ends: u64) -> Grant {
         let (user_id, file_id) = (user.into(), "f".into());
-        Grant { user_id, file_id, content_sha256: None, reply_key: None, id: Id::of("k", &n.to_string()), ends }
+        Grant {
+            user_id,
+            file_id,
+            content_sha256: None,
+            reply_key: None,
+            id: Id::of("k", &n.to_string()),
+            begins: 0,
+            ends,
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What a request may have, and by which grant.
 
+use std::sync::Arc;
+
 use formats::digest::Sha256;
 use formats::grants::{Grant, GrantError};
 use formats::hpke::PublicKey;
+use formats::jwks::GrantKeys;
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
 
@@ -48,8 +51,8 @@ impl Grants {
 pub(crate) enum Permit<'a> {
     /// Grants are not required.
     Open,
-    /// A grant, which is in use.
-    Granted(Grant, Use<'a>),
+    /// A grant, which is in use, and the keys that it was checked with.
+    Granted(Grant, Use<'a>, Arc<GrantKeys>),
 }
 
 /// What a request asks for, apart from the file that it sends.
@@ -92,7 +95,7 @@ impl<'a> Permit<'a> {
         }
         let grant = grants.check(request, &secrets)?;
         let taken = grants.used.take(&grant, Utc::now()).map_err(refused)?;
-        Ok(Permit::Granted(grant, taken))
+        Ok(Permit::Granted(grant, taken, secrets.grants))
     }
 
     /// Checks that the request may have what it asks for.
@@ -102,7 +105,7 @@ impl<'a> Permit<'a> {
     pub(crate) fn covers(&self, asked: Asked) -> Result<Covered, ApiError> {
         let reply_key = match self {
             Permit::Open => asked.reply_key,
-            Permit::Granted(grant, _) => grant
+            Permit::Granted(grant, ..) => grant
                 .covers(&asked.file_id, &asked.user_id)
                 .and_then(|()| grant.seals_to(asked.reply_key))
                 .map_err(refused)?,
@@ -123,8 +126,13 @@ impl<'a> Permit<'a> {
         content: Sha256,
     ) -> Result<Ready, ApiError> {
         let secrets = store.now().ready().map_err(ApiError::NotReady)?;
-        if let Permit::Granted(taken, _) = self {
-            grants.check(request, &secrets)?;
+        if let Permit::Granted(taken, _, keys) = self {
+            // What the same keys have verified is not verified again: that is most of what a grant costs.
+            if Arc::ptr_eq(keys, &secrets.grants) {
+                taken.still_valid(Utc::now()).map_err(refused)?;
+            } else {
+                grants.check(request, &secrets)?;
+            }
             taken.covers_content(content).map_err(refused)?;
         }
         Ok(secrets)
@@ -134,14 +142,14 @@ impl<'a> Permit<'a> {
     pub(crate) fn owner(&self) -> Option<Owner> {
         match self {
             Permit::Open => None,
-            Permit::Granted(grant, _) => Some(grant.owner()),
+            Permit::Granted(grant, ..) => Some(grant.owner()),
         }
     }
 
     /// Decides what becomes of the grant. If it gave a file, it is used up. If the request came too slowly, or the
     /// service does not accept the file, it may be tried again twice. Otherwise it stays as it was.
     pub(crate) fn settle<T>(self, outcome: &Result<T, ApiError>) {
-        let Permit::Granted(_, taken) = self else { return };
+        let Permit::Granted(_, taken, _) = self else { return };
         match outcome {
             Ok(_) => taken.use_up(),
             Err(

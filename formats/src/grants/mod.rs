@@ -46,6 +46,8 @@ pub struct Grant {
     pub reply_key: Option<PublicKey>,
     /// Tells whether the grant was used before.
     pub id: Id,
+    /// From when on it is valid, by the fastest clock, in seconds since 1970.
+    pub begins: u64,
     /// When it has expired by any clock, in seconds since 1970.
     pub ends: u64,
 }
@@ -295,12 +297,12 @@ impl GrantKeys {
             return Err(invalid("its signature is wrong"));
         }
         let claims: Claims = json::object(&claims).map_err(|_| invalid("its claims cannot be read"))?;
-        claims.check(&kid, audiences, now.0)
+        claims.check(&kid, audiences, now)
     }
 }
 
 impl Claims<'_> {
-    fn check(self, kid: &str, audiences: &[String], now: u64) -> Result<Grant, GrantError> {
+    fn check(self, kid: &str, audiences: &[String], now: Utc) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
         let exp = NumericDate::read(self.exp.ok_or(invalid("it has no exp"))?);
         let nbf = NumericDate::read(self.nbf.ok_or(invalid("it has no nbf"))?);
@@ -314,13 +316,9 @@ impl Claims<'_> {
         if !is_for(aud, audiences) {
             return Err(GrantError::Invalid("it is for another enclave or fleet"));
         }
-        if exp.saturating_add(LEEWAY) <= now {
-            return Err(GrantError::Expired);
-        }
-        if nbf > now.saturating_add(LEEWAY) {
-            return Err(GrantError::NotYetValid);
-        }
-        if exp > now.saturating_add(MAX_LIFE + LEEWAY) {
+        let (begins, ends) = (nbf.saturating_sub(LEEWAY), exp.saturating_add(LEEWAY));
+        is_in_time(begins, ends, now)?;
+        if exp > now.0.saturating_add(MAX_LIFE + LEEWAY) {
             return Err(GrantError::Invalid("it is valid for more than a day"));
         }
         let no_key = GrantError::Invalid("its reply_key is not base64 of 32 bytes");
@@ -328,7 +326,17 @@ impl Claims<'_> {
         let no_hash = GrantError::Invalid("its content_sha256 is not hex of 32 bytes");
         let content_sha256 = self.content_sha256.map(|text| Sha256::from_hex(&text).ok_or(no_hash)).transpose()?;
         let (user_id, file_id) = (user_id.0.into_owned(), file_id.0.into_owned());
-        Ok(Grant { user_id, file_id, content_sha256, reply_key, id: Id::of(kid, &jti), ends: exp + LEEWAY })
+        Ok(Grant { user_id, file_id, content_sha256, reply_key, id: Id::of(kid, &jti), begins, ends })
+    }
+}
+
+fn is_in_time(begins: u64, ends: u64, now: Utc) -> Result<(), GrantError> {
+    if ends <= now.0 {
+        Err(GrantError::Expired)
+    } else if begins > now.0 {
+        Err(GrantError::NotYetValid)
+    } else {
+        Ok(())
     }
 }
 
@@ -352,6 +360,14 @@ impl Grant {
     /// Identifies the user: the beginning of the user id's SHA-256.
     pub fn owner(&self) -> u64 {
         sha256(self.user_id.as_bytes()).as_bytes()[..8].iter().fold(0, |owner, byte| owner << 8 | u64::from(*byte))
+    }
+
+    /// Checks that the grant, which was valid before, still is as of `now`, if its key is still in force.
+    ///
+    /// # Errors
+    /// It has expired, or is not valid yet by a clock that was set back.
+    pub fn still_valid(&self, now: Utc) -> Result<(), GrantError> {
+        is_in_time(self.begins, self.ends, now)
     }
 
     /// Checks that the grant is for this file id and this user.
