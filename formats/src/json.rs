@@ -262,7 +262,8 @@ fn plain_len(text: &[u8]) -> usize {
         // Sets the high bit of each byte that is less than `n`. A borrow can set a wrong one, but only in a byte after
         // the first right one.
         let less = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word;
-        let found = less(word, 0x20) | less(word ^ ONES * u64::from(b'"'), 1) | less(word ^ ONES * u64::from(b'\\'), 1);
+        let equal = |word: u64, byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+        let found = less(word, 0x20) | equal(word, b'"') | equal(word, b'\\');
         if found & HIGHS != 0 {
             return 8 * i + (found & HIGHS).trailing_zeros() as usize / 8;
         }

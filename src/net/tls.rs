@@ -7,12 +7,15 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use formats::allow_list::Endpoint;
 use log::info;
+use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
@@ -92,7 +95,7 @@ impl std::error::Error for NotHttp {}
 enum Phase {
     /// No request has begun.
     Idle,
-    /// The head is being sent, or has been; no byte of a body was written.
+    /// The head waits to be sent, or has been; no byte of a body was written.
     Head,
     /// A byte of the body was written.
     Body,
@@ -181,6 +184,9 @@ impl TlsTransport {
 
     /// Whether the connection is open and nothing has come on it that was not requested. Session tickets are fine.
     fn is_quiet(&mut self) -> bool {
+        if self.incoming.is_empty() && is_silent(&self.stream) {
+            return true;
+        }
         let nothing_came =
             |tls: &mut ClientConnection| tls.process_new_packets().is_ok_and(|s| s.plaintext_bytes_to_read() == 0);
         self.take_in().is_ok_and(|open| open) && nothing_came(&mut self.tls)
@@ -262,11 +268,15 @@ impl TlsTransport {
             }
         }
         self.tls.writer().write_all(&self.buffers.output()[..amount])?;
-        self.send(!begins, deadline)
+        // A head goes out together with the first piece of its body, or before the answer is waited for.
+        if begins { Ok(()) } else { self.send(true, deadline) }
     }
 
     /// Waits for a piece of the answer. Returns whether one has come; none does once the service has closed properly.
     fn receive(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        if self.phase == Phase::Head {
+            self.send(false, deadline)?;
+        }
         let mut open = true;
         loop {
             let room = self.buffers.input_append_buf();
@@ -344,6 +354,12 @@ impl Read for Buffered<'_> {
         *taken += n;
         Ok(n)
     }
+}
+
+/// Whether there is nothing to read from a stream, neither bytes nor its end nor an error. Most pooled connections are
+/// silent, and this needs no buffer.
+fn is_silent(stream: &Stream) -> bool {
+    recv(stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN)
 }
 
 /// The alert by which the service refused, if a write found the connection closed before the alert was read.

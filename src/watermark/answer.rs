@@ -28,7 +28,7 @@ pub(crate) struct Original {
 
 enum Content {
     Whole(Vec<u8>),
-    Fingerprint(Fingerprint),
+    Fingerprint(Box<Fingerprint>),
 }
 
 impl Original {

@@ -28,12 +28,12 @@ impl Fingerprint {
     ///
     /// # Errors
     /// There are no random numbers.
-    pub(crate) fn of(file: &[u8]) -> Result<Fingerprint, Unspecified> {
+    pub(crate) fn of(file: &[u8]) -> Result<Box<Fingerprint>, Unspecified> {
         let mut key = [0; 32];
         SystemRandom::new().fill(&mut key)?;
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key)?);
         let tag = tag(&key, file)?;
-        Ok(Fingerprint { length: file.len(), key, tag })
+        Ok(Box::new(Fingerprint { length: file.len(), key, tag }))
     }
 
     /// Whether it is this file's.

@@ -3,6 +3,8 @@
 //! This tells a picture from a page of text that a service marked in its place. It does not tell whether a file is
 //! complete or marked.
 
+use memchr::memchr_iter;
+
 /// A kind of file that is recognized by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -46,7 +48,7 @@ impl Kind {
                 Kind::IsoMedia { picture: is_picture(brands) }
             }
             _ if is_mp3(file) => Kind::Mp3,
-            _ if file[..file.len().min(PDF_WITHIN)].windows(5).any(|w| w == b"%PDF-") => Kind::Pdf,
+            _ if is_pdf(&file[..file.len().min(PDF_WITHIN)]) => Kind::Pdf,
             _ => return None,
         })
     }
@@ -107,6 +109,10 @@ fn is_picture(brands: &[u8]) -> bool {
         brands.get(..4),
         Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" | b"avif" | b"avis")
     )
+}
+
+fn is_pdf(beginning: &[u8]) -> bool {
+    memchr_iter(b'%', beginning).any(|at| beginning[at..].starts_with(b"%PDF-"))
 }
 
 /// An ID3 tag, or two frames in a row.
