@@ -18,6 +18,7 @@ use formats::certificates::{Fingerprint, Part, PartError, Parts, refuse};
 use formats::digest::sha256;
 use formats::pem;
 use formats::time::Utc;
+use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -31,8 +32,8 @@ use self::cryptography::SIGNATURES;
 use crate::net::egress::{Egress, NoLookup, Route};
 use crate::net::tls::MAX_ANSWER_HEAD;
 
-/// Idle connections kept for the next request.
-const POOLED: usize = 32;
+/// TLS sessions kept to be resumed, as many as rustls keeps of one server.
+const SESSIONS: usize = 8;
 /// Time limit to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -83,8 +84,9 @@ impl Identity {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(authorities))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-        // Pooled connections make handshakes rare; without resumption each one presents the certificate in force.
-        config.resumption = rustls::client::Resumption::disabled();
+        // A session stands for the certificates of its handshake. It is this configuration's, and so this identity's: the
+        // next one begins with a handshake that presents and verifies them. In TLS 1.2 a session has no forward secrecy.
+        config.resumption = Resumption::in_memory_sessions(SESSIONS).tls12_resumption(Tls12Resumption::Disabled);
         Ok(Identity { config: Arc::new(config), pem, begins, ends, warnings, roots: fingerprints })
     }
 
@@ -134,9 +136,9 @@ impl Identity {
         Part::ALL.iter().try_for_each(|part| fs::rename(new(part.file()), folder.join(part.file())))
     }
 
-    /// The client of the watermark service under this identity. `timeout` is TEEMARK_TIMEOUT; idle connections are kept
-    /// for `keepalive`.
-    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, timeout: Duration, keepalive: Duration) -> MutualTls {
+    /// The client of the watermark service under this identity.
+    pub fn connect(&self, allowed: Arc<AllowList>, route: Route, calls: Calls) -> MutualTls {
+        let Calls { timeout, keepalive, at_once } = calls;
         let agent = |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -154,8 +156,19 @@ impl Identity {
             let egress = Egress { allowed: allowed.clone(), route, tls: self.config.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
-        MutualTls { pooled: agent(POOLED), fresh: agent(0), timeout }
+        MutualTls { pooled: agent(at_once), fresh: agent(0), timeout }
     }
+}
+
+/// Bounds of calls to the watermark service.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// TEEMARK_TIMEOUT.
+    pub timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keepalive: Duration,
+    /// Most calls at once, of which each may leave a connection to the pool.
+    pub at_once: usize,
 }
 
 /// The agents of one identity.

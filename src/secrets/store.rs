@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
 
 use formats::allow_list::AllowList;
 use formats::certificates::Fingerprint;
@@ -18,7 +17,7 @@ use super::bundle::{Bundle, Service};
 use super::sealed::Unsealer;
 use super::validity::{Remark, Validity};
 use crate::metrics::METRICS;
-use crate::mtls::{Identity, MutualTls};
+use crate::mtls::{Calls, Identity, MutualTls};
 use crate::net::egress::Route;
 use crate::settings::Settings;
 
@@ -91,8 +90,7 @@ pub struct Store {
     pinned: Vec<Fingerprint>,
     allowed: Arc<AllowList>,
     route: Route,
-    timeout: Duration,
-    keepalive: Duration,
+    calls: Calls,
 }
 
 /// The effect of an accepted bundle.
@@ -129,8 +127,11 @@ impl Store {
             pinned: settings.pinned.clone(),
             allowed,
             route: settings.egress,
-            timeout: settings.timeout,
-            keepalive: settings.keepalive,
+            calls: Calls {
+                timeout: settings.timeout,
+                keepalive: settings.keepalive,
+                at_once: settings.max_connections,
+            },
         }
     }
 
@@ -230,7 +231,7 @@ impl Store {
             info!("mTLS client ready, its certificate is valid until {}", identity.ends);
             identity.warnings.iter().for_each(|warning| warn!("{warning}"));
             secrets.validity = Some(Validity { begins: identity.begins, ends: identity.ends });
-            let mtls = identity.connect(self.allowed.clone(), self.route, self.timeout, self.keepalive);
+            let mtls = identity.connect(self.allowed.clone(), self.route, self.calls);
             secrets.mtls = Some(Arc::new(mtls));
             updated.push(CERTIFICATES);
         }

@@ -4,12 +4,9 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::thread;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::material::MARK;
@@ -19,15 +16,7 @@ type Tls = StreamOwned<ServerConnection, TcpStream>;
 
 /// Starts it, and gives its port. Its threads end with this program.
 pub(crate) fn start(certs: &Certs) -> u16 {
-    let chain = vec![CertificateDer::from_pem_file(certs.path("server.crt")).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(certs.path("server.key")).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let config = Arc::new(config);
+    let config = certs.tls_server();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use formats::allow_list::AllowList;
 use formats::certificates::{Part, Parts};
 use formats::time::Utc;
-use teemarkd::mtls::{Identity, MutualTls};
+use teemarkd::mtls::{Calls, Identity, MutualTls};
 use teemarkd::net::egress::Route;
 
 use crate::*;
@@ -37,7 +37,8 @@ fn way_out(list: &str) -> MutualTls {
     let allowed = Arc::new(AllowList::parse("list", list.as_bytes()).unwrap());
     let files = Part::ALL.map(|part| CERTS.read(part.file()));
     let identity = Identity::check(&Parts(files.each_ref().map(String::as_bytes)), Utc::now()).unwrap();
-    identity.connect(allowed, Route::Direct, Duration::from_secs(2), Duration::from_secs(2))
+    let limit = Duration::from_secs(2);
+    identity.connect(allowed, Route::Direct, Calls { timeout: limit, keepalive: limit, at_once: 1 })
 }
 
 #[test]

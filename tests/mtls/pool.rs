@@ -67,6 +67,35 @@ fn eight_calls_at_once_are_with_the_service_at_once() {
 }
 
 #[test]
+fn a_session_is_resumed_within_an_identity_and_never_after_a_rotation() {
+    let service = Scripted::start(|_, _| Step::Last);
+    let daemon = Daemon::ready_with(Setup::new(service.port), service.port, &CERTS);
+    for earlier in 0..3 {
+        assert_eq!(call(&daemon).status, 200);
+        assert_eq!((service.connections(), service.resumed()), (earlier + 1, earlier));
+    }
+    // The same certificates once more are a new identity all the same.
+    assert_eq!(daemon.handshake(CERTS.bundle(service.port).to_string().as_bytes())["ok"], true);
+    assert_eq!(call(&daemon).status, 200);
+    assert_eq!((service.connections(), service.resumed()), (4, 2));
+}
+
+#[test]
+fn as_many_connections_are_kept_as_calls_were_made() {
+    const CALLS: usize = 48;
+    let all = Arc::new(Barrier::new(CALLS));
+    let service = Scripted::start(move |_, _| {
+        all.wait();
+        Step::Answer
+    });
+    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "60s").env("TEEMARK_WATERMARK_KEEPALIVE", "60s");
+    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
+    calls_at_once(&daemon, CALLS);
+    calls_at_once(&daemon, CALLS);
+    assert_eq!(service.connections(), CALLS);
+}
+
+#[test]
 fn a_service_restarted_between_calls_costs_no_request() {
     for signal in ["KILL", "TERM"] {
         let arguments = ["--fault", "slow=0.3"];

@@ -7,9 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConnection, StreamOwned};
 
 use crate::CERTS;
 
@@ -26,6 +24,8 @@ pub(crate) enum Step {
     Close,
     /// The connection is closed once the head and a byte of the body are read, with the rest still coming.
     CutInBody,
+    /// A success with [`MARKED`], then the connection is closed.
+    Last,
     /// These bytes, then the connection is closed.
     Bytes(Vec<u8>),
     /// These bytes once the head is read; the body is not read, and the connection is closed.
@@ -51,6 +51,7 @@ pub(crate) struct Scripted {
     pub(crate) port: u16,
     requests: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
+    resumed: Arc<AtomicUsize>,
 }
 
 type Tls = StreamOwned<ServerConnection, TcpStream>;
@@ -58,22 +59,15 @@ type Tls = StreamOwned<ServerConnection, TcpStream>;
 impl Scripted {
     /// Starts it. The script is told which connection a request came on, and its number on that connection, from 0.
     pub(crate) fn start(script: impl Fn(usize, usize) -> Step + Send + Sync + 'static) -> Scripted {
-        let chain = vec![CertificateDer::from_pem_file(CERTS.path("server.crt")).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(CERTS.path("server.key")).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
-        let (config, script) = (Arc::new(config), Arc::new(script));
+        let (config, script) = (CERTS.tls_server(), Arc::new(script));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let counts = (requests.clone(), connections.clone());
+        let [requests, connections, resumed] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+        let counts = (requests.clone(), connections.clone(), resumed.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (config, script, requests) = (config.clone(), script.clone(), counts.0.clone());
+                let resumed = counts.2.clone();
                 let connection = counts.1.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
                     let stream = stream.unwrap();
@@ -83,6 +77,9 @@ impl Scripted {
                     for request in 0.. {
                         let Some(head) = read_head(&mut tls) else { return };
                         requests.fetch_add(1, Ordering::SeqCst);
+                        if request == 0 && tls.conn.handshake_kind() == Some(HandshakeKind::Resumed) {
+                            resumed.fetch_add(1, Ordering::SeqCst);
+                        }
                         if !act(&mut tls, &head, script(connection, request)) {
                             return;
                         }
@@ -90,7 +87,7 @@ impl Scripted {
                 });
             }
         });
-        Scripted { port, requests, connections }
+        Scripted { port, requests, connections, resumed }
     }
 
     pub(crate) fn requests(&self) -> usize {
@@ -99,6 +96,11 @@ impl Scripted {
 
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that resumed a session of an earlier one.
+    pub(crate) fn resumed(&self) -> usize {
+        self.resumed.load(Ordering::SeqCst)
     }
 }
 
@@ -171,6 +173,10 @@ fn act(tls: &mut Tls, head: &str, step: Step) -> bool {
         Step::Close => {
             tls.conn.send_close_notify();
             let _ = tls.flush();
+            false
+        }
+        Step::Last => {
+            let _ = tls.write_all(&success()).and_then(|()| tls.flush());
             false
         }
         Step::Bytes(bytes) => {

@@ -17,12 +17,16 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -80,6 +84,18 @@ impl Certs {
         let folder = TempDir::new().unwrap();
         run(Command::new(repository().join("certs/make-certs.sh")).arg(folder.path()));
         Certs(folder)
+    }
+
+    /// A TLS server's side with the service's certificate, for a service that a test writes itself.
+    pub(crate) fn tls_server(&self) -> Arc<ServerConfig> {
+        let chain = vec![CertificateDer::from_pem_file(self.path("server.crt")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(self.path("server.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key);
+        Arc::new(config.unwrap())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
