@@ -343,6 +343,19 @@ pub enum ReadError {
     Io(io::Error),
 }
 
+/// The next capacity of a buffer whose bytes arrive, at most `most`: twice as much as long as growing means copying, and
+/// some MiB more where it does not (see [`while_growing`]).
+pub fn grown(from: usize, most: usize) -> usize {
+    const FIRST: usize = 64 << 10;
+    let more = if from < LARGEST / 2 { from.max(FIRST - from.min(FIRST)) } else { LARGEST };
+    from.saturating_add(more).min(most)
+}
+
+/// Bytes of memory that a buffer takes at most until it holds this many, if it grows by [`grown`].
+pub fn while_arriving(bytes: usize) -> usize {
+    bytes.saturating_add(bytes.min(LARGEST / 2))
+}
+
 /// Bytes of memory that a buffer takes while it grows. A small one is copied, so that there are two for a moment; a
 /// larger one is a mapping of its own, which grows as it is (see [`crate::allocator`]).
 pub fn while_growing(from: usize, to: usize) -> usize {
@@ -361,12 +374,12 @@ pub fn read_all(
     reservation: &mut Reservation,
     cost: impl Fn(usize) -> usize,
 ) -> Result<Vec<u8>, ReadError> {
-    const FIRST: usize = 64 << 10;
     if known.is_some_and(|length| length > limit) {
         return Err(ReadError::TooLarge);
     }
     let mut bytes = Vec::new();
-    let mut room = known.unwrap_or(FIRST).min(limit) + 1;
+    let most = limit.saturating_add(1);
+    let mut room = known.map_or(grown(0, most), |length| length + 1);
     loop {
         reservation.cover(cost(while_growing(bytes.capacity(), room))).map_err(ReadError::NoMemory)?;
         bytes.reserve_exact(room - bytes.len());
@@ -374,7 +387,7 @@ pub fn read_all(
         match bytes.len() {
             n if n > limit => return Err(ReadError::TooLarge),
             n if n < room => return Ok(bytes),
-            n => room = n.saturating_mul(2).min(limit + 1),
+            n => room = grown(n, most),
         }
     }
 }

@@ -6,7 +6,7 @@ use formats::files;
 use formats::items::MAX_BUNDLE;
 use serde_json::{Value, json};
 
-use crate::memory::{FIXED_COST, JSON_SLACK};
+use crate::memory::{FIXED_COST, JSON_SLACK, while_arriving};
 use crate::settings::Settings;
 use crate::watermark::KEPT;
 
@@ -79,13 +79,13 @@ impl Limits {
     /// half as much again is reserved; a small file is kept beside it. What turns out larger is reserved when that is known.
     pub fn raw_cost(&self, body: usize) -> usize {
         let kept = if self.keep_file { body } else { body.min(KEPT) };
-        body.saturating_add(body / 2).saturating_add(kept).saturating_add(FIXED_COST)
+        body.saturating_add(body / 2).saturating_add(kept).max(while_arriving(body)).saturating_add(FIXED_COST)
     }
 
     /// The same for a JSON request: the file is decoded in the buffer of its body, which is a third larger.
     pub fn json_cost(&self, body: usize) -> usize {
         let kept = if self.keep_file { body } else { body.min(KEPT / 3 * 4) };
-        body.saturating_add(body / 8).saturating_add(kept).saturating_add(FIXED_COST)
+        body.saturating_add(body / 8).saturating_add(kept).max(while_arriving(body)).saturating_add(FIXED_COST)
     }
 
     /// The error for a file that is too large.
@@ -144,7 +144,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Budget, while_growing};
+    use crate::memory::{Budget, grown, while_growing};
     use crate::settings::memory_for_requests;
 
     const MIB: usize = 1 << 20;
@@ -218,6 +218,24 @@ mod tests {
             let needs = |file: usize| limits.raw_cost(file + files::OVERHEAD + 1);
             assert!(needs(raw) <= memory && (raw == 64 * MIB || needs(raw + 1) > memory), "{limits:?}: {raw}");
             assert!(json <= raw && json > 0, "{limits:?}: {json}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_fits_also_fits_while_it_arrives() {
+        for memory in (2..40).map(|n| n * MIB / 2) {
+            let limits =
+                Limits { max_file: 64 * MIB, keep_file: false, memory, connections: 1, timeout: Duration::ZERO };
+            let [raw, json] = limits.largest_files();
+            for body in [raw + files::OVERHEAD, (json + files::OVERHEAD).div_ceil(3) * 4 + JSON_SLACK] {
+                let (mut reservation, mut bytes) = (Budget::new(memory, 1).open(), 0);
+                while bytes < body {
+                    let room = grown(bytes, body);
+                    let cost = FIXED_COST + while_growing(bytes, room);
+                    assert!(reservation.cover(cost).is_ok(), "{body} bytes: from {bytes} to {room} of {memory}");
+                    bytes = room;
+                }
+            }
         }
     }
 

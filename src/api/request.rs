@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 use super::limits::{BodyLimit, TooLarge};
-use crate::memory::{Reservation, SILENCE, while_growing};
+use crate::memory::{Reservation, SILENCE, grown, while_growing};
 use crate::net::request::{Progress, Request};
 
 /// Longest file id and user id, in bytes.
@@ -114,7 +114,6 @@ pub(crate) fn body(
     memory: &mut Reservation,
     cost: impl Fn(usize) -> usize,
 ) -> Result<Vec<u8>, ApiError> {
-    const FIRST: usize = 64 << 10;
     let announced = request.announced().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let most = announced.unwrap_or(limit.bytes + 1);
     if most > limit.bytes + usize::from(announced.is_none()) {
@@ -128,7 +127,7 @@ pub(crate) fn body(
     memory.receiving(Instant::now());
     loop {
         if bytes.len() == bytes.capacity() && bytes.len() < most {
-            let room = bytes.len().saturating_mul(2).max(FIRST).min(most);
+            let room = grown(bytes.len(), most);
             request.pause(memory.cover(cost(0).saturating_add(while_growing(bytes.len(), room)))?);
             memory.receiving(request.last_content());
             bytes.reserve_exact(room - bytes.len());
