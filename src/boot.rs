@@ -20,7 +20,6 @@ use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
-use crate::metrics::METRICS;
 use crate::net::event_loop::{Acceptor, EventLoop, Handle};
 use crate::net::socket::Listener;
 use crate::net::{forward, ingress, link};
@@ -122,9 +121,6 @@ fn warn_of_unknown_settings() {
     }
 }
 
-/// Seconds by which the clock may differ from the module's before there is a warning.
-const MAX_DRIFT: u64 = 60;
-
 /// Descriptors for each connection that a listener may have: one that waits for its head, one that waits for a thread,
 /// and one in flight with the one to the watermark service.
 const DESCRIPTORS: u64 = 4;
@@ -176,16 +172,12 @@ fn prepare_network(settings: &Settings, allowed: &AllowList) -> Result<(), BootE
     Ok(())
 }
 
-/// Makes the enclave's keys, and compares the clocks, since this machine's decides whether grants and certificates are
-/// in date.
+/// Makes the enclave's keys, and sets the clock by the module's, since it decides whether grants and certificates are in
+/// date.
 fn make_keys(allowed: &AllowList) -> Result<Attestation, BootError> {
     let nsm = attest::module().map_err(cannot("attestation"))?;
     let attestation = Attestation::new(nsm, allowed.sha256()).map_err(cannot("attestation"))?;
-    if let Some((module, drift)) = attestation.module_and_drift().map_err(cannot("attestation"))? {
-        METRICS.clock_drift.set(drift);
-        if drift.unsigned_abs() > MAX_DRIFT {
-            warn!("the clock is {drift} s ahead of the Nitro Secure Module's");
-        }
+    if let Some(module) = attestation.check_clock().map_err(cannot("attestation"))? {
         info!("attested by {module}");
     }
     info!("identity key {}", hex::encode(attestation.identity()));
@@ -244,8 +236,8 @@ struct Listeners {
     secrets: Listener,
 }
 
-/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the check
-/// of the client certificate, and the return of memory.
+/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the checks
+/// of the client certificate and of the clock, and the return of memory.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
@@ -272,6 +264,12 @@ fn serve(
     }
     let store = api.store.clone();
     event_loop.every(CHECK_INTERVAL, move || store.check_certificate(Utc::now()));
+    let attestation = api.attestation.clone();
+    event_loop.every(settings.clock_interval, move || {
+        if let Err(e) = attestation.check_clock() {
+            warn!("the clock is not compared with the module's: {e}");
+        }
+    });
     event_loop.every(TRIM_INTERVAL, || allocator.trim());
     event_loop.start().map_err(cannot())
 }

@@ -1,12 +1,29 @@
-//! Which grants have been used.
+//! Which grants have been used, and the time by which that is judged.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use formats::grants::{Grant, GrantError, Id};
+use formats::grants::{Grant, GrantError, Id, Now};
 use formats::time::Utc;
 
 use crate::memory::Owner;
+
+/// The clock, and the latest time that it was ever seen to show.
+#[derive(Default)]
+pub struct GrantTime(AtomicU64);
+
+impl GrantTime {
+    /// The time by which grants are judged now.
+    pub fn now(&self) -> Now {
+        self.at(Utc::now())
+    }
+
+    fn at(&self, clock: Utc) -> Now {
+        let seen = self.0.fetch_max(clock.0, Ordering::AcqRel);
+        Now { clock, latest: Utc(seen.max(clock.0)) }
+    }
+}
 
 /// Most grants that are remembered at once: 6 MiB. One user may have half of them.
 const MOST: usize = 1 << 16;
@@ -42,7 +59,7 @@ pub struct Use<'a> {
 }
 
 impl UsedGrants {
-    /// Takes a grant into use.
+    /// Takes a grant into use. `now` is the latest time that the clock ever showed.
     ///
     /// # Errors
     /// It has expired meanwhile, is already used, or there is no room to remember it.
@@ -171,6 +188,30 @@ mod tests {
         assert_eq!(used.take(&grant(0, 5), Utc(4)).err(), Some(GrantError::Used));
         assert!(used.take(&grant(MOST, 9), Utc(5)).is_ok());
         assert_eq!(used.take(&grant(0, 5), Utc(5)).err(), Some(GrantError::Expired), "though it is forgotten");
+    }
+
+    #[test]
+    fn a_grant_that_was_used_has_expired_and_is_forgotten_is_refused_though_the_clock_is_set_back() {
+        let (time, used) = (GrantTime::default(), UsedGrants::default());
+        let first = Grant { begins: 900, ..grant(1, 1100) };
+        let take = |grant: &Grant, clock: u64| {
+            let now = time.at(Utc(clock));
+            grant.still_valid(now).and_then(|()| used.take(grant, now.latest)).map(Use::use_up)
+        };
+        assert_eq!(take(&first, 1000), Ok(()));
+        (2..=MOST).for_each(|n| take(&grant(n, 1200), 1000).unwrap());
+        assert_eq!(take(&grant(MOST + 1, 1300), 1150), Ok(()), "expired grants make room");
+        assert!(!used.remembered().grants.contains_key(&first.id), "it is forgotten");
+        for clock in [950, 1000, 1099, 1100, 1150] {
+            assert_eq!(take(&first, clock), Err(GrantError::Expired), "at {clock}");
+        }
+        let later = Grant { begins: 960, ..grant(0, 1300) };
+        assert_eq!(
+            later.still_valid(time.at(Utc(950))),
+            Err(GrantError::NotYetValid),
+            "by the clock that was set back"
+        );
+        assert_eq!(later.still_valid(time.at(Utc(960))), Ok(()));
     }
 
     #[test]

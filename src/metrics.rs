@@ -1,7 +1,7 @@
 //! What the daemon counts, as Prometheus reads it (text format 0.0.4).
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -49,10 +49,20 @@ impl Gauge {
     }
 }
 
-/// A number of either sign.
+/// A number of either sign, once it is known.
 pub struct Signed(AtomicI64);
 
 impl Signed {
+    const UNKNOWN: i64 = i64::MIN;
+
+    const fn new() -> Signed {
+        Signed(AtomicI64::new(Signed::UNKNOWN))
+    }
+
+    fn get(&self) -> Option<i64> {
+        Some(self.0.load(Relaxed)).filter(|n| *n != Signed::UNKNOWN)
+    }
+
     /// Sets the number.
     pub fn set(&self, n: i64) {
         self.0.store(n, Relaxed);
@@ -123,7 +133,7 @@ pub struct Metrics {
     pub log_lines_dropped: Counter,
     /// Requests for a file without a valid grant.
     pub grants_refused: Counter,
-    /// Seconds by which this machine's clock was ahead of the Nitro Secure Module's at the start.
+    /// Milliseconds by which this machine's clock was ahead of the Nitro Secure Module's when they were last compared.
     pub clock_drift: Signed,
     /// When the client certificate expires, in seconds since 1970; 0 if there is none.
     pub certificate_ends: Gauge,
@@ -147,7 +157,7 @@ impl Metrics {
             panics: Counter::new(),
             log_lines_dropped: Counter::new(),
             grants_refused: Counter::new(),
-            clock_drift: Signed(AtomicI64::new(0)),
+            clock_drift: Signed::new(),
             certificate_ends: Gauge::new(),
         }
     }
@@ -188,8 +198,12 @@ impl Metrics {
             signed(memory_left as u64),
             &mut out,
         );
-        let help = "Seconds by which the clock was ahead of the Nitro Secure Module's at the start.";
-        simple("clock_drift_seconds", "gauge", help, self.clock_drift.0.load(Relaxed), &mut out);
+        if let Some(ms) = self.clock_drift.get() {
+            let help = "Seconds by which the clock was ahead of the Nitro Secure Module's when last compared.";
+            let sign = if ms < 0 { "-" } else { "" };
+            let drift = format_args!("{sign}{}", seconds(ms.unsigned_abs() * 1000)).to_string();
+            simple("clock_drift_seconds", "gauge", help, drift, &mut out);
+        }
         if self.certificate_ends.get() > 0 {
             let left = signed(self.certificate_ends.get()) - signed(Utc::now().0);
             let help = "Seconds until the client certificate expires; negative afterwards.";
@@ -215,7 +229,7 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn simple(name: &str, kind: &str, help: &str, value: i64, out: &mut String) {
+fn simple(name: &str, kind: &str, help: &str, value: impl Display, out: &mut String) {
     let name = format!("teemark_{name}");
     describe(&name, kind, help, out);
     let _ = writeln!(out, "{name} {value}");

@@ -50,6 +50,8 @@ pub struct Settings {
     /// keeps it, or a call may find it closed. The shortest defaults of servers are 2 s (gunicorn) and 5 s (Node.js,
     /// Uvicorn).
     pub keepalive: Duration,
+    /// How often the clock is compared with the Nitro Secure Module's.
+    pub clock_interval: Duration,
     /// Which bundles the handshake accepts.
     pub handshake: Handshake,
     /// Whether a request for a file needs a grant.
@@ -158,6 +160,7 @@ impl Settings {
             },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
             keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?)?,
+            clock_interval: seconds("TEEMARK_CLOCK_INTERVAL", &text("TEEMARK_CLOCK_INTERVAL", "600s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,
@@ -171,7 +174,7 @@ impl Settings {
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -186,6 +189,7 @@ const NAMES: [&str; 21] = [
     "ALLOW_UNWATERMARKED",
     "WATERMARK_API",
     "WATERMARK_KEEPALIVE",
+    "CLOCK_INTERVAL",
     "TIMEOUT",
     "HANDSHAKE",
     "OPERATOR_KEYS",

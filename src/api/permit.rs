@@ -7,12 +7,11 @@ use formats::grants::{Grant, GrantError};
 use formats::hpke::PublicKey;
 use formats::jwks::GrantKeys;
 use formats::signature::VerifyingKey;
-use formats::time::Utc;
 
 use super::error::ApiError;
 use super::limits::TooLarge;
 use super::request::header;
-use crate::grants::{Use, UsedGrants};
+use crate::grants::{GrantTime, Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
@@ -25,13 +24,14 @@ pub struct Grants {
     required: bool,
     audiences: Vec<String>,
     used: UsedGrants,
+    time: GrantTime,
 }
 
 impl Grants {
     /// A grant's audience is this enclave, by its identity key in hex, or its fleet.
     pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
-        Grants { required: settings.grants, audiences, used: UsedGrants::default() }
+        Grants { required: settings.grants, audiences, used: UsedGrants::default(), time: GrantTime::default() }
     }
 
     /// The request's grant, if it is valid now.
@@ -39,7 +39,7 @@ impl Grants {
         let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
         let grant = match given {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
-                secrets.grants.check(token.trim(), &self.audiences, Utc::now())
+                secrets.grants.check(token.trim(), &self.audiences, self.time.now())
             }
             _ => Err(GrantError::Missing),
         };
@@ -94,7 +94,7 @@ impl<'a> Permit<'a> {
             return Ok(Permit::Open);
         }
         let grant = grants.check(request, &secrets)?;
-        let taken = grants.used.take(&grant, Utc::now()).map_err(refused)?;
+        let taken = grants.used.take(&grant, grants.time.now().latest).map_err(refused)?;
         Ok(Permit::Granted(grant, taken, secrets.grants))
     }
 
@@ -129,7 +129,7 @@ impl<'a> Permit<'a> {
         if let Permit::Granted(taken, _, keys) = self {
             // What the same keys have verified is not verified again: that is most of what a grant costs.
             if Arc::ptr_eq(keys, &secrets.grants) {
-                taken.still_valid(Utc::now()).map_err(refused)?;
+                taken.still_valid(grants.time.now()).map_err(refused)?;
             } else {
                 grants.check(request, &secrets)?;
             }

@@ -39,10 +39,14 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
 fn ready(api: &Api) -> Answer {
     let secrets = api.store.now();
     let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
-    let ready = missing.is_empty() && fault.is_none();
+    let clock = api.attestation.clock_fault();
+    let ready = missing.is_empty() && fault.is_none() && clock.is_none();
     let mut answer = json!({"ready": ready, "missing": missing});
     if let Some(fault) = fault {
         answer["client_certificate"] = fault.into();
+    }
+    if let Some(clock) = clock {
+        answer["clock"] = clock.into();
     }
     Answer::json(if ready { 200 } else { 503 }, &answer)
 }

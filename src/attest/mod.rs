@@ -5,6 +5,7 @@
 //! (its PCRs) and both keys, so that whoever verifies one knows which code holds them.
 
 mod cbor;
+mod clock;
 #[cfg(feature = "test-nsm")]
 mod der;
 mod nsm;
@@ -13,8 +14,8 @@ mod raw;
 mod test_nsm;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use formats::attestation::{BootNonce, BundleId, UserData};
 use formats::digest::Sha256;
@@ -24,6 +25,7 @@ use log::warn;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
+use self::clock::Clock;
 pub use nsm::DevNsm;
 #[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
@@ -46,11 +48,10 @@ pub trait Nsm: Send + Sync {
     /// See [`NsmError`].
     fn random(&self, bytes: &mut [u8]) -> Result<(), NsmError>;
 
-    /// The module's name and time.
-    ///
-    /// # Errors
-    /// See [`NsmError`].
-    fn module_and_time(&self) -> Result<(String, SystemTime), NsmError>;
+    /// Whether the time in its documents is another than this machine's.
+    fn has_clock(&self) -> bool {
+        true
+    }
 
     /// The certificate, in DER, that documents are signed under if it is not AWS's.
     ///
@@ -128,6 +129,8 @@ pub struct Attestation {
     in_force: Mutex<BundleId>,
     /// When the next document would be due at an even rate.
     next: Mutex<Instant>,
+    /// Held while the module is asked: the clock must not be set meanwhile.
+    clock: Mutex<Clock>,
 }
 
 impl Attestation {
@@ -150,7 +153,7 @@ impl Attestation {
         let sealing = hpke::PrivateKey::new(random()?);
         let boot_nonce = BootNonce::from_bytes(*random()?);
         let (in_force, next) = (Mutex::default(), Mutex::new(Instant::now()));
-        Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next })
+        Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next, clock: Mutex::default() })
     }
 
     /// What a document says about this enclave besides its identity key.
@@ -182,7 +185,26 @@ impl Attestation {
             user_data: Some(user_data.as_bytes()),
             nonce,
         };
-        nsm.document(&claims).map_err(DocumentError::Nsm)
+        self.ask(nsm.as_ref(), &claims).map(|(document, _)| document).map_err(DocumentError::Nsm)
+    }
+
+    /// A document, and the module's name in it. The clock is held against the document's time.
+    fn ask(&self, nsm: &dyn Nsm, claims: &Claims<'_>) -> Result<(Vec<u8>, Option<String>), NsmError> {
+        let mut clock = self.clock();
+        let asked = Instant::now();
+        let document = nsm.document(claims)?;
+        if !nsm.has_clock() {
+            return Ok((document, None));
+        }
+        let took = asked.elapsed();
+        let (name, ms) = cbor::module_and_time(&document).map_err(|e| NsmError(format!("its document: {e}")))?;
+        // Somewhere between question and answer.
+        clock.compare(SystemTime::now() - took / 2, UNIX_EPOCH + Duration::from_millis(ms));
+        Ok((document, Some(name)))
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_turn(&self, now: Instant) -> Result<(), DocumentError> {
@@ -226,20 +248,21 @@ impl Attestation {
         self.nsm.as_ref().map_or(Ok(None), |nsm| nsm.test_root())
     }
 
-    /// Which module signs, and by how many seconds this machine's clock is ahead of the module's. `None` without a
-    /// module.
+    /// Asks the module for its time, and sets this machine's clock by it if they differ too much. Gives the module's
+    /// name; `None` if there is no module with a clock of its own.
     ///
     /// # Errors
     /// The module gives no document, or one without these.
-    pub fn module_and_drift(&self) -> Result<Option<(String, i64)>, NsmError> {
-        let Some(nsm) = &self.nsm else { return Ok(None) };
-        let (module, time) = nsm.module_and_time()?;
-        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        let drift = match SystemTime::now().duration_since(time) {
-            Ok(ahead) => seconds(ahead),
-            Err(behind) => -seconds(behind.duration()),
-        };
-        Ok(Some((module, drift)))
+    pub fn check_clock(&self) -> Result<Option<String>, NsmError> {
+        match &self.nsm {
+            Some(nsm) if nsm.has_clock() => self.ask(nsm.as_ref(), &Claims::default()).map(|(_, name)| name),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is wrong with this machine's clock, if it was too far off to be set when it was last compared.
+    pub fn clock_fault(&self) -> Option<String> {
+        self.clock().fault()
     }
 }
 
@@ -258,7 +281,7 @@ mod tests {
         assert_ne!(attestation.boot_nonce(), Attestation::new(None, Sha256::default()).unwrap().boot_nonce());
         assert!(matches!(attestation.document(None), Err(DocumentError::NoModule)));
         assert_eq!(attestation.test_root().unwrap(), None);
-        assert_eq!(attestation.module_and_drift().unwrap(), None);
+        assert_eq!(attestation.check_clock().unwrap(), None);
     }
 
     #[test]
@@ -287,10 +310,40 @@ mod tests {
         assert_eq!((0..50).filter(|_| taken(Duration::from_secs(60))).count(), 10);
     }
 
+    /// A module whose clock is two hours behind, so that this machine's is not set by it.
+    struct Behind;
+
+    impl Nsm for Behind {
+        fn document(&self, _: &Claims<'_>) -> Result<Vec<u8>, NsmError> {
+            let time = formats::time::now_ms() - 7200 * 1000;
+            let payload = cbor::encode(|e| e.map(2)?.str("module_id")?.str("m")?.str("timestamp")?.u64(time).map(drop));
+            Ok(cbor::encode(|e| e.array(4)?.bytes(b"")?.map(0)?.bytes(&payload)?.bytes(b"").map(drop)))
+        }
+
+        fn random(&self, _: &mut [u8]) -> Result<(), NsmError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_document_is_held_against_the_clock_and_a_fault_stays_until_the_next() {
+        let by_document = Attestation::new(Some(Box::new(Behind)), Sha256::default()).unwrap();
+        assert_eq!(by_document.clock_fault(), None);
+        by_document.document(None).unwrap();
+        let by_timer = Attestation::new(Some(Box::new(Behind)), Sha256::default()).unwrap();
+        assert_eq!(by_timer.check_clock().unwrap().as_deref(), Some("m"));
+        for attestation in [by_document, by_timer] {
+            let fault = attestation.clock_fault().unwrap();
+            assert!(fault.starts_with("7200.") && fault.contains("ahead of"), "{fault}");
+        }
+    }
+
     #[test]
     #[cfg(feature = "test-nsm")]
-    fn the_clocks_agree_where_there_is_only_one() {
-        let (module, drift) = attestation().module_and_drift().unwrap().unwrap();
-        assert!(module.contains("test") && drift.abs() <= 1, "{module} {drift}");
+    fn where_there_is_only_one_clock_it_is_held_against_nothing() {
+        let attestation = attestation();
+        assert_eq!(attestation.check_clock().unwrap(), None);
+        attestation.document(None).unwrap();
+        assert_eq!(attestation.clock_fault(), None);
     }
 }

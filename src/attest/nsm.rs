@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Claims, Nsm, NsmError, cbor, raw};
 
@@ -34,12 +33,6 @@ impl Nsm for DevNsm {
         let answer = self.ask("Attestation", &cbor::attestation_request(claims))?;
         let document = cbor::answer(&answer, "Attestation", "document");
         document.map(<[u8]>::to_vec).map_err(|e| NsmError(format!("Attestation: {e}")))
-    }
-
-    fn module_and_time(&self) -> Result<(String, SystemTime), NsmError> {
-        let document = self.document(&Claims::default())?;
-        let (module, ms) = cbor::module_and_time(&document).map_err(|e| NsmError(format!("its document: {e}")))?;
-        Ok((module, UNIX_EPOCH + Duration::from_millis(ms)))
     }
 
     fn random(&self, bytes: &mut [u8]) -> Result<(), NsmError> {

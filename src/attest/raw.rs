@@ -1,9 +1,12 @@
-//! The one system call of the daemon that no library wraps.
+//! The two system calls of the daemon that no library wraps.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::libc;
 
 /// struct nsm_raw of the kernel's include/uapi/linux/nsm.h: addresses and lengths of request and answer.
 #[repr(C)]
@@ -38,6 +41,22 @@ pub(crate) fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     unsafe { nsm_ioctl_raw(device.as_raw_fd(), &raw mut raw) }?;
     response.truncate(usize::try_from(raw.response_length).unwrap_or(usize::MAX));
     Ok(response)
+}
+
+/// Makes the clock run faster or slower until it shows this many milliseconds more, or less, than it would have:
+/// adjtimex(2) with ADJ_OFFSET_SINGLESHOT, half a millisecond a second. It takes the place of what an earlier call has
+/// left to do.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn slew(milliseconds: i64) -> io::Result<()> {
+    // SAFETY: every field of the structure is a number, for which zero is a value.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    change.offset = milliseconds.saturating_mul(1000);
+    // SAFETY: the structure is the one that this call takes, and lives until it returns. It only reads and writes that.
+    Errno::result(unsafe { libc::adjtimex(&raw mut change) }).map(drop)?;
+    Ok(())
 }
 
 #[cfg(test)]

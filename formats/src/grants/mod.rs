@@ -52,6 +52,23 @@ pub struct Grant {
     pub ends: u64,
 }
 
+/// The time by which grants are judged. A clock may be set back, and then a grant that was used up, expired and was
+/// forgotten would be valid again: so none is valid past the latest time that the clock ever showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// What the clock shows. A grant that begins later is not valid yet.
+    pub clock: Utc,
+    /// The latest time that it ever showed. A grant that ends before has expired.
+    pub latest: Utc,
+}
+
+impl From<Utc> for Now {
+    /// Of a clock that was never set back.
+    fn from(clock: Utc) -> Now {
+        Now { clock, latest: clock }
+    }
+}
+
 /// The claims of a new grant (RFC 7519, 4.1, and three of teemark's own).
 #[derive(Clone, Debug, Serialize)]
 pub struct NewClaims<'a> {
@@ -269,7 +286,7 @@ impl GrantKeys {
     ///
     /// # Errors
     /// Why the token is refused.
-    pub fn check(&self, token: &str, audiences: &[String], now: Utc) -> Result<Grant, GrantError> {
+    pub fn check(&self, token: &str, audiences: &[String], now: impl Into<Now>) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is over 4 KiB"));
@@ -297,12 +314,12 @@ impl GrantKeys {
             return Err(invalid("its signature is wrong"));
         }
         let claims: Claims = json::object(&claims).map_err(|_| invalid("its claims cannot be read"))?;
-        claims.check(&kid, audiences, now)
+        claims.check(&kid, audiences, now.into())
     }
 }
 
 impl Claims<'_> {
-    fn check(self, kid: &str, audiences: &[String], now: Utc) -> Result<Grant, GrantError> {
+    fn check(self, kid: &str, audiences: &[String], now: Now) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
         let exp = NumericDate::read(self.exp.ok_or(invalid("it has no exp"))?);
         let nbf = NumericDate::read(self.nbf.ok_or(invalid("it has no nbf"))?);
@@ -318,7 +335,7 @@ impl Claims<'_> {
         }
         let (begins, ends) = (nbf.saturating_sub(LEEWAY), exp.saturating_add(LEEWAY));
         is_in_time(begins, ends, now)?;
-        if exp > now.0.saturating_add(MAX_LIFE + LEEWAY) {
+        if exp > now.clock.0.saturating_add(MAX_LIFE + LEEWAY) {
             return Err(GrantError::Invalid("it is valid for more than a day"));
         }
         let no_key = GrantError::Invalid("its reply_key is not base64 of 32 bytes");
@@ -330,10 +347,10 @@ impl Claims<'_> {
     }
 }
 
-fn is_in_time(begins: u64, ends: u64, now: Utc) -> Result<(), GrantError> {
-    if ends <= now.0 {
+fn is_in_time(begins: u64, ends: u64, now: Now) -> Result<(), GrantError> {
+    if ends <= now.latest.0 {
         Err(GrantError::Expired)
-    } else if begins > now.0 {
+    } else if begins > now.clock.0 {
         Err(GrantError::NotYetValid)
     } else {
         Ok(())
@@ -366,7 +383,7 @@ impl Grant {
     ///
     /// # Errors
     /// It has expired, or is not valid yet by a clock that was set back.
-    pub fn still_valid(&self, now: Utc) -> Result<(), GrantError> {
+    pub fn still_valid(&self, now: Now) -> Result<(), GrantError> {
         is_in_time(self.begins, self.ends, now)
     }
 

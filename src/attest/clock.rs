@@ -1,0 +1,166 @@
+//! This machine's clock, held against the Nitro Secure Module's.
+//!
+//! An enclave has no time server, and its clock drifts by seconds a week. Grants and certificates are judged by it, so
+//! it is compared with the time in the module's documents, and set where they differ by more than half a second. That
+//! time is the hypervisor's, as is the clock from which this machine's began: docs/THREAT-MODEL.md says who can move it.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use log::{error, info, warn};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+use super::raw;
+use crate::metrics::METRICS;
+
+/// Differences up to this are left alone.
+const LEFT_ALONE: Duration = Duration::from_millis(500);
+/// Up to this the clock is made to run slower or faster, and beyond it is stepped.
+const SLEWED: Duration = Duration::from_secs(2);
+/// The largest step. A larger difference is not drift, and nobody knows which of the two clocks is right.
+const STEPPED: Duration = Duration::from_secs(3600);
+
+/// What becomes of a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Correction {
+    None,
+    Slew,
+    Step,
+    Impossible,
+}
+
+/// By how much this machine's clock differed when it was last compared, if that is too much to be set.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    fault: Option<Difference>,
+}
+
+/// A difference of two clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Difference {
+    by: Duration,
+    /// Whether this machine's clock is the one that is ahead.
+    ahead: bool,
+}
+
+impl Difference {
+    fn of(here: SystemTime, module: SystemTime) -> Difference {
+        match here.duration_since(module) {
+            Ok(by) => Difference { by, ahead: true },
+            Err(e) => Difference { by: e.duration(), ahead: false },
+        }
+    }
+
+    fn correction(self) -> Correction {
+        match self.by {
+            by if by <= LEFT_ALONE => Correction::None,
+            by if by <= SLEWED => Correction::Slew,
+            by if by <= STEPPED => Correction::Step,
+            _ => Correction::Impossible,
+        }
+    }
+
+    /// By how many milliseconds this machine's clock is ahead.
+    fn milliseconds(self) -> i64 {
+        let by = i64::try_from(self.by.as_millis()).unwrap_or(i64::MAX);
+        if self.ahead { by } else { -by }
+    }
+
+    /// In words: "12.345 s ahead of the Nitro Secure Module's".
+    fn words(self) -> String {
+        let direction = if self.ahead { "ahead of" } else { "behind" };
+        let ms = self.by.as_millis();
+        format!("{}.{:03} s {direction} the Nitro Secure Module's", ms / 1000, ms % 1000)
+    }
+}
+
+impl Clock {
+    /// Compares the clock, which showed `here` when the module's showed `module`, and sets it if it has to be.
+    pub(super) fn compare(&mut self, here: SystemTime, module: SystemTime) {
+        let difference = Difference::of(here, module);
+        METRICS.clock_drift.set(difference.milliseconds());
+        let (correction, words) = (difference.correction(), difference.words());
+        self.fault = (correction == Correction::Impossible).then_some(difference);
+        let set = match correction {
+            Correction::None => return,
+            Correction::Slew => {
+                info!("the clock is {words}, and is slewed");
+                raw::slew(-difference.milliseconds())
+            }
+            Correction::Step => {
+                warn!("the clock is {words}, and is set");
+                step(difference)
+            }
+            Correction::Impossible => {
+                error!("the clock is {words}, which is too much to be set: start the enclave anew");
+                return;
+            }
+        };
+        if let Err(e) = set {
+            error!("the clock cannot be set: {e}");
+        }
+    }
+
+    /// What is wrong with the clock, for whoever is to start the enclave anew.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.fault.map(|difference| format!("{}, which is too much to be set", difference.words()))
+    }
+}
+
+/// Steps the clock by a difference, so that what has passed since they were compared counts too.
+fn step(difference: Difference) -> io::Result<()> {
+    let now = SystemTime::now();
+    let right = if difference.ahead { now.checked_sub(difference.by) } else { now.checked_add(difference.by) };
+    let since_1970 = right.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since_1970))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(seconds: f64) -> Difference {
+        let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let by = Duration::from_secs_f64(seconds.abs());
+        Difference::of(here, if seconds > 0.0 { here - by } else { here + by })
+    }
+
+    #[test]
+    fn a_clock_is_left_alone_slewed_stepped_or_given_up_by_how_far_it_is_off() {
+        for (seconds, correction) in [
+            (0.0, Correction::None),
+            (0.5, Correction::None),
+            (0.501, Correction::Slew),
+            (2.0, Correction::Slew),
+            (2.001, Correction::Step),
+            (3600.0, Correction::Step),
+            (3600.001, Correction::Impossible),
+            (1e9, Correction::Impossible),
+        ] {
+            for difference in [difference(seconds), difference(-seconds)] {
+                assert_eq!(difference.correction(), correction, "{difference:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_is_told_with_its_direction() {
+        assert_eq!(difference(200.25).milliseconds(), 200_250);
+        assert_eq!(difference(-200.25).milliseconds(), -200_250);
+        assert_eq!(difference(2.04).words(), "2.040 s ahead of the Nitro Secure Module's");
+        assert_eq!(difference(-61.5).words(), "61.500 s behind the Nitro Secure Module's");
+    }
+
+    /// Nothing is set here: it would be this machine's clock.
+    #[test]
+    fn a_clock_that_is_too_far_off_is_a_fault_until_it_is_right() {
+        let mut clock = Clock::default();
+        let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        assert_eq!(clock.fault(), None);
+        clock.compare(here, here - Duration::from_secs(3601));
+        assert!(clock.fault().unwrap().starts_with("3601.000 s ahead of the Nitro Secure Module's"));
+        clock.compare(here, here);
+        assert_eq!(clock.fault(), None);
+    }
+}
