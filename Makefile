@@ -15,6 +15,7 @@ help:
 	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
 	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
 	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
+	@echo '                   COMPRESSION=gzip kernel and ramdisks compressed so in place of xz (docs/HARDWARE.md)'
 	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests itself without a Nitro Secure Module,'
 	@echo '                                    for virtual machines here; nobody else should believe it'
 	@echo 'make size        checks the size of each part of the image against its limit'
@@ -47,6 +48,7 @@ image:
 	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
+	  $${COMPRESSION:+--compression "$$COMPRESSION"} \
 	  $${SIGN_KEY:+--sign-key "$$SIGN_KEY"} $${SIGN_CERT:+--sign-certificate "$$SIGN_CERT"}
 
 # Of the image as it is shipped: without certificates, whatever out/ holds.

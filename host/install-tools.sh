@@ -33,6 +33,7 @@ case $part in
     need flex flex
     need bison bison
     need xz xz-utils
+    need patch patch
     need_file /usr/include/libelf.h libelf-dev
     need pkg-config pkg-config
     need_file /usr/include/openssl/opensslv.h libssl-dev

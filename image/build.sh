@@ -4,7 +4,7 @@
 #
 #     image/build.sh [--operator FILE | --no-operator] [--debug] [--test-nsm] [--certs DIR]
 #                    [--environment FILE] [--endpoints FILE] [--command-line STRING] [--sign-key FILE --sign-certificate FILE]
-#                    [--name NAME] [--output DIR]
+#                    [--compression gzip] [--kernel FILE [--module FILE]] [--name NAME] [--output DIR]
 #
 # --operator    public half of the key that secrets have to be signed with; by default that of image/operator.sh, unless
 #               the environment file takes a plain handshake or names the keys itself
@@ -12,13 +12,14 @@
 # --test-nsm    a daemon that signs attestation documents by itself where there is no /dev/nsm; for virtual machines
 #               here, never for an instance
 # --certs       client.crt, client.key and ecs-ca.crt baked in; without, the handshake delivers them
+# --compression gzip in place of xz, for the kernel and the ramdisks
+# --kernel      another kernel than that of image/kernel, such as AWS' bzImage; --module is its nsm.ko
 # The rest goes to `teemark-image build` as it is; `teemark-image build --help` tells more.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
 "$root/host/install-tools.sh" image
-kernel=$("$root/image/kernel/build.sh")
 
 given() { # is the option among the arguments?
   option=$1
@@ -26,6 +27,19 @@ given() { # is the option among the arguments?
   for argument; do [ "$argument" = "$option" ] && return 0; done
   return 1
 }
+value() { # of an option among the arguments; nothing if it is not there
+  option=$1
+  shift
+  while [ $# -gt 1 ]; do
+    [ "$1" != "$option" ] || { echo "$2"; return; }
+    shift
+  done
+}
+if ! given --kernel "$@"; then
+  compression=$(value --compression "$@")
+  kernel=$("$root/image/kernel/build.sh" --compression "${compression:-xz}")
+  set -- --kernel "$kernel/bzImage" "$@"
+fi
 if given --test-nsm "$@"; then variant=--test-nsm; else variant=; fi
 # shellcheck disable=SC2086 # none or one
 programs=$("$root/image/programs.sh" $variant)
@@ -45,8 +59,7 @@ for argument; do
     *) set -- "$@" "$argument" ;;
   esac
 done
-set -- --kernel "$kernel/bzImage" --daemon "$(echo "$programs" | sed -n 1p)" \
-  --init "$(echo "$programs" | sed -n 2p)" "$@"
+set -- --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" "$@"
 given --endpoints "$@" || set -- "$@" --endpoints "$root/allowed_endpoints.yaml"
 given --environment "$@" || set -- "$@" --environment "$environment"
 if [ -z "$closed" ] && ! given --operator "$@" &&

@@ -15,7 +15,7 @@ use crate::parts::Parts;
 use crate::ramdisk::{Entry, Node, RamdiskError, newc};
 use crate::read::InputError;
 use crate::record::{PartRecord, Record};
-use crate::{contents, paths, xz};
+use crate::{contents, paths};
 
 /// Longest command line, in bytes: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
 /// virtual machine appends (a virtio_mmio.device= for each device).
@@ -96,7 +96,9 @@ pub fn build(request: &Request<'_>) -> Result<Built, BuildError> {
     let command_line = request.command_line.map_or_else(|| contents::command_line(debug), str::to_owned);
     check_command_line(&command_line, first.iter().chain(&second))?;
 
-    let ramdisk = |entries: &[Entry]| newc(entries).map(|archive| xz::compress(&archive)).map_err(BuildError::Ramdisk);
+    let compression = request.files.compression;
+    let ramdisk =
+        |entries: &[Entry]| newc(entries).map(|archive| compression.compress(&archive)).map_err(BuildError::Ramdisk);
     let parts =
         Parts { kernel: inputs.kernel.clone(), command_line, ramdisks: vec![ramdisk(&first)?, ramdisk(&second)?] };
     let metadata = Metadata {
@@ -159,6 +161,7 @@ fn record(inputs: &Inputs, metadata: &Metadata<'_>, parts: &Parts, image: &Image
             known.insert(part.file(), if secret { PartRecord::secret(file) } else { PartRecord::of(file) });
         }
     }
+    known.extend(inputs.module.iter().map(|module| ("nsm.ko", PartRecord::of(module))));
     if let Some(debug) = &inputs.debug {
         known.insert("launcher", PartRecord::of(&debug.launcher));
         known.insert("shell", PartRecord::of(&debug.shell));

@@ -3,7 +3,7 @@
 use formats::certificates::Part;
 
 use crate::inputs::Inputs;
-use crate::paths::{CERTS, DAEMON, ENDPOINTS, ENVIRONMENT, INIT, LAUNCHER, SHELL};
+use crate::paths::{CERTS, DAEMON, ENDPOINTS, ENVIRONMENT, INIT, LAUNCHER, MODULE, SHELL};
 use crate::ramdisk::Entry;
 
 /// The applets of busybox that have a name of their own in a debug image: those for looking around in a system.
@@ -54,10 +54,11 @@ const APPLETS: [&str; 44] = [
     "wget",
 ];
 
-/// The first ramdisk, which PCR1 measures: PID 1, and the folders that it mounts on.
+/// The first ramdisk, which PCR1 measures: PID 1, the folders that it mounts on, and the kernel's module if it needs one.
 pub fn first(inputs: &Inputs) -> Vec<Entry> {
     let mut entries = vec![Entry::file(INIT, 0o755, inputs.init.clone()), Entry::directory("/tmp", 0o1777)];
     entries.extend(["/dev", "/etc", "/proc", "/run", "/sys"].map(|path| Entry::directory(path, 0o755)));
+    entries.extend(inputs.module.iter().map(|module| Entry::file(MODULE, 0o644, module.clone())));
     entries
 }
 
@@ -87,10 +88,15 @@ pub fn second(inputs: &Inputs) -> Vec<Entry> {
 }
 
 /// The default command line of the kernel. The kernel restarts the machine when it panics, which ends the enclave;
-/// nitro-cli shows the console of an enclave in debug mode.
+/// nitro-cli shows the console of an enclave in debug mode. A debug image prints from the kernel's first steps on, and
+/// leaves half a minute to read why it panicked.
 pub fn command_line(debug: bool) -> String {
-    let target = if debug { LAUNCHER } else { DAEMON };
-    format!("reboot=k panic=1 console=ttyS0 teemark.target={target}")
+    match debug {
+        false => format!("reboot=k panic=1 console=ttyS0 teemark.target={DAEMON}"),
+        true => format!(
+            "reboot=k panic=30 console=ttyS0 earlyprintk=serial,ttyS0,115200 ignore_loglevel teemark.target={LAUNCHER}"
+        ),
+    }
 }
 
 #[cfg(test)]

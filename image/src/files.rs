@@ -2,12 +2,20 @@
 
 use std::path::PathBuf;
 
+use crate::compression::Compression;
+
 /// The paths of the input files.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Files {
     /// The kernel, a bzImage
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// How the ramdisks are compressed; the kernel has to be built for it
+    #[arg(long, value_enum, default_value_t)]
+    pub compression: Compression,
+    /// The module of the Nitro Secure Module for a kernel that has none built in, such as AWS' own; /init loads it
+    #[arg(long, value_name = "nsm.ko")]
+    pub module: Option<PathBuf>,
     /// PID 1, a static program
     #[arg(long, value_name = "FILE")]
     pub init: PathBuf,

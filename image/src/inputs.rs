@@ -17,6 +17,8 @@ pub struct Inputs {
     pub kernel: Vec<u8>,
     /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
+    /// nsm.ko, if the kernel needs it.
+    pub module: Option<Vec<u8>>,
     /// PID 1.
     pub init: Vec<u8>,
     /// teemarkd.
@@ -63,6 +65,7 @@ impl Inputs {
         Ok(Inputs {
             kernel,
             kernel_version,
+            module: files.module.as_deref().map(read).transpose()?,
             init: read_program(&files.init)?,
             daemon: read_program(&files.daemon)?,
             settings,

@@ -10,7 +10,7 @@
 //!            kernel, program (the static ones), settings (allow list, environment), certificates, signer
 //! files      the options that name the files           read     one file, or the error that names it
 //! contents   what goes into the two ramdisks           paths    where it is in the enclave
-//! ramdisk    a list of entries -> newc archive         xz       what the kernel unpacks
+//! ramdisk    a list of entries -> newc archive         compression, xz   what the kernel unpacks
 //! eif        parts -> EIF and PCRs                     parts    EIF -> parts
 //! record     NAME.json: sizes, hashes, limits          describe an EIF as `nitro-cli describe-eif` shows it
 //! output     writes files completely or not at all
@@ -20,6 +20,7 @@
 
 pub mod build;
 pub mod certificates;
+pub mod compression;
 pub mod contents;
 pub mod describe;
 pub mod eif;

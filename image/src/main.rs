@@ -39,7 +39,8 @@ enum Command {
     Build {
         #[command(flatten)]
         files: Box<Files>,
-        /// The kernel's command line [default: reboot=k panic=1 console=ttyS0 teemark.target=/teemarkd]
+        /// The kernel's command line [default: reboot=k panic=1 console=ttyS0 teemark.target=/teemarkd; that of a debug
+        /// image is in docs/HARDWARE.md]
         #[arg(long, value_name = "STRING")]
         command_line: Option<String>,
         #[arg(long, default_value = "teemark")]

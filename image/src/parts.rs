@@ -1,8 +1,9 @@
 //! Takes an enclave image file apart, which may be cut off or damaged.
 //!
-//! The format is defined by the crate aws-nitro-enclaves-image-format only (src/defs/mod.rs). A header of
-//! 548 bytes holds the offset and length of up to 32 sections and ends with a CRC-32 of everything but itself. Each
-//! section begins with a header of 12 bytes, which gives its type and its length again. Numbers are big-endian.
+//! The format is defined by the "Enclave Image File (EIF) Specification" in the README.md of the crate
+//! aws-nitro-enclaves-image-format, whose src/defs/mod.rs has the numbers. A header of 548 bytes holds the offset and
+//! length of up to 32 sections and ends with a CRC-32 of everything but itself. Each section begins with a header of 12
+//! bytes, which gives its type and its length again. Numbers are big-endian.
 
 use std::fmt;
 use std::io;

@@ -2,6 +2,8 @@
 
 /// PID 1, which the kernel starts from the first ramdisk.
 pub const INIT: &str = "/init";
+/// The kernel module that init loads if it is there (init/src/modules.rs).
+pub const MODULE: &str = "/nsm.ko";
 /// The daemon, which is the target unless the command line names another.
 pub const DAEMON: &str = "/teemarkd";
 /// The allow list, where the daemon looks for it unless TEEMARK_ENDPOINTS is set.

@@ -67,6 +67,28 @@ fn the_kernel_can_unpack_the_ramdisks() {
 }
 
 #[test]
+fn ramdisks_are_gzip_where_that_is_asked_for_and_hold_the_same() {
+    let place = Place::new();
+    place.parts(&[]);
+    place.shell("for i in 0 1; do xz -dc <parts/ramdisk-$i >by-xz-$i; done");
+    place.parts(&["--compression", "gzip"]);
+    // gzip reports the zeros behind the archive, which the kernel skips.
+    place
+        .shell("for i in 0 1; do gzip -dcq <parts/ramdisk-$i >by-gzip-$i || [ $? = 2 ]; cmp by-xz-$i by-gzip-$i; done");
+    assert!(place.read("parts/ramdisk-1").len() % 4 == 0);
+}
+
+#[test]
+fn a_kernel_without_the_secure_module_gets_it_in_the_first_ramdisk() {
+    let place = Place::new();
+    place.write("nsm.ko", "a module");
+    place.parts(&["--module", "nsm.ko"]);
+    let line = "-rw-r--r-- 1 0 0 8 Jan 1 1970 nsm.ko";
+    assert!(listing(&place, "ramdisk-0").iter().any(|entry| entry == line));
+    assert_eq!(place.json("out/teemark.json")["parts"]["nsm.ko"]["bytes"], 8);
+}
+
+#[test]
 fn a_debug_image_has_run_sh_a_shell_and_its_applets_and_starts_run_sh() {
     let place = Place::new();
     place.parts(&["--debug", "--launcher", "run.sh", "--shell", "/bin/busybox"]);
@@ -74,7 +96,8 @@ fn a_debug_image_has_run_sh_a_shell_and_its_applets_and_starts_run_sh() {
     let has = |begin: &str, end: &str| list.iter().any(|l| l.starts_with(begin) && l.ends_with(end));
     assert!(has("-rwxr-xr-x 1 0 0", " run.sh") && has("-rwxr-xr-x 1 0 0", " bin/busybox"), "{list:#?}");
     assert!(has("lrwxrwxrwx 1 0 0", " bin/sh -> busybox") && has("lrwxrwxrwx", " bin/ls -> busybox"), "{list:#?}");
-    assert_eq!(place.text("parts/cmdline"), "reboot=k panic=1 console=ttyS0 teemark.target=/run.sh");
+    let line = "reboot=k panic=30 console=ttyS0 earlyprintk=serial,ttyS0,115200 ignore_loglevel teemark.target=/run.sh";
+    assert_eq!(place.text("parts/cmdline"), line);
     let json = place.json("out/teemark.json");
     assert_eq!(json["debug"], true);
     assert_eq!(json["parts"]["launcher"]["bytes"], place.read("run.sh").len());

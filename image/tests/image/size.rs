@@ -8,7 +8,7 @@ fn an_image_within_its_limits_passes_and_one_past_them_is_named_with_status_1() 
     let built = succeeds(place.build(&[]));
     let output = succeeds(place.run(&["size", "out/teemark.json"]));
     assert!(
-        stdout(&output).starts_with("part             bytes      limit       left\nkernel           1,000  2,500,000")
+        stdout(&output).starts_with("part             bytes      limit       left\nkernel           1,000  2,000,000")
     );
     assert!(stdout(&built).contains(&stdout(&output)), "{}", stdout(&built));
 
