@@ -3,12 +3,21 @@
 use core::fmt;
 use core::time::Duration;
 
+use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The time since the kernel's start.
 pub fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::from_secs(now.tv_sec.unsigned_abs()) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
+}
+
+/// Sleeps for that long, whatever signals arrive.
+pub fn sleep(time: Duration) {
+    let mut left = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+    while let NanosleepRelativeResult::Interrupted(rest) = nanosleep(&left) {
+        left = rest;
+    }
 }
 
 /// Prints a time as seconds with three decimals: `0.291 s`.
@@ -34,7 +43,7 @@ mod tests {
     #[test]
     fn the_clock_goes_on() {
         let before = now();
-        std::thread::sleep(Duration::from_millis(2));
+        sleep(Duration::from_millis(2));
         assert!(now() - before >= Duration::from_millis(2));
     }
 }

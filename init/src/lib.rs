@@ -6,7 +6,7 @@
 //!
 //! A step that fails prints one line on the console, which begins with `[INIT] FATAL:` and says what failed, the kernel's
 //! error and what to look at; then the machine restarts. `nitro-cli run-enclave` gets no heartbeat from such an image:
-//! it waits for a minute, then reports E36, and E39 for its own process, without the reason. In debug mode the console
+//! it waits for 180 s, then reports E36, and E39 for its own process, without the reason. In debug mode the console
 //! has the reason, but nitro-cli attaches to it only after the heartbeat, even with `--attach-console`. It is port 10000 +
 //! CID at the hypervisor's CID 0, so this command, started before an enclave with CID 16, reads it:
 //! `until socat - VSOCK-CONNECT:0:10016; do sleep 0.1; done`.

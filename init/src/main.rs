@@ -30,7 +30,8 @@ fn boot(buffers: &mut Buffers) -> Result<End<'_>, Fatal<'_>> {
     let path = command_line::read_target(&mut buffers.command_line)?;
     let environment = environment::Environment::load(&mut buffers.environment)?;
     let target = target::start(path, &environment)?;
-    // Not earlier, since it tells the parent that the boot succeeded; and the target need not wait for the answer.
+    // Not earlier, since it tells the parent that the boot succeeded; and neither the target nor its supervision waits for
+    // the answer.
     heartbeat::send_to_parent();
     Ok(supervise::until_the_end(&target, &signals))
 }

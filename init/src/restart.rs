@@ -1,14 +1,16 @@
 //! Kills the remaining processes, gives the console's reader time, and restarts the machine, which ends an enclave.
 
+use core::time::Duration;
+
 use rustix::process::{Pid, Signal, getpid, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
-use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 
+use crate::clock::sleep;
 use crate::errno::Named;
 use crate::sys;
 
 /// Pause before the restart, so that the console's reader gets the last lines.
-const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The proof that this process is PID 1. Nothing here may be done without it: in another process it would kill every
 /// process of the user and restart their machine.
@@ -24,10 +26,7 @@ impl PidOne {
     pub fn restart(self) -> ! {
         // kill(2) takes the group's number negated, and -1 is everyone but PID 1.
         let _ = kill_process_group(Pid::INIT, Signal::KILL);
-        let mut left = PAUSE;
-        while let NanosleepRelativeResult::Interrupted(rest) = nanosleep(&left) {
-            left = rest;
-        }
+        sleep(PAUSE);
         if let Err(errno) = reboot(RebootCommand::Restart) {
             say!("restarting: {}; ending PID 1 instead, at which the kernel panics", Named(errno));
         }

@@ -93,6 +93,18 @@ impl HeldSignals {
     }
 }
 
+/// Runs a function in a process of its own, which then ends; here, if no process can be made.
+pub(crate) fn in_child(run: impl FnOnce()) {
+    // SAFETY: PID 1 has one thread, so the child has everything that this process has, and no lock that nobody opens.
+    let child = unsafe { libc::fork() };
+    if child <= 0 {
+        run();
+    }
+    if child == 0 {
+        exit(0);
+    }
+}
+
 /// Ends this process without any clean-up, of which none is needed.
 pub fn exit(status: c_int) -> ! {
     // SAFETY: _exit(2) takes any number and does not return.

@@ -75,9 +75,21 @@ pub fn install_deployment(parent: &Parent) -> Result<()> {
 /// # Errors
 /// As [`Parent::start`].
 pub fn answer_heartbeat(parent: &Parent) -> Result<()> {
-    let echo = "dd bs=1 count=1 2>/dev/null | tee /tmp/heartbeat";
-    parent.start("heartbeat", &format!("socat -d -d VSOCK-LISTEN:9000,reuseaddr SYSTEM:'{echo}'"), "listening on")
+    parent.start("heartbeat", &format!("{HEARTBEAT} SYSTEM:'{ECHO}'"), "listening on")
 }
+
+/// The same as a starved nitro-cli does it: it listens only after 20 s, and takes 10 s more to read and answer.
+///
+/// # Errors
+/// As [`Parent::start`].
+pub fn answer_heartbeat_late(parent: &Parent) -> Result<()> {
+    let late = format!("echo is late; sleep 20; exec {HEARTBEAT} SYSTEM:'sleep 10; {ECHO}'");
+    parent.put("/tmp/late", late.as_bytes())?;
+    parent.start("heartbeat", "sh /tmp/late", "is late")
+}
+
+const HEARTBEAT: &str = "socat -d -d VSOCK-LISTEN:9000,reuseaddr";
+const ECHO: &str = "dd bs=1 count=1 2>/dev/null | tee /tmp/heartbeat";
 
 /// Starts the development watermark service on 127.0.0.1:8080, in place of the real one.
 ///

@@ -52,7 +52,7 @@ pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothi
         nothing_was_seen(workshop, &world, &outside)
     })?;
     stage.step("after a restart the bundle that was kept is for another boot", || {
-        world.reboot(stage, image, 256)?;
+        world.reboot(stage, image, 256, operator::answer_heartbeat)?;
         world.wait_for_listeners()?;
         refused(&world.handshake(&sealed[2])?, "sealed_bundle.boot_nonce")?;
         world.get("/ready")?.with(503).map(drop)
