@@ -23,7 +23,9 @@ help:
 	@echo 'make run-enclave starts the image on an EC2 instance with Nitro Enclaves'
 	@echo 'make test        runs every test; installs what they need (socat, curl, QEMU …) or says how to. Its parts:'
 	@echo 'make quick-test  runs all tests but those of the next two'
-	@echo 'make vm-test     boots the image in virtual machines'
+	@echo 'make vm-test     boots the image in virtual machines; with'
+	@echo '                   UNPATCHED=1      only the scenario `storm`, with a kernel that lacks image/kernel/patches. It has'
+	@echo '                                    to fail. UNPATCHED=parent: only the parent lacks them; it has to pass'
 	@echo 'make reproduce   builds the image twice and compares'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
@@ -80,7 +82,7 @@ quick-test:
 vm-test:
 	host/install-tools.sh vm
 	cargo build --workspace --bins
-	cargo test --workspace --test vm
+	cargo test --workspace --test vm -- $${UNPATCHED:+storm}
 
 reproduce:
 	host/install-tools.sh image

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tempfile::TempDir;
 
+pub use crate::switch::Traffic;
 use crate::switch::{Device, Switch};
 
 /// CID of the parent (VMADDR_CID_PARENT in AWS's documentation of Nitro Enclaves).
@@ -58,6 +59,11 @@ impl Bus {
     /// What was kept since then: one stream of bytes for each direction of a connection.
     pub fn heard(&self) -> Vec<Vec<u8>> {
         self.switch.tap.streams()
+    }
+
+    /// How far the two machines are from talking to each other.
+    pub fn traffic(&self) -> Traffic {
+        self.switch.traffic()
     }
 
     /// Takes the connections of the machine with this CID to a port of this machine, which is CID 2 to it.

@@ -57,6 +57,13 @@ impl Image {
         altered
     }
 
+    /// The same image with another kernel. It is no longer an EIF, so it boots on `microvm`.
+    pub fn with_kernel(&self, kernel: Vec<u8>) -> Image {
+        let mut altered = self.taken_apart();
+        altered.parts.kernel = kernel;
+        altered
+    }
+
     /// The same image with files in place of its own or beside them, in one more ramdisk: the kernel unpacks the last
     /// one last. It is no longer an EIF, so it boots on `microvm`.
     ///

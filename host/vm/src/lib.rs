@@ -30,6 +30,7 @@ pub use enclave::Enclave;
 pub use image::Image;
 pub use machine::BOOT;
 pub use parent::Parent;
+pub use parent_ramdisk::with_libraries;
 pub use process::run;
 pub use service::Service;
 pub use teemark_image::ramdisk::Entry;

@@ -52,6 +52,19 @@ pub(crate) fn make(service: &Path) -> Result<Vec<u8>> {
     tree.archive().context("the parent's ramdisk")
 }
 
+/// A program of this machine, at `path` in another, and the libraries and folders that it needs there.
+///
+/// # Errors
+/// The program or a library is missing, or cannot be read.
+pub fn with_libraries(program: &Path, path: &str) -> Result<Vec<Entry>> {
+    let mut tree = Tree::default();
+    tree.program(program, path)?;
+    for library in libraries_of(program)? {
+        tree.program(Path::new(&library), &library)?;
+    }
+    Ok(tree.0.into_values().collect())
+}
+
 fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(run(command)?)?)
 }

@@ -1,6 +1,7 @@
 //! A guest's vsock device, as QEMU sees it: the backend of a `vhost-user-vsock-device`.
 
 use std::io::{self, Read, Write};
+use std::num::Wrapping;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,13 @@ use anyhow::{Context, Result, anyhow};
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::Switch;
 use super::packet::{HEADER, Packet};
+use super::{Moved, Switch};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -28,7 +29,7 @@ const VERSION_1: u64 = 1 << 32;
 const QUEUES: usize = 3;
 const TO_GUEST: u16 = 0;
 const FROM_GUEST: u16 = 1;
-/// Descriptors of a queue, at most; QEMU asks for 128.
+/// Descriptors of a queue, at most: what QEMU's virtio-mmio asks for (VIRTQUEUE_MAX_SIZE).
 const QUEUE_LENGTH: usize = 1024;
 /// The number of the switch's waker among the events: the first that vhost-user-backend leaves free.
 const WAKER: u64 = QUEUES as u64 + 1;
@@ -99,40 +100,46 @@ struct Backend {
 }
 
 impl Backend {
-    /// Takes the packets that the guest has sent, and gives them to the switch.
+    /// Takes the packets that the guest has sent, and gives them to the switch, as far as that takes them: it wakes us
+    /// when it takes more.
     fn receive(&self, vring: &VringRwLock) -> io::Result<()> {
-        let mut packets = Vec::new();
-        {
-            let mut ring = vring.get_mut();
-            let memory = self.memory.memory();
-            while let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) {
-                let head = chain.head_index();
-                let mut reader = chain.reader(&memory).map_err(io::Error::other)?;
-                let mut header = [0; HEADER];
-                reader.read_exact(&mut header)?;
-                let (mut packet, length) = Packet::parse(&header);
-                packet.data = vec![0; reader.available_bytes().min(length as usize)];
-                reader.read_exact(&mut packet.data)?;
-                ring.add_used(head, 0).map_err(io::Error::other)?;
-                packets.push(packet);
-            }
-            if !packets.is_empty() {
-                ring.signal_used_queue()?;
-            }
-        }
-        // The guest's driver sends as CID 0 until it knows its own; nobody could answer that.
-        packets.into_iter().filter(|packet| packet.from.cid == self.cid).for_each(|packet| self.switch.deliver(packet));
-        Ok(())
-    }
-
-    /// Gives the guest the packets that wait for it, as far as it has buffers. It notifies us when it has more.
-    fn send(&self, vring: &VringRwLock) -> io::Result<()> {
         let mut ring = vring.get_mut();
         if !ring.get_queue().ready() {
             return Ok(());
         }
         let memory = self.memory.memory();
         let mut any = false;
+        loop {
+            let held = waiting(ring.get_queue(), &memory)?;
+            let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
+            let head = chain.head_index();
+            let mut reader = chain.reader(&memory).map_err(io::Error::other)?;
+            let mut header = [0; HEADER];
+            reader.read_exact(&mut header)?;
+            let (mut packet, length) = Packet::parse(&header);
+            packet.data = vec![0; reader.available_bytes().min(length as usize)];
+            reader.read_exact(&mut packet.data)?;
+            // The guest's driver sends as CID 0 until it knows its own; nobody could answer that.
+            if packet.from.cid == self.cid && self.switch.move_on(packet, held) == Moved::NoBuffers {
+                let queue = ring.get_queue_mut();
+                queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                break;
+            }
+            ring.add_used(head, 0).map_err(io::Error::other)?;
+            any = true;
+        }
+        if any { ring.signal_used_queue() } else { Ok(()) }
+    }
+
+    /// Gives the guest the packets that wait for it, as far as it has buffers, and tells the switch how many are left.
+    /// The guest notifies us when it has more.
+    fn send(&self, vring: &VringRwLock) -> io::Result<()> {
+        let mut ring = vring.get_mut();
+        if !ring.get_queue().ready() {
+            return Ok(());
+        }
+        let memory = self.memory.memory();
+        let (mut any, mut size) = (false, None);
         while self.switch.waits(self.cid) {
             let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
             let head = chain.head_index();
@@ -143,10 +150,17 @@ impl Backend {
             writer.write_all(&packet.data)?;
             let length = u32::try_from(HEADER + packet.data.len()).map_err(io::Error::other)?;
             ring.add_used(head, length).map_err(io::Error::other)?;
-            any = true;
+            (any, size) = (true, Some(room));
         }
+        self.switch.has_buffers(self.cid, waiting(ring.get_queue(), &memory)?, size);
         if any { ring.signal_used_queue() } else { Ok(()) }
     }
+}
+
+/// The number of descriptor chains that the guest has made available in a queue and nobody has taken.
+fn waiting(queue: &Queue, memory: &GuestMemoryMmap) -> io::Result<usize> {
+    let available = queue.avail_idx(memory, Ordering::Acquire).map_err(io::Error::other)?;
+    Ok((available - Wrapping(queue.next_avail())).0.into())
 }
 
 impl VhostUserBackendMut for Backend {
@@ -192,9 +206,7 @@ impl VhostUserBackendMut for Backend {
             // One read takes several notifications.
             let _ = self.waker.consume();
         }
-        if event == FROM_GUEST {
-            self.receive(&vrings[usize::from(FROM_GUEST)])?;
-        }
-        self.send(&vrings[usize::from(TO_GUEST)])
+        self.send(&vrings[usize::from(TO_GUEST)])?;
+        self.receive(&vrings[usize::from(FROM_GUEST)])
     }
 }

@@ -5,15 +5,20 @@
 //! bundle is larger. So this is done here, with rust-vmm's crates for the rings and for QEMU's side, and a large packet
 //! is delivered in parts. Linux' own vhost-vsock does that too, but needs the host's kernel and does not connect guests
 //! with each other.
+//!
+//! Between guests packets move as on Nitro: one leaves a guest's TX ring only when the other guest's RX ring has buffers
+//! for it. A guest that receives nothing therefore keeps the other from sending; if both do, nothing moves any more
+//! (image/kernel/patches). How long the rings are is QEMU's choice: 1,024 for every device of virtio-mmio.
 
 mod device;
 mod host;
 mod packet;
 mod tap;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,14 +34,53 @@ pub(crate) use tap::Tap;
 pub(crate) struct Switch {
     guests: Mutex<HashMap<u64, Guest>>,
     host: Host,
+    /// Packets between guests so far.
+    moved: AtomicU64,
     pub(crate) tap: Tap,
 }
 
-/// The packets on their way to a guest. The credit of its connections bounds how many there are.
+/// What the switch knows of a guest.
 struct Guest {
+    /// The packets on their way to it: those of another guest fit into its buffers, and the credit of its connections
+    /// bounds those of this machine.
     packets: VecDeque<Packet>,
+    /// The buffers in its RX ring that no packet will take yet; none before its driver has started.
+    buffers: Option<usize>,
+    /// Bytes of data that one of these buffers holds.
+    buffer_size: usize,
+    /// Packets in its TX ring, of which the first waits for buffers of another guest.
+    held: usize,
     /// Wakes the thread of the guest's device.
     waker: EventNotifier,
+}
+
+impl Guest {
+    /// The number of buffers that a packet takes.
+    fn needs(&self, packet: &Packet) -> usize {
+        packet.data.len().div_ceil(self.buffer_size.max(1)).max(1)
+    }
+
+    fn wake(&self) {
+        // It fails only after 2^64 notifications.
+        let _ = self.waker.notify();
+    }
+}
+
+/// Whether a packet was taken out of its sender's TX ring.
+#[derive(Debug, PartialEq, Eq)]
+enum Moved {
+    Yes,
+    /// It stays there, since the other guest has no buffers for it.
+    NoBuffers,
+}
+
+/// How far two guests are from talking to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets between guests so far.
+    pub moved: u64,
+    /// For each guest by CID, the packets in its TX ring if the first of them waits for another guest's buffers; else 0.
+    pub held: BTreeMap<u64, usize>,
 }
 
 impl Switch {
@@ -67,13 +111,65 @@ impl Switch {
 
     /// A guest's machine has started.
     fn attach(&self, cid: u64, waker: EventNotifier) {
-        self.guests().insert(cid, Guest { packets: VecDeque::new(), waker });
+        let guest = Guest { packets: VecDeque::new(), buffers: None, buffer_size: 0, held: 0, waker };
+        self.guests().insert(cid, guest);
     }
 
     /// A guest's machine has ended.
     fn detach(&self, cid: u64) {
-        self.guests().remove(&cid);
+        let mut guests = self.guests();
+        guests.remove(&cid);
+        // What waits for its buffers is refused now.
+        guests.values().for_each(Guest::wake);
+        drop(guests);
         self.host.forget(cid);
+    }
+
+    /// Takes a packet out of a guest's TX ring, unless it is for a guest that has no buffers for it; `held` packets are
+    /// in the ring, this one included.
+    fn move_on(&self, packet: Packet, held: usize) -> Moved {
+        let mut guests = self.guests();
+        let from = packet.from.cid;
+        let wait = match guests.get_mut(&packet.to.cid) {
+            Some(Guest { buffers: Some(buffers), .. }) if *buffers == 0 => true,
+            Some(guest) if guest.buffers.is_some() => {
+                // A packet that needs more buffers than there are comes in parts, and the rest waits here.
+                let needed = guest.needs(&packet);
+                guest.buffers = guest.buffers.map(|buffers| buffers.saturating_sub(needed));
+                self.moved.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            _ => false,
+        };
+        if let Some(sender) = guests.get_mut(&from) {
+            sender.held = if wait { held } else { 0 };
+        }
+        drop(guests);
+        match wait {
+            true => Moved::NoBuffers,
+            false => {
+                self.deliver(packet);
+                Moved::Yes
+            }
+        }
+    }
+
+    /// A guest's RX ring has this many free buffers of this size, apart from those for the packets that are on their way.
+    fn has_buffers(&self, cid: u64, free: usize, size: Option<usize>) {
+        let mut guests = self.guests();
+        let Some(guest) = guests.get_mut(&cid) else { return };
+        guest.buffer_size = size.unwrap_or(guest.buffer_size);
+        let promised: usize = guest.packets.iter().map(|packet| guest.needs(packet)).sum();
+        guest.buffers = Some(free.saturating_sub(promised));
+        if free > promised {
+            guests.values().filter(|other| other.held > 0).for_each(Guest::wake);
+        }
+    }
+
+    /// How far the guests are from talking to each other.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let held = self.guests().iter().map(|(cid, guest)| (*cid, guest.held)).collect();
+        Traffic { moved: self.moved.load(Ordering::Relaxed), held }
     }
 
     /// Delivers a packet to its destination. If that is not there, the sender gets a reset, as from a hypervisor.
@@ -87,13 +183,13 @@ impl Switch {
         }
         let mut guests = self.guests();
         match guests.get_mut(&packet.to.cid) {
-            Some(guest) => {
+            // A guest has no listeners before its driver has started.
+            Some(guest) if guest.buffers.is_some() || packet.from.cid == HOST_CID => {
                 guest.packets.push_back(packet);
-                // It fails only after 2^64 notifications.
-                let _ = guest.waker.notify();
+                guest.wake();
             }
-            None if packet.op == op::RST => {}
-            None => {
+            _ if packet.op == op::RST => {}
+            _ => {
                 drop(guests);
                 self.deliver(packet.refusal());
             }
@@ -127,6 +223,7 @@ mod tests {
     fn attach(switch: &Switch, cid: u64) -> EventConsumer {
         let (consumer, waker) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
         switch.attach(cid, waker);
+        switch.has_buffers(cid, 100, Some(4000));
         consumer
     }
 
@@ -168,5 +265,57 @@ mod tests {
         switch.deliver(Packet::new(A, B, op::REQUEST));
         let _waker = attach(&switch, 16);
         assert!(!switch.waits(16));
+    }
+
+    #[test]
+    fn a_guest_whose_driver_has_not_started_refuses() {
+        let switch = Switch::default();
+        let _waker = attach(&switch, 3);
+        let (_consumer, waker) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
+        switch.attach(16, waker);
+        assert_eq!(switch.move_on(Packet::new(A, B, op::REQUEST), 1), Moved::Yes);
+        assert_eq!(switch.take(3, 0).unwrap().op, op::RST);
+        assert!(!switch.waits(16));
+    }
+
+    #[test]
+    fn a_packet_stays_in_its_senders_ring_until_the_other_guest_has_a_buffer() {
+        let switch = Switch::default();
+        let (sender, _receiver) = (attach(&switch, 3), attach(&switch, 16));
+        switch.has_buffers(16, 2, None);
+        let packet = || Packet::new(A, B, op::REQUEST);
+        assert_eq!((switch.move_on(packet(), 9), switch.move_on(packet(), 8)), (Moved::Yes, Moved::Yes));
+        assert_eq!(switch.move_on(packet(), 7), Moved::NoBuffers);
+        assert_eq!(switch.traffic(), Traffic { moved: 2, held: BTreeMap::from([(3, 7), (16, 0)]) });
+
+        // The two that are on their way take its next two buffers.
+        switch.has_buffers(16, 2, None);
+        assert_eq!(switch.move_on(packet(), 7), Moved::NoBuffers);
+        assert!(sender.consume().is_err());
+        switch.has_buffers(16, 3, None);
+        sender.consume().unwrap();
+        assert_eq!((switch.move_on(packet(), 7), switch.move_on(packet(), 6)), (Moved::Yes, Moved::NoBuffers));
+    }
+
+    #[test]
+    fn a_packet_takes_as_many_buffers_as_its_data_needs() {
+        let switch = Switch::default();
+        let (_sender, _receiver) = (attach(&switch, 3), attach(&switch, 16));
+        switch.has_buffers(16, 3, Some(4000));
+        let packet = |length| Packet { data: vec![0; length], ..Packet::new(A, B, op::RW) };
+        assert_eq!((switch.move_on(packet(4001), 2), switch.move_on(packet(9000), 1)), (Moved::Yes, Moved::Yes));
+        assert_eq!(switch.move_on(packet(0), 1), Moved::NoBuffers);
+    }
+
+    #[test]
+    fn what_waits_for_a_guest_that_ends_is_refused() {
+        let switch = Switch::default();
+        let (sender, _receiver) = (attach(&switch, 3), attach(&switch, 16));
+        switch.has_buffers(16, 0, None);
+        assert_eq!(switch.move_on(Packet::new(A, B, op::REQUEST), 1), Moved::NoBuffers);
+        switch.detach(16);
+        sender.consume().unwrap();
+        assert_eq!(switch.move_on(Packet::new(A, B, op::REQUEST), 1), Moved::Yes);
+        assert_eq!(switch.take(3, 0).unwrap().op, op::RST);
     }
 }

@@ -58,11 +58,15 @@ pub(crate) fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(
 /// The image with one more line in run.sh, as a user may add it for debugging: a shell that reads the console. (Init gives
 /// its target no standard input.) On a Nitro enclave's console nobody can type.
 pub(crate) fn with_shell(image: &Image) -> Result<Image> {
+    image.with_files(&[launcher_with("sh </dev/console >/dev/console 2>&1 &")?])
+}
+
+/// run.sh with one more line, before it starts the daemon.
+pub(crate) fn launcher_with(line: &str) -> Result<Entry> {
     const BEFORE: &str = "echo \"[RUN_SH] starting $TEEMARKD\" >&2\n";
     let launcher = fs::read_to_string(teemark_vm::repository().join("run.sh"))?;
     ensure!(launcher.contains(BEFORE), "run.sh has no line {BEFORE}");
-    let launcher = launcher.replace(BEFORE, &format!("sh </dev/console >/dev/console 2>&1 &\n{BEFORE}"));
-    image.with_files(&[Entry::file("/run.sh", 0o755, launcher)])
+    Ok(Entry::file("/run.sh", 0o755, launcher.replace(BEFORE, &format!("{line}\n{BEFORE}"))))
 }
 
 /// Types a command into the shell of [`with_shell`] and returns what it prints.
