@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use event_loop::socket::Listener;
+use event_loop::{Acceptor, Event, EventLoop, Handle};
 use formats::address::Address;
 use formats::allow_list::AllowList;
 use formats::items::ITEMS;
@@ -20,8 +22,7 @@ use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
-use crate::net::event_loop::{Acceptor, EventLoop, Handle};
-use crate::net::socket::Listener;
+use crate::metrics::METRICS;
 use crate::net::{forward, ingress, link};
 use crate::secrets::bundle::bundle_of_environment;
 use crate::secrets::listener::Handshakes;
@@ -236,6 +237,14 @@ struct Listeners {
     secrets: Listener,
 }
 
+/// Counts what the event loop does.
+fn count(event: Event) {
+    match event {
+        Event::Open(connections) => METRICS.connections_open.set(connections as u64),
+        Event::GaveWay => METRICS.connections_refused.add(1),
+    }
+}
+
 /// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the checks
 /// of the client certificate and of the clock, and the return of memory.
 fn serve(
@@ -248,7 +257,7 @@ fn serve(
 ) -> Result<Handle, BootError> {
     let cannot = || cannot("event loop");
     let limit = api.limits.connections;
-    let mut event_loop = EventLoop::new().map_err(cannot())?;
+    let mut event_loop = EventLoop::new(count).map_err(cannot())?;
     for (listener, side) in [(public, Side::Public), (admin, Side::Admin)] {
         let queued = if side == Side::Public { api.memory.queued() } else { Arc::default() };
         let max_body = api.limits.any_body().bytes as u64;

@@ -2,14 +2,14 @@
 //! returns the marked file. The parent EC2 instance, through which every byte goes, is not trusted.
 //!
 //! The code is blocking throughout: one thread for each request in flight, and one event loop for the connections that
-//! wait. To read it, follow a request. [`net::event_loop`] accepts a connection, [`net::ingress`] waits for a request's
+//! wait. To read it, follow a request. The [`event_loop`] accepts a connection, [`net::ingress`] waits for a request's
 //! head and hands the connection to a thread, and [`api`] answers: [`formats::files`] opens the file, and [`watermark`]
 //! has it marked, over connections that [`net::egress`] makes under the identity of [`mtls`]. [`secrets`] receives the
 //! keys and certificates. [`formats::grants`] decides who may have which file. [`formats::reply`] seals and signs the
 //! answer with the keys of [`attest`]. [`boot`] is what happens before the first request.
 //!
-//! What goes over the wire is the crate [`formats`], which the programs outside the enclave use too; this crate is only
-//! what runs inside. A module uses only those below it:
+//! What goes over the wire is the crate [`formats`], and the event loop with its streams the crate [`event_loop`]; the
+//! programs outside the enclave use both too. This crate is only what runs inside. A module uses only those below it:
 //!
 //! ```text
 //! main       arguments, log
@@ -23,11 +23,10 @@
 //! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent: certificate
 //!            (reads X.509), authorities, cryptography (algorithms), tls_error (failures in words)
 //! settings   every setting, its default and its limit
-//! net        in: event_loop (connections that wait), ingress (requests in flight), request, answer, http, workers; out:
-//!            egress, tls; socket, wait (streams with a deadline), pace, outbox;
-//!            forward; link (loopback, /etc/hosts)
+//! net        in: ingress (requests in flight), request, answer, http, workers; out: egress, tls; wait (streams with a
+//!            deadline), pace; forward; link (loopback, /etc/hosts)
 //! memory     admission        metrics  what is counted
-//! threads    starting one     logging  the log's queue
+//! logging    the log's queue
 //! allocator  wipes memory that is freed, and keeps some of it for later
 //! ```
 
@@ -46,5 +45,4 @@ pub mod mtls;
 pub mod net;
 pub mod secrets;
 pub mod settings;
-mod threads;
 pub mod watermark;

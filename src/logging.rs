@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use event_loop::threads;
+
 use crate::metrics::METRICS;
-use crate::threads;
 
 /// Most bytes of lines that wait.
 const MOST: usize = 1 << 20;

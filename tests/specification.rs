@@ -22,6 +22,7 @@ fn every_test_that_the_specification_names_exists() {
     let mut text = String::new();
     for folder in [
         "src",
+        "event-loop/src",
         "formats/src",
         "formats/tests",
         "tests",

@@ -1,4 +1,5 @@
-//! The trust boundary follows the folders: the two sides share only this crate, and neither links the other's code.
+//! The trust boundary follows the folders: the two sides share only this crate and event-loop/, and neither links the
+//! other's code.
 
 use std::process::Command;
 
@@ -26,6 +27,15 @@ fn the_formats_bring_no_socket_no_tls_and_no_http_client() {
     let linked = links("teemark-formats", "normal");
     assert!(linked.iter().any(|name| name == "ring"));
     for name in ["teemarkd", "rustls", "ureq", "tiny_http", "vsock", "nix", "rustix"] {
+        assert!(!linked.iter().any(|linked| linked == name), "{name}");
+    }
+}
+
+#[test]
+fn the_event_loop_brings_no_tls_and_no_http() {
+    let linked = links("teemark-event-loop", "normal");
+    assert!(linked.iter().any(|name| name == "nix"));
+    for name in ["teemarkd", "teemark", "rustls", "ureq", "tiny_http", "httparse"] {
         assert!(!linked.iter().any(|linked| linked == name), "{name}");
     }
 }

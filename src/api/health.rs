@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use event_loop::threads;
 use formats::allow_list::{AllowList, Endpoint};
 use log::error;
 use serde_json::{Map, Value, json};
@@ -15,7 +16,6 @@ use serde_json::{Map, Value, json};
 use crate::net::answer::Answer;
 use crate::net::egress::Route;
 use crate::secrets::store::Store;
-use crate::threads;
 use crate::watermark::check_watermark_health;
 
 /// How long the result of a health check is reused.

@@ -5,13 +5,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_loop::socket::Stream;
 use formats::address::Address;
 use formats::allow_list::{AllowList, Endpoint};
 use rustls::ClientConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::socket::Stream;
 use super::tls::{TlsTransport, deadline, with_timeout};
 
 /// How an allowed endpoint is reached.

@@ -12,16 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use event_loop::socket::{Listener, Stream};
+use event_loop::{Acceptor, EventLoop, InFlight, Outbox, Session, Turn, Waker};
 use log::debug;
 use nix::poll::PollFlags;
 
 use super::answer::Answer;
-use super::event_loop::{Acceptor, EventLoop, InFlight, Session, Turn, Waker};
 use super::http::{HttpError, MAX_HEAD, RequestHead, request_head};
-use super::outbox::Outbox;
 use super::pace::Pace;
 use super::request::{Connection, Request};
-use super::socket::{Listener, Stream};
 use super::wait;
 use super::workers::Workers;
 use crate::metrics::METRICS;
@@ -104,7 +103,7 @@ pub fn add(
     let unused = AtomicUsize::new(0);
     let ingress = Arc::new(Ingress { service, workers, waker, acceptor, limit, max_body, unused, queued, stopping });
     let of_new = ingress.clone();
-    let open = move |stream| -> super::event_loop::Opened {
+    let open = move |stream| -> event_loop::Opened {
         METRICS.connections.add(1);
         let (stream, state) = (Arc::new(stream), State::Idle { used: false });
         Ok(Some(Box::new(Waiting::new(stream, Vec::new(), state, of_new.clone()))))

@@ -4,11 +4,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use event_loop::socket::Stream;
 use nix::poll::PollFlags;
 
 use super::http::{Body, HttpError, RequestHead};
 use super::pace::Pace;
-use super::socket::Stream;
 use super::wait;
 
 /// Most bytes of a chunked body that are read at once.

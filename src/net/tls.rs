@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use event_loop::socket::Stream;
 use formats::allow_list::Endpoint;
 use log::info;
 use nix::errno::Errno;
@@ -21,7 +22,6 @@ use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
-use super::socket::Stream;
 use super::wait::{Timed, ready_for_client as wait};
 use crate::metrics::METRICS;
 

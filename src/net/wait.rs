@@ -8,10 +8,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use event_loop::socket::Stream;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use super::socket::Stream;
 
 /// Waits until `stream` is ready for one of `flags`, or has ended or failed, which a read or write then reports.
 ///

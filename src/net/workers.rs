@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use event_loop::threads;
 use log::error;
 
 use crate::metrics::METRICS;
-use crate::threads;
 
 /// How long a thread waits for its next request, and how many threads do so at most.
 const KEPT: Duration = Duration::from_secs(5);

@@ -5,15 +5,15 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use event_loop::socket::Stream;
+use event_loop::threads;
 use formats::items::MAX_BUNDLE;
 use formats::refusal::{Refusal, WHOLE};
 use log::{debug, warn};
 
 use super::store::Store;
 use crate::metrics::METRICS;
-use crate::net::socket::Stream;
 use crate::net::wait::Timed;
-use crate::threads;
 
 /// Time limit to send a bundle, and to take the answer.
 const LIMIT: Duration = Duration::from_secs(10);

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
+use event_loop::Handle;
 use formats::address::Address;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::super::event_loop::Handle;
 use super::super::request::Progress;
 use super::*;
 
@@ -72,7 +72,7 @@ impl Scene {
         let listening = Address::Unix(folder.path().join("socket"));
         let ((sender, begun), (allow, receiver)) = (channel(), channel());
         let service = Arc::new(Echo { begun: sender, allowed: Mutex::new(receiver) });
-        let mut event_loop = EventLoop::new().unwrap();
+        let mut event_loop = EventLoop::new(|_| {}).unwrap();
         let options = Options { limit, max_body: 1 << 20, queued: Arc::default(), stopping: Arc::default() };
         let ingress = add(&mut event_loop, Listener::open(&listening).unwrap(), service, options).unwrap();
         Scene { ingress, begun, allow, event_loop, listening, _folder: folder }

@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 ///
 /// # Errors
 /// The system has no threads left.
-pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     start_boxed(name, Box::new(body))
 }
 

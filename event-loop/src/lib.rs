@@ -2,7 +2,16 @@
 //!
 //! A waiting connection costs a descriptor and a few hundred bytes here, and no thread. The loop knows nothing about
 //! HTTP: a [`Session`] says what it waits for and moves its own bytes. The loop calls it when that has happened,
-//! accepts new connections, runs periodic tasks, and ends all of it when the daemon stops.
+//! accepts new connections, runs periodic tasks, and ends all of it when the program stops.
+//!
+//! The daemon runs on it inside the enclave, and `teemark expose` on the parent. [`socket`] has their streams and
+//! listeners, and [`tunnel`] the session that both need: two streams, each copied into the other.
+#![forbid(unsafe_code)]
+
+mod outbox;
+pub mod socket;
+pub mod threads;
+pub mod tunnel;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,9 +26,8 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::socket::{Listener, Stream};
-use crate::metrics::METRICS;
-use crate::threads;
+pub use outbox::Outbox;
+use socket::{Listener, Stream};
 
 /// Most bytes read at once.
 const SCRATCH: usize = 64 << 10;
@@ -28,7 +36,7 @@ const ACCEPTED_AT_ONCE: usize = 64;
 /// Pause after accept(2) failed, for lack of descriptors for instance, or if no connection gives way to a new one: the
 /// listener stays readable meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time limit for what is in flight when the daemon stops.
+/// Time limit for what is in flight when the program stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether a session goes on.
@@ -59,7 +67,7 @@ pub trait Session: Send {
     fn is_queued(&self) -> bool {
         false
     }
-    /// The daemon stops: end once nothing is in flight.
+    /// The program stops: end once nothing is in flight.
     fn finish(&mut self) -> Turn;
 }
 
@@ -81,6 +89,15 @@ struct Periodic {
     every: Duration,
     next: Instant,
     run: Box<dyn FnMut() + Send>,
+}
+
+/// What the loop tells whoever counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// So many connections are open now.
+    Open(usize),
+    /// A connection was cut because it gave way to a new one.
+    GaveWay,
 }
 
 /// A running loop.
@@ -145,22 +162,25 @@ pub struct EventLoop {
     arrivals: Receiver<Arrival>,
     sessions: Vec<Arrival>,
     stop_by: Option<Instant>,
+    count: fn(Event),
 }
 
 /// The byte that ends the loop.
 const STOP: u8 = b'!';
 
 impl EventLoop {
+    /// Calls `count` in its thread, with [`Event::Open`] in each turn.
+    ///
     /// # Errors
     /// The system has no descriptors left.
-    pub fn new() -> io::Result<EventLoop> {
+    pub fn new(count: fn(Event)) -> io::Result<EventLoop> {
         let (woken, wake) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
         wake.set_nonblocking(true)?;
         let (sessions, arrivals) = channel();
         let waker = Waker { wake: Arc::new(wake), sessions, in_flight: Arc::default() };
         let (acceptors, periodics, sessions) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(EventLoop { acceptors, periodics, woken, waker, arrivals, sessions, stop_by: None })
+        Ok(EventLoop { acceptors, periodics, woken, waker, arrivals, sessions, stop_by: None, count })
     }
 
     /// Adds sessions and wakes the loop from other threads.
@@ -195,7 +215,7 @@ impl EventLoop {
     pub fn start(self) -> io::Result<Handle> {
         let wake = self.waker.wake.try_clone()?;
         let thread = threads::start("event loop", move || {
-            // A daemon that accepts nothing must not look alive.
+            // A program that accepts nothing must not look alive.
             if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
                 std::process::exit(1);
             }
@@ -225,7 +245,7 @@ impl EventLoop {
             }
             self.run_periodics(now);
             let in_flight = self.waker.in_flight.load(Ordering::Acquire);
-            METRICS.connections_open.set((self.sessions.len() + in_flight) as u64);
+            (self.count)(Event::Open(self.sessions.len() + in_flight));
         }
         if self.stop_by.is_some_and(|by| Instant::now() >= by) {
             let cut = self.sessions.len() + self.waker.in_flight.load(Ordering::Acquire);
@@ -260,7 +280,7 @@ impl EventLoop {
         }
         let deadlines = self.sessions.iter().filter_map(|arrival| arrival.session.deadline());
         let paused = self.acceptors.iter().filter_map(|(_, again)| *again).filter(|again| *again > now);
-        // While the daemon stops, nothing wakes the loop when the last request in flight has ended.
+        // While the program stops, nothing wakes the loop when the last request in flight has ended.
         let stopping = self.stop_by.map(|by| by.min(now + ACCEPT_PAUSE));
         let next =
             deadlines.chain(paused).chain(stopping).chain(self.periodics.iter().map(|periodic| periodic.next)).min();
@@ -372,7 +392,7 @@ impl EventLoop {
         let of_acceptor = self.sessions.iter().enumerate().filter(|(_, arrival)| arrival.acceptor == index);
         let first = of_acceptor.filter_map(|(i, arrival)| Some((arrival.session.gives_way(now)?, i))).min();
         first.map(|(_, i)| self.sessions.swap_remove(i)).is_some_and(|_| {
-            METRICS.connections_refused.add(1);
+            (self.count)(Event::GaveWay);
             true
         })
     }
@@ -402,7 +422,7 @@ mod tests {
     #[test]
     fn what_is_periodic_is_done_again_and_again_while_nothing_else_happens() {
         let (done, is_done) = channel();
-        let (mut event_loop, begun) = (EventLoop::new().unwrap(), Instant::now());
+        let (mut event_loop, begun) = (EventLoop::new(|_| {}).unwrap(), Instant::now());
         event_loop.every(Duration::from_millis(1), move || {
             // This fails once the test has heard enough.
             let _ = done.send(Instant::now());

@@ -1,5 +1,5 @@
-//! The daemon's only kind of stream and of listener, over any transport: AF_VSOCK (vsock(7)) inside the enclave, TCP or
-//! a Unix socket on a development machine.
+//! One kind of stream and of listener over any transport: AF_VSOCK (vsock(7)) at the enclave, TCP on the parent, TCP or a
+//! Unix socket on a development machine.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
