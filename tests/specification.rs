@@ -23,6 +23,7 @@ fn every_test_that_the_specification_names_exists() {
     for folder in [
         "src",
         "event-loop/src",
+        "event-loop/tests",
         "formats/src",
         "formats/tests",
         "tests",

@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 mod outbox;
+mod scratch;
 pub mod socket;
+pub mod target;
 pub mod threads;
 pub mod tunnel;
 
@@ -27,10 +29,9 @@ use log::{debug, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use outbox::Outbox;
+pub use scratch::Scratch;
 use socket::{Listener, Stream};
 
-/// Most bytes read at once.
-const SCRATCH: usize = 64 << 10;
 /// Most connections accepted from one listener before the others get their turn.
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Pause after accept(2) failed, for lack of descriptors for instance, or if no connection gives way to a new one: the
@@ -53,7 +54,7 @@ pub trait Session: Send {
     /// The ends and what they wait for. Errors and hang-ups of an end are reported in any case.
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2];
     /// Moves what can be moved. `ready` says what happened at each end.
-    fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn;
+    fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut Scratch, now: Instant) -> Turn;
     /// When [`Session::overdue`] is to be called, if nothing happens before.
     fn deadline(&self) -> Option<Instant>;
     /// The deadline has passed.
@@ -224,7 +225,7 @@ impl EventLoop {
     }
 
     fn run(mut self) {
-        let mut scratch = vec![0; SCRATCH];
+        let mut scratch = Scratch::new();
         while !self.is_done() {
             if !self.sessions.is_empty() {
                 self.sessions.rotate_left(1); // so that no session is always the last to try
@@ -301,7 +302,7 @@ impl EventLoop {
         (ready.collect(), sessions.collect())
     }
 
-    fn move_bytes(&mut self, ready: &[[PollFlags; 2]], scratch: &mut [u8], now: Instant) {
+    fn move_bytes(&mut self, ready: &[[PollFlags; 2]], scratch: &mut Scratch, now: Instant) {
         let mut ready = ready.iter();
         self.sessions.retain_mut(|Arrival { session, .. }| {
             // Nothing is known yet about sessions that have just arrived.

@@ -13,8 +13,13 @@ use nix::sys::uio::writev;
 use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// The host without the brackets of an IPv6 address.
-fn bare(host: &str) -> &str {
+pub(crate) fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
+}
+
+pub(crate) fn no_cid(port: u32) -> io::Error {
+    let message = format!("vsock:{port} can only be listened on; to connect write vsock:CID:{port}");
+    io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
 fn dial_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
@@ -77,10 +82,7 @@ impl Stream {
     /// The system's error; `InvalidInput` for a vsock address without a CID.
     pub fn dial(address: &Address, limit: Duration) -> io::Result<Stream> {
         match address {
-            Address::Vsock { cid: None, port } => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("vsock:{port} can only be listened on; to connect write vsock:CID:{port}"),
-            )),
+            Address::Vsock { cid: None, port } => Err(no_cid(*port)),
             Address::Vsock { cid: Some(cid), port } => {
                 VsockStream::connect(&VsockAddr::new(*cid, *port)).map(Stream::Vsock)
             }
@@ -92,6 +94,16 @@ impl Stream {
     /// Makes reads and writes fail with `WouldBlock` instead of waiting, or not.
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         each!(Stream, self, s => s.set_nonblocking(on))
+    }
+
+    /// Takes the error that the system keeps for it, such as that of a connection that could not be made.
+    pub(crate) fn take_error(&self) -> io::Result<Option<io::Error>> {
+        each!(Stream, self, s => s.take_error())
+    }
+
+    /// Whether splice(2) is cheaper than to read and to write.
+    pub(crate) fn splices(&self) -> bool {
+        !matches!(self, Stream::Vsock(_))
     }
 
     /// Closes one direction or both while the socket stays open.

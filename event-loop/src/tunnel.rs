@@ -1,58 +1,115 @@
-//! Two streams, each copied into the other.
+//! Two streams, each forwarded into the other.
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::debug;
 use nix::poll::PollFlags;
 
-use crate::socket::Stream;
-use crate::{Outbox, Session, Turn};
+use crate::socket::{Listener, Stream};
+use crate::target::Target;
+use crate::{Acceptor, Outbox, Scratch, Session, Turn};
 
+/// Time limit to connect. For AF_VSOCK the kernel's own is shorter: 2 s, VSOCK_DEFAULT_CONNECT_TIMEOUT in
+/// net/vmw_vsock/af_vsock.c.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A tunnel through which nothing moves for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
 
-/// Two streams, each copied into the other until both have ended.
-pub struct Tunnel {
+/// Forwards each connection of a listener to `target`, at most `limit` of them at once; more wait in its backlog.
+pub fn acceptor(listener: Listener, limit: usize, target: Target) -> Acceptor {
+    let target = Arc::new(target);
+    Acceptor { listener, limit, open: Box::new(move |near| Ok(Some(Box::new(Tunnel::begin(near, target.clone())?)))) }
+}
+
+/// Two streams, each forwarded into the other until both have ended.
+struct Tunnel {
+    /// The accepted one, and the one to the target.
     ends: [Stream; 2],
     /// Bytes that are still to be written to each end.
     into: [Outbox; 2],
     /// Whether each end has sent everything.
     ended: [bool; 2],
+    connecting: Option<Connecting>,
     moved: Instant,
-    _place: Arc<()>,
+}
+
+/// The second end is not connected yet.
+struct Connecting {
+    target: Arc<Target>,
+    /// The place to try next.
+    next: usize,
 }
 
 impl Tunnel {
-    /// Two connected, non-blocking streams. `place` is held until the tunnel has ended.
-    pub fn new(near: Stream, far: Stream, place: Arc<()>) -> Tunnel {
-        let (ends, moved) = ([near, far], Instant::now());
-        Tunnel { ends, into: Default::default(), ended: [false; 2], moved, _place: place }
+    fn begin(near: Stream, target: Arc<Target>) -> io::Result<Tunnel> {
+        let mut next = 0;
+        let far = target.begin(&mut next).inspect_err(|e| unreachable(&target, e))?;
+        let connecting = Some(Connecting { target, next });
+        Ok(Tunnel { ends: [near, far], into: Default::default(), ended: [false; 2], connecting, moved: Instant::now() })
     }
 
-    fn carry(&mut self, from: usize, scratch: &mut [u8]) -> io::Result<()> {
+    /// Notes that the second end is connected, or has it try the next place.
+    fn connect(&mut self) -> io::Result<()> {
+        let Some(Connecting { target, next }) = &mut self.connecting else { return Ok(()) };
+        match self.ends[1].take_error()? {
+            None => self.connecting = None,
+            Some(_) if target.has(*next) => {
+                self.ends[1] = target.begin(next).inspect_err(|e| unreachable(target, e))?;
+            }
+            Some(e) => {
+                unreachable(target, &e);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn carry(&mut self, from: usize, scratch: &mut Scratch) -> io::Result<()> {
         let to = 1 - from;
+        self.into[to].flush(&mut self.ends[to])?;
         if self.into[to].is_empty() && !self.ended[from] {
-            match self.ends[from].read(scratch) {
+            match scratch.forward(&self.ends[from], &self.ends[to], &mut self.into[to]) {
                 Ok(0) => self.ended[from] = true,
-                Ok(n) => self.into[to].bytes.extend_from_slice(&scratch[..n]),
+                Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e),
             }
         }
-        self.into[to].flush(&mut self.ends[to])?;
         if self.ended[from] && self.into[to].is_empty() {
             // The other end may already be closed, which is what this is for.
             let _ = self.ends[to].shutdown(Shutdown::Write);
         }
         Ok(())
     }
+
+    /// Forwards in the directions in which something has happened.
+    fn step(&mut self, ready: [PollFlags; 2], scratch: &mut Scratch) -> io::Result<()> {
+        if self.connecting.is_some() {
+            return self.connect();
+        }
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        for (from, to) in [(0, 1), (1, 0)] {
+            if ready[from].intersects(PollFlags::POLLIN | gone) || ready[to].intersects(PollFlags::POLLOUT | gone) {
+                self.carry(from, scratch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unreachable(target: &Target, e: &io::Error) {
+    debug!("{} cannot be reached: {e}", target.name());
 }
 
 impl Session for Tunnel {
     fn watch(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
+        if self.connecting.is_some() {
+            return [None, Some((self.ends[1].as_fd(), PollFlags::POLLOUT))];
+        }
         [0, 1].map(|end| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, !self.ended[end] && self.into[1 - end].is_empty());
@@ -62,18 +119,21 @@ impl Session for Tunnel {
         })
     }
 
-    fn turn(&mut self, _: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
+    fn turn(&mut self, ready: [PollFlags; 2], scratch: &mut Scratch, now: Instant) -> Turn {
         self.moved = now;
-        let carried = self.carry(0, scratch).and_then(|()| self.carry(1, scratch));
+        let stepped = self.step(ready, scratch);
         let done = self.ended == [true; 2] && self.into.iter().all(Outbox::is_empty);
-        if carried.is_err() || done { Turn::Over } else { Turn::GoOn }
+        if stepped.is_err() || done { Turn::Over } else { Turn::GoOn }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        Some(self.moved + IDLE_LIMIT)
+        Some(self.moved + if self.connecting.is_some() { CONNECT_LIMIT } else { IDLE_LIMIT })
     }
 
     fn overdue(&mut self, _: Instant) -> Turn {
+        if let Some(Connecting { target, .. }) = &self.connecting {
+            unreachable(target, &ErrorKind::TimedOut.into());
+        }
         Turn::Over
     }
 

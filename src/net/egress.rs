@@ -41,20 +41,27 @@ impl FromStr for Route {
 }
 
 impl Route {
-    /// Connects to an endpoint within `limit` (a vsock connection within the kernel's 2 s).
+    /// Where an endpoint is reached.
     ///
     /// # Errors
-    /// The system's error.
-    pub fn dial(&self, endpoint: &Endpoint, limit: Duration) -> io::Result<Stream> {
-        let address = match *self {
+    /// The parent has no port for it: the first one is too high.
+    pub fn address(&self, endpoint: &Endpoint) -> io::Result<Address> {
+        Ok(match *self {
             Route::Parent { cid, first_port } => {
                 let port = u32::try_from(endpoint.index()).ok().and_then(|i| first_port.checked_add(i));
                 let port = port.ok_or(io::ErrorKind::AddrNotAvailable)?;
                 Address::Vsock { cid: Some(cid), port }
             }
             Route::Direct => Address::Tcp { host: endpoint.host().to_owned(), port: endpoint.port() },
-        };
-        Stream::dial(&address, limit)
+        })
+    }
+
+    /// Connects to an endpoint within `limit` (a vsock connection within the kernel's 2 s).
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn dial(&self, endpoint: &Endpoint, limit: Duration) -> io::Result<Stream> {
+        Stream::dial(&self.address(endpoint)?, limit)
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use event_loop::socket::{Listener, Stream};
-use event_loop::{Acceptor, EventLoop, InFlight, Outbox, Session, Turn, Waker};
+use event_loop::{Acceptor, EventLoop, InFlight, Outbox, Scratch, Session, Turn, Waker};
 use log::debug;
 use nix::poll::PollFlags;
 
@@ -313,8 +313,8 @@ impl Session for Waiting {
         [Some((self.stream.as_fd(), flags)), None]
     }
 
-    fn turn(&mut self, [ready, _]: [PollFlags; 2], scratch: &mut [u8], now: Instant) -> Turn {
-        self.step(ready, scratch, now).unwrap_or(Turn::Over)
+    fn turn(&mut self, [ready, _]: [PollFlags; 2], scratch: &mut Scratch, now: Instant) -> Turn {
+        self.step(ready, &mut scratch.bytes, now).unwrap_or(Turn::Over)
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -206,11 +206,11 @@ fn a_head_has_ten_seconds_from_its_first_byte_however_many_follow() {
     assert_eq!(slow.deadline(), Some(start + 10 * SECOND), "or for the first");
     for (second, byte) in (3..12).zip(post("/slow").as_bytes()) {
         client.write_all(&[*byte]).unwrap();
-        assert_eq!(slow.turn([PollFlags::POLLIN; 2], &mut [0; MAX_HEAD], start + second * SECOND), Turn::GoOn);
+        assert_eq!(slow.turn([PollFlags::POLLIN; 2], &mut Scratch::new(), start + second * SECOND), Turn::GoOn);
         assert_eq!(slow.deadline(), Some(start + 13 * SECOND));
     }
     assert_eq!(slow.overdue(start + 13 * SECOND), Turn::GoOn);
-    assert_eq!(slow.turn([PollFlags::POLLOUT; 2], &mut [0; 64], start + 13 * SECOND), Turn::GoOn);
+    assert_eq!(slow.turn([PollFlags::POLLOUT; 2], &mut Scratch::new(), start + 13 * SECOND), Turn::GoOn);
     assert_eq!(answer(&mut client).unwrap().0, 408);
     assert_eq!(slow.deadline(), Some(start + 18 * SECOND), "the time that it has to close");
     assert_eq!(slow.overdue(start + 18 * SECOND), Turn::Over);
@@ -223,7 +223,7 @@ fn a_complete_head_waits_five_seconds_for_a_thread_and_is_refused_at_once_if_too
     let come = |text: &str| {
         let (mut waiting, mut client) = scene.waiting(State::Idle { used: false }, start);
         client.write_all(text.as_bytes()).unwrap();
-        let turn = waiting.turn([PollFlags::POLLIN; 2], &mut [0; MAX_HEAD], start);
+        let turn = waiting.turn([PollFlags::POLLIN; 2], &mut Scratch::new(), start);
         (turn, waiting, client)
     };
     let (turn, first, _client) = come(&post("/held"));
@@ -236,7 +236,7 @@ fn a_complete_head_waits_five_seconds_for_a_thread_and_is_refused_at_once_if_too
     let (turn, ..) = come(&get("/"));
     assert_eq!(turn, Turn::Over, "requests without a body have places of their own");
     assert_eq!(second.overdue(start + 5 * SECOND), Turn::GoOn);
-    second.turn([PollFlags::POLLOUT; 2], &mut [0; 64], start);
+    second.turn([PollFlags::POLLOUT; 2], &mut Scratch::new(), start);
     drop(second);
     let mut said = String::new();
     client.read_to_string(&mut said).unwrap();
@@ -250,7 +250,9 @@ fn a_client_that_keeps_sending_after_its_last_answer_is_read_one_buffer_at_a_tim
     let now = Instant::now();
     let (mut closing, mut client) = scene.waiting(State::closing(Vec::new()), now);
     client.write_all(&[b'x'; 4096]).unwrap();
-    assert_eq!(closing.turn([PollFlags::POLLIN; 2], &mut [0; 1024], now), Turn::GoOn);
+    let mut scratch = Scratch::new();
+    scratch.bytes = [0; 1024].into();
+    assert_eq!(closing.turn([PollFlags::POLLIN; 2], &mut scratch, now), Turn::GoOn);
     let mut left = [0; 8192];
     assert_eq!((&*closing.stream).read(&mut left).unwrap(), 4096 - 1024);
 }
@@ -315,7 +317,7 @@ impl Session for Rounds {
         [None, None]
     }
 
-    fn turn(&mut self, _: [PollFlags; 2], _: &mut [u8], _: Instant) -> Turn {
+    fn turn(&mut self, _: [PollFlags; 2], _: &mut Scratch, _: Instant) -> Turn {
         Turn::GoOn
     }
 
