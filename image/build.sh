@@ -2,13 +2,13 @@
 # Builds the enclave image: the kernel, PID 1 and the daemon, and of them OUTPUT/NAME.eif with its .pcrs and .json.
 # What stands in the image does not depend on where or when it is built: see tests/reproducible.sh.
 #
-#     image/build.sh [--operator FILE | --no-operator] [--debug] [--test-nsm] [--certs DIR]
+#     image/build.sh [--operator FILE | --no-operator] [--debug [--launcher FILE]] [--test-nsm] [--certs DIR]
 #                    [--environment FILE] [--endpoints FILE] [--command-line STRING] [--sign-key FILE --sign-certificate FILE]
 #                    [--compression gzip] [--kernel FILE [--module FILE]] [--name NAME] [--output DIR]
 #
 # --operator    public half of the key that secrets have to be signed with; by default that of image/operator.sh, unless
 #               the environment file takes a plain handshake or names the keys itself
-# --debug       run.sh and a shell in the image
+# --debug       a shell in the image, and run.sh, or another launcher that --launcher names
 # --test-nsm    a daemon that signs attestation documents by itself where there is no /dev/nsm; for virtual machines
 #               here, never for an instance
 # --certs       client.crt, client.key and ecs-ca.crt baked in; without, the handshake delivers them
@@ -68,5 +68,8 @@ if [ -z "$closed" ] && ! given --operator "$@" &&
   set -- "$@" --operator "$operator"
 fi
 given --output "$@" || set -- "$@" --output "$root/out"
-! given --debug "$@" || set -- "$@" --launcher "$root/run.sh" --shell /bin/busybox
+if given --debug "$@"; then
+  given --launcher "$@" || set -- "$@" --launcher "$root/run.sh"
+  set -- "$@" --shell /bin/busybox
+fi
 exec "$target/debug/teemark-image" build "$@"

@@ -143,7 +143,7 @@ mod tests {
 
     /// The result with a parent that receives the heartbeat and then does `then`.
     fn with_parent(milliseconds: u64, then: fn(OwnedFd)) -> Result<(), Error> {
-        exchange(&parent(then), now() + Duration::from_millis(milliseconds))
+        exchange(parent(then), now() + Duration::from_millis(milliseconds))
     }
 
     /// A connection to a parent that receives the heartbeat and then does `parent`.

@@ -45,10 +45,13 @@ struct Difference {
 }
 
 impl Difference {
-    fn of(here: SystemTime, module: SystemTime) -> Difference {
-        match here.duration_since(module) {
-            Ok(by) => Difference { by, ahead: true },
-            Err(e) => Difference { by: e.duration(), ahead: false },
+    /// At some time of this machine's clock from `asked` to `answered` the module's showed `module`. This is the least
+    /// that the clocks can differ by then.
+    fn of(asked: SystemTime, answered: SystemTime, module: SystemTime) -> Difference {
+        match (asked.duration_since(module), module.duration_since(answered)) {
+            (Ok(by), _) => Difference { by, ahead: true },
+            (_, Ok(by)) => Difference { by, ahead: false },
+            _ => Difference { by: Duration::ZERO, ahead: false },
         }
     }
 
@@ -76,9 +79,10 @@ impl Difference {
 }
 
 impl Clock {
-    /// Compares the clock, which showed `here` when the module's showed `module`, and sets it if it has to be.
-    pub(super) fn compare(&mut self, here: SystemTime, module: SystemTime) {
-        let difference = Difference::of(here, module);
+    /// Compares the clocks, by the time that the module told when it was asked and had answered at these times of this
+    /// machine's clock, and sets that if it has to be.
+    pub(super) fn compare(&mut self, asked: SystemTime, answered: SystemTime, module: SystemTime) {
+        let difference = Difference::of(asked, answered, module);
         METRICS.clock_drift.set(difference.milliseconds());
         let (correction, words) = (difference.correction(), difference.words());
         self.fault = (correction == Correction::Impossible).then_some(difference);
@@ -123,7 +127,17 @@ mod tests {
     fn difference(seconds: f64) -> Difference {
         let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let by = Duration::from_secs_f64(seconds.abs());
-        Difference::of(here, if seconds > 0.0 { here - by } else { here + by })
+        Difference::of(here, here, if seconds > 0.0 { here - by } else { here + by })
+    }
+
+    #[test]
+    fn a_module_that_took_long_to_answer_tells_no_difference_that_may_not_be() {
+        let asked = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let answered = asked + Duration::from_secs(9);
+        for (module, ms) in [(-1000, 1000), (0, 0), (4500, 0), (9000, 0), (9500, -500)] {
+            let module = asked - Duration::from_secs(60) + Duration::from_millis((60_000_i64 + module).unsigned_abs());
+            assert_eq!(Difference::of(asked, answered, module).milliseconds(), ms);
+        }
     }
 
     #[test]
@@ -158,9 +172,9 @@ mod tests {
         let mut clock = Clock::default();
         let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         assert_eq!(clock.fault(), None);
-        clock.compare(here, here - Duration::from_secs(3601));
+        clock.compare(here, here, here - Duration::from_secs(3601));
         assert!(clock.fault().unwrap().starts_with("3601.000 s ahead of the Nitro Secure Module's"));
-        clock.compare(here, here);
+        clock.compare(here, here, here);
         assert_eq!(clock.fault(), None);
     }
 }

@@ -191,15 +191,14 @@ impl Attestation {
     /// A document, and the module's name in it. The clock is held against the document's time.
     fn ask(&self, nsm: &dyn Nsm, claims: &Claims<'_>) -> Result<(Vec<u8>, Option<String>), NsmError> {
         let mut clock = self.clock();
-        let asked = Instant::now();
+        let asked = SystemTime::now();
         let document = nsm.document(claims)?;
         if !nsm.has_clock() {
             return Ok((document, None));
         }
-        let took = asked.elapsed();
+        let answered = SystemTime::now();
         let (name, ms) = cbor::module_and_time(&document).map_err(|e| NsmError(format!("its document: {e}")))?;
-        // Somewhere between question and answer.
-        clock.compare(SystemTime::now() - took / 2, UNIX_EPOCH + Duration::from_millis(ms));
+        clock.compare(asked, answered, UNIX_EPOCH + Duration::from_millis(ms));
         Ok((document, Some(name)))
     }
 

@@ -29,6 +29,8 @@ pub enum Machine<'a> {
         qemu: &'a Path,
         /// The file of the image.
         eif: &'a Path,
+        /// Seconds by which the machine's clock begins ahead of this machine's, or behind it.
+        ahead: i64,
     },
 }
 
@@ -48,14 +50,14 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     // TCG everywhere, so that machines differ less. Without -no-reboot a failed boot would repeat for ever.
     command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-serial", "stdio", "-no-reboot", "-m", &format!("{memory}M")]);
-    // The guest's clock starts ahead of this machine's: it loses time under TCG, and the certificates were made here just
-    // before. With a module that knows the right time it is so far ahead that the daemon has to warn about it.
-    let seconds = match machine {
+    // Without a module that knows the right time, the guest's clock starts ahead of this machine's: it loses time under
+    // TCG, and the certificates were made here just before.
+    let ahead = match machine {
         Machine::Microvm { .. } => 100,
-        Machine::Nitro { .. } => 200,
+        Machine::Nitro { ahead, .. } => *ahead,
     };
-    let ahead = Utc(Utc::now().0 + seconds).to_string();
-    command.args(["-rtc", &format!("base={}", ahead.trim_end_matches('Z'))]);
+    let begin = Utc(Utc::now().0.saturating_add_signed(ahead)).to_string();
+    command.args(["-rtc", &format!("base={}", begin.trim_end_matches('Z'))]);
     command.args(["-chardev", &format!("socket,id=vsock,path={}", device.display())]);
     match machine {
         Machine::Microvm { kernel, ramdisk, command_line } => {

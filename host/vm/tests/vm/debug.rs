@@ -61,12 +61,17 @@ pub(crate) fn with_shell(image: &Image) -> Result<Image> {
     image.with_files(&[launcher_with("sh </dev/console >/dev/console 2>&1 &")?])
 }
 
-/// run.sh with one more line, before it starts the daemon.
+/// [`script_with`], as the file of an image.
 pub(crate) fn launcher_with(line: &str) -> Result<Entry> {
+    Ok(Entry::file("/run.sh", 0o755, script_with(line)?))
+}
+
+/// run.sh with one more line, before it starts the daemon.
+pub(crate) fn script_with(line: &str) -> Result<String> {
     const BEFORE: &str = "echo \"[RUN_SH] starting $TEEMARKD\" >&2\n";
     let launcher = fs::read_to_string(teemark_vm::repository().join("run.sh"))?;
     ensure!(launcher.contains(BEFORE), "run.sh has no line {BEFORE}");
-    Ok(Entry::file("/run.sh", 0o755, launcher.replace(BEFORE, &format!("{line}\n{BEFORE}"))))
+    Ok(launcher.replace(BEFORE, &format!("{line}\n{BEFORE}")))
 }
 
 /// Types a command into the shell of [`with_shell`] and returns what it prints.

@@ -8,6 +8,7 @@
 
 mod baked;
 mod checklist;
+mod clock;
 mod debug;
 mod failures;
 mod handshake;
@@ -31,12 +32,15 @@ use workshop::Workshop;
 
 type Scenario = fn(&Stage, &Workshop) -> Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("handshake: an enclave gets its secrets by handshake and serves through everything", {
         handshake::an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything
     }),
     ("sealed: a hostile parent relays everything, reads nothing and changes nothing", {
         sealed::a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing
+    }),
+    ("clock: an enclave whose clock is behind or runs fast takes fresh grants throughout", {
+        clock::an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_throughout
     }),
     ("baked: an image with certificates is ready without a handshake", {
         baked::an_image_with_certificates_is_ready_without_a_handshake

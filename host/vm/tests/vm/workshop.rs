@@ -113,6 +113,11 @@ impl Workshop {
 
     /// An image under this name that is like [`Workshop::sealed`], but for these settings.
     pub(crate) fn sealed_with(&self, name: &str, settings: &str) -> Result<Image> {
+        self.sealed_by(name, settings, &[])
+    }
+
+    /// The same, built with these arguments too.
+    pub(crate) fn sealed_by(&self, name: &str, settings: &str, more: &[PathBuf]) -> Result<Image> {
         let shipped = fs::read_to_string(teemark_vm::repository().join("image/teemark.env"))?;
         let environment = self.path(&format!("{name}.env"));
         fs::write(&environment, format!("{shipped}TEEMARK_FLEET={FLEET}\n{settings}"))?;
@@ -121,6 +126,7 @@ impl Workshop {
         if qemu::nitro().is_none() {
             arguments.push("--test-nsm".into());
         }
+        arguments.extend_from_slice(more);
         self.build(name, &arguments)
     }
 

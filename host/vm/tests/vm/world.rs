@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use teemark_vm::enclave::AHEAD;
 use teemark_vm::{Bus, Enclave, Image, Parent, operator, parent::Output, program};
 
 use crate::stage::Stage;
@@ -34,6 +35,18 @@ impl World {
         memory: u32,
         on_parent: &[&str],
     ) -> Result<World> {
+        World::with_clock(stage, workshop, image, memory, on_parent, AHEAD)
+    }
+
+    /// The same, and the enclave's clock begins this many seconds ahead, or behind.
+    pub(crate) fn with_clock(
+        stage: &Stage,
+        workshop: &Workshop,
+        image: &Image,
+        memory: u32,
+        on_parent: &[&str],
+        ahead: i64,
+    ) -> Result<World> {
         let (bus, logs, certs) = (Bus::start()?, logs()?, workshop.certs()?);
         bus.listen_in();
         let parent = stage.step("a parent boots, with socat, curl and jq, and the service behind a proxy", || {
@@ -47,7 +60,7 @@ impl World {
             operator::expose(&parent)?;
             Ok(parent)
         })?;
-        let enclave = Enclave::boot(&bus, image, memory, &logs, false)?;
+        let enclave = Enclave::boot_ahead(&bus, image, memory, ahead, &logs, false)?;
         stage.watch(&enclave.console);
         Ok(World { enclave, parent, bus })
     }
@@ -60,11 +73,23 @@ impl World {
         memory: u32,
         answer: fn(&Parent) -> Result<()>,
     ) -> Result<()> {
+        self.reboot_ahead(stage, image, memory, answer, AHEAD)
+    }
+
+    /// The same with a clock that begins this many seconds ahead, or behind.
+    pub(crate) fn reboot_ahead(
+        &mut self,
+        stage: &Stage,
+        image: &Image,
+        memory: u32,
+        answer: fn(&Parent) -> Result<()>,
+        ahead: i64,
+    ) -> Result<()> {
         self.enclave.terminate()?;
         // The listener is still there if no enclave has connected to it yet.
         let _ = self.parent.stop("heartbeat");
         answer(&self.parent)?;
-        self.enclave = Enclave::boot(&self.bus, image, memory, &logs()?, false)?;
+        self.enclave = Enclave::boot_ahead(&self.bus, image, memory, ahead, &logs()?, false)?;
         stage.watch(&self.enclave.console);
         Ok(())
     }
