@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::rounds::Pace;
-use crate::server::Program;
+use crate::server::{self, Program};
 
 pub(crate) const STREAMS: [usize; 2] = [1, 64];
 const CHUNK: usize = 256 << 10;
@@ -140,20 +140,8 @@ fn receive(mut from: TcpStream, received: &AtomicU64) {
 
 fn start_daemon(daemon: &Path, sink: u16) -> Result<Forwarder> {
     let folder = tempfile::tempdir()?;
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    fs::write(folder.path().join("endpoints.yaml"), format!("endpoints:\n  - localhost:{sink}\n"))?;
-    let mut command = Command::new(daemon);
-    command.envs([
-        ("TEEMARK_PUBLIC", format!("unix:{}", path("public"))),
-        ("TEEMARK_ADMIN", format!("unix:{}", path("admin"))),
-        ("TEEMARK_SECRETS", format!("unix:{}", path("secrets"))),
-        ("TEEMARK_ENDPOINTS", path("endpoints.yaml")),
-        ("TEEMARK_EGRESS", "direct".to_owned()),
-        ("TEEMARK_CERTS", path("certs")),
-        ("TEEMARK_HOSTS", String::new()),
-        ("TEEMARK_FORWARD", "on".to_owned()),
-        ("TEEMARK_MAX_CONNECTIONS", "512".to_owned()),
-    ]);
+    let mut command = server::daemon(daemon, &format!("localhost:{sink}"), folder.path())?;
+    command.env("TEEMARK_FORWARD", "on");
     listening(&command, format!("{FIRST_FORWARD}:{sink}").parse()?, folder)
 }
 

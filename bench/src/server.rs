@@ -49,12 +49,11 @@ impl Program {
     /// Starts it, and waits until it answers. `grants`: whether it requires them, where it can.
     pub(crate) fn start(&self, setting: &Setting, grants: bool) -> Result<Server> {
         let folder = tempfile::tempdir()?;
-        let mut command = Command::new(&self.path);
-        if self.is_daemon() {
-            daemon(&mut command, setting, folder.path(), grants)?;
+        let command = if self.is_daemon() {
+            ready_daemon(&self.path, setting, folder.path(), grants)?
         } else {
-            peer(&mut command, setting, if self.name.contains("as-deployed") { "as-deployed" } else { "pooled" });
-        }
+            peer(&self.path, setting, if self.name.contains("as-deployed") { "as-deployed" } else { "pooled" })
+        };
         let mut process = Process::start(&command, &folder.path().join("log")).with_context(|| self.name.clone())?;
         let identity = unhex(&process.awaits("identity key ")?)?;
         let address = process.awaits("public: listening on tcp:")?.parse()?;
@@ -63,12 +62,12 @@ impl Program {
     }
 }
 
-/// The daemon as it is shipped, but for these: TCP in place of vsock, secrets that are there at the start, and room for
-/// as many requests as there are clients.
-fn daemon(command: &mut Command, setting: &Setting, folder: &Path, grants: bool) -> Result<()> {
+/// The daemon as it is shipped, but for its addresses, which are TCP and Unix sockets in `folder`, and with room for as
+/// many connections as there are clients. `endpoint` is the only one that it may connect to.
+pub(crate) fn daemon(program: &Path, endpoint: &str, folder: &Path) -> Result<Command> {
     let path = |name: &str| folder.join(name).display().to_string();
-    let endpoint = format!("localhost:{}", setting.service);
     fs::write(folder.join("endpoints.yaml"), format!("endpoints:\n  - {endpoint}\n"))?;
+    let mut command = Command::new(program);
     command.envs([
         ("TEEMARK_PUBLIC", "tcp:127.0.0.1:0".to_owned()),
         ("TEEMARK_ADMIN", format!("unix:{}", path("admin"))),
@@ -78,6 +77,15 @@ fn daemon(command: &mut Command, setting: &Setting, folder: &Path, grants: bool)
         ("TEEMARK_CERTS", path("certs")),
         ("TEEMARK_HOSTS", String::new()),
         ("TEEMARK_MAX_CONNECTIONS", "512".to_owned()),
+    ]);
+    Ok(command)
+}
+
+/// The same with room for their files, and with secrets that are there at the start.
+fn ready_daemon(program: &Path, setting: &Setting, folder: &Path, grants: bool) -> Result<Command> {
+    let endpoint = format!("localhost:{}", setting.service);
+    let mut command = daemon(program, &endpoint, folder)?;
+    command.envs([
         ("TEEMARK_MEMORY", "8GiB".to_owned()),
         ("TEEMARK_GRANTS", if grants { "required" } else { "off" }.to_owned()),
         ("TEEMARK_FLEET", FLEET.to_owned()),
@@ -86,14 +94,16 @@ fn daemon(command: &mut Command, setting: &Setting, folder: &Path, grants: bool)
         ("FILE_KEYS", serde_json::json!({"key-1": setting.material.file_key()}).to_string()),
         ("GRANT_KEYS", setting.issuer.jwk_set()),
     ]);
-    Ok(())
+    Ok(command)
 }
 
-fn peer(command: &mut Command, setting: &Setting, mode: &str) {
+fn peer(program: &Path, setting: &Setting, mode: &str) -> Command {
+    let mut command = Command::new(program);
     command.arg(mode);
     command.env("CERTS", &setting.material.certs);
     command.env("WATERMARK_URL", format!("https://localhost:{}/api/watermark", setting.service));
     command.env("FILE_KEY", setting.material.file_key());
+    command
 }
 
 fn await_ready(address: SocketAddr, path: &str) -> Result<()> {
