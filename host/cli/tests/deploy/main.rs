@@ -2,6 +2,7 @@
 //! jq and socat beside it. A stand-in replaces nitro-cli and Unix sockets replace vsock; the daemon is the real one.
 
 mod expose;
+mod first_boot;
 #[path = "../../../../tests/support/port.rs"]
 mod port;
 mod run_enclave;
