@@ -99,7 +99,7 @@ check:
 	cargo deny --workspace --all-features check bans licenses sources
 	host/audit.sh
 	shellcheck run.sh .ci/run certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
-	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat
+	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat host/cli/tests/deploy/teemark
 	host/deploy/check.sh
 	PATH="$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/teemark/hadolint/bin" hadolint Containerfile
 

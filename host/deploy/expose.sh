@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the enclave's public and admin ports (vsock 3000 and 3001) available over TCP on the parent while the enclave
-# runs. Exits with 1 when the enclave ends, since the next one has another CID; teemark-expose.service restarts it.
+# runs: by `teemark expose`, one thread for all connections, or where teemark is not installed by socat, a process for
+# each. Exits with 1 when the enclave ends, since the next one has another CID; teemark-expose.service restarts it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
@@ -14,7 +15,7 @@ if [ $# -gt 0 ] || [ -z "$public$admin" ]; then
   exit 2
 fi
 
-need socat socat
+if teemark expose --help >/dev/null 2>&1; then forwarder=teemark; else need socat socat; forwarder=socat; fi
 find_enclave
 # If that process is unknown or cannot be seen (hidepid), only the listeners are watched.
 [ -d "/proc/${enclave_process:-none}" ] || enclave_process=
@@ -27,8 +28,8 @@ stop() {
 trap stop EXIT
 trap 'exit 0' INT TERM
 
-# One process for each connection. A client that has closed its sending side still gets an answer that takes a minute. The
-# limit bounds the parent's memory; it is above what the enclave accepts, so that the enclave chooses whom to turn away.
+# A client that has closed its sending side still gets an answer that takes a minute. The limit, that of teemark expose too,
+# bounds the parent's memory; it is above what the enclave accepts, so that the enclave chooses whom to turn away.
 listen() { # name address:port vsock-port
   [ -n "$2" ] || return 0
   case $2 in
@@ -42,12 +43,17 @@ listen() { # name address:port vsock-port
   listeners="$listeners $!"
   echo "$1: http://$2 leads to vsock:$ENCLAVE_CID:$3"
 }
-listen public "$public" 3000
-listen admin "$admin" 3001
+if [ "$forwarder" = teemark ]; then
+  teemark expose --enclave "$ENCLAVE_CID" --public "$public" --admin "$admin" &
+  listeners=$!
+else
+  listen public "$public" 3000
+  listen admin "$admin" 3001
+fi
 
 while sleep 1; do
   for listener in $listeners; do
-    kill -0 "$listener" 2>/dev/null || die "a listener has ended; see socat's message above"
+    kill -0 "$listener" 2>/dev/null || die "a listener has ended; see the message above"
   done
   [ -z "$enclave_process" ] || [ -d "/proc/$enclave_process" ] || die "the enclave, CID $ENCLAVE_CID, has ended"
 done

@@ -1,5 +1,6 @@
 //! `teemark`, the command line of operators, grant issuers and users: makes keys, encrypts files, sends the bundle, signs
-//! grants, has a running daemon decrypt files, attests an enclave, and prints the parent's side of the allow list.
+//! grants, has a running daemon decrypt files, attests an enclave, prints the parent's side of the allow list, and exposes
+//! the enclave's ports on the parent.
 //!
 //! A command returns what it did ([`failure::Done`]) or why it failed ([`failure::Failure`]). Only `main` writes results
 //! to standard output, except for files that are to go there.
@@ -14,6 +15,7 @@ mod connect;
 mod daemon;
 mod decrypt;
 mod encrypt;
+mod expose;
 mod failure;
 mod grant;
 mod handshake;
@@ -72,6 +74,7 @@ enum Command {
     Decrypt(decrypt::Arguments),
     Attest(attest::Arguments),
     VsockProxy(vsock_proxy::Arguments),
+    Expose(expose::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: teemark completions bash > ~/.local/share/bash-completion/completions/teemark")]
     Completions {
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Decrypt(arguments) => decrypt::run(&arguments, json),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
+        Command::Expose(arguments) => expose::run(&arguments),
         Command::Completions { shell } => Ok(completions(shell)),
     };
     let printed = done.and_then(|Done { text, json: object }| {

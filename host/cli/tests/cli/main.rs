@@ -5,6 +5,7 @@ mod certs;
 mod decrypt;
 mod enclave;
 mod encrypt;
+mod expose;
 mod grant;
 mod interrupt;
 mod json;

@@ -1,5 +1,6 @@
 //! The scripts of host/deploy, run as an operator runs them on the parent: by the system's shell, and by busybox with only
-//! jq and socat beside it. A stand-in replaces nitro-cli and Unix sockets replace vsock; the daemon is the real one.
+//! jq, socat and teemark beside it. A stand-in replaces nitro-cli and Unix sockets replace vsock; the daemon is the real
+//! one.
 
 mod expose;
 mod first_boot;
@@ -28,12 +29,13 @@ const SOON: Duration = Duration::from_secs(30);
 struct Parent {
     folder: TempDir,
     shell: Shell,
+    has_teemark: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Shell {
     System,
-    /// Its applets are the only programs beside jq and socat.
+    /// Its applets are the only programs beside jq, socat and teemark.
     Busybox,
 }
 
@@ -52,9 +54,9 @@ fn installed(program: &str) -> PathBuf {
 impl Parent {
     /// No enclave is running.
     fn new(shell: Shell) -> Parent {
-        let parent = Parent { folder: tempfile::tempdir().unwrap(), shell };
+        let parent = Parent { folder: tempfile::tempdir().unwrap(), shell, has_teemark: true };
         fs::create_dir(parent.path("bin")).unwrap();
-        for stand_in in ["nitro-cli", "socat"] {
+        for stand_in in ["nitro-cli", "socat", "teemark"] {
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy").join(stand_in);
             symlink(script, parent.path("bin").join(stand_in)).unwrap();
         }
@@ -120,9 +122,27 @@ impl Parent {
             Shell::Busybox => bin,
         };
         command.arg(script).env("PATH", path).env("STAND_IN", self.folder.path()).env("SOCAT", installed("socat"));
+        command.env("TEEMARK", env!("CARGO_BIN_EXE_teemark"));
         command.env("NITRO_DEVICE", self.path("device")).env("ENCLAVE_EIF", self.path("image.eif"));
         command.stdin(Stdio::null());
         command
+    }
+
+    /// No enclave is running, and teemark is not installed, also where this machine has it.
+    fn without_teemark(shell: Shell) -> Parent {
+        let mut parent = Parent::new(shell);
+        parent.lacks("teemark");
+        parent.write_script("bin/teemark", "#!/bin/sh\nexit 127\n");
+        parent.has_teemark = false;
+        parent
+    }
+
+    /// What expose.sh calls a port of the enclave: with teemark, what stands for it.
+    fn vsock(&self, cid: u32, port: u32) -> String {
+        if !self.has_teemark {
+            return format!("vsock:{cid}:{port}");
+        }
+        format!("unix:{}", self.path(&format!("{cid}.{port}")).display())
     }
 
     /// Removes a program that the script needs.

@@ -77,7 +77,7 @@ fn the_enclave_of_the_name_is_taken_or_the_one_that_is_named_or_the_cid() {
 
             expose.env(name, value).env("EXPOSE_PUBLIC", "127.0.0.1:0").env("EXPOSE_ADMIN", "");
             let expose = Running::start(&mut expose, parent.path("words"));
-            expose.wait_until_it_says(&format!("leads to vsock:{cid}:3000"));
+            expose.wait_until_it_says(&format!("leads to {}", parent.vsock(cid.parse().unwrap(), 3000)));
             assert_eq!(parent.read("calls").is_empty(), name == "ENCLAVE_CID");
         }
         let parent = Parent::new(shell);
