@@ -1,4 +1,4 @@
-//! Makes the parent's ramdisk from programs of this machine: busybox, socat, curl, jq, the development watermark
+//! Makes the parent's ramdisk from programs of this machine: busybox, socat, curl, jq, teemark, the development watermark
 //! service, and the libraries that they need.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use teemark_image::ramdisk::{Entry, newc};
 
 use crate::process::run;
+use crate::workspace::program;
 
 /// Programs of this machine that the parent gets, for the commands of the documents and the tests.
 const PROGRAMS: [&str; 3] = ["socat", "curl", "jq"];
@@ -35,7 +36,11 @@ pub(crate) fn make(service: &Path) -> Result<Vec<u8>> {
     for applet in output(Command::new(BUSYBOX).arg("--list"))?.lines().filter(|&applet| applet != "busybox") {
         tree.put(Entry::link(&format!("/bin/{applet}"), "busybox"));
     }
-    let mut programs = vec![(service.to_owned(), "watermark-service")];
+    // Without its symbols, which would take a tenth of the parent's memory.
+    let folder = tempfile::tempdir()?;
+    let teemark = folder.path().join("teemark");
+    run(Command::new("strip").arg(program("teemark")?).arg("-o").arg(&teemark))?;
+    let mut programs = vec![(service.to_owned(), "watermark-service"), (teemark, "teemark")];
     for name in PROGRAMS {
         let path = find(name).with_context(|| format!("no {name} here; host/install-tools.sh vm installs it"))?;
         programs.push((path, name));

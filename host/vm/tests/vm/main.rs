@@ -10,6 +10,7 @@ mod baked;
 mod checklist;
 mod clock;
 mod debug;
+mod expose;
 mod failures;
 mod handshake;
 mod limits;
@@ -32,7 +33,7 @@ use workshop::Workshop;
 
 type Scenario = fn(&Stage, &Workshop) -> Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: &[(&str, Scenario)] = &[
     ("handshake: an enclave gets its secrets by handshake and serves through everything", {
         handshake::an_enclave_gets_its_secrets_by_handshake_and_serves_through_everything
     }),
@@ -44,6 +45,9 @@ const SCENARIOS: [(&str, Scenario); 10] = [
     }),
     ("baked: an image with certificates is ready without a handshake", {
         baked::an_image_with_certificates_is_ready_without_a_handshake
+    }),
+    ("expose: clients are served through teemark expose and through socat", {
+        expose::clients_are_served_through_teemark_expose_and_through_socat
     }),
     ("memory: with 64 MiB of memory files of 1 MiB are served", {
         memory::with_64_mib_of_memory_files_of_1_mib_are_served
@@ -77,7 +81,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    for (name, scenario) in SCENARIOS.into_iter().filter(|(name, _)| chosen(name)) {
+    for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
         println!("\n{name}");
         let stage = Stage::new();
         let result = catch_unwind(AssertUnwindSafe(|| scenario(&stage, &workshop)));
