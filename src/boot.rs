@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_loop::socket::Listener;
 use event_loop::{Acceptor, Event, EventLoop, Handle};
@@ -227,7 +227,8 @@ fn listen(name: &str, address: &Address) -> Result<Listener, BootError> {
 
 /// How often the client certificate's dates are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How often memory is returned that was not needed since the last time: all of it, by twice this time after a load.
+/// How often memory is returned that was not needed since the last time, all of it by twice this time after a load, and
+/// pooled connections are closed that no call may use any more.
 const TRIM_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The daemon's listeners.
@@ -279,6 +280,12 @@ fn serve(
             warn!("the clock is not compared with the module's: {e}");
         }
     });
-    event_loop.every(TRIM_INTERVAL, || allocator.trim());
+    let store = api.store.clone();
+    event_loop.every(TRIM_INTERVAL, move || {
+        if let Ok(ready) = store.now().ready() {
+            ready.mtls.close_idle(Instant::now());
+        }
+        allocator.trim();
+    });
     event_loop.start().map_err(cannot())
 }

@@ -337,8 +337,8 @@ mod tests {
         }
     }
 
-    #[test]
     #[cfg(feature = "test-nsm")]
+    #[test]
     fn where_there_is_only_one_clock_it_is_held_against_nothing() {
         let attestation = attestation();
         assert_eq!(attestation.check_clock().unwrap(), None);

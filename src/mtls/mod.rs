@@ -6,12 +6,13 @@ pub mod certificate;
 pub mod cryptography;
 pub mod tls_error;
 
+use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use formats::allow_list::AllowList;
 use formats::certificates::{Fingerprint, Part, PartError, Parts, refuse};
@@ -139,7 +140,8 @@ impl Identity {
     /// The client of the watermark service under this identity.
     pub fn connect(&self, allowed: Arc<AllowList>, route: Route, calls: Calls) -> MutualTls {
         let Calls { timeout, keepalive, at_once } = calls;
-        let agent = |pooled| {
+        let tls = self.config.clone();
+        let agent = move |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
                 .https_only(true)
@@ -153,10 +155,11 @@ impl Identity {
                 .timeout_global(Some(timeout))
                 .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))
                 .build();
-            let egress = Egress { allowed: allowed.clone(), route, tls: self.config.clone() };
+            let egress = Egress { allowed: allowed.clone(), route, tls: tls.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
-        MutualTls { pooled: agent(at_once), fresh: agent(0), timeout }
+        let pooled = Mutex::new(Pooled { agent: agent(at_once), used: Instant::now() });
+        MutualTls { fresh: agent(0), pooled, empty: Box::new(move || agent(at_once)), timeout, keepalive }
     }
 }
 
@@ -172,14 +175,50 @@ pub struct Calls {
 }
 
 /// The agents of one identity.
-#[derive(Debug)]
 pub struct MutualTls {
-    /// Reuses connections.
-    pub pooled: Agent,
+    pooled: Mutex<Pooled>,
+    /// Makes an agent with an empty pool.
+    empty: Box<dyn Fn() -> Agent + Send + Sync>,
+    keepalive: Duration,
     /// Opens a new connection each time: for the one retry after a pooled connection proved stale.
     pub fresh: Agent,
     /// TEEMARK_TIMEOUT.
     pub timeout: Duration,
+}
+
+struct Pooled {
+    agent: Agent,
+    /// When a call last took it.
+    used: Instant,
+}
+
+impl fmt::Debug for MutualTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MutualTls(…)")
+    }
+}
+
+impl MutualTls {
+    /// The agent that reuses connections, for a call that begins now.
+    pub fn pooled(&self) -> Agent {
+        let mut pooled = self.lock();
+        pooled.used = Instant::now();
+        pooled.agent.clone()
+    }
+
+    /// Closes the pooled connections if no call may use them any more. ureq closes them at the next call only, and until
+    /// then each holds a descriptor and some KiB.
+    pub fn close_idle(&self, now: Instant) {
+        let mut pooled = self.lock();
+        if now.saturating_duration_since(pooled.used) > self.keepalive {
+            // A call under way keeps the agent that it took, which goes with it.
+            pooled.agent = (self.empty)();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pooled> {
+        self.pooled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The certificates of ca_cert as trust anchors.

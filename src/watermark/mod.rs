@@ -271,7 +271,7 @@ fn with_repeat(
     store: &Store,
     call: impl Fn(&Ready, &Agent) -> Result<Response<Body>, Error>,
 ) -> Result<Response<Body>, WatermarkError> {
-    match call(ready, &ready.mtls.pooled) {
+    match call(ready, &ready.mtls.pooled()) {
         Err(e) if is_stale(&e) => {
             info!("{e}: the call is repeated on a new one");
             METRICS.watermark_retries.add(1);

@@ -39,7 +39,8 @@ impl Scene {
     fn new(env: &[(&str, &str)], faults: &[&str]) -> Scene {
         let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
         let service = Service::start(&CERTS, &arguments);
-        let setup = env.iter().fold(Setup::new(service.port), |setup, (name, value)| setup.env(name, value));
+        let setup = Setup::new(service.port).env("TEEMARK_WATERMARK_KEEPALIVE", "1s");
+        let setup = env.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
         let daemon = Daemon::ready_with(setup, service.port, &CERTS);
         let file = encrypt(&KEY, b"a file like any other\n");
         assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);
@@ -78,9 +79,9 @@ impl Scene {
     fn ends_as_it_began(&self) {
         wait_for("the threads to end", || (threads(&self.daemon) <= self.threads + 2).then_some(()));
         if let Some(before) = self.descriptors {
-            // 32 connections to the service are kept for the next requests (src/mtls, POOLED).
+            // Those to the service too: no call may use them any more (src/mtls, MutualTls::close_idle).
             wait_for("the descriptors to be closed", || {
-                (descriptors(&self.daemon).unwrap() <= before + 32 + 2).then_some(())
+                (descriptors(&self.daemon).unwrap() <= before + 2).then_some(())
             });
         }
         assert_eq!(self.daemon.metric("teemark_panics_total"), 0.0);

@@ -57,15 +57,15 @@ fn an_endpoint_off_the_allow_list_is_never_dialled() {
         format!("http://localhost:{yes}/"),
         format!("http://localhost:{no}/"),
     ] {
-        for agent in [&mtls.pooled, &mtls.fresh] {
+        for agent in [&mtls.pooled(), &mtls.fresh] {
             assert!(agent.get(&url).call().is_err(), "{url}");
         }
         assert!(unlisted.is_untouched() && listed.is_untouched(), "{url} was dialled");
     }
-    let refused = mtls.pooled.get(format!("https://localhost:{no}/")).call().unwrap_err();
+    let refused = mtls.pooled().get(format!("https://localhost:{no}/")).call().unwrap_err();
     assert!(refused.to_string().contains("is not on the allow list"), "{refused}");
     // To show that the listener would notice: a listed host is dialled, in upper or lower case.
-    assert!(mtls.pooled.get(format!("https://LOCALHOST:{yes}/")).call().is_err());
+    assert!(mtls.pooled().get(format!("https://LOCALHOST:{yes}/")).call().is_err());
     assert!(!listed.is_untouched());
 }
 
