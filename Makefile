@@ -24,7 +24,7 @@ help:
 	@echo 'make test        runs every test; installs what they need (socat, curl, QEMU …) or says how to. Its parts:'
 	@echo 'make quick-test  runs all tests but those of the next two'
 	@echo 'make vm-test     boots the image in virtual machines; with'
-	@echo '                   UNPATCHED=1      only the scenario `storm`, with a kernel that lacks image/kernel/patches. It has'
+	@echo '                   UNPATCHED=1      only the scenario `vsock`, with a kernel that lacks image/kernel/patches. It has'
 	@echo '                                    to fail. UNPATCHED=parent: only the parent lacks them; it has to pass'
 	@echo 'make reproduce   builds the image twice and compares'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
@@ -82,7 +82,7 @@ quick-test:
 vm-test:
 	host/install-tools.sh vm
 	cargo build --workspace --bins
-	cargo test --workspace --test vm -- $${UNPATCHED:+storm}
+	cargo test --workspace --test vm -- $${UNPATCHED:+vsock:}
 
 reproduce:
 	host/install-tools.sh image

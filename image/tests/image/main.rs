@@ -7,6 +7,7 @@ mod refused;
 mod secrets;
 mod signed;
 mod size;
+mod toolchain;
 mod trust;
 
 use std::fs;

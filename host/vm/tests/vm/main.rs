@@ -18,7 +18,7 @@ mod memory;
 mod outside;
 mod sealed;
 mod stage;
-mod storm;
+mod vsock;
 mod workshop;
 mod world;
 
@@ -58,8 +58,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("limits: a file of 200 MiB goes through an enclave of the shipped size", {
         limits::a_file_of_200_mib_goes_through_an_enclave_of_the_shipped_size
     }),
-    ("storm: thousands of connections at once from both sides leave the vsock alive", {
-        storm::thousands_of_connections_at_once_from_both_sides_leave_the_vsock_alive
+    ("vsock: thousands of connections at once from both sides leave it alive", {
+        vsock::thousands_of_connections_at_once_from_both_sides_leave_the_vsock_alive
     }),
     ("debug: a debug image starts run.sh, has a shell, and stops on SIGTERM", {
         debug::a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm
