@@ -5,15 +5,20 @@ use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use log::debug;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::sys::utsname::uname;
 
 use crate::Outbox;
 use crate::socket::Stream;
 
 /// Most bytes read at once.
-const BUFFER: usize = 64 << 10;
+pub(crate) const BUFFER: usize = 64 << 10;
 /// Most bytes spliced at once, and the size of the pipe. The more there are, the fewer turns the loop takes, each of which
 /// polls every connection.
 const PIPE: i32 = 256 << 10;
+
+/// The first Linux that gives a socket all of a pipe's pages in one call (MSG_SPLICE_PAGES). Before, each page took one, and
+/// a packet of its own over AF_VSOCK.
+const SPLICES: (u32, u32) = (6, 5);
 
 /// A buffer, and a pipe for bytes that are forwarded without being copied. The pipe is empty between turns.
 pub struct Scratch {
@@ -26,7 +31,7 @@ pub struct Scratch {
 enum Pipe {
     NotMade,
     Made(PipeReader, PipeWriter),
-    /// The system has no descriptors left, or does not splice these sockets.
+    /// The system has no descriptors left, is too old, or does not splice these sockets.
     Refused,
 }
 
@@ -40,10 +45,13 @@ impl Scratch {
     /// Moves what one stream has to the other. What that does not take now is put into `rest`, which has to be empty:
     /// at most 256 KiB. Returns how many bytes were read: 0 at the end of the stream.
     ///
+    /// With `much` to come it splices. That is dearer for a few bytes: for AF_VSOCK, the kernel takes as many pages as
+    /// could be needed and gives them back.
+    ///
     /// # Errors
     /// That of either stream; `WouldBlock` if there is nothing to read now.
-    pub(crate) fn forward(&mut self, from: &Stream, to: &Stream, rest: &mut Outbox) -> io::Result<usize> {
-        if from.splices() && to.splices() {
+    pub(crate) fn forward(&mut self, from: &Stream, to: &Stream, rest: &mut Outbox, much: bool) -> io::Result<usize> {
+        if much {
             if let Pipe::NotMade = self.pipe {
                 self.pipe = Pipe::make();
             }
@@ -74,6 +82,9 @@ impl Scratch {
 
 impl Pipe {
     fn make() -> Pipe {
+        if !is_new_enough() {
+            return Pipe::Refused;
+        }
         let Ok((out, into)) = io::pipe() else { return Pipe::Refused };
         // Past the limits of pipe(7) it keeps its 64 KiB, which do as well.
         if let Err(e) = fcntl(&into, FcntlArg::F_SETPIPE_SZ(PIPE)) {
@@ -81,6 +92,13 @@ impl Pipe {
         }
         Pipe::Made(out, into)
     }
+}
+
+fn is_new_enough() -> bool {
+    let Ok(system) = uname() else { return false };
+    let mut numbers = system.release().to_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    (number(), number()) >= SPLICES
 }
 
 /// Moves bytes by splice(2), which passes the kernel's pages on. Nothing of the daemon wipes these; they hold other
@@ -137,13 +155,13 @@ mod tests {
         let ((mut writer, from), (reader, to)) = (pair(), pair());
         drop(reader);
         writer.write_all(b"nobody's").unwrap();
-        let error = scratch.forward(&from, &to, &mut Outbox::default()).unwrap_err();
+        let error = scratch.forward(&from, &to, &mut Outbox::default(), true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BrokenPipe);
 
         let ((mut writer, from), (mut reader, to)) = (pair(), pair());
         writer.write_all(b"mine").unwrap();
         let mut rest = Outbox::default();
-        assert_eq!(scratch.forward(&from, &to, &mut rest).unwrap(), 4);
+        assert_eq!(scratch.forward(&from, &to, &mut rest, true).unwrap(), 4);
         drop(to);
         let mut got = String::new();
         reader.read_to_string(&mut got).unwrap();

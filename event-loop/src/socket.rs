@@ -101,11 +101,6 @@ impl Stream {
         each!(Stream, self, s => s.take_error())
     }
 
-    /// Whether splice(2) is cheaper than to read and to write.
-    pub(crate) fn splices(&self) -> bool {
-        !matches!(self, Stream::Vsock(_))
-    }
-
     /// Closes one direction or both while the socket stays open.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         each!(Stream, self, s => s.shutdown(how))

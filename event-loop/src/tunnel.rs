@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use nix::poll::PollFlags;
 
+use crate::scratch::BUFFER;
 use crate::socket::{Listener, Stream};
 use crate::target::Target;
 use crate::{Acceptor, Outbox, Scratch, Session, Turn};
@@ -33,6 +34,8 @@ struct Tunnel {
     into: [Outbox; 2],
     /// Whether each end has sent everything.
     ended: [bool; 2],
+    /// Whether the last read of each end took as much as the buffer holds, so that more is likely to come.
+    much: [bool; 2],
     connecting: Option<Connecting>,
     moved: Instant,
 }
@@ -49,7 +52,8 @@ impl Tunnel {
         let mut next = 0;
         let far = target.begin(&mut next).inspect_err(|e| unreachable(&target, e))?;
         let connecting = Some(Connecting { target, next });
-        Ok(Tunnel { ends: [near, far], into: Default::default(), ended: [false; 2], connecting, moved: Instant::now() })
+        let (ends, into, moved) = ([near, far], Default::default(), Instant::now());
+        Ok(Tunnel { ends, into, ended: [false; 2], much: [false; 2], connecting, moved })
     }
 
     /// Notes that the second end is connected, or has it try the next place.
@@ -72,9 +76,9 @@ impl Tunnel {
         let to = 1 - from;
         self.into[to].flush(&mut self.ends[to])?;
         if self.into[to].is_empty() && !self.ended[from] {
-            match scratch.forward(&self.ends[from], &self.ends[to], &mut self.into[to]) {
+            match scratch.forward(&self.ends[from], &self.ends[to], &mut self.into[to], self.much[from]) {
                 Ok(0) => self.ended[from] = true,
-                Ok(_) => {}
+                Ok(read) => self.much[from] = read >= BUFFER,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e),
             }
