@@ -176,6 +176,7 @@ fn the_raw_route_seals_where_it_is_asked_to_and_signs_always() {
     let signed = |answer: &Answer, sealed: bool| {
         assert_eq!(answer.status, 200);
         assert_eq!(field(answer, "Teemark-Sealed"), sealed.to_string());
+        assert_eq!(field(answer, "Teemark-Identity"), hex::encode(identity(&daemon)));
         let statement = statement(&file, sealed, field(answer, "Teemark-Timestamp").parse().unwrap());
         is_signed(&daemon, statement, &answer.body, &field(answer, "Teemark-Signature"));
     };
@@ -209,6 +210,7 @@ fn the_json_route_seals_where_it_is_asked_to_and_signs_always() {
     };
     let signed = |answer: &Value, data: &str| {
         let bytes = STANDARD.decode(answer[data].as_str().unwrap()).unwrap();
+        assert_eq!(answer["identity"], hex::encode(identity(&daemon)));
         let statement = statement(&file, data == "sealed_data", answer["timestamp_ms"].as_u64().unwrap());
         is_signed(&daemon, statement, &bytes, answer["signature"].as_str().unwrap());
         bytes

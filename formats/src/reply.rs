@@ -27,6 +27,8 @@ pub const SEALED: &str = "Teemark-Sealed";
 pub const TIMESTAMP: &str = "Teemark-Timestamp";
 /// Header field of its answer: the signature, in base64.
 pub const SIGNATURE: &str = "Teemark-Signature";
+/// Header field of its answer: the identity key that signed it, in hex.
+pub const IDENTITY: &str = "Teemark-Identity";
 
 /// HPKE's info.
 pub const PURPOSE: &[u8] = b"teemark answer v1";

@@ -133,6 +133,7 @@ impl Marked<'_> {
         let (sealed, timestamp_ms) = (reply_key.is_some(), now_ms());
         let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
         let signature = formats::base64::encode(api.attestation.sign(&statement.to_bcs(&data)));
-        Ok(Given { asked, data, sealed, watermarked, timestamp_ms, signature, memory })
+        let identity = hex::encode(api.attestation.identity());
+        Ok(Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, memory })
     }
 }

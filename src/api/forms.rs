@@ -31,6 +31,8 @@ pub(crate) struct Given {
     pub timestamp_ms: u64,
     /// Base64 of 64 bytes.
     pub signature: String,
+    /// The key that signed, in hex.
+    pub identity: String,
     /// The memory that the answer holds until it is sent.
     pub memory: Reservation,
 }
@@ -100,6 +102,7 @@ struct AfterFile<'a> {
     watermarked: bool,
     timestamp_ms: u64,
     signature: &'a str,
+    identity: &'a str,
 }
 
 /// Takes a request apart; the file is decoded in the buffer of the body.
@@ -131,14 +134,15 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
 }
 
 fn json_answer(given: Given) -> Answer {
-    let Given { asked, data, sealed, watermarked, timestamp_ms, signature, mut memory } = given;
+    let Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, mut memory } = given;
     let Asked { file_id, user_id, .. } = asked.asked();
     // The marked file; or, if it is sealed to the reply key, what it is sealed into ([`formats::reply`]).
     let member = if sealed { ",\"sealed_data\":\"" } else { ",\"decrypted_data\":\"" };
     let mut before = serde_json::to_vec(&BeforeFile { file_id, user_id }).expect("texts are JSON");
     before.pop(); // the closing brace
     before.extend_from_slice(member.as_bytes());
-    let after = serde_json::to_string(&AfterFile { watermarked, timestamp_ms, signature: &signature });
+    let after = AfterFile { watermarked, timestamp_ms, signature: &signature, identity: &identity };
+    let after = serde_json::to_string(&after);
     let after = after.expect("texts and numbers are JSON").replacen('{', "\",", 1).into_bytes();
     memory.answering(data.capacity() + FIXED_COST);
     let body = Content::Base64 { before, data, after };
@@ -146,12 +150,13 @@ fn json_answer(given: Given) -> Answer {
 }
 
 fn raw_answer(given: Given) -> Answer {
-    let Given { data, sealed, watermarked, timestamp_ms, signature, mut memory, .. } = given;
+    let Given { data, sealed, watermarked, timestamp_ms, signature, identity, mut memory, .. } = given;
     let headers = vec![
         (reply::WATERMARKED, watermarked.to_string()),
         (reply::SEALED, sealed.to_string()),
         (reply::TIMESTAMP, timestamp_ms.to_string()),
         (reply::SIGNATURE, signature),
+        (reply::IDENTITY, identity),
     ];
     memory.answering(data.capacity() + FIXED_COST);
     let (content_type, held) = ("application/octet-stream", Some(memory));
