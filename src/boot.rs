@@ -247,7 +247,7 @@ fn count(event: Event) {
 }
 
 /// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the checks
-/// of the client certificate and of the clock, and the return of memory.
+/// of the client certificate and of the clock, the attestation document without a nonce, and the return of memory.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
@@ -278,6 +278,12 @@ fn serve(
     event_loop.every(settings.clock_interval, move || {
         if let Err(e) = attestation.check_clock() {
             warn!("the clock is not compared with the module's: {e}");
+        }
+    });
+    let attestation = api.attestation.clone();
+    event_loop.every(attest::RENEWAL, move || {
+        if let Err(e) = attestation.renew() {
+            warn!("no attestation document without a nonce: {e}");
         }
     });
     let store = api.store.clone();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use formats::grants::{Grant, GrantError, Id, Now};
 use formats::time::Utc;
@@ -25,11 +26,13 @@ impl GrantTime {
     }
 }
 
-/// Most grants that are remembered at once: 6 MiB. One user may have half of them.
+/// Most grants that are remembered at once: 8 MiB. One user may have half of them.
 const MOST: usize = 1 << 16;
 const MOST_OF_ONE: usize = MOST / 2;
 /// How often a grant may be tried in vain through its user's own fault.
 const TRIES: u8 = 3;
+/// How long after a grant had an attestation document made it can have another.
+const DOCUMENT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The grants that are in use, are used up, or were tried in vain.
 #[derive(Default)]
@@ -50,6 +53,8 @@ struct State {
     taken: bool,
     /// How often it was tried in vain.
     strikes: u8,
+    /// When the last attestation document was made for it.
+    attested: Option<Instant>,
 }
 
 /// A grant in use. A request that returned nothing drops it, and its user may use the same grant again.
@@ -80,7 +85,9 @@ impl UsedGrants {
                     return Err(GrantError::Full);
                 }
                 *remembered.owners.entry(owner).or_default() += 1;
-                remembered.grants.insert(grant.id, State { owner, ends: grant.ends, taken: true, strikes: 0 });
+                remembered
+                    .grants
+                    .insert(grant.id, State { owner, ends: grant.ends, taken: true, strikes: 0, attested: None });
             }
         }
         Ok(Use { grants: self, id: Some(grant.id) })
@@ -125,6 +132,24 @@ impl Use<'_> {
             state.taken = state.strikes >= TRIES;
         }
     }
+
+    /// Whether an attestation document may be made for the grant now, and if not, how long that takes.
+    ///
+    /// # Errors
+    /// One was made for it less than ten seconds ago.
+    pub fn may_attest(&self, now: Instant) -> Result<(), Duration> {
+        let last = self.id.and_then(|id| self.grants.remembered().grants.get(&id)?.attested);
+        let left = last.map_or(Duration::ZERO, |last| (last + DOCUMENT_INTERVAL).saturating_duration_since(now));
+        if left.is_zero() { Ok(()) } else { Err(left) }
+    }
+
+    /// An attestation document has been made for the grant.
+    pub fn attested(&self, now: Instant) {
+        let mut remembered = self.grants.remembered();
+        if let Some(state) = self.id.and_then(|id| remembered.grants.get_mut(&id)) {
+            state.attested = Some(now);
+        }
+    }
 }
 
 impl Drop for Use<'_> {
@@ -133,8 +158,8 @@ impl Drop for Use<'_> {
         let mut remembered = self.grants.remembered();
         let Remembered { grants, owners } = &mut *remembered;
         match grants.get_mut(&id) {
-            // It has been tried in vain before, which must not be forgotten.
-            Some(state) if state.strikes > 0 => state.taken = false,
+            // It has been tried in vain before, or has had a document, which must not be forgotten.
+            Some(state) if state.strikes > 0 || state.attested.is_some() => state.taken = false,
             Some(State { owner, .. }) => {
                 match owners.get_mut(owner) {
                     Some(1) => drop(owners.remove(owner)),
@@ -224,6 +249,24 @@ mod tests {
         assert!(used.take(&grant_of("greedy", MOST, 19), Utc(9)).is_ok(), "expired grants make room");
         let remembered = used.remembered();
         assert_eq!(remembered.owners.values().sum::<usize>(), remembered.grants.len());
+    }
+
+    #[test]
+    fn a_grant_has_one_document_in_ten_seconds_however_often_it_is_tried() {
+        let (used, start) = (UsedGrants::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let first = used.take(&grant(1, 9), Utc(0)).unwrap();
+        assert_eq!(first.may_attest(at(0)), Ok(()));
+        first.attested(at(0));
+        drop(first);
+        let again = used.take(&grant(1, 9), Utc(0)).unwrap();
+        assert_eq!(again.may_attest(at(9_999)), Err(Duration::from_millis(1)));
+        assert_eq!(used.take(&grant(2, 9), Utc(0)).unwrap().may_attest(at(0)), Ok(()), "another grant");
+        assert_eq!(again.may_attest(at(10_000)), Ok(()));
+        again.attested(at(10_000));
+        assert_eq!(again.may_attest(at(19_999)), Err(Duration::from_millis(1)));
+        again.use_up();
+        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
     }
 
     #[test]

@@ -29,8 +29,9 @@ pub fn crowded(document: usize) -> usize {
     document.saturating_mul(3)
 }
 
-/// What a request holds besides its file: its connections' buffers, a thread's stack, in bytes.
-pub const FIXED_COST: usize = 384 << 10;
+/// What a request holds besides its file: its connections' buffers, a thread's stack (384 KiB), and an attestation
+/// document of at most 12 KiB, once as bytes and twice as long in hex; in bytes.
+pub const FIXED_COST: usize = 420 << 10;
 /// How long a request waits for memory.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// A request that has sent nothing for this long gives way to others.

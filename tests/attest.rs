@@ -225,6 +225,85 @@ fn the_json_route_seals_where_it_is_asked_to_and_signs_always() {
     assert_eq!(extract(&reply::open(&mut bytes, ABOUT, &key).unwrap())["user_id"], "alice");
 }
 
+/// A nonce, as text and as bytes.
+fn nonce() -> (String, Vec<u8>) {
+    let text = "c0ffee".repeat(7);
+    let bytes = hex::decode(&text).unwrap();
+    (text, bytes)
+}
+
+#[test]
+fn a_raw_answer_begins_with_the_document_that_was_asked_for_and_the_rest_is_signed() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let (text, bytes) = nonce();
+    let key = PrivateKey::new(Box::new([3; 32]));
+    let sealed = format!("Teemark-Reply-Key: {}\r\n", STANDARD.encode(key.public()));
+    // What is small goes out in one piece with the head, what is large does not.
+    for (length, seal) in [(40, ""), (100_000, ""), (40, &sealed), (100_000, &sealed)] {
+        let file = encrypt(&KEY, "A line of text.\n".repeat(length / 16).as_bytes());
+        let ask = |nonce: &str| {
+            let head = format!(
+                "POST /files/report-7/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{seal}{nonce}\r\n",
+                file.len()
+            );
+            request(daemon.public, &head, &file)
+        };
+        let answer = ask(&format!("Teemark-Attest: {text}\r\n"));
+        assert_eq!(answer.status, 200, "{}", answer.head);
+        let (document, given) = answer.body.split_at(field(&answer, "Teemark-Attestation-Length").parse().unwrap());
+        assert!(holds(document, &bytes) && holds(document, &identity(&daemon)) && document.len() > 5 << 10);
+        let signed = statement(&file, !seal.is_empty(), field(&answer, "Teemark-Timestamp").parse().unwrap());
+        is_signed(&daemon, signed, given, &field(&answer, "Teemark-Signature"));
+
+        let without = ask("");
+        assert_eq!(without.field("Teemark-Attestation-Length"), None);
+        assert_eq!(without.body.len(), given.len());
+        for bad in ["", "0", "xy", &"00".repeat(65), "00\r\nTeemark-Attest: 00"] {
+            let answer = ask(&format!("Teemark-Attest: {bad}\r\n"));
+            assert_eq!((answer.status, answer.code()), (400, "invalid_request".into()), "{bad}");
+        }
+    }
+}
+
+#[test]
+fn a_json_answer_has_the_document_that_was_asked_for() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let (text, bytes) = nonce();
+    let file = encrypt(&KEY, b"A text to be marked and given out.");
+    let ask = |nonce: Value| {
+        let mut body = json!({"file_id": "report-7", "user_id": "alice", "encrypted_content": STANDARD.encode(&file)});
+        body["attest_nonce"] = nonce;
+        daemon.post("/files/decrypt", body.to_string().as_bytes())
+    };
+    let answer = ask(json!(text)).json();
+    let document = hex::decode(answer["attestation"].as_str().unwrap()).unwrap();
+    assert!(holds(&document, &bytes) && holds(&document, &identity(&daemon)));
+    let given = STANDARD.decode(answer["decrypted_data"].as_str().unwrap()).unwrap();
+    let signed = statement(&file, false, answer["timestamp_ms"].as_u64().unwrap());
+    is_signed(&daemon, signed, &given, answer["signature"].as_str().unwrap());
+    assert!(ask(Value::Null).json().get("attestation").is_none());
+    for bad in [json!(""), json!("0"), json!("xy"), json!("00".repeat(65)), json!(7)] {
+        let answer = ask(bad.clone());
+        assert_eq!((answer.status, answer.code()), (400, "invalid_request".into()), "{bad}");
+    }
+}
+
+#[test]
+fn the_document_without_a_nonce_is_one_for_all_in_bytes_and_made_anew_each_minute() {
+    let daemon = Setup::new(1).start();
+    let first = daemon.get("/attestation");
+    assert_eq!(first.status, 200);
+    assert_eq!(field(&first, "Content-Type"), "application/cose; cose-type=\"cose-sign1\"");
+    assert_eq!(field(&first, "Cache-Control"), "max-age=60");
+    assert!(holds(&first.body, &identity(&daemon)) && holds(&first.body, b"\x65nonce\xf6"), "a nonce of null");
+    // Nobody who asks for it takes the module's time.
+    let asked: Vec<_> = (0..50).map(|_| daemon.get("/attestation")).collect();
+    assert!(asked.iter().all(|answer| answer.status == 200));
+    wait_for("another document", || (daemon.get("/attestation").body != first.body).then_some(()));
+}
+
 #[test]
 fn the_daemon_signs_that_an_unmarked_file_is_not_marked() {
     let service = Service::start(&CERTS, &["--fault", "no-data"]);

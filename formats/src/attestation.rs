@@ -12,6 +12,9 @@ use crate::hpke::PublicKey;
 /// Longest nonce that a client may ask for, in bytes. The module itself accepts 512.
 pub const MAX_NONCE: usize = 64;
 
+/// The subject of the root under which a machine without a module signs its documents, which prove nothing.
+pub const TEST_ROOT: &str = "teemark test root, proves nothing";
+
 /// The version of the user data: the only one that is written and accepted.
 pub const VERSION: u64 = 1;
 

@@ -19,6 +19,12 @@ use crate::hpke::{self, HpkeError, KEY_LEN, PrivateKey, PublicKey, Sender, TAG_L
 
 /// Header field of a request on the raw route: the key that the answer is to be sealed to, in base64.
 pub const REPLY_KEY: &str = "Teemark-Reply-Key";
+/// Header field of a request on the raw route: the nonce, in hex, of the attestation document that is to come with the
+/// answer.
+pub const ATTEST: &str = "Teemark-Attest";
+/// Header field of its answer: how many bytes of the body, in front of the file, are the attestation document. A document
+/// has some 5 KB, which is too much for a header field: nginx and HAProxy take 4 and 16 KiB of all of them by default.
+pub const ATTESTATION_LENGTH: &str = "Teemark-Attestation-Length";
 /// Header field of its answer: whether the file is marked, `true` or `false`.
 pub const WATERMARKED: &str = "Teemark-Watermarked";
 /// Header field of its answer: whether the body is sealed, `true` or `false`.

@@ -2,7 +2,7 @@
 //!
 //! Each step can be made only from the one before. A request that is [`Admitted`] may send a file. A file that is
 //! [`Received`] is the one that the grant is for, with the secrets in force once it has arrived. A file that is
-//! [`Marked`] came back from the watermark service, and only that is [`Given`]. So no route can skip a step.
+//! [`Opened`] has been decrypted, and attested if the request asks for that. A file that is [`Marked`] came back from the watermark service, and only that is [`Given`]. So no route can skip a step.
 
 use std::time::Instant;
 
@@ -29,7 +29,8 @@ pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> 
     let permit = Permit::take(&api.grants, &api.store, request)?;
     let outcome = Admitted::admit(api, &permit)
         .and_then(|admitted| admitted.receive(form, request))
-        .and_then(Received::mark)
+        .and_then(Received::open)
+        .and_then(Opened::mark)
         .and_then(Marked::give)
         .map(|given| form.answer(given));
     permit.settle(&outcome);
@@ -46,11 +47,24 @@ struct Admitted<'a> {
 /// A file that has arrived and that the permit covers.
 struct Received<'a> {
     api: &'a Api,
+    permit: &'a Permit<'a>,
     asked: Covered,
     file: Vec<u8>,
     /// SHA-256 of the encrypted file.
     content_sha256: Sha256,
     /// The secrets in force once the file has arrived.
+    secrets: Ready,
+    memory: Reservation,
+}
+
+/// A file that has been decrypted.
+struct Opened<'a> {
+    api: &'a Api,
+    asked: Covered,
+    plain: Vec<u8>,
+    /// The attestation document, if the request asked for one.
+    document: Option<Vec<u8>>,
+    content_sha256: Sha256,
     secrets: Ready,
     memory: Reservation,
 }
@@ -61,6 +75,7 @@ struct Marked<'a> {
     asked: Covered,
     data: Vec<u8>,
     watermarked: bool,
+    document: Option<Vec<u8>>,
     content_sha256: Sha256,
     memory: Reservation,
 }
@@ -79,15 +94,16 @@ impl<'a> Admitted<'a> {
         let (asked, file) = form.read(&api.limits, request, &mut self.memory, |asked| permit.covers(asked))?;
         let content_sha256 = formats::digest::sha256(&file);
         let secrets = permit.recheck(&api.grants, &api.store, request, content_sha256)?;
-        Ok(Received { api, asked, file, content_sha256, secrets, memory: self.memory })
+        Ok(Received { api, permit, asked, file, content_sha256, secrets, memory: self.memory })
     }
 }
 
 impl<'a> Received<'a> {
-    /// Decrypts the file and has it marked.
-    fn mark(self) -> Result<Marked<'a>, ApiError> {
-        let Received { api, asked, file, content_sha256, secrets, mut memory } = self;
-        let Asked { file_id, user_id, key_id, .. } = asked.asked();
+    /// Decrypts the file, and has the module attest the enclave if the request asks for that: only for a file that opens,
+    /// since the module's turns are few, and before the service is called, since a request that gets no turn is made again.
+    fn open(self) -> Result<Opened<'a>, ApiError> {
+        let Received { api, permit, asked, file, content_sha256, secrets, memory } = self;
+        let Asked { file_id, key_id, nonce, .. } = asked.asked();
         if file.len() > api.limits.raw_body().bytes {
             return Err(ApiError::FileTooLarge(api.limits.past_file()));
         }
@@ -99,6 +115,16 @@ impl<'a> Received<'a> {
         if plain.len() > api.limits.max_file {
             return Err(ApiError::FileTooLarge(api.limits.past_file()));
         }
+        let document = nonce.as_deref().map(|nonce| permit.document(&api.attestation, nonce)).transpose()?;
+        Ok(Opened { api, asked, plain, document, content_sha256, secrets, memory })
+    }
+}
+
+impl<'a> Opened<'a> {
+    /// Has the file marked.
+    fn mark(self) -> Result<Marked<'a>, ApiError> {
+        let Opened { api, asked, plain, document, content_sha256, secrets, mut memory } = self;
+        let Asked { file_id, user_id, .. } = asked.asked();
         let keep_file = api.allow_unwatermarked;
         let caller = Caller { ready: &secrets, store: &api.store, form: api.watermark_api, keep_file };
         let request = WatermarkRequest { file_id, user_id, data: plain };
@@ -109,14 +135,14 @@ impl<'a> Received<'a> {
             (Err(unmarked), _) => return Err(ApiError::WatermarkMissing(unmarked.to_string())),
         };
         METRICS.file_bytes_out.add(data.len() as u64);
-        Ok(Marked { api, asked, data, watermarked, content_sha256, memory })
+        Ok(Marked { api, asked, data, watermarked, document, content_sha256, memory })
     }
 }
 
 impl Marked<'_> {
     /// Seals the file, if requested, and signs what is returned.
     fn give(self) -> Result<Given, ApiError> {
-        let Marked { api, asked, data, watermarked, content_sha256, mut memory } = self;
+        let Marked { api, asked, data, watermarked, document, content_sha256, mut memory } = self;
         let Asked { file_id, user_id, .. } = asked.asked();
         let about = About { file_id, user_id };
         let reply_key = asked.reply_key();
@@ -134,6 +160,6 @@ impl Marked<'_> {
         let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
         let signature = formats::base64::encode(api.attestation.sign(&statement.to_bcs(&data)));
         let identity = hex::encode(api.attestation.identity());
-        Ok(Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, memory })
+        Ok(Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, document, memory })
     }
 }

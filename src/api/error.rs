@@ -73,7 +73,8 @@ impl ApiError {
             ApiError::WatermarkBusy(seconds) => (503, "watermark_busy", WatermarkError::Busy(*seconds).to_string()),
             ApiError::DecryptFailed => (422, "decrypt_failed", "the file could not be decrypted".into()),
             ApiError::TooManyDocuments(_) => {
-                (429, "too_many_requests", "the limit is ten attestation documents a second".into())
+                let limit = "the limit is ten attestation documents a second, and one in ten seconds for each grant";
+                (429, "too_many_requests", limit.into())
             }
             ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),

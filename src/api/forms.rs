@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ApiError;
 use super::limits::Limits;
 use super::permit::{Asked, Covered};
-use super::request::{Target, body, decode, header, id};
+use super::request::{Target, body, decode, header, id, nonce};
 use crate::memory::{FIXED_COST, JSON_SLACK, Reservation, crowded};
 use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
@@ -33,6 +33,8 @@ pub(crate) struct Given {
     pub signature: String,
     /// The key that signed, in hex.
     pub identity: String,
+    /// The attestation document for the request's nonce.
+    pub document: Option<Vec<u8>>,
     /// The memory that the answer holds until it is sent.
     pub memory: Reservation,
 }
@@ -87,6 +89,8 @@ struct JsonRequest<'a> {
     key_id: Option<Text<'a>>,
     #[serde(borrow)]
     reply_key: Option<Text<'a>>,
+    #[serde(borrow)]
+    attest_nonce: Option<Text<'a>>,
 }
 
 /// A JSON answer up to its file.
@@ -103,6 +107,8 @@ struct AfterFile<'a> {
     timestamp_ms: u64,
     signature: &'a str,
     identity: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attestation: Option<String>,
 }
 
 /// Takes a request apart; the file is decoded in the buffer of the body.
@@ -112,11 +118,12 @@ fn parse(body: Vec<u8>) -> Result<(Asked, Vec<u8>), ApiError> {
     let user_id = id("user_id", request.user_id.as_deref())?.to_owned();
     let key_id = request.key_id.as_deref().map(|k| id("key_id", Some(k))).transpose()?.map(str::to_owned);
     let reply_key = request.reply_key.as_deref().map(reply_key).transpose()?;
+    let nonce = request.attest_nonce.as_deref().map(|hex| nonce("attest_nonce", hex)).transpose()?;
     let content = request.encrypted_content;
     let content = content.ok_or_else(|| ApiError::Invalid("encrypted_content is missing".into()))?.place(&body);
     let file = json::into_bytes(body, content);
     let file = file.ok_or_else(|| ApiError::Invalid("encrypted_content is not base64".into()))?;
-    Ok((Asked { file_id, user_id, key_id, reply_key }, file))
+    Ok((Asked { file_id, user_id, key_id, reply_key, nonce }, file))
 }
 
 fn raw(file_id: &str, target: &Target<'_>, request: &Request<'_>) -> Result<Asked, ApiError> {
@@ -125,7 +132,8 @@ fn raw(file_id: &str, target: &Target<'_>, request: &Request<'_>) -> Result<Aske
     let user_id = id("user_id", target.query("user_id")?)?.to_owned();
     let key_id = target.query("key_id")?.map(|key_id| id("key_id", Some(key_id))).transpose()?.map(str::to_owned);
     let reply_key = header(request, reply::REPLY_KEY)?.map(reply_key).transpose()?;
-    Ok(Asked { file_id, user_id, key_id, reply_key })
+    let nonce = header(request, reply::ATTEST)?.map(|hex| nonce(reply::ATTEST, hex)).transpose()?;
+    Ok(Asked { file_id, user_id, key_id, reply_key, nonce })
 }
 
 fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
@@ -134,14 +142,15 @@ fn reply_key(text: &str) -> Result<PublicKey, ApiError> {
 }
 
 fn json_answer(given: Given) -> Answer {
-    let Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, mut memory } = given;
+    let Given { asked, data, sealed, watermarked, timestamp_ms, signature, identity, document, mut memory } = given;
     let Asked { file_id, user_id, .. } = asked.asked();
     // The marked file; or, if it is sealed to the reply key, what it is sealed into ([`formats::reply`]).
     let member = if sealed { ",\"sealed_data\":\"" } else { ",\"decrypted_data\":\"" };
     let mut before = serde_json::to_vec(&BeforeFile { file_id, user_id }).expect("texts are JSON");
     before.pop(); // the closing brace
     before.extend_from_slice(member.as_bytes());
-    let after = AfterFile { watermarked, timestamp_ms, signature: &signature, identity: &identity };
+    let attestation = document.map(hex::encode);
+    let after = AfterFile { watermarked, timestamp_ms, signature: &signature, identity: &identity, attestation };
     let after = serde_json::to_string(&after);
     let after = after.expect("texts and numbers are JSON").replacen('{', "\",", 1).into_bytes();
     memory.answering(data.capacity() + FIXED_COST);
@@ -150,8 +159,8 @@ fn json_answer(given: Given) -> Answer {
 }
 
 fn raw_answer(given: Given) -> Answer {
-    let Given { data, sealed, watermarked, timestamp_ms, signature, identity, mut memory, .. } = given;
-    let headers = vec![
+    let Given { data, sealed, watermarked, timestamp_ms, signature, identity, document, mut memory, .. } = given;
+    let mut headers = vec![
         (reply::WATERMARKED, watermarked.to_string()),
         (reply::SEALED, sealed.to_string()),
         (reply::TIMESTAMP, timestamp_ms.to_string()),
@@ -159,8 +168,15 @@ fn raw_answer(given: Given) -> Answer {
         (reply::IDENTITY, identity),
     ];
     memory.answering(data.capacity() + FIXED_COST);
+    let body = match document {
+        None => Content::Bytes(data),
+        Some(before) => {
+            headers.push((reply::ATTESTATION_LENGTH, before.len().to_string()));
+            Content::Behind { before, data }
+        }
+    };
     let (content_type, held) = ("application/octet-stream", Some(memory));
-    Answer { route: "", status: 200, content_type, headers, body: Content::Bytes(data), held }
+    Answer { route: "", status: 200, content_type, headers, body, held }
 }
 
 #[cfg(test)]
@@ -175,6 +191,7 @@ mod tests {
             (r#"{"file_id":"f","user_id":"u"}"#, "encrypted_content is missing"),
             (r#"{"file_id":"f","user_id":"u","encrypted_content":"?"}"#, "encrypted_content is not base64"),
             (r#"{"file_id":"f","user_id":"u","reply_key":"AAAA"}"#, "reply_key is not base64"),
+            (r#"{"file_id":"f","user_id":"u","attest_nonce":""}"#, "attest_nonce is not hex of 1 to 64 bytes"),
             (r#"{"file_id":7}"#, "not the expected JSON at line 1 column 13"),
             (r#"["f"#, "not a JSON object"),
             ("{\"file_id\":\"\u{1}\"}", "not the expected JSON"),

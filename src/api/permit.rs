@@ -1,6 +1,7 @@
 //! What a request may have, and by which grant.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use formats::digest::Sha256;
 use formats::grants::{Grant, GrantError};
@@ -11,6 +12,7 @@ use formats::signature::VerifyingKey;
 use super::error::ApiError;
 use super::limits::TooLarge;
 use super::request::header;
+use crate::attest::{Asker, Attestation, DocumentError};
 use crate::grants::{GrantTime, Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
@@ -63,6 +65,8 @@ pub(crate) struct Asked {
     pub key_id: Option<String>,
     /// The key to seal the answer to, if the request names one.
     pub reply_key: Option<PublicKey>,
+    /// The nonce of the attestation document that is to come with the answer, if the request asks for one.
+    pub nonce: Option<Vec<u8>>,
 }
 
 /// What a request asks for and may have: one file for one user, in an answer that is sealed to this key, or plain.
@@ -136,6 +140,22 @@ impl<'a> Permit<'a> {
             taken.covers_content(content).map_err(refused)?;
         }
         Ok(secrets)
+    }
+
+    /// An attestation document for the request's nonce. A grant has turns of the module that anonymous requests cannot use
+    /// up, and one of them in ten seconds.
+    ///
+    /// # Errors
+    /// See [`DocumentError`]. The grant stays as it was.
+    pub(crate) fn document(&self, attestation: &Attestation, nonce: &[u8]) -> Result<Vec<u8>, DocumentError> {
+        let Permit::Granted(_, taken, _) = self else { return attestation.document(Some(nonce), Asker::Anyone) };
+        let now = Instant::now();
+        taken.may_attest(now).map_err(DocumentError::TooMany)?;
+        let made = attestation.document(Some(nonce), Asker::GrantHolder);
+        if !matches!(made, Err(DocumentError::TooMany(_))) {
+            taken.attested(now);
+        }
+        made
     }
 
     /// The owner of the request, if that is known.

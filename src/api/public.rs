@@ -1,6 +1,5 @@
 //! Routes of the public listener, for users.
 
-use formats::attestation::MAX_NONCE;
 use formats::base64;
 use formats::time::Utc;
 use serde_json::json;
@@ -11,9 +10,9 @@ use super::decrypt::decrypt;
 use super::error::{ApiError, Routed};
 use super::forms::Form;
 use super::health::health_check;
-use super::request::{Target, allow};
-use crate::attest::DocumentError;
-use crate::net::answer::Answer;
+use super::request::{Target, allow, nonce};
+use crate::attest::{Asker, DocumentError, RENEWAL};
+use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
@@ -27,6 +26,7 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
             ("health_check", get(request).map(|()| health_check(&api.health, &api.allowed, api.route, &api.store)))
         }
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
+        ["attestation"] => ("attestation", get(request).and_then(|()| attestation(api))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
         ["files", file_id, "decrypt"] => {
@@ -53,13 +53,21 @@ fn ready(api: &Api) -> Answer {
 
 /// The attestation document in hex, as Nautilus serves it; if a test root signs it, with that root.
 fn get_attestation(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
-    let nonce = target.query("nonce")?.map(hex::decode).transpose();
-    let nonce = nonce.ok().filter(|nonce| nonce.as_ref().is_none_or(|n| (1..=MAX_NONCE).contains(&n.len())));
-    let nonce = nonce.ok_or_else(|| ApiError::Invalid(format!("nonce is not hex of 1 to {MAX_NONCE} bytes")))?;
-    let document = api.attestation.document(nonce.as_deref())?;
+    let nonce = target.query("nonce")?.map(|hex| nonce("nonce", hex)).transpose()?;
+    let document = api.attestation.document(nonce.as_deref(), Asker::Anyone)?;
     let mut answer = json!({"attestation": hex::encode(document)});
     if let Some(root) = api.attestation.test_root().map_err(DocumentError::Nsm)? {
         answer["test_root"] = base64::encode(root).into();
     }
     Ok(Answer::json(200, &answer))
 }
+
+/// The attestation document without a nonce, in bytes: for clients that ask too often for one of their own each.
+fn attestation(api: &Api) -> Result<Answer, ApiError> {
+    let body = Content::Bytes(api.attestation.standing()?);
+    let headers = vec![("Cache-Control", format!("max-age={}", RENEWAL.as_secs()))];
+    Ok(Answer { route: "", status: 200, content_type: COSE_SIGN1, headers, body, held: None })
+}
+
+/// The media type of an untagged COSE_Sign1 (RFC 9052, 11.3.1).
+const COSE_SIGN1: &str = "application/cose; cose-type=\"cose-sign1\"";

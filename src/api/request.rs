@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use formats::attestation::MAX_NONCE;
 use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
@@ -99,6 +100,15 @@ pub(crate) fn id<'a>(name: &str, id: Option<&'a str>) -> Result<&'a str, ApiErro
         }
         Some(id) => Ok(id),
     }
+}
+
+/// Reads the nonce of an attestation document: hex of 1 to [`MAX_NONCE`] bytes.
+///
+/// # Errors
+/// It is something else.
+pub(crate) fn nonce(name: &str, hex: &str) -> Result<Vec<u8>, ApiError> {
+    let nonce = hex::decode(hex).ok().filter(|nonce| (1..=MAX_NONCE).contains(&nonce.len()));
+    nonce.ok_or_else(|| ApiError::Invalid(format!("{name} is not hex of 1 to {MAX_NONCE} bytes")))
 }
 
 /// How often a silent request checks whether it has to give way.

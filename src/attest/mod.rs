@@ -30,9 +30,12 @@ pub use nsm::DevNsm;
 #[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
 
-/// A document keeps the module busy for some milliseconds: how many are made at once, and then one in each interval.
+/// A document keeps the module busy for some milliseconds: how many are made at once for each [`Asker`], and then one in
+/// each interval.
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_millis(100);
+/// How often the document without a nonce is made anew.
+pub const RENEWAL: Duration = Duration::from_secs(60);
 
 /// A Nitro Secure Module, or what stands in for one.
 pub trait Nsm: Send + Sync {
@@ -117,6 +120,36 @@ pub enum DocumentError {
     Nsm(NsmError),
 }
 
+/// Who asks for a document. Each kind has turns of its own, so that anonymous clients cannot use up those of users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Whoever reaches the public port.
+    Anyone,
+    /// A request for a file that has a valid grant.
+    GrantHolder,
+}
+
+/// The turns of one kind of asker: when the next document would be due at an even rate.
+struct Turns(Mutex<Instant>);
+
+impl Turns {
+    fn new() -> Turns {
+        Turns(Mutex::new(Instant::now()))
+    }
+
+    fn take(&self, now: Instant) -> Result<(), DocumentError> {
+        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = (*next).max(now);
+        match (due - now).checked_sub(INTERVAL * (BURST - 1)) {
+            Some(wait) if !wait.is_zero() => Err(DocumentError::TooMany(wait)),
+            _ => {
+                *next = due + INTERVAL;
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The enclave's keys, and the module that vouches for them.
 pub struct Attestation {
     /// `None` on a machine without one: there are keys, and nobody vouches for them.
@@ -127,8 +160,10 @@ pub struct Attestation {
     allow_list: Sha256,
     /// The last sealed bundle in force.
     in_force: Mutex<BundleId>,
-    /// When the next document would be due at an even rate.
-    next: Mutex<Instant>,
+    anyones_turns: Turns,
+    grant_holders_turns: Turns,
+    /// The document without a nonce, once it has been asked for or renewed.
+    standing: Mutex<Option<Vec<u8>>>,
     /// Held while the module is asked: the clock must not be set meanwhile.
     clock: Mutex<Clock>,
 }
@@ -152,8 +187,18 @@ impl Attestation {
             Ed25519KeyPair::from_seed_unchecked(&*random()?).map_err(|_| NsmError("no identity key".into()))?;
         let sealing = hpke::PrivateKey::new(random()?);
         let boot_nonce = BootNonce::from_bytes(*random()?);
-        let (in_force, next) = (Mutex::default(), Mutex::new(Instant::now()));
-        Ok(Attestation { nsm, identity, sealing, boot_nonce, allow_list, in_force, next, clock: Mutex::default() })
+        Ok(Attestation {
+            nsm,
+            identity,
+            sealing,
+            boot_nonce,
+            allow_list,
+            in_force: Mutex::default(),
+            anyones_turns: Turns::new(),
+            grant_holders_turns: Turns::new(),
+            standing: Mutex::default(),
+            clock: Mutex::default(),
+        })
     }
 
     /// What a document says about this enclave besides its identity key.
@@ -176,16 +221,50 @@ impl Attestation {
     ///
     /// # Errors
     /// See [`DocumentError`].
-    pub fn document(&self, nonce: Option<&[u8]>) -> Result<Vec<u8>, DocumentError> {
+    pub fn document(&self, nonce: Option<&[u8]>, asker: Asker) -> Result<Vec<u8>, DocumentError> {
         let nsm = self.nsm.as_ref().ok_or(DocumentError::NoModule)?;
-        self.take_turn(Instant::now())?;
+        let turns = match asker {
+            Asker::Anyone => &self.anyones_turns,
+            Asker::GrantHolder => &self.grant_holders_turns,
+        };
+        turns.take(Instant::now())?;
+        self.make(nsm.as_ref(), nonce).map_err(DocumentError::Nsm)
+    }
+
+    /// The document without a nonce: the same for everyone, and at most [`RENEWAL`] old while [`Attestation::renew`] is
+    /// called so often.
+    ///
+    /// # Errors
+    /// See [`DocumentError`].
+    pub fn standing(&self) -> Result<Vec<u8>, DocumentError> {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*standing {
+            Some(document) => Ok(document.clone()),
+            None => Ok(standing.insert(self.document(None, Asker::Anyone)?).clone()),
+        }
+    }
+
+    /// Makes the document without a nonce anew.
+    ///
+    /// # Errors
+    /// The module gives none. The old one is forgotten.
+    pub fn renew(&self) -> Result<(), NsmError> {
+        let Some(nsm) = &self.nsm else { return Ok(()) };
+        let made = self.make(nsm.as_ref(), None);
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (document, result) = made.map_or_else(|e| (None, Err(e)), |document| (Some(document), Ok(())));
+        *standing = document;
+        result
+    }
+
+    fn make(&self, nsm: &dyn Nsm, nonce: Option<&[u8]>) -> Result<Vec<u8>, NsmError> {
         let user_data = self.user_data().to_json();
         let claims = Claims {
             public_key: Some(self.identity.public_key().as_ref()),
             user_data: Some(user_data.as_bytes()),
             nonce,
         };
-        self.ask(nsm.as_ref(), &claims).map(|(document, _)| document).map_err(DocumentError::Nsm)
+        self.ask(nsm, &claims).map(|(document, _)| document)
     }
 
     /// A document, and the module's name in it. The clock is held against the document's time.
@@ -204,18 +283,6 @@ impl Attestation {
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_turn(&self, now: Instant) -> Result<(), DocumentError> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = (*next).max(now);
-        match (due - now).checked_sub(INTERVAL * (BURST - 1)) {
-            Some(wait) if !wait.is_zero() => Err(DocumentError::TooMany(wait)),
-            _ => {
-                *next = due + INTERVAL;
-                Ok(())
-            }
-        }
     }
 
     /// Signs with the identity key: Ed25519 (RFC 8032).
@@ -278,7 +345,9 @@ mod tests {
         let attestation = Attestation::new(None, Sha256::default()).unwrap();
         assert!(attestation.identity().verifies(b"message", &attestation.sign(b"message")));
         assert_ne!(attestation.boot_nonce(), Attestation::new(None, Sha256::default()).unwrap().boot_nonce());
-        assert!(matches!(attestation.document(None), Err(DocumentError::NoModule)));
+        assert!(matches!(attestation.document(None, Asker::Anyone), Err(DocumentError::NoModule)));
+        attestation.renew().unwrap();
+        assert!(matches!(attestation.standing(), Err(DocumentError::NoModule)));
         assert_eq!(attestation.test_root().unwrap(), None);
         assert_eq!(attestation.check_clock().unwrap(), None);
     }
@@ -301,9 +370,8 @@ mod tests {
 
     #[test]
     fn ten_documents_are_given_at_once_and_ten_a_second_from_then_on() {
-        let attestation = attestation();
-        let start = Instant::now();
-        let taken = |at: Duration| attestation.take_turn(start + at).is_ok();
+        let (turns, start) = (Turns::new(), Instant::now());
+        let taken = |at: Duration| turns.take(start + at).is_ok();
         assert_eq!((0..15).filter(|_| taken(Duration::ZERO)).count(), 10);
         assert_eq!((0..5).filter(|_| taken(INTERVAL)).count(), 1);
         assert_eq!((0..50).filter(|_| taken(Duration::from_secs(60))).count(), 10);
@@ -328,7 +396,7 @@ mod tests {
     fn each_document_is_held_against_the_clock_and_a_fault_stays_until_the_next() {
         let by_document = Attestation::new(Some(Box::new(Behind)), Sha256::default()).unwrap();
         assert_eq!(by_document.clock_fault(), None);
-        by_document.document(None).unwrap();
+        by_document.document(None, Asker::Anyone).unwrap();
         let by_timer = Attestation::new(Some(Box::new(Behind)), Sha256::default()).unwrap();
         assert_eq!(by_timer.check_clock().unwrap().as_deref(), Some("m"));
         for attestation in [by_document, by_timer] {
@@ -337,12 +405,55 @@ mod tests {
         }
     }
 
+    /// Takes the turns of an asker until there is none left.
+    fn use_up(attestation: &Attestation, asker: Asker) {
+        while attestation.document(None, asker).is_ok() {}
+    }
+
+    #[test]
+    fn neither_kind_of_asker_can_use_up_the_documents_of_the_other() {
+        for (greedy, other) in [(Asker::Anyone, Asker::GrantHolder), (Asker::GrantHolder, Asker::Anyone)] {
+            let attestation = Attestation::new(Some(Box::new(Behind)), Sha256::default()).unwrap();
+            use_up(&attestation, greedy);
+            attestation.document(None, other).unwrap();
+        }
+    }
+
+    /// A module that gives a number for a document, and none once there are no more.
+    struct Counting(Mutex<std::ops::Range<u8>>);
+
+    impl Nsm for Counting {
+        fn document(&self, claims: &Claims<'_>) -> Result<Vec<u8>, NsmError> {
+            assert!(claims.nonce.is_none() && claims.public_key.is_some());
+            self.0.lock().unwrap().next().map(|n| vec![n]).ok_or(NsmError("it is broken".into()))
+        }
+
+        fn random(&self, _: &mut [u8]) -> Result<(), NsmError> {
+            Ok(())
+        }
+
+        fn has_clock(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn the_document_without_a_nonce_is_the_same_until_it_is_renewed_and_an_old_one_is_never_given() {
+        let module = Counting(Mutex::new(0..3));
+        let attestation = Attestation::new(Some(Box::new(module)), Sha256::default()).unwrap();
+        for expected in 0..3 {
+            (0..50).for_each(|_| assert_eq!(attestation.standing().unwrap(), [expected]));
+            assert_eq!(attestation.renew().is_ok(), expected < 2);
+        }
+        assert!(matches!(attestation.standing(), Err(DocumentError::Nsm(_))));
+    }
+
     #[cfg(feature = "test-nsm")]
     #[test]
     fn where_there_is_only_one_clock_it_is_held_against_nothing() {
         let attestation = attestation();
         assert_eq!(attestation.check_clock().unwrap(), None);
-        attestation.document(None).unwrap();
+        attestation.document(None, Asker::Anyone).unwrap();
         assert_eq!(attestation.clock_fault(), None);
     }
 }

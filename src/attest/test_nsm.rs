@@ -8,6 +8,7 @@
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use formats::attestation::TEST_ROOT as ROOT;
 use formats::digest::sha256;
 use formats::time::{Utc, now_ms};
 use log::warn;
@@ -22,6 +23,9 @@ use super::{Claims, Nsm, NsmError, der};
 /// The PCRs that a real document names, and their length: SHA-384's.
 const PCRS: u8 = 16;
 const PCR: [u8; 48] = [0; 48];
+/// A member that real documents lack, and readers ignore. With it a document has a little over 5 KiB, where real ones have
+/// 4.4 to 4.8 KB, so that whatever has to take a real one takes it here too.
+const PADDING: [u8; 3 << 10] = [0; 3 << 10];
 
 /// A module that nobody should believe.
 #[derive(Default)]
@@ -62,7 +66,6 @@ impl Chain {
 
 /// What the documents call it.
 const MODULE: &str = "test-without-nsm";
-const ROOT: &str = "teemark test root, proves nothing";
 const LEAF: &str = "teemark without a Nitro Secure Module";
 
 fn cannot(what: &str) -> NsmError {
@@ -79,11 +82,12 @@ impl Nsm for TestNsm {
     fn document(&self, claims: &Claims<'_>) -> Result<Vec<u8>, NsmError> {
         let Chain { root, leaf, leaf_key } = self.chain()?;
         let payload = encode(|e| {
-            e.map(9)?.str("module_id")?.str(MODULE)?.str("digest")?.str("SHA384")?;
+            e.map(10)?.str("module_id")?.str(MODULE)?.str("digest")?.str("SHA384")?;
             e.str("timestamp")?.u64(now_ms())?;
             e.str("pcrs")?.map(PCRS.into())?;
             (0..PCRS).try_for_each(|i| e.u8(i)?.bytes(&PCR).map(drop))?;
             e.str("certificate")?.bytes(leaf)?.str("cabundle")?.array(1)?.bytes(root)?;
+            e.str("padding")?.bytes(&PADDING)?;
             optional_claims(e, claims)
         });
         // {1: -35}: the algorithm is ES384 (RFC 9052, 3.1; RFC 9053, 2.1).
@@ -134,5 +138,10 @@ mod tests {
         let document = TestNsm::default().document(&Claims { nonce: Some(b"a nonce"), ..Claims::default() }).unwrap();
         assert!(document.windows(7).any(|w| w == b"a nonce"));
         assert_eq!(cbor::module_and_time(&document).unwrap().0, MODULE);
+        let length = document.len();
+        assert!(
+            (5 << 10..12 << 10).contains(&length),
+            "not as large as a real one, or larger than one can be: {length}"
+        );
     }
 }

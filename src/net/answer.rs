@@ -28,6 +28,13 @@ pub struct Answer {
 pub enum Content {
     /// As it is.
     Bytes(Vec<u8>),
+    /// A file behind what belongs to it.
+    Behind {
+        /// What comes first: small.
+        before: Vec<u8>,
+        /// The file.
+        data: Vec<u8>,
+    },
     /// A JSON text with a file in it, whose base64 is written piece by piece while it is sent.
     Base64 {
         /// The JSON up to the file.
@@ -47,6 +54,7 @@ impl Content {
     pub fn len(&self) -> usize {
         match self {
             Content::Bytes(bytes) => bytes.len(),
+            Content::Behind { before, data } => before.len() + data.len(),
             Content::Base64 { before, data, after } => before.len() + base64::encoded_len(data.len()) + after.len(),
         }
     }
@@ -62,13 +70,10 @@ impl Content {
     /// Those of `send`.
     pub fn send_behind(&self, mut head: Vec<u8>, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match self {
-            Content::Bytes(bytes) if bytes.len() <= SMALL => {
-                head.extend_from_slice(bytes);
-                send(&head)
-            }
-            Content::Bytes(bytes) => {
-                send(&head)?;
-                send(bytes)
+            Content::Bytes(bytes) => send_two(head, bytes, send),
+            Content::Behind { before, data } => {
+                head.extend_from_slice(before);
+                send_two(head, data, send)
             }
             Content::Base64 { before, data, after } => {
                 let beginning = [&head[..], before].concat();
@@ -88,6 +93,15 @@ impl Content {
             }
         }
     }
+}
+
+fn send_two(mut head: Vec<u8>, bytes: &[u8], mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    if bytes.len() <= SMALL {
+        head.extend_from_slice(bytes);
+        return send(&head);
+    }
+    send(&head)?;
+    send(bytes)
 }
 
 /// Largest body that goes out in one piece with its head, in bytes.

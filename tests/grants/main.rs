@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attested;
 mod issuers;
 mod requests;
 
@@ -22,7 +23,7 @@ const FILE: &[u8] = b"All of a text, long enough to be marked. ";
 /// A daemon that requires grants, with its service.
 struct Scene {
     daemon: Daemon,
-    _service: Service,
+    service: Service,
     file: Vec<u8>,
 }
 
@@ -40,7 +41,7 @@ impl Scene {
         assert_eq!(daemon.handshake(bundle.to_string().as_bytes())["missing"], json!(["GRANT_KEYS"]));
         bundle["GRANT_KEYS"] = jwks.clone();
         assert_eq!(daemon.handshake(bundle.to_string().as_bytes())["missing"], json!([]));
-        Scene { daemon, _service: service, file: encrypt(&KEY, &FILE.repeat(40)) }
+        Scene { daemon, service, file: encrypt(&KEY, &FILE.repeat(40)) }
     }
 
     /// The raw route with these header lines.
