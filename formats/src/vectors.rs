@@ -60,6 +60,8 @@ const FILE_KEY: u8 = 0xb0;
 const BUNDLE_EPHEMERAL: u8 = 0xc0;
 const ANSWER_EPHEMERAL: u8 = 0xd0;
 const BOOT_NONCE: u8 = 0xe0;
+/// The client's nonce.
+const NONCE: &[u8] = b"sixteen bytes: a";
 
 fn file_key(binds_file_id: bool) -> DeliveredKey {
     DeliveredKey::new(Box::new(bytes(FILE_KEY)), binds_file_id)
@@ -101,7 +103,7 @@ fn attestation() -> Value {
         "allow_list": String::from_utf8_lossy(list),
         "bundle_ciphertext": hex::encode("the last bundle's ciphertext"),
         "counter": COUNTER,
-        "nonce": hex::encode(b"sixteen bytes: a"),
+        "nonce": hex::encode(NONCE),
         "public_key": public(&ed25519(IDENTITY)).to_string(),
         "user_data": user_data.to_json(),
     })
@@ -216,12 +218,16 @@ fn request() -> Value {
         "raw": {
             "method": "POST",
             "target": format!("/files/{file_id}/decrypt?user_id={user_id}&key_id={KEY_ID}"),
-            "headers": {"Authorization": authorization, "Teemark-Reply-Key": reply_key},
+            "headers": {
+                "Authorization": authorization,
+                (reply::REPLY_KEY): reply_key,
+                (reply::ATTEST): hex::encode(NONCE),
+            },
             "body": hex::encode(&file),
         },
         "json": {
             "method": "POST",
-            "target": "/decrypt",
+            "target": "/files/decrypt",
             "headers": {"Authorization": authorization, "Content-Type": "application/json"},
             "body": json!({
                 "file_id": file_id,
@@ -229,6 +235,7 @@ fn request() -> Value {
                 "key_id": KEY_ID,
                 "encrypted_content": encode(&file),
                 "reply_key": reply_key,
+                "attest_nonce": hex::encode(NONCE),
             }).to_string(),
         },
     })
@@ -293,8 +300,44 @@ fn statement() -> Value {
     })
 }
 
+/// The sealed answer of statement.json, with an attestation document, as both routes give it. Only a module can sign a
+/// document, so a few bytes stand for one.
+fn attested_answer() -> Value {
+    let document = b"these bytes stand for an attestation document";
+    let signed = &statement()["sealed"];
+    let (given, identity) = (unhex(&signed["given"]), text(&statement()["identity"]));
+    let signature = &signed["signature_base64"];
+    json!({
+        "document": hex::encode(document),
+        "given": signed["given"],
+        "raw": {
+            "headers": {
+                (reply::WATERMARKED): "true",
+                (reply::SEALED): "true",
+                (reply::TIMESTAMP): signed["timestamp_ms"].to_string(),
+                (reply::SIGNATURE): signature,
+                (reply::IDENTITY): identity,
+                (reply::ATTESTATION_LENGTH): document.len().to_string(),
+            },
+            "body": hex::encode([document, &given[..]].concat()),
+        },
+        "json": {
+            "body": json!({
+                "file_id": ABOUT.file_id,
+                "user_id": ABOUT.user_id,
+                "sealed_data": encode(&given),
+                "watermarked": true,
+                "timestamp_ms": signed["timestamp_ms"],
+                "signature": signature,
+                "identity": identity,
+                "attestation": hex::encode(document),
+            }).to_string(),
+        },
+    })
+}
+
 /// Each file's name and content.
-fn all() -> [(&'static str, Value); 8] {
+fn all() -> [(&'static str, Value); 9] {
     [
         ("keys", keys()),
         ("attestation", attestation()),
@@ -304,6 +347,7 @@ fn all() -> [(&'static str, Value); 8] {
         ("request", request()),
         ("sealed_answer", sealed_answer()),
         ("statement", statement()),
+        ("attested_answer", attested_answer()),
     ]
 }
 
@@ -406,6 +450,24 @@ fn the_vectors_grant_is_good_for_the_vectors_request() {
     assert_eq!(grant.seals_to(asked), Ok(Some(x25519(REPLY).public())));
     let body: Value = serde_json::from_str(request["json"]["body"].as_str().unwrap()).unwrap();
     assert_eq!(decode(body["encrypted_content"].as_str().unwrap()), Some(unhex(&request["raw"]["body"])));
+}
+
+#[test]
+fn the_vectors_attested_answers_come_apart_and_are_signed() {
+    let (v, signed) = (read("attested_answer"), &read("statement")["sealed"]);
+    let headers = &v["raw"]["headers"];
+    let length = text(&headers["Teemark-Attestation-Length"]).parse().unwrap();
+    let body = unhex(&v["raw"]["body"]);
+    let (document, given) = body.split_at(length);
+    let json: Value = serde_json::from_str(&text(&v["json"]["body"])).unwrap();
+    assert_eq!((document, given), (&unhex(&v["document"])[..], &unhex(&v["given"])[..]));
+    assert_eq!(unhex(&json["attestation"]), document);
+    assert_eq!(decode(json["sealed_data"].as_str().unwrap()).unwrap(), given);
+    assert_eq!((&headers["Teemark-Identity"], &headers["Teemark-Signature"]), (&json["identity"], &json["signature"]));
+    let identity = VerifyingKey::from_slice(&unhex(&json["identity"])).unwrap();
+    let signature = decode(json["signature"].as_str().unwrap()).unwrap();
+    assert!(identity.verifies(&unhex(&signed["bcs"]), &signature));
+    assert_eq!(signed["sha256"], json!(sha256(given)), "the document is not part of what is signed");
 }
 
 #[test]

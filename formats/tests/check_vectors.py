@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 folder = pathlib.Path(sys.argv[1])
-keys, attestation, bundle, files, grant, request, answer, statement = (
+keys, attestation, bundle, files, grant, request, answer, statement, attested = (
     json.loads((folder / f"{name}.json").read_text())
-    for name in "keys attestation sealed_bundle files grant request sealed_answer statement".split()
+    for name in "keys attestation sealed_bundle files grant request sealed_answer statement attested_answer".split()
 )
 
 
@@ -114,6 +114,16 @@ for name, it in statement.items():
         bcs += text(it["file_id"].encode()) + text(it["user_id"].encode()) + bytes([it["watermarked"]])
         check(f"{name}: bcs", bcs.hex(), it["bcs"])
         verify(name, statement["identity"], bcs, it["signature"])
+
+# A document in front of what is signed.
+headers, body = attested["raw"]["headers"], unhex(attested["raw"]["body"])
+length = int(headers["Teemark-Attestation-Length"])
+check("document", body[:length].hex(), attested["document"])
+check("given", body[length:].hex(), statement["sealed"]["given"])
+verify("attested", headers["Teemark-Identity"], unhex(statement["sealed"]["bcs"]), base64.b64decode(headers["Teemark-Signature"]).hex())
+told = json.loads(attested["json"]["body"])
+check("attestation", told["attestation"], attested["document"])
+check("sealed_data", base64.b64decode(told["sealed_data"]).hex(), body[length:].hex())
 
 # The document's fields.
 told = json.loads(attestation["user_data"])
