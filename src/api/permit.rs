@@ -186,3 +186,19 @@ fn refused(e: GrantError) -> ApiError {
     METRICS.grants_refused.add(1);
     ApiError::Grant(e)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest;
+
+    #[cfg(feature = "test-nsm")]
+    #[test]
+    fn without_grants_a_document_comes_from_the_turns_of_get_attestation() {
+        let attestation = Attestation::new(attest::module().unwrap(), Sha256::default()).unwrap();
+        attestation.use_up(Asker::GrantHolder);
+        Permit::Open.document(&attestation, b"nonce").unwrap();
+        attestation.use_up(Asker::Anyone);
+        assert!(matches!(Permit::Open.document(&attestation, b"nonce"), Err(DocumentError::TooMany(_))));
+    }
+}
