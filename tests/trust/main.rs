@@ -5,6 +5,7 @@
 mod support;
 
 mod answers;
+mod fleet;
 mod grants;
 mod handshake;
 mod relay;

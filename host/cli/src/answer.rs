@@ -1,6 +1,7 @@
 //! Checks that an answer is signed by the attested enclave, and opens one that is sealed to the user's key.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -8,12 +9,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use formats::digest::Sha256;
 use formats::hpke::PrivateKey;
-use formats::reply::{self, About, SEALED, SIGNATURE, Statement, TIMESTAMP, WATERMARKED};
+use formats::reply::{self, ATTESTATION_LENGTH, About, IDENTITY, SEALED, SIGNATURE, Statement, TIMESTAMP, WATERMARKED};
 use formats::signature::VerifyingKey;
 use ureq::http::HeaderMap;
 
-/// How old a signature may be or, if clocks differ, how far in the future.
-pub(crate) const WINDOW: Duration = Duration::from_secs(300);
+/// How old a signature may be by this machine's clock or, if clocks differ, how far in the future.
+const WINDOW: Duration = Duration::from_secs(300);
+/// How long before the document that was made for its request an answer may have been signed. Both times are the enclave's.
+/// It signs after the document is made; its clock is kept within a second or two of the module's.
+const BEFORE_DOCUMENT: Duration = Duration::from_secs(10);
+/// Largest attestation document in front of a file, in bytes.
+const LARGEST_DOCUMENT: usize = 64 << 10;
 
 /// The identity key of the attested enclave, which has to sign the answers.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +34,15 @@ pub(crate) struct Asked<'a> {
     pub(crate) sealed: bool,
 }
 
+/// What the time of an answer's signature is held against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Clock {
+    /// This machine's.
+    Here(SystemTime),
+    /// The enclave's: when the document for the answer's request was made, in milliseconds since 1970.
+    Document(u64),
+}
+
 /// Why an answer is not accepted as the enclave's.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotSigned {
@@ -35,6 +50,12 @@ pub(crate) enum NotSigned {
     Field(&'static str),
     /// The signature is by another key, or of something else.
     Signature,
+    /// It says that the enclave with this identity key signed it, and another was attested.
+    Another(String),
+    /// It was signed this many seconds before the document for its request was made.
+    BeforeDocument(u64),
+    /// There is no attestation document with it.
+    NoDocument,
     /// The signature is this many seconds old.
     Old(u64),
     /// The signature's time is this many seconds in the future.
@@ -50,6 +71,21 @@ impl fmt::Display for NotSigned {
             NotSigned::Signature => {
                 f.write_str("its signature is by another key, or of other bytes, another request or another time")
             }
+            NotSigned::Another(signer) => write!(
+                f,
+                "its signature is by another key, and it names the enclave with identity key {signer} as its signer: the \
+                 address leads to several enclaves. Without --attested and --max-age each answer brings the document of \
+                 the enclave that signed it"
+            ),
+            NotSigned::BeforeDocument(seconds) => write!(
+                f,
+                "it was signed {seconds} s before the attestation document for this request was made; somebody replays an \
+                 old answer beside a fresh document"
+            ),
+            NotSigned::NoDocument => f.write_str(
+                "it came without the attestation document that was asked for: somebody on the way took that out, or the \
+                 daemon is too old to know it",
+            ),
             NotSigned::Old(seconds) => write!(
                 f,
                 "its signature is {seconds} s old, and at most {limit} s are allowed; \
@@ -76,6 +112,60 @@ pub(crate) fn is_unmarked(headers: &HeaderMap) -> bool {
     field(headers, WATERMARKED).is_ok_and(|value| value == "false")
 }
 
+/// How many bytes in front of the file are the attestation document; 0 if there is none.
+///
+/// # Errors
+/// The field occurs twice, or is not a length that a document can have.
+pub(crate) fn document_length(headers: &HeaderMap) -> Result<usize, NotSigned> {
+    if !headers.contains_key(ATTESTATION_LENGTH) {
+        return Ok(0);
+    }
+    let length = field(headers, ATTESTATION_LENGTH)?.parse().ok();
+    length.filter(|length| (1..=LARGEST_DOCUMENT).contains(length)).ok_or(NotSigned::Field(ATTESTATION_LENGTH))
+}
+
+/// The identity key that the answer says it is signed with. Anybody on the way can put another there.
+pub(crate) fn signer(headers: &HeaderMap) -> Option<VerifyingKey> {
+    hex::decode(field(headers, IDENTITY).ok()?).ok().and_then(|key| VerifyingKey::from_slice(&key))
+}
+
+/// Takes the attestation document, of a known length, from the beginning of a body; the rest goes to a sink.
+pub(crate) struct BehindDocument<W> {
+    document: Vec<u8>,
+    length: usize,
+    sink: W,
+}
+
+impl<W: Write> BehindDocument<W> {
+    pub(crate) fn new(length: usize, sink: W) -> BehindDocument<W> {
+        BehindDocument { document: Vec::with_capacity(length), length, sink }
+    }
+
+    /// The document, once the body has ended.
+    ///
+    /// # Errors
+    /// The body has fewer bytes than the document.
+    pub(crate) fn document(self) -> Result<Vec<u8>, NotSigned> {
+        if self.document.len() == self.length { Ok(self.document) } else { Err(NotSigned::Field(ATTESTATION_LENGTH)) }
+    }
+}
+
+impl<W: Write> Write for BehindDocument<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let missing = self.length - self.document.len();
+        if missing == 0 {
+            return self.sink.write(bytes);
+        }
+        let taken = missing.min(bytes.len());
+        self.document.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
 /// Opens a sealed answer.
 ///
 /// # Errors
@@ -85,7 +175,8 @@ pub(crate) fn open(mut sealed: Vec<u8>, about: About<'_>, key: &PrivateKey) -> R
 }
 
 impl IdentityKey {
-    /// Checks that the enclave signed exactly these bytes as the answer to this request, at most [`WINDOW`] from `now`.
+    /// Checks that the enclave signed exactly these bytes as the answer to this request, and when: at most [`WINDOW`] from
+    /// this machine's time, or at most [`BEFORE_DOCUMENT`] before the document for this request.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -94,7 +185,7 @@ impl IdentityKey {
         headers: &HeaderMap,
         given: &[u8],
         asked: Asked<'_>,
-        now: SystemTime,
+        clock: Clock,
     ) -> Result<(), NotSigned> {
         let Asked { about, content_sha256, sealed } = asked;
         let timestamp_ms = field(headers, TIMESTAMP)?.parse().map_err(|_| NotSigned::Field(TIMESTAMP))?;
@@ -102,14 +193,31 @@ impl IdentityKey {
         let signature = STANDARD.decode(field(headers, SIGNATURE)?).map_err(|_| NotSigned::Field(SIGNATURE))?;
         let statement = Statement { about, content_sha256, watermarked, sealed, timestamp_ms };
         if !self.0.verifies(&statement.to_bcs(given), &signature) {
-            return Err(NotSigned::Signature);
+            return Err(match signer(headers) {
+                Some(signer) if signer != self.0 => NotSigned::Another(hex::encode(signer)),
+                _ => NotSigned::Signature,
+            });
         }
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let signed = Duration::from_millis(timestamp_ms);
-        match (now.saturating_sub(signed), signed.saturating_sub(now)) {
-            (age, _) if age > WINDOW => Err(NotSigned::Old(age.as_secs())),
-            (_, ahead) if ahead > WINDOW => Err(NotSigned::Early(ahead.as_secs())),
-            _ => Ok(()),
+        clock.check(Duration::from_millis(timestamp_ms))
+    }
+}
+
+impl Clock {
+    /// Checks the time of a signature, since 1970.
+    fn check(self, signed: Duration) -> Result<(), NotSigned> {
+        match self {
+            Clock::Document(made) => match Duration::from_millis(made).saturating_sub(signed) {
+                before if before > BEFORE_DOCUMENT => Err(NotSigned::BeforeDocument(before.as_secs())),
+                _ => Ok(()),
+            },
+            Clock::Here(now) => {
+                let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+                match (now.saturating_sub(signed), signed.saturating_sub(now)) {
+                    (age, _) if age > WINDOW => Err(NotSigned::Old(age.as_secs())),
+                    (_, ahead) if ahead > WINDOW => Err(NotSigned::Early(ahead.as_secs())),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }
@@ -141,7 +249,7 @@ mod tests {
 
     fn check_at(headers: &HeaderMap, given: &[u8], asked: Asked<'_>, now_ms: u64) -> Result<(), NotSigned> {
         let identity = IdentityKey(VerifyingKey::from_slice(key(1).public_key().as_ref()).unwrap());
-        identity.check(headers, given, asked, UNIX_EPOCH + Duration::from_millis(now_ms))
+        identity.check(headers, given, asked, Clock::Here(UNIX_EPOCH + Duration::from_millis(now_ms)))
     }
 
     fn signature_by(byte: u8) -> String {
@@ -194,6 +302,63 @@ mod tests {
                 assert_eq!(check_at(&headers, b"bytes", ASKED, SIGNED_MS), Err(NotSigned::Field(name)));
             }
         }
+    }
+
+    #[test]
+    fn an_answer_may_be_signed_ten_seconds_before_its_document_and_any_time_after_it() {
+        let identity = IdentityKey(VerifyingKey::from_slice(key(1).public_key().as_ref()).unwrap());
+        let check = |made| identity.check(&signed(), b"bytes", ASKED, Clock::Document(made));
+        assert_eq!(check(SIGNED_MS + 10_000), Ok(()));
+        assert_eq!(check(SIGNED_MS + 10_001), Err(NotSigned::BeforeDocument(10)));
+        assert_eq!(check(SIGNED_MS - 3_600_000), Ok(()));
+    }
+
+    #[test]
+    fn an_answer_that_names_another_signer_is_told_from_a_forged_one() {
+        let other = hex::encode(key(2).public_key().as_ref());
+        let with = |signature: u8, names: &str| {
+            let mut headers = signed();
+            headers.insert(SIGNATURE, signature_by(signature).parse().unwrap());
+            headers.insert(IDENTITY, names.parse().unwrap());
+            check_at(&headers, b"bytes", ASKED, SIGNED_MS)
+        };
+        assert_eq!(with(2, &other), Err(NotSigned::Another(other.clone())));
+        assert_eq!(with(2, "zz"), Err(NotSigned::Signature));
+        assert_eq!(with(1, &other), Ok(()), "what it says about itself counts for nothing");
+    }
+
+    #[test]
+    fn a_documents_length_is_bounded_and_occurs_once() {
+        let length = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(ATTESTATION_LENGTH, value.parse().unwrap());
+            }
+            document_length(&headers)
+        };
+        assert_eq!((length(&[]), length(&["1"]), length(&["65536"])), (Ok(0), Ok(1), Ok(65536)));
+        for bad in [&["0"][..], &["65537"], &["-1"], &["five"], &["5", "5"]] {
+            assert_eq!(length(bad), Err(NotSigned::Field(ATTESTATION_LENGTH)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_is_taken_from_the_front_however_the_bytes_come() {
+        for piece in 1..8 {
+            let mut file = Vec::new();
+            let mut sink = BehindDocument::new(3, &mut file);
+            for bytes in b"docfile".chunks(piece) {
+                sink.write_all(bytes).unwrap();
+            }
+            assert_eq!((sink.document(), &file[..]), (Ok(b"doc".to_vec()), &b"file"[..]));
+        }
+        let mut sink = BehindDocument::new(3, Vec::new());
+        sink.write_all(b"do").unwrap();
+        assert_eq!(
+            sink.document(),
+            Err(NotSigned::Field(ATTESTATION_LENGTH)),
+            "the body ends before the document does"
+        );
     }
 
     #[test]

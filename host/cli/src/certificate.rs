@@ -124,7 +124,7 @@ fn check(bytes: &[u8], content: Content) -> Result<()> {
 }
 
 /// A file's contents as the bundle has them.
-fn as_sent(file: &[u8]) -> String {
+pub(crate) fn as_sent(file: &[u8]) -> String {
     base64::encode(file)
 }
 

@@ -1,15 +1,21 @@
-//! Sends requests to a running daemon: plain HTTP to the given address and nowhere else, with the daemon's own message
-//! if it refuses.
+//! Sends requests to a running daemon: HTTP, with TLS where the address says https, to the given address and nowhere else,
+//! with the daemon's own message if it refuses.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use formats::certificates::Part;
+use formats::pem;
 use serde::Deserialize;
 use ureq::http::{Response, Uri, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use crate::certificate::{self, Content};
 use crate::failure::{Class, Failure};
 use crate::terminal::say;
 
@@ -32,60 +38,140 @@ struct ErrorAnswer {
 pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let parsed = text.parse::<Uri>().ok().filter(|url| url.query().is_none() && url.host().is_some());
     match parsed.as_ref().and_then(Uri::scheme_str) {
-        Some("http") => Ok(text.trim_end_matches('/').to_owned()),
-        _ => Err("write http://HOST:PORT, the address that leads to the enclave's public port".to_owned()),
+        Some("http" | "https") => Ok(text.trim_end_matches('/').to_owned()),
+        _ => {
+            Err("write http://HOST:PORT or https://HOST, the address that leads to the enclave's public port"
+                .to_owned())
+        }
     }
 }
 
-/// Plain HTTP: no proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
-pub(crate) fn agent(limit: Duration) -> Agent {
-    Agent::config_builder()
-        .proxy(None)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .http_status_as_error(false)
-        .timeout_connect(Some(CONNECT_LIMIT))
-        .timeout_await_100(Some(CONTINUE_LIMIT))
-        .timeout_global(Some(limit))
-        .user_agent(concat!("teemark/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+/// The option that says whose certificates count where the address says https.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Cacert {
+    /// For https: the CA certificates to trust instead of the system's (PEM or DER). TLS ends on the parent or before it, and
+    /// proves nothing about the enclave
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
 }
 
-/// Repeats `attempt` until the daemon at `endpoint` answers 200, and waits in between if the daemon asks to
-/// (429 and 503 with Retry-After), `retries` times at most.
-///
-/// # Errors
-/// The daemon gave no answer or is not the daemon; or what it said, with its code.
-pub(crate) fn ask(
-    endpoint: &str,
-    retries: u32,
-    mut attempt: impl FnMut() -> Result<Response<Body>, ureq::Error>,
-) -> Result<Response<Body>> {
-    let mut tried = 0;
-    loop {
-        let mut answer = attempt().map_err(|e| no_answer(endpoint, e))?;
-        match pause(&answer) {
-            Some(pause) if tried < retries => {
-                tried += 1;
-                say(format_args!(
-                    "the daemon asks to wait; trying again in {} s ({tried} of {retries})",
-                    pause.as_secs()
-                ));
-                sleep(pause);
+/// A daemon: its address, and how it is reached.
+pub(crate) struct Daemon {
+    /// The base of its addresses, as [`endpoint`] gives it.
+    pub(crate) endpoint: String,
+    tls: TlsConfig,
+}
+
+impl Cacert {
+    /// The daemon at an address.
+    ///
+    /// # Errors
+    /// The address says https, and the CA certificates cannot be read, or there are none; or it says http, and some are
+    /// named.
+    pub(crate) fn daemon(&self, endpoint: &str) -> Result<Daemon> {
+        let endpoint = endpoint.to_owned();
+        let roots = match &self.cacert {
+            Some(_) if !is_https(&endpoint) => {
+                bail!(Failure::usage(format!("--cacert is for https, and {endpoint} is plain http")))
             }
-            _ if answer.status() == 200 => return Ok(answer),
-            _ => return Err(refusal(endpoint, &mut answer).into()),
+            Some(path) => read_roots(path)?,
+            None if is_https(&endpoint) => system_roots()?,
+            None => Vec::new(),
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = RootCerts::from(roots.iter().map(|der| Certificate::from_der(der).to_owned()));
+        let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
+        Ok(Daemon { endpoint, tls })
+    }
+}
+
+/// Schemes have no case (RFC 3986, 3.1).
+fn is_https(endpoint: &str) -> bool {
+    endpoint.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+}
+
+fn read_roots(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let bytes = certificate::read(path, "--cacert", Content::Certificates)?;
+    let text = certificate::as_sent(&bytes);
+    let roots = pem::certificates(Part::Authority, text.as_bytes());
+    let roots = roots.map_err(|e| anyhow::anyhow!("it {}", e.reason));
+    Ok(roots.with_context(|| format!("--cacert {}", path.display()))?.into_iter().map(|der| der.to_vec()).collect())
+}
+
+/// The system's CA certificates: where OpenSSL has them, or where SSL_CERT_FILE and SSL_CERT_DIR say.
+fn system_roots() -> Result<Vec<Vec<u8>>> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map_or_else(String::new, |e| format!(" ({e})"));
+        bail!("the system has no CA certificates{why}; install ca-certificates, or name some with --cacert FILE");
+    }
+    Ok(found.certs.into_iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+impl Daemon {
+    /// No proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
+    pub(crate) fn agent(&self, limit: Duration) -> Agent {
+        Agent::config_builder()
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_LIMIT))
+            .timeout_await_100(Some(CONTINUE_LIMIT))
+            .timeout_global(Some(limit))
+            .tls_config(self.tls.clone())
+            .user_agent(concat!("teemark/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent()
+    }
+
+    /// Repeats `attempt` until the daemon answers 200, and waits in between if the daemon asks to (429 and 503 with
+    /// Retry-After), `retries` times at most.
+    ///
+    /// # Errors
+    /// The daemon gave no answer or is not the daemon; or what it said, with its code.
+    pub(crate) fn ask(
+        &self,
+        retries: u32,
+        mut attempt: impl FnMut() -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>> {
+        let mut tried = 0;
+        loop {
+            let mut answer = attempt().map_err(|e| no_answer(&self.endpoint, e))?;
+            match pause(&answer) {
+                Some(pause) if tried < retries => {
+                    tried += 1;
+                    say(format_args!(
+                        "the daemon asks to wait; trying again in {} s ({tried} of {retries})",
+                        pause.as_secs()
+                    ));
+                    sleep(pause);
+                }
+                _ if answer.status() == 200 => return Ok(answer),
+                _ => return Err(refusal(&self.endpoint, &mut answer).into()),
+            }
         }
     }
 }
 
 /// Whether the daemon could not be connected to, as while it starts.
 pub(crate) fn is_not_there(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect))
-    )
+    let Some(error) = error.downcast_ref() else { return false };
+    let is_there = tls_fault(error).is_some();
+    !is_there
+        && matches!(
+            error,
+            ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect)
+        )
+}
+
+/// Why TLS failed, if it is TLS that failed.
+fn tls_fault(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(why) => Some(why),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
 }
 
 /// How long a daemon without room asks to wait. A date, which it never sends, counts as a second.
@@ -99,7 +185,15 @@ fn pause(answer: &Response<Body>) -> Option<Duration> {
 /// Why there is no answer: the network's faults and time limits may pass, others do not.
 fn no_answer(endpoint: &str, error: ureq::Error) -> anyhow::Error {
     use ureq::Error::*;
+    if let Some(rustls::Error::InvalidCertificate(_)) = tls_fault(&error) {
+        let message = format!(
+            "the certificate of {endpoint} is not trusted; --cacert FILE names the CA that issued it, if it is not one of \
+             the system's"
+        );
+        return anyhow::Error::new(error).context(Failure::new(Class::Other, "tls_not_trusted", message));
+    }
     let class = match error {
+        _ if tls_fault(&error).is_some() => Class::Other,
         Io(_) | Timeout(_) | ConnectionFailed | HostNotFound => Class::TryAgain,
         _ => Class::Other,
     };
@@ -144,10 +238,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_endpoint_is_plain_http_without_a_query() {
+    fn the_endpoint_is_http_or_https_without_a_query() {
         assert_eq!(endpoint("http://127.0.0.1:3000/").as_deref(), Ok("http://127.0.0.1:3000"));
         assert_eq!(endpoint("http://[::1]:3000/base").as_deref(), Ok("http://[::1]:3000/base"));
-        for bad in ["", "127.0.0.1:3000", "https://h:1", "http://h/?q", "tcp:h:1", "http://"] {
+        assert_eq!(endpoint("https://h/").as_deref(), Ok("https://h"));
+        for bad in ["", "127.0.0.1:3000", "ftp://h:1", "http://h/?q", "tcp:h:1", "http://"] {
             assert!(endpoint(bad).unwrap_err().contains("http://HOST:PORT"), "{bad}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -10,23 +10,25 @@ use base64::engine::general_purpose::STANDARD;
 use clap::builder::NonEmptyStringValueParser;
 use formats::digest::sha256;
 use formats::hpke;
-use formats::reply::{About, REPLY_KEY, sealed_len};
+use formats::reply::{ATTEST, About, REPLY_KEY, sealed_len};
 use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
+use formats::signature::VerifyingKey;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use ureq::http::{Response, header};
 use ureq::{Agent, Body, SendBody};
 
-use crate::answer::{self, Asked, IdentityKey, WINDOW};
-use crate::attest::{Purpose, Trust};
+use crate::answer::{self, Asked, BehindDocument};
+use crate::attest::{Nonce, Trust};
 use crate::batch::{self, Files, Job, REMEDY};
-use crate::daemon;
+use crate::daemon::{self, Cacert, Daemon};
 use crate::failure::{Done, Failure};
 use crate::grant::Token;
 use crate::keys::fresh_private_key;
 use crate::output::{self, Output, Readers};
 use crate::private_key::{PrivateKey, Use};
 use crate::progress::{Counts, Progress};
+use crate::proof::Proof;
 use crate::terminal::say;
 
 /// All but the unreserved characters (RFC 3986, 2.3).
@@ -54,9 +56,11 @@ keep the file from everyone but its user, whoever relays it."
 pub(crate) struct Arguments {
     #[command(flatten)]
     files: Files,
-    /// The daemon's public address, http://HOST:PORT
+    /// The daemon's public address, http://HOST:PORT or https://HOST; several enclaves may be behind it
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
+    #[command(flatten)]
+    cacert: Cacert,
     /// The user who asks, and whom the mark names
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     user_id: String,
@@ -75,9 +79,16 @@ pub(crate) struct Arguments {
     /// Seal it to this key, as teemark keygen --for reply makes it [default: a new one for this request]
     #[arg(long, value_name = "FILE", requires = "seal")]
     reply_key: Option<PathBuf>,
-    /// Attest the enclave first, and accept only an answer that it signed
+    /// Have each answer bring the attestation document of its enclave, and accept only what that enclave signed
     #[arg(long, requires = "pcrs")]
     verify: bool,
+    /// Verify by this document instead, which teemark attest --output wrote
+    #[arg(long, value_name = "FILE", requires_all = ["verify", "max_age"])]
+    attested: Option<PathBuf>,
+    /// Verify by the document of --attested or, without it, by one that the daemon makes each minute for all clients, if it
+    /// is at most this old; the counter and the bundle in it may be as old
+    #[arg(long, value_name = "SECONDS", requires = "verify", value_parser = clap::value_parser!(u64).range(1..))]
+    max_age: Option<u64>,
     #[command(flatten)]
     trust: Option<Trust>,
     /// How often to try again while the daemon has no room (503 or 429 with Retry-After)
@@ -93,14 +104,17 @@ struct Request {
     url: String,
     authorization: Option<String>,
     reply_key: Option<hpke::PublicKey>,
+    /// Asks for the attestation document for this nonce.
+    nonce: Option<Nonce>,
     file: Vec<u8>,
 }
 
 /// What is the same for every file of a command.
 struct Session {
+    daemon: Daemon,
     agent: Agent,
     reply_key: Option<hpke::PrivateKey>,
-    identity: Option<IdentityKey>,
+    proof: Option<Proof>,
 }
 
 /// Sends each file, tries again while the daemon is busy, and writes a complete output file or none.
@@ -125,10 +139,12 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
         bail!("the grant names the key that the answer is sealed to; give that key with --seal --reply-key FILE");
     }
     arguments.tell_what_is_left_open(tokens().any(|token| !token.names_reply_key()));
+    let daemon = arguments.cacert.daemon(&arguments.endpoint)?;
     let session = Session {
-        agent: daemon::agent(Duration::from_secs(arguments.timeout)),
+        agent: daemon.agent(Duration::from_secs(arguments.timeout)),
+        daemon,
         reply_key: arguments.reply_key()?,
-        identity: arguments.identity()?,
+        proof: arguments.proof()?,
     };
     let mut work = work.into_iter();
     batch::run(&jobs, |job, progress| {
@@ -152,24 +168,43 @@ fn check_form(answer: &Response<Body>, asked: bool) -> Result<()> {
     }
 }
 
-/// Checks and opens an answer that is signed, sealed or both.
-fn check_and_open(
-    answer: Response<Body>,
-    limit: u64,
-    asked: Asked<'_>,
-    identity: Option<IdentityKey>,
-    reply_key: Option<&hpke::PrivateKey>,
-    progress: &Progress,
-) -> Result<Vec<u8>> {
-    let headers = answer.headers().clone();
-    let mut given = Vec::new();
-    receive(answer, limit, &mut given, progress)?;
-    if let Some(identity) = identity {
-        identity.check(&headers, &given, asked, SystemTime::now())?;
-    }
-    match reply_key {
-        Some(key) => answer::open(given, asked.about, key),
-        None => Ok(given),
+/// An answer's file, and the key that was proven to have signed it.
+struct Given {
+    bytes: u64,
+    signer: Option<VerifyingKey>,
+}
+
+impl Session {
+    /// Receives an answer, checks that it is signed and opens it, as far as that was asked for, and writes the file.
+    fn receive(
+        &self,
+        answer: Response<Body>,
+        limit: u64,
+        (asked, nonce): (Asked<'_>, Option<Nonce>),
+        out: &mut Output,
+        progress: &Progress,
+    ) -> Result<Given> {
+        let headers = answer.headers().clone();
+        let length = answer::document_length(&headers)?;
+        let limit = limit + length as u64;
+        if self.proof.is_none() && self.reply_key.is_none() {
+            let mut body = BehindDocument::new(length, out);
+            let received = receive(answer, limit, &mut body, progress)?;
+            let document = body.document()?;
+            return Ok(Given { bytes: received - document.len() as u64, signer: None });
+        }
+        let mut given = Vec::new();
+        let mut body = BehindDocument::new(length, &mut given);
+        receive(answer, limit, &mut body, progress)?;
+        let document = body.document()?;
+        let check = |proof: &Proof| proof.check(&self.daemon, (nonce, &document), (&headers, &given), asked);
+        let signer = self.proof.as_ref().map(check).transpose()?;
+        let file = match &self.reply_key {
+            Some(key) => answer::open(given, asked.about, key)?,
+            None => given,
+        };
+        out.write_all(&file).context("the marked file cannot be written")?;
+        Ok(Given { bytes: file.len() as u64, signer })
     }
 }
 
@@ -185,28 +220,23 @@ impl Arguments {
         let path = &job.output;
         let mut out = Output::open(path, self.files.existing(), Readers::Owner, REMEDY)?;
         let about = About { file_id, user_id: &self.user_id };
-        let reply_key = session.reply_key.as_ref();
+        let (file, nonce) =
+            (read(&job.input)?, session.proof.as_ref().map_or(Ok(None), |proof| proof.prepare(&session.daemon))?);
         let request = Request {
             url: self.url(about),
             authorization: grant.map(Token::authorization),
-            reply_key: reply_key.map(hpke::PrivateKey::public),
-            file: read(&job.input)?,
+            reply_key: session.reply_key.as_ref().map(hpke::PrivateKey::public),
+            nonce,
+            file,
         };
-        let answer = daemon::ask(&self.endpoint, self.retries, || request.post(&session.agent, progress))?;
+        let answer = session.daemon.ask(self.retries, || request.post(&session.agent, progress))?;
         let limit = largest_answer(request.file.len());
-        let asked = Asked { about, content_sha256: sha256(&request.file), sealed: reply_key.is_some() };
+        let asked = Asked { about, content_sha256: sha256(&request.file), sealed: session.reply_key.is_some() };
         drop(request);
         let unmarked = answer::is_unmarked(answer.headers());
         let not_written = || format!("{} was not written", path.display());
         check_form(&answer, asked.sealed).with_context(not_written)?;
-        let bytes = match (session.identity, reply_key) {
-            (None, None) => receive(answer, limit, &mut out, progress).with_context(not_written)?,
-            (identity, key) => {
-                let file = check_and_open(answer, limit, asked, identity, key, progress).with_context(not_written)?;
-                out.write_all(&file).with_context(|| format!("cannot write {}", path.display()))?;
-                file.len() as u64
-            }
-        };
+        let given = session.receive(answer, limit, (asked, nonce), &mut out, progress).with_context(not_written)?;
         out.commit(REMEDY)?;
         if unmarked {
             progress.aside(|| {
@@ -220,10 +250,11 @@ impl Arguments {
             "input": job.input.to_string_lossy(),
             "output": path.to_string_lossy(),
             "file_id": file_id,
-            "bytes": bytes,
+            "bytes": given.bytes,
             "watermarked": !unmarked,
             "sealed": asked.sealed,
-            "verified": session.identity.is_some(),
+            "verified": given.signer.is_some(),
+            "identity": given.signer.map(hex::encode),
         }))
     }
 
@@ -264,25 +295,19 @@ impl Arguments {
         key.map(Some).with_context(|| format!("--reply-key {}", path.display()))
     }
 
-    /// Attests the enclave, if its signature is to be checked.
-    fn identity(&self) -> Result<Option<IdentityKey>> {
+    /// How the answers' signer is to be known, if their signatures are to be checked. What that takes is read before
+    /// anything is sent.
+    fn proof(&self) -> Result<Option<Proof>> {
         if !self.verify {
             return Ok(None);
         }
-        let trust = self.trust.as_ref().context("--verify needs --pcrs")?;
-        let attested = trust.attest(&self.endpoint, Purpose::Look)?;
-        // Otherwise the answer's signature would be refused for its time, with the grant already used up.
-        let made = Duration::from_millis(attested.timestamp_ms);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let apart = now.abs_diff(made);
-        if apart > WINDOW {
-            bail!(
-                "this machine's clock and the enclave's are {} s apart, and at most {} s are allowed; nothing was sent",
-                apart.as_secs(),
-                WINDOW.as_secs()
-            );
-        }
-        Ok(Some(IdentityKey(attested.identity)))
+        let expected = self.trust.as_ref().context("--verify needs --pcrs")?.expected()?;
+        let most = self.max_age.map(Duration::from_secs);
+        Ok(Some(match (&self.attested, most) {
+            (Some(file), Some(most)) => Proof::saved(expected, file, most)?,
+            (None, Some(most)) => Proof::standing(expected, most),
+            _ => Proof::Fresh(expected),
+        }))
     }
 
     fn url(&self, about: About<'_>) -> String {
@@ -328,6 +353,9 @@ impl Request {
         }
         if let Some(key) = &self.reply_key {
             request = request.header(REPLY_KEY, STANDARD.encode(key));
+        }
+        if let Some(nonce) = &self.nonce {
+            request = request.header(ATTEST, hex::encode(nonce));
         }
         request.send(SendBody::from_reader(&mut bar.wrap_read(Cursor::new(&self.file))))
     }

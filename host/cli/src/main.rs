@@ -25,6 +25,7 @@ mod keys;
 mod output;
 mod private_key;
 mod progress;
+mod proof;
 mod seal;
 mod secrets;
 mod terminal;

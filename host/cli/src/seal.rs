@@ -43,9 +43,10 @@ impl fmt::Display for Unconfirmed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the answer was not the enclave's: its attestation document ")?;
         match self {
-            Unconfirmed::Boot => {
-                f.write_str("is from another boot; send the bundle again, and find out who restarted the enclave")
-            }
+            Unconfirmed::Boot => f.write_str(
+                "is from another boot: the enclave was restarted, or the address leads to several enclaves; name one \
+                 that leads to this enclave alone, send the bundle again, and find out who restarted it",
+            ),
             Unconfirmed::Counter { told, sealed } => {
                 write!(f, "says counter {told}, not {sealed}; somebody on the way withholds the bundle")?;
                 if told > sealed { f.write_str(", or a later one has replaced it") } else { Ok(()) }

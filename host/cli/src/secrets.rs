@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::attest::{Attested, Purpose, Trust};
 use crate::bundle::{self, Items, LARGEST};
-use crate::daemon;
+use crate::daemon::{self, Cacert};
 use crate::failure::{Class, Done, Failure};
 use crate::handshake::{self, Accepted};
 use crate::output::{self, Existing, Readers};
@@ -28,6 +28,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[command(
     mut_arg("pcrs", |pcrs| pcrs.requires("seal")),
     mut_arg("development", |development| development.requires("seal")),
+    mut_arg("cacert", |cacert| cacert.requires("seal")),
     after_help = "Examples:
   teemark secrets --client-cert client.crt --client-key client.key --ca ecs-ca.crt \\
     --endpoint https://watermark.internal.staging.zing.you:8080 --keys keys.json \\
@@ -46,9 +47,11 @@ pub(crate) struct Arguments {
     /// Sealer the bundle to the enclave at --attested, so that nobody on the way can read or change it
     #[arg(long, requires_all = ["attested", "pcrs", "operator_key"])]
     seal: bool,
-    /// The daemon's public address, http://HOST:PORT, of the enclave to attest and to seal to
+    /// The daemon's public address, http://HOST:PORT or https://HOST, of the one enclave to attest and to seal to
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint, requires = "seal")]
     attested: Option<String>,
+    #[command(flatten)]
+    cacert: Cacert,
     #[command(flatten)]
     trust: Option<Trust>,
     /// The operator's private key, as teemark keygen --for operator makes it
@@ -187,7 +190,28 @@ impl Arguments {
             return Ok(None);
         }
         let operator = operator_key(self.operator_key.as_deref().context("--seal needs --operator-key")?)?;
-        Sealer::new(&self.attest(Purpose::Secrets, self.wait)?, operator, self.counter).map(Some)
+        let to = self.attest(Purpose::Secrets, self.wait)?;
+        self.is_one_enclave(&to)?;
+        Sealer::new(&to, operator, self.counter).map(Some)
+    }
+
+    /// Attests once more, by another connection: behind a balancer that would be another enclave, which could not open what
+    /// is sealed to this one.
+    fn is_one_enclave(&self, to: &Attested) -> Result<()> {
+        let again = self.attest(Purpose::Confirmation, 0)?;
+        if (again.identity, again.boot_nonce) == (to.identity, to.boot_nonce) {
+            return Ok(());
+        }
+        let endpoint = self.attested.as_deref().unwrap_or_default();
+        let message = format!(
+            "{endpoint} leads to several enclaves, or the enclave was restarted just now: two documents have the identity \
+             keys {} and {}. A bundle is sealed to one enclave; nothing was sent. Seal and send it to each: on each parent \
+             instance with --attested http://127.0.0.1:3000 (teemark expose) and --send vsock:CID:7777, or from elsewhere \
+             with the address of each parent instance, not the balancer's",
+            hex::encode(to.identity),
+            hex::encode(again.identity)
+        );
+        Err(Failure::refused("several_enclaves", message).into())
     }
 
     /// Attests the enclave to learn whether it accepted the bundle: the answer came through the parent, which can make one
@@ -236,10 +260,11 @@ impl Arguments {
     fn attest(&self, purpose: Purpose, wait: u64) -> Result<Attested> {
         let endpoint = self.attested.as_deref().context("--seal needs --attested")?;
         let trust = self.trust.as_ref().context("--seal needs --pcrs")?;
+        let daemon = self.cacert.daemon(endpoint)?;
         let start = Instant::now();
         let mut told = false;
         loop {
-            match trust.attest(endpoint, purpose) {
+            match trust.attest(&daemon, purpose) {
                 Err(error) if daemon::is_not_there(&error) && start.elapsed() < Duration::from_secs(wait) => {
                     if !told {
                         say(format_args!("waiting for {endpoint}, {wait} s at most"));

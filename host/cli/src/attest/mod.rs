@@ -18,6 +18,7 @@ mod verify;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use base64::Engine;
@@ -25,11 +26,12 @@ use base64::engine::general_purpose::STANDARD;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
-pub(crate) use trust::{Purpose, Trust};
-pub(crate) use verify::Attested;
+pub(crate) use trust::{Expected, Nonce, Purpose, Trust, nonce};
+pub(crate) use verify::{Attested, Reused};
 
-use crate::daemon;
+use crate::daemon::{self, Cacert};
 use crate::failure::Done;
+use crate::output::{self, Existing, Readers};
 use crate::terminal::printable;
 
 /// Make a running enclave prove that it runs the image of a .pcrs file, and print its keys.
@@ -38,22 +40,32 @@ use crate::terminal::printable;
     mut_arg("pcrs", |pcrs| pcrs.required_unless_present("development")),
     after_help = "Examples:
   teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs
-  teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs --json | jq -r .sealing_key"
+  teemark attest --endpoint http://127.0.0.1:3000 --pcrs out/teemark.pcrs --json | jq -r .sealing_key
+  teemark attest --endpoint https://files.example.com --pcrs out/teemark.pcrs --output enclave.document"
 )]
 pub(crate) struct Arguments {
-    /// The daemon's public address, http://HOST:PORT
+    /// The daemon's public address, http://HOST:PORT or https://HOST
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     endpoint: String,
     #[command(flatten)]
+    cacert: Cacert,
+    #[command(flatten)]
     trust: Trust,
+    /// Write the document to a file too, for teemark decrypt --attested; one that is there is replaced
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Attests the enclave and prints what it proved.
 ///
 /// # Errors
-/// As [`Trust::attest`].
+/// As [`Trust::attest`]; the document cannot be written.
 pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
-    let attested = arguments.trust.attest(&arguments.endpoint, Purpose::Look)?;
+    let daemon = arguments.cacert.daemon(&arguments.endpoint)?;
+    let (attested, document) = arguments.trust.expected()?.attest(&daemon, Purpose::Look)?;
+    if let Some(path) = &arguments.output {
+        output::write(path, &document, Existing::Replace, Readers::Umask, "choose another --output")?;
+    }
     Ok(Done::new(arguments.as_text(&attested), arguments.as_json(&attested)))
 }
 

@@ -1,20 +1,20 @@
 //! The options that say what an operator trusts, for every command that attests an enclave.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use formats::attestation::TEST_ROOT;
 use formats::time::{Utc, now_ms};
 use serde::Deserialize;
 
 use super::chain::{ChainError, Root};
-use super::document::Signature;
+use super::document::{Document, Signature};
 use super::pcrs::Pcrs;
-use super::verify::{AttestationError, Attested, Policy, verify};
-use crate::daemon;
+use super::verify::{AttestationError, Attested, Policy, Reused, verify, verify_reused};
+use crate::daemon::Daemon;
 use crate::failure::Failure;
 use crate::keys::fill_random;
 use crate::terminal::say;
@@ -27,6 +27,9 @@ const APART: Duration = Duration::from_secs(60);
 const RETRIES: u32 = 3;
 /// Largest answer, in bytes: a document of 64 KiB in hexadecimal, and room.
 const LARGEST_ANSWER: u64 = 256 << 10;
+
+/// A nonce for which a document is to be made.
+pub(crate) type Nonce = [u8; 32];
 
 /// The expected image, and the root that may vouch for it.
 #[derive(clap::Args, Clone, Debug)]
@@ -57,73 +60,41 @@ pub(crate) enum Purpose {
     Secrets,
     /// To know whether it has accepted them. Warnings are not repeated.
     Confirmation,
+    /// To know its identity, from a document that may be old.
+    Reuse,
 }
 
 /// The daemon's answer to a request for its document.
 #[derive(Deserialize)]
 struct AttestationAnswer {
     attestation: String,
-    /// Present if the daemon has no NSM and signs with a root of its own: base64 of its DER.
-    test_root: Option<String>,
+}
+
+/// What documents are checked against: read before anything is sent.
+pub(crate) struct Expected {
+    /// `None` with `--development`: each document's own root.
+    policy: Option<Policy>,
+    /// Whether the warnings of what is not proven have been printed.
+    warned: Cell<bool>,
 }
 
 impl Trust {
-    /// Asks the daemon at `endpoint` for a new document, and checks all of it. Warns on stderr of what it does not prove.
+    /// Reads what documents are checked against.
+    ///
+    /// # Errors
+    /// A file cannot be read, or no image is named.
+    pub(crate) fn expected(&self) -> Result<Expected> {
+        let policy = if self.development { None } else { Some(self.policy()?) };
+        Ok(Expected { policy, warned: Cell::new(false) })
+    }
+
+    /// Asks the daemon for a new document, and checks all of it. Warns on stderr of what it does not prove.
     ///
     /// # Errors
     /// The document does not pass ([`AttestationError`]), or the daemon refuses; a file cannot be read; the daemon cannot be
     /// reached, or what answers is not the daemon.
-    pub(crate) fn attest(&self, endpoint: &str, purpose: Purpose) -> Result<Attested> {
-        let policy = if self.development { None } else { Some(self.policy()?) };
-        let mut nonce = [0; 32];
-        fill_random(&mut nonce)?;
-        let answer = ask(endpoint, &nonce)?;
-        let policy = match policy {
-            Some(policy) => policy,
-            None => development(endpoint, &answer)?,
-        };
-        let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(endpoint))?;
-        let attested = match verify(&document, &nonce, &policy, SystemTime::now()) {
-            Err(AttestationError::Chain(ChainError::Root(_))) if answer.test_root.is_some() => {
-                return Err(Failure::from(AttestationError::TestRoot).into());
-            }
-            verified => verified.map_err(Failure::from)?,
-        };
-        self.warn(endpoint, &attested, purpose);
-        Ok(attested)
-    }
-
-    /// Warns of what is not proven.
-    fn warn(&self, endpoint: &str, attested: &Attested, purpose: Purpose) {
-        let advice = match purpose {
-            Purpose::Look => "Give it no secrets.",
-            Purpose::Secrets => "Only secrets for tests belong there.",
-            Purpose::Confirmation => return,
-        };
-        let now = now_ms();
-        if Duration::from_millis(now.abs_diff(attested.timestamp_ms)) > APART {
-            say(format_args!(
-                "warning: the clocks differ: it is {} on this machine, and {} in the enclave's document",
-                Utc(now / 1000),
-                Utc(attested.timestamp_ms / 1000)
-            ));
-        }
-        if self.unsigned {
-            say(format_args!(
-                "WARNING: --unsigned: neither certificates nor signature are checked, so anybody may have made this \
-                 document. It proves nothing; it is for QEMU's emulated NSM only. {advice}"
-            ));
-        }
-        if self.development {
-            say(format_args!(
-                "WARNING: --development: the daemon at {endpoint} vouches for itself, as anybody's could. {advice}"
-            ));
-        } else if attested.in_debug_mode() {
-            say(format_args!(
-                "WARNING: this enclave runs in debug mode: its PCRs are zero, so nothing is proven about the code that \
-                 runs there, and the parent reads its console. {advice}"
-            ));
-        }
+    pub(crate) fn attest(&self, daemon: &Daemon, purpose: Purpose) -> Result<Attested> {
+        self.expected()?.attest(daemon, purpose).map(|(attested, _)| attested)
     }
 
     fn policy(&self) -> Result<Policy> {
@@ -139,18 +110,129 @@ impl Trust {
     }
 }
 
-/// What a daemon without an NSM is checked against: its own root, and registers of zeros.
-fn development(endpoint: &str, answer: &AttestationAnswer) -> Result<Policy> {
-    let Some(root) = answer.test_root.as_deref().and_then(|root| STANDARD.decode(root).ok()) else {
-        bail!("{endpoint} has a Nitro Secure Module: check it with --pcrs instead of --development");
-    };
-    Ok(Policy { pcrs: Pcrs::zeros(), root: Root::of(&root), debug_mode: true, signature: Signature::Real })
+impl Expected {
+    /// Asks the daemon for a document for a new nonce, and checks it. Returns its bytes too.
+    ///
+    /// # Errors
+    /// As [`Trust::attest`].
+    pub(crate) fn attest(&self, daemon: &Daemon, purpose: Purpose) -> Result<(Attested, Vec<u8>)> {
+        let nonce = nonce()?;
+        let url = format!("{}/get_attestation?nonce={}", daemon.endpoint, hex::encode(nonce));
+        let answer = get(daemon, &url)?;
+        let answer: AttestationAnswer =
+            serde_json::from_slice(&answer).map_err(|_| not_the_daemon(&daemon.endpoint))?;
+        let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(&daemon.endpoint))?;
+        let attested = self.made_for(&nonce, &document, &daemon.endpoint, purpose)?;
+        Ok((attested, document))
+    }
+
+    /// Checks a document that was made for this nonce. `from` is who gave it, for messages.
+    ///
+    /// # Errors
+    /// It does not pass ([`AttestationError`]).
+    pub(crate) fn made_for(&self, nonce: &Nonce, document: &[u8], from: &str, purpose: Purpose) -> Result<Attested> {
+        let attested = verify(document, nonce, &self.policy(document, from)?, SystemTime::now());
+        let attested = attested.map_err(|why| refused(why, document))?;
+        self.warn(from, &attested, purpose);
+        Ok(attested)
+    }
+
+    /// The daemon's document without a nonce, at most `most` old.
+    ///
+    /// # Errors
+    /// As [`Trust::attest`].
+    pub(crate) fn standing(&self, daemon: &Daemon, most: Duration) -> Result<Reused> {
+        let document = get(daemon, &format!("{}/attestation", daemon.endpoint))?;
+        self.reused(&document, &daemon.endpoint, most)
+    }
+
+    /// Checks a document that was made before, at most `most` ago. `from` is where it is from, for messages.
+    ///
+    /// # Errors
+    /// It does not pass ([`AttestationError`]).
+    pub(crate) fn reused(&self, document: &[u8], from: &str, most: Duration) -> Result<Reused> {
+        let reused = verify_reused(document, most, &self.policy(document, from)?, SystemTime::now());
+        let reused = reused.map_err(|why| refused(why, document))?;
+        self.warn(from, &reused.0, Purpose::Reuse);
+        Ok(reused)
+    }
+
+    /// What this document is checked against. A daemon without an NSM is checked against its own root, and registers of
+    /// zeros.
+    fn policy(&self, document: &[u8], from: &str) -> Result<Policy> {
+        if let Some(policy) = &self.policy {
+            return Ok(policy.clone());
+        }
+        let document = Document::parse(document, Signature::Real);
+        let document = document.map_err(|why| Failure::from(AttestationError::Document(why)))?;
+        let root = document.cabundle.first().map_or(Root::AWS, |der| Root::of(der));
+        if root == Root::AWS {
+            bail!("{from} has a Nitro Secure Module: check it with --pcrs instead of --development");
+        }
+        Ok(Policy { pcrs: Pcrs::zeros(), root, debug_mode: true, signature: Signature::Real })
+    }
+
+    /// Warns once of what is not proven.
+    fn warn(&self, from: &str, attested: &Attested, purpose: Purpose) {
+        let advice = match purpose {
+            Purpose::Look | Purpose::Reuse => "Give it no secrets.",
+            Purpose::Secrets => "Only secrets for tests belong there.",
+            Purpose::Confirmation => return,
+        };
+        if self.warned.replace(true) {
+            return;
+        }
+        let now = now_ms();
+        if purpose != Purpose::Reuse && Duration::from_millis(now.abs_diff(attested.timestamp_ms)) > APART {
+            say(format_args!(
+                "warning: the clocks differ: it is {} on this machine, and {} in the enclave's document",
+                Utc(now / 1000),
+                Utc(attested.timestamp_ms / 1000)
+            ));
+        }
+        let signature = self.policy.as_ref().map(|policy| policy.signature);
+        if signature == Some(Signature::Dummy) {
+            say(format_args!(
+                "WARNING: --unsigned: neither certificates nor signature are checked, so anybody may have made this \
+                 document. It proves nothing; it is for QEMU's emulated NSM only. {advice}"
+            ));
+        }
+        if signature.is_none() {
+            say(format_args!(
+                "WARNING: --development: the daemon at {from} vouches for itself, as anybody's could. {advice}"
+            ));
+        } else if attested.in_debug_mode() {
+            say(format_args!(
+                "WARNING: this enclave runs in debug mode: its PCRs are zero, so nothing is proven about the code that \
+                 runs there, and the parent reads its console. {advice}"
+            ));
+        }
+    }
 }
 
-fn ask(endpoint: &str, nonce: &[u8]) -> Result<AttestationAnswer> {
-    let agent = daemon::agent(LIMIT);
-    let url = format!("{endpoint}/get_attestation?nonce={}", hex::encode(nonce));
-    let answer = daemon::ask(endpoint, RETRIES, || agent.get(&url).call())?;
+/// A nonce that nobody has used before.
+///
+/// # Errors
+/// The system has no random numbers to give.
+pub(crate) fn nonce() -> Result<Nonce> {
+    let mut nonce = [0; 32];
+    fill_random(&mut nonce)?;
+    Ok(nonce)
+}
+
+/// Why a document is refused. A root that a development machine made itself has another remedy than a forged one.
+fn refused(why: AttestationError, document: &[u8]) -> Failure {
+    let is_test_root = || document.windows(TEST_ROOT.len()).any(|bytes| bytes == TEST_ROOT.as_bytes());
+    match why {
+        AttestationError::Chain(ChainError::Root(_)) if is_test_root() => AttestationError::TestRoot.into(),
+        why => why.into(),
+    }
+}
+
+fn get(daemon: &Daemon, url: &str) -> Result<Vec<u8>> {
+    let agent = daemon.agent(LIMIT);
+    let answer = daemon.ask(RETRIES, || agent.get(url).call())?;
+    let endpoint = &daemon.endpoint;
     let mut body = Vec::new();
     let mut reader = answer.into_body().into_reader().take(LARGEST_ANSWER + 1);
     let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
@@ -158,7 +240,7 @@ fn ask(endpoint: &str, nonce: &[u8]) -> Result<AttestationAnswer> {
     if body.len() as u64 > LARGEST_ANSWER {
         bail!("{endpoint} answered with more than 256 KiB, which teemarkd never does; is this its public port?");
     }
-    serde_json::from_slice(&body).map_err(|_| not_the_daemon(endpoint))
+    Ok(body)
 }
 
 fn not_the_daemon(endpoint: &str) -> anyhow::Error {

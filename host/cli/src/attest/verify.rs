@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use formats::attestation::{BootNonce, BundleId, UserData, UserDataError, VERSION};
 use formats::digest::Sha256;
@@ -55,6 +55,26 @@ impl Attested {
     }
 }
 
+/// What an enclave proved in a document that was made before, for no nonce or for another one. Whoever relayed it may have
+/// kept it, so it only says who signs: what is to receive secrets is an [`Attested`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reused(pub(super) Attested);
+
+impl Reused {
+    /// The key that identifies that run of the enclave.
+    pub(crate) fn identity(&self) -> VerifyingKey {
+        self.0.identity
+    }
+
+    /// Checks that the document is at most this old.
+    ///
+    /// # Errors
+    /// It is older, or from the future.
+    pub(crate) fn check_age(&self, most: Duration, now: SystemTime) -> Result<(), AttestationError> {
+        check_age(self.0.timestamp_ms, most, now)
+    }
+}
+
 /// The check that a document did not pass.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum AttestationError {
@@ -68,6 +88,10 @@ pub(crate) enum AttestationError {
     Signature,
     /// It does not have the nonce that was asked with.
     Nonce,
+    /// It is this many seconds old, and at most so many are allowed.
+    Old { age: u64, most: u64 },
+    /// It is from this many seconds in the future.
+    Early(u64),
     /// Another image runs there, or it is not known which.
     Pcrs(PcrsError),
     /// public_key is not the 32 bytes of an Ed25519 key.
@@ -85,7 +109,7 @@ impl fmt::Display for AttestationError {
             AttestationError::Chain(why) => why.fmt(f),
             AttestationError::TestRoot => f.write_str(
                 "root: it is signed by a test root; a development machine has no NSM. --development trusts that one \
-                 (or --root FILE: test_root in the daemon's answer is its DER in base64)",
+                 (or --root FILE: test_root in the answer of /get_attestation is its DER in base64)",
             ),
             AttestationError::Signature => {
                 f.write_str("signature: the document was changed, or its certificate belongs to another one")
@@ -93,6 +117,14 @@ impl fmt::Display for AttestationError {
             AttestationError::Nonce => {
                 f.write_str("nonce: the document was not made for this request; somebody replays an old one")
             }
+            AttestationError::Old { age, most } => write!(
+                f,
+                "age: the document is {age} s old by this machine's clock, and --max-age allows {most} s; get another one"
+            ),
+            AttestationError::Early(ahead) => write!(
+                f,
+                "age: the document is from {ahead} s in the future; this machine's clock or the enclave's is wrong"
+            ),
             AttestationError::Pcrs(why) => why.fmt(f),
             AttestationError::Identity => {
                 f.write_str("public_key: it is not an Ed25519 key of 32 bytes; is this teemarkd?")
@@ -135,7 +167,38 @@ pub(crate) fn verify(
     policy: &Policy,
     now: SystemTime,
 ) -> Result<Attested, AttestationError> {
-    let document = genuine(document, Some(nonce), policy, now)?;
+    attested(genuine(document, Some(nonce), policy, now)?, policy)
+}
+
+/// Checks a document of teemarkd that was made for any nonce, or for none, at most `most` before `now`.
+///
+/// # Errors
+/// The first check that it does not pass.
+pub(crate) fn verify_reused(
+    document: &[u8],
+    most: Duration,
+    policy: &Policy,
+    now: SystemTime,
+) -> Result<Reused, AttestationError> {
+    let document = signed(document, policy, now)?;
+    check_age(document.timestamp_ms, most, now)?;
+    attested(document, policy).map(Reused)
+}
+
+/// A document may be this far in the future, since clocks differ.
+const AHEAD: Duration = Duration::from_secs(60);
+
+fn check_age(timestamp_ms: u64, most: Duration, now: SystemTime) -> Result<(), AttestationError> {
+    let (now, made) = (now.duration_since(UNIX_EPOCH).unwrap_or_default(), Duration::from_millis(timestamp_ms));
+    match (now.saturating_sub(made), made.saturating_sub(now)) {
+        (age, _) if age > most => Err(AttestationError::Old { age: age.as_secs(), most: most.as_secs() }),
+        (_, ahead) if ahead > AHEAD => Err(AttestationError::Early(ahead.as_secs())),
+        _ => Ok(()),
+    }
+}
+
+/// What a genuine document of teemarkd proves.
+fn attested(document: Document, policy: &Policy) -> Result<Attested, AttestationError> {
     let compared = policy.pcrs.check(&document.pcrs, policy.debug_mode).map_err(AttestationError::Pcrs)?;
     let identity =
         document.public_key.as_deref().and_then(VerifyingKey::from_slice).ok_or(AttestationError::Identity)?;
@@ -160,6 +223,15 @@ pub(super) fn genuine(
     policy: &Policy,
     now: SystemTime,
 ) -> Result<Document, AttestationError> {
+    let document = signed(bytes, policy, now)?;
+    if document.nonce.as_deref() != nonce {
+        return Err(AttestationError::Nonce);
+    }
+    Ok(document)
+}
+
+/// The same for a document of any nonce.
+fn signed(bytes: &[u8], policy: &Policy, now: SystemTime) -> Result<Document, AttestationError> {
     let document = Document::parse(bytes, policy.signature).map_err(AttestationError::Document)?;
     if policy.signature == Signature::Real {
         let leaf = TrustedLeaf::trust(&document.cabundle, &document.certificate, policy.root, now);
@@ -167,9 +239,6 @@ pub(super) fn genuine(
         if !document.is_signed_by(|message, signature| leaf.signed(message, signature)) {
             return Err(AttestationError::Signature);
         }
-    }
-    if document.nonce.as_deref() != nonce {
-        return Err(AttestationError::Nonce);
     }
     Ok(document)
 }

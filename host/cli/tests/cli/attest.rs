@@ -3,6 +3,8 @@ use std::sync::mpsc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ciborium::Value;
+use formats::attestation::TEST_ROOT;
+use rcgen::DnType;
 use serde_json::json;
 
 use super::enclave::{self, Reply, Request};
@@ -153,9 +155,9 @@ fn a_refusal_names_the_check_and_ends_with_1() {
 
 #[test]
 fn a_development_machines_root_is_recognized_and_trusted_only_where_it_is_given() {
-    let nsm = Nsm::new();
+    let nsm = Nsm::with(|params| params.root.distinguished_name.push(DnType::CommonName, TEST_ROOT));
     let place = place(&nsm);
-    let replies = (0..2).map(|_| {
+    let replies = (0..3).map(|_| {
         let nsm = nsm.clone();
         move |nonce: &[u8]| {
             let (document, root) = (hex::encode(nsm.document(nonce)), STANDARD.encode(&nsm.cabundle[0]));
@@ -167,6 +169,34 @@ fn a_development_machines_root_is_recognized_and_trusted_only_where_it_is_given(
     assert!(told.contains("signed by a test root; a development machine has no NSM"), "{told}");
     assert!(told.contains("--root"), "{told}");
     succeeds(attest(&place, &endpoint, &WITH_ROOT));
+    // With zeros for registers, the document's own root would do.
+    let told = fails(1, &attest(&place, &endpoint, &["--development"]));
+    assert!(told.starts_with("refused: PCR0: "), "{told}");
+}
+
+#[test]
+fn a_document_is_written_as_it_came_and_replaces_an_older_one() {
+    let nsm = Nsm::new();
+    let place = place(&nsm);
+    for _ in 0..2 {
+        let (signed, nsm) = (mpsc::channel(), nsm.clone());
+        let reply = move |nonce: &[u8]| {
+            let document = nsm.document(nonce);
+            signed.0.send(document.clone()).unwrap();
+            with_document(&document)
+        };
+        succeeds(attest_answer(&place, reply, &[&WITH_ROOT[..], &["--output", "document"]].concat()));
+        assert_eq!(place.read("document"), signed.1.recv().unwrap());
+    }
+    let other = Nsm::new();
+    let before = place.read("document");
+    let output = attest_answer(
+        &place,
+        move |nonce| with_document(&other.document(nonce)),
+        &[&WITH_ROOT[..], &["--output", "document"]].concat(),
+    );
+    fails(1, &output);
+    assert_eq!(place.read("document"), before, "one that is refused is not written");
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl Request {
         self.head.lines().next().unwrap()
     }
 
+    /// The nonce of the document that is to come with the answer to a request for a file, if one is.
+    pub(crate) fn attest(&self) -> Option<Vec<u8>> {
+        self.field("Teemark-Attest").map(|nonce| hex::decode(nonce).unwrap())
+    }
+
     /// The nonce of a request for an attestation document.
     pub(crate) fn nonce(&self) -> Vec<u8> {
         let asked = self.line().strip_prefix("GET /get_attestation?nonce=").unwrap().strip_suffix(" HTTP/1.1");
@@ -120,6 +125,13 @@ struct Inside {
 
 /// An answer before it is sent, for a test to alter.
 pub(crate) struct Signed {
+    /// The enclave whose document it brings, if the request asks for one.
+    pub(crate) attester: Option<Enclave>,
+    /// The nonce of that document, if not the request's.
+    pub(crate) nonce: Option<Vec<u8>>,
+    /// When that document was made.
+    pub(crate) made_ms: u64,
+    pub(crate) identity: String,
     pub(crate) watermarked: bool,
     pub(crate) sealed: bool,
     pub(crate) timestamp: String,
@@ -129,13 +141,22 @@ pub(crate) struct Signed {
 
 impl Enclave {
     pub(crate) fn new() -> Enclave {
+        Enclave::on(nsm::Nsm::new())
+    }
+
+    /// Another enclave, whose documents the same root vouches for.
+    pub(crate) fn beside(&self) -> Enclave {
+        Enclave::on(self.0.nsm.clone())
+    }
+
+    fn on(nsm: nsm::Nsm) -> Enclave {
         let random = || {
             let mut bytes = [0; 32];
             SystemRandom::new().fill(&mut bytes).unwrap();
             bytes
         };
         Enclave(Arc::new(Inside {
-            nsm: nsm::Nsm::new(),
+            nsm,
             identity: Ed25519KeyPair::from_seed_unchecked(&random()).unwrap(),
             sealing: PrivateKey::random().unwrap(),
             boot_nonce: BootNonce::from_bytes(random()),
@@ -155,18 +176,48 @@ impl Enclave {
     pub(crate) fn attests(&self) -> Reply {
         let enclave = self.clone();
         Reply::Made(Box::new(move |request| {
-            let document = enclave.document(&request.nonce());
+            let document = enclave.document(Some(&request.nonce()));
             answer("200 OK", "", &json!({"attestation": hex::encode(document)}).to_string()).into_bytes()
         }))
     }
 
-    fn document(&self, nonce: &[u8]) -> Vec<u8> {
+    /// Answers a request for a document with one for another nonce, or for none.
+    pub(crate) fn replays(&self, nonce: Option<&[u8]>) -> Reply {
+        let document = hex::encode(self.document(nonce));
+        Reply::After(answer("200 OK", "", &json!({"attestation": document}).to_string()))
+    }
+
+    /// Answers a request for the document without a nonce, which is this old.
+    pub(crate) fn stands(&self, age_ms: u64) -> Reply {
+        let enclave = self.clone();
+        Reply::Made(Box::new(move |request| {
+            assert_eq!(request.line(), "GET /attestation HTTP/1.1");
+            let document = enclave.document_at(None, now_ms() - age_ms);
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", document.len());
+            [head.as_bytes(), &document].concat()
+        }))
+    }
+
+    /// The enclave's identity key in hex.
+    pub(crate) fn identity(&self) -> String {
+        hex::encode(self.0.identity.public_key())
+    }
+
+    pub(crate) fn document(&self, nonce: Option<&[u8]>) -> Vec<u8> {
+        self.document_at(nonce, now_ms())
+    }
+
+    /// The document that was made then.
+    pub(crate) fn document_at(&self, nonce: Option<&[u8]>, made_ms: u64) -> Vec<u8> {
         let Inside { nsm, identity, sealing, boot_nonce, in_force } = &*self.0;
         let user_data = UserData::new(sealing.public(), Sha256::default(), *boot_nonce, *in_force.lock().unwrap());
-        let mut payload = nsm.payload(nonce);
+        let mut payload = nsm.payload(nonce.unwrap_or_default());
+        if nonce.is_none() {
+            nsm::set(&mut payload, "nonce", ciborium::Value::Null);
+        }
         let zeros = (0..16).map(|index| (index.into(), nsm::bytes(&[0; 48]))).collect();
         nsm::set(&mut payload, "pcrs", ciborium::Value::Map(zeros));
-        nsm::set(&mut payload, "timestamp", now_ms().into());
+        nsm::set(&mut payload, "timestamp", made_ms.into());
         nsm::set(&mut payload, "public_key", nsm::bytes(identity.public_key().as_ref()));
         nsm::set(&mut payload, "user_data", nsm::bytes(user_data.to_json().as_bytes()));
         nsm.sign(payload)
@@ -209,28 +260,38 @@ impl Enclave {
             };
             let mut signed = enclave.sign(body, statement);
             alter(&mut signed);
-            signed.answer()
+            signed.answer(request)
         }))
     }
 
     pub(crate) fn sign(&self, body: Vec<u8>, statement: Statement<'_>) -> Signed {
         let signature = STANDARD.encode(self.0.identity.sign(&statement.to_bcs(&body)));
         let Statement { watermarked, sealed, timestamp_ms, .. } = statement;
-        Signed { watermarked, sealed, timestamp: timestamp_ms.to_string(), signature, body }
+        let (attester, identity, timestamp) = (Some(self.clone()), self.identity(), timestamp_ms.to_string());
+        Signed { attester, nonce: None, made_ms: now_ms(), identity, watermarked, sealed, timestamp, signature, body }
     }
 }
 
 impl Signed {
     /// Answers any request with this.
     pub(crate) fn reply(self) -> Reply {
-        Reply::Made(Box::new(move |_| self.answer()))
+        Reply::Made(Box::new(move |request| self.answer(request)))
     }
 
-    fn answer(self) -> Vec<u8> {
-        let Signed { watermarked, sealed, timestamp, signature, body } = self;
+    fn answer(self, request: &Request) -> Vec<u8> {
+        let Signed { attester, nonce, made_ms, identity, watermarked, sealed, timestamp, signature, body } = self;
+        let document = attester.zip(request.attest()).map(|(attester, asked)| {
+            let nonce = nonce.unwrap_or(asked);
+            attester.document_at(Some(&nonce), made_ms)
+        });
+        let length = document
+            .as_ref()
+            .map_or(String::new(), |document| format!("Teemark-Attestation-Length: {}\r\n", document.len()));
+        let body = [document.unwrap_or_default(), body].concat();
         let head = format!(
             "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\nTeemark-Sealed: {sealed}\r\n\
-             Teemark-Watermarked: {watermarked}\r\nTeemark-Timestamp: {timestamp}\r\nTeemark-Signature: {signature}\r\n\r\n",
+             Teemark-Watermarked: {watermarked}\r\nTeemark-Timestamp: {timestamp}\r\nTeemark-Signature: {signature}\r\n\
+             Teemark-Identity: {identity}\r\n{length}\r\n",
             body.len()
         );
         [head.as_bytes(), &body].concat()

@@ -75,7 +75,7 @@ fn every_command_gives_its_result_as_one_object() {
     let decrypted = made(&["decrypt", "file.enc", "--endpoint", &endpoint, "--user-id", "u", "--force"]);
     let expected = json!({
         "input": "file.enc", "output": "file", "file_id": "file", "bytes": 6,
-        "watermarked": true, "sealed": false, "verified": false,
+        "watermarked": true, "sealed": false, "verified": false, "identity": null,
     });
     assert_eq!(decrypted, expected);
 }

@@ -33,8 +33,8 @@ impl Scene {
 
     /// Has a bundle sealed to the enclave.
     fn seals(&self, at: &Enclave, more: &[&str]) -> Output {
-        // Attested once before the bundle is sealed, and once after it is sent.
-        let (endpoint, _requests) = daemon(vec![at.attests(), at.attests()]);
+        // Attested twice before the bundle is sealed, since there could be several, and once after it is sent.
+        let (endpoint, _requests) = daemon(vec![at.attests(), at.attests(), at.attests()]);
         let seal = ["secrets", "--seal", "--attested", &endpoint, "--operator-key", "operator.key"];
         self.place.teemark(&[&seal[..], &TRUST, more].concat())
     }
@@ -177,7 +177,7 @@ fn what_is_in_force_is_told_whatever_the_answer_said() {
 fn a_refusal_ends_with_1_whether_the_enclave_can_be_attested_once_more_or_not() {
     let scene = Scene::new();
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![Meet::Answer(REFUSED)]);
-    let (endpoint, _requests) = daemon(vec![scene.enclave.attests()]);
+    let (endpoint, _requests) = daemon(vec![scene.enclave.attests(), scene.enclave.attests()]);
     let seal = ["secrets", "--endpoint", ENDPOINT, "--seal", "--attested", &endpoint];
     let send = ["--operator-key", "operator.key", "--send", &address.to_string()];
     let told = fails(1, &scene.place.teemark(&[&seal[..], &TRUST, &send].concat()));
@@ -190,7 +190,7 @@ fn a_bundle_that_the_enclave_does_not_confirm_is_not_said_to_be_in_force() {
     let scene = Scene::new();
     let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes()]);
     let no_document = Reply::After(answer("404 Not Found", "", ""));
-    let (endpoint, _requests) = daemon(vec![scene.enclave.attests(), no_document]);
+    let (endpoint, _requests) = daemon(vec![scene.enclave.attests(), scene.enclave.attests(), no_document]);
     let seal = ["secrets", "--endpoint", ENDPOINT, "--seal", "--attested", &endpoint];
     let send = ["--operator-key", "operator.key", "--send", &address.to_string()];
     let output = scene.place.teemark(&[&seal[..], &TRUST, &send].concat());
@@ -204,6 +204,50 @@ fn a_bundle_is_not_sealed_to_an_enclave_that_is_not_attested() {
     let output = scene.seals(&Enclave::new(), &["--endpoint", ENDPOINT, "--output", "sealed"]);
     assert!(fails(1, &output).contains("refused: root: "), "{}", stderr(&output));
     assert!(!scene.place.names().contains(&"sealed".into()));
+}
+
+/// Seals a bundle to the enclave that attests itself so, and sends it to nobody.
+fn seals_by(scene: &Scene, attests: Vec<Reply>) -> Output {
+    let (endpoint, _requests) = daemon(attests);
+    let seal = ["secrets", "--seal", "--attested", &endpoint, "--operator-key", "operator.key"];
+    // Nobody listens there: what is sent would end with 3.
+    let send = ["--endpoint", ENDPOINT, "--wait", "0", "--send", "tcp:127.0.0.1:1"];
+    scene.place.teemark(&[&seal[..], &TRUST, &send].concat())
+}
+
+#[test]
+fn secrets_go_by_documents_for_their_own_nonce_only() {
+    let scene = Scene::new();
+    let enclave = &scene.enclave;
+    // Of another request; the one that is the same for everyone; and either for the second of the two before the bundle.
+    for attests in [
+        vec![enclave.replays(Some(&[7; 32]))],
+        vec![enclave.replays(None)],
+        vec![enclave.attests(), enclave.replays(Some(&[7; 32]))],
+        vec![enclave.attests(), enclave.replays(None)],
+    ] {
+        let told = fails(1, &seals_by(&scene, attests));
+        assert!(told.contains("refused: nonce: "), "{told}");
+    }
+    // For the confirmation too.
+    let (address, _bundles) = listener("tcp:127.0.0.1:0", vec![scene.takes()]);
+    let (endpoint, _requests) = daemon(vec![enclave.attests(), enclave.attests(), enclave.replays(None)]);
+    let seal = ["secrets", "--seal", "--attested", &endpoint, "--operator-key", "operator.key"];
+    let send = ["--endpoint", ENDPOINT, "--send", &address.to_string()];
+    let output = scene.place.teemark(&[&seal[..], &TRUST, &send].concat());
+    let told = fails(1, &output);
+    assert!(told.contains("sent, but not confirmed by the enclave: nonce: "), "{told}");
+    assert!(!stdout(&output).contains("confirmed"));
+}
+
+#[test]
+fn an_address_that_leads_to_several_enclaves_is_told_and_nothing_is_sent() {
+    let scene = Scene::new();
+    let another = scene.enclave.beside();
+    let told = fails(1, &seals_by(&scene, vec![scene.enclave.attests(), another.attests()]));
+    assert!(told.contains("leads to several enclaves") && told.contains("nothing was sent"), "{told}");
+    assert!(told.contains(&scene.enclave.identity()) && told.contains(&another.identity()), "{told}");
+    fails(3, &seals_by(&scene, vec![scene.enclave.attests(), scene.enclave.attests()]));
 }
 
 #[test]

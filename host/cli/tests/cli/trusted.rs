@@ -1,5 +1,7 @@
 //! `teemark decrypt` over an untrusted way to the enclave: grants, sealed answers, signed answers.
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use formats::digest::sha256;
@@ -7,8 +9,7 @@ use formats::hpke::PrivateKey;
 use formats::reply::{self, About, Statement};
 use formats::time::now_ms;
 
-use super::enclave::{Enclave, Reply, Request, Signed, TRUST, answer, daemon};
-use super::nsm::Nsm;
+use super::enclave::{Enclave, Reply, Signed, TRUST, answer, daemon};
 use super::*;
 
 const ABOUT: About<'static> = About { file_id: "f-1", user_id: "alice" };
@@ -30,9 +31,9 @@ fn decrypt_answer(place: &Place, reply: Reply, more: &[&str]) -> Output {
     decrypt(place, &daemon(vec![reply]).0, more)
 }
 
-/// Asks the enclave, which was attested before; this reply is its answer, or comes in place of its answer.
-fn verify(place: &Place, enclave: &Enclave, reply: Reply, more: &[&str]) -> Output {
-    let (endpoint, _requests) = daemon(vec![enclave.attests(), reply]);
+/// Has the one answer verified.
+fn verify(place: &Place, reply: Reply, more: &[&str]) -> Output {
+    let (endpoint, _requests) = daemon(vec![reply]);
     decrypt(place, &endpoint, &[&TRUST[..], &["--verify"], more].concat())
 }
 
@@ -132,16 +133,79 @@ fn an_answer_that_says_it_is_sealed_and_is_not_or_was_altered_is_refused() {
 }
 
 #[test]
-fn where_the_clocks_are_too_far_apart_nothing_is_sent() {
-    let nsm = Nsm::new();
-    let place = attest::place(&nsm);
-    // The document is made now, by a module whose clock is in the year 2025.
-    let document = move |request: &Request| attest::with_document(&nsm.document(&request.nonce()));
-    let (endpoint, requests) = daemon(vec![Reply::Made(Box::new(document)), Reply::After(answer("200 OK", "", "f"))]);
-    let output = decrypt(&place, &endpoint, &[&attest::WITH_ROOT[..], &["--verify"]].concat());
-    writes_nothing(&place, 2, &output, "apart, and at most 300 s are allowed; nothing was sent");
-    assert!(requests.recv().unwrap().head.starts_with("GET /get_attestation"));
-    assert!(requests.try_recv().is_err(), "the file was sent");
+fn a_saved_document_that_is_too_old_from_the_future_or_not_the_images_sends_nothing() {
+    let (enclave, another) = (Enclave::new(), Enclave::new());
+    let place = enclave.place();
+    let by = |document: Vec<u8>| {
+        place.write("document", document);
+        let options = ["--verify", "--attested", "document", "--max-age", "60"];
+        decrypt(&place, "http://127.0.0.1:1", &[&TRUST[..], &options].concat())
+    };
+    for (document, words) in [
+        (enclave.document_at(Some(b"any"), now_ms() - 61_000), "and --max-age allows 60 s"),
+        (enclave.document_at(None, now_ms() + 3_600_000), "s in the future"),
+        (another.document(None), "refused: root: "),
+        (Vec::new(), "refused: structure: "),
+    ] {
+        writes_nothing(&place, 1, &by(document), words);
+    }
+    // A good one gets as far as a daemon that is not there.
+    writes_nothing(&place, 3, &by(enclave.document(None)), "gave no answer");
+    fs::remove_file(place.path("document")).unwrap();
+    let options = ["--verify", "--attested", "document", "--max-age", "60"];
+    let output = decrypt(&place, "http://127.0.0.1:1", &[&TRUST[..], &options].concat());
+    writes_nothing(&place, 2, &output, "teemark attest --output writes it");
+}
+
+#[test]
+fn by_a_saved_document_several_answers_are_verified_without_another() {
+    let enclave = Enclave::new();
+    let place = enclave.place();
+    let (endpoint, _requests) = daemon(vec![enclave.attests()]);
+    let saved = [&["attest", "--endpoint", &endpoint, "--output", "document"], &TRUST[..]].concat();
+    succeeds(place.teemark(&saved));
+    let gives = || enclave.gives(b"marked", ABOUT, |_| {});
+    let (endpoint, requests) = daemon(vec![gives(), gives(), enclave.beside().gives(b"marked", ABOUT, |_| {})]);
+    let options = [&TRUST[..], &["--verify", "--attested", "document", "--max-age", "600", "--force"]].concat();
+    for _ in 0..2 {
+        succeeds(decrypt(&place, &endpoint, &options));
+        assert_eq!(place.read("file"), b"marked");
+        fs::remove_file(place.path("file")).unwrap();
+        assert_eq!(requests.recv().unwrap().attest(), None);
+    }
+    writes_nothing(&place, 2, &decrypt(&place, &endpoint, &options), "the address leads to several enclaves");
+}
+
+#[test]
+fn by_the_document_without_a_nonce_an_answer_of_any_enclave_behind_the_address_is_verified() {
+    let (enclave, another) = (Enclave::new(), Enclave::new());
+    let (first, second) = (enclave.beside(), enclave.beside());
+    let place = enclave.place();
+    let options = [&TRUST[..], &["--verify", "--max-age", "60", "--force"]].concat();
+    let ask = |replies: Vec<Reply>| {
+        let _ = fs::remove_file(place.path("file"));
+        let (endpoint, requests) = daemon(replies);
+        (decrypt(&place, &endpoint, &options), requests)
+    };
+    let gives = || second.gives(b"marked", ABOUT, |_| {});
+    succeeds(ask(vec![second.stands(59_000), gives()]).0);
+    assert_eq!(place.read("file"), b"marked");
+    // The enclave that answers is not the one whose document came first.
+    succeeds(ask(vec![first.stands(0), gives(), first.stands(0), enclave.stands(0), second.stands(0)]).0);
+    assert_eq!(place.read("file"), b"marked");
+    for (document, words) in [(second.stands(61_000), "and --max-age allows 60 s"), (another.stands(0), "root: ")] {
+        let (output, requests) = ask(vec![document, gives()]);
+        writes_nothing(&place, 1, &output, words);
+        assert!(requests.try_iter().all(|request| request.line().starts_with("GET ")), "the file was sent");
+    }
+    // Nobody proves who signed it.
+    let forged = enclave.gives(b"marked", ABOUT, |signed| signed.identity = "11".repeat(32));
+    let documents = (0..16).map(|_| enclave.stands(0));
+    let replies = [enclave.stands(0), enclave.gives(b"marked", ABOUT, |signed| signed.body[0] ^= 1)];
+    writes_nothing(&place, 2, &ask(replies.into()).0, "its signature is by another key");
+    let (output, requests) = ask([enclave.stands(0), forged].into_iter().chain(documents).collect());
+    succeeds(output);
+    assert_eq!(requests.try_iter().count(), 18, "it looks for that enclave's document a bounded number of times");
 }
 
 #[test]
@@ -197,15 +261,13 @@ fn what_an_answer_leaves_open_is_said_and_most_where_least_is_asked_for() {
         (&[&["--grant", "names"], &verify[..]].concat(), [false, false]),
     ] {
         let gives = enclave.gives(b"marked", ABOUT, |_| {});
-        let replies = if more.contains(&"--verify") { vec![enclave.attests(), gives] } else { vec![gives] };
-        let told = stderr(&succeeds(decrypt(&place, &daemon(replies).0, &[&key[..], more].concat())));
+        let told = stderr(&succeeds(decrypt(&place, &daemon(vec![gives]).0, &[&key[..], more].concat())));
         assert_eq!([relayed, made].map(|words| told.contains(words)), warned, "{more:?}: {told}");
         assert!(!told.contains(readable), "{more:?}: {told}");
     }
     for (more, vouched) in [(&["--force"][..], false), (&[&["--force"], &verify[..]].concat(), true)] {
         let gives = enclave.gives(b"marked", ABOUT, |_| {});
-        let replies = if vouched { vec![enclave.attests(), gives] } else { vec![gives] };
-        let told = stderr(&succeeds(decrypt(&place, &daemon(replies).0, more)));
+        let told = stderr(&succeeds(decrypt(&place, &daemon(vec![gives]).0, more)));
         assert!(told.contains(readable) && told.contains(made) != vouched, "{more:?}: {told}");
     }
 }
@@ -234,22 +296,80 @@ fn a_grant_that_names_a_reply_key_is_not_spent_on_an_answer_that_cannot_be_opene
 }
 
 #[test]
-fn an_answer_that_the_attested_enclave_signed_is_written() {
+fn an_answer_that_its_own_document_proves_is_written_after_one_request_with_a_nonce_of_its_own() {
     let enclave = Enclave::new();
     let place = enclave.place();
+    let mut nonces = HashSet::new();
     for more in [&["--verify"][..], &["--verify", "--seal"]] {
-        let (endpoint, requests) = daemon(vec![enclave.attests(), enclave.gives(b"marked", ABOUT, |_| {})]);
-        succeeds(decrypt(&place, &endpoint, &[&TRUST[..], more, &["--force"]].concat()));
+        let (endpoint, requests) = daemon(vec![enclave.gives(b"marked", ABOUT, |_| {})]);
+        let output = succeeds(decrypt(&place, &endpoint, &[&TRUST[..], more, &["--force", "--json"]].concat()));
         assert_eq!(place.read("file"), b"marked");
-        assert!(requests.recv().unwrap().head.starts_with("GET /get_attestation?nonce="));
-        assert_eq!(requests.recv().unwrap().body, b"encrypted");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&told["identity"], &told["bytes"]), (&enclave.identity().into(), &6.into()));
+        let request = requests.recv().unwrap();
+        assert_eq!(request.body, b"encrypted");
+        assert!(request.attest().is_some_and(|nonce| nonce.len() == 32 && nonces.insert(nonce)));
     }
 }
 
 #[test]
-fn an_answer_that_the_attested_enclave_did_not_sign_is_refused() {
+fn a_document_that_nobody_asked_for_is_not_taken_for_the_file() {
+    let enclave = Enclave::new();
+    let place = enclave.place();
+    // Somebody on the way added the field to the request.
+    let document = String::from_utf8(vec![b'd'; 300]).unwrap();
+    let plain = answer("200 OK", "Teemark-Attestation-Length: 300\r\n", &(document + "marked"));
+    let output = succeeds(decrypt_answer(&place, Reply::After(plain.clone()), &["--json"]));
+    assert_eq!(place.read("file"), b"marked");
+    assert!(stdout(&output).contains("\"bytes\":6,"), "{}", stdout(&output));
+    fs::remove_file(place.path("file")).unwrap();
+    let cut = answer("200 OK", "Teemark-Attestation-Length: 307\r\n", &"d".repeat(300));
+    writes_nothing(&place, 2, &decrypt_answer(&place, Reply::After(cut), &[]), "Teemark-Attestation-Length");
+}
+
+#[test]
+fn this_machines_clock_does_not_count_where_the_document_is_fresh() {
+    let enclave = Enclave::new();
+    let place = enclave.place();
+    for made_ms in [now_ms() - 86_400_000, now_ms() + 86_400_000] {
+        let mut signed = enclave.sign(b"marked".into(), Statement { timestamp_ms: made_ms, ..statement(b"encrypted") });
+        signed.made_ms = made_ms;
+        succeeds(verify(&place, signed.reply(), &["--force"]));
+    }
+}
+
+#[test]
+fn an_old_answer_beside_a_fresh_document_is_refused() {
+    let enclave = Enclave::new();
+    let place = enclave.place();
+    let old = Statement { timestamp_ms: now_ms() - 11_000, ..statement(b"encrypted") };
+    let signed = enclave.sign(b"marked".into(), old);
+    writes_nothing(&place, 2, &verify(&place, signed.reply(), &[]), "replays an old answer beside a fresh document");
+}
+
+#[test]
+fn a_document_of_another_request_or_of_another_enclave_proves_nothing() {
     let (enclave, another) = (Enclave::new(), Enclave::new());
     let place = enclave.place();
+    let gives = |alter: fn(&mut Signed)| enclave.gives(b"marked", ABOUT, alter);
+    let replayed = gives(|signed| signed.nonce = Some(vec![7; 32]));
+    writes_nothing(&place, 1, &verify(&place, replayed, &[]), "refused: file was not written: nonce: ");
+    let without = gives(|signed| signed.attester = None);
+    writes_nothing(&place, 2, &verify(&place, without, &[]), "it came without the attestation document");
+    let forged = gives(|signed| signed.attester = Some(Enclave::new()));
+    writes_nothing(&place, 1, &verify(&place, forged, &[]), "refused: file was not written: root: ");
+    writes_nothing(
+        &place,
+        1,
+        &verify(&place, another.gives(b"marked", ABOUT, |_| {}), &[]),
+        "refused: file was not written: root: ",
+    );
+}
+
+#[test]
+fn an_answer_that_the_attested_enclave_did_not_sign_is_refused() {
+    let enclave = Enclave::new();
+    let (place, another) = (enclave.place(), enclave.beside());
     let gives = |alter: fn(&mut Signed)| enclave.gives(b"marked", ABOUT, alter);
     for more in [&[][..], &["--seal"]] {
         for reply in [
@@ -262,14 +382,17 @@ fn an_answer_that_the_attested_enclave_did_not_sign_is_refused() {
             gives(|signed| signed.watermarked = false),
             enclave.gives(b"marked", About { file_id: "f-2", ..ABOUT }, |_| {}),
             enclave.gives(b"marked", About { user_id: "bob", ..ABOUT }, |_| {}),
-            another.gives(b"marked", ABOUT, |_| {}),
+            {
+                let attester = enclave.clone();
+                another.gives(b"marked", ABOUT, |signed| signed.attester = Some(attester))
+            },
         ] {
-            let output = verify(&place, &enclave, reply, more);
+            let output = verify(&place, reply, more);
             writes_nothing(&place, 2, &output, "the answer is not signed by the attested enclave: ");
         }
     }
-    let output = verify(&place, &enclave, Reply::After(answer("200 OK", "", "marked")), &[]);
-    writes_nothing(&place, 2, &output, "Teemark-Timestamp is missing");
+    let output = verify(&place, Reply::After(answer("200 OK", "", "marked")), &[]);
+    writes_nothing(&place, 2, &output, "it came without the attestation document");
 }
 
 #[test]
@@ -279,7 +402,7 @@ fn the_answer_to_another_request_of_the_same_file_and_user_is_refused() {
     // Answers that the parent may have kept: for another encrypted file with this id, and a sealed one for an open request.
     for statement in [statement(b"an older file"), Statement { sealed: true, ..statement(b"encrypted") }] {
         let signed = Signed { sealed: false, ..enclave.sign(b"of another request".into(), statement) };
-        writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), "another request or another time");
+        writes_nothing(&place, 2, &verify(&place, signed.reply(), &[]), "another request or another time");
     }
 }
 
@@ -288,31 +411,23 @@ fn a_file_that_is_not_marked_is_written_with_a_warning() {
     let enclave = Enclave::new();
     let place = enclave.place();
     let signed = enclave.sign(b"plain".into(), Statement { watermarked: false, ..statement(b"encrypted") });
-    let told = stderr(&succeeds(verify(&place, &enclave, signed.reply(), &[])));
+    let told = stderr(&succeeds(verify(&place, signed.reply(), &[])));
     assert!(told.contains("the file is not marked"), "{told}");
     assert_eq!(place.read("file"), b"plain");
 }
 
 #[test]
-fn an_answer_that_was_signed_more_than_five_minutes_from_now_is_refused() {
+fn by_an_older_document_an_answer_that_was_signed_more_than_five_minutes_from_now_is_refused() {
     let enclave = Enclave::new();
     let place = enclave.place();
+    place.write("document", enclave.document(None));
+    let reused = ["--attested", "document", "--max-age", "3600"];
     let minutes = |n: i64| now_ms().saturating_add_signed(n * 60_000);
     for (timestamp, words) in [(minutes(-6), "replays an old answer"), (minutes(6), "clock")] {
         let statement = Statement { timestamp_ms: timestamp, ..statement(b"encrypted") };
         let signed = enclave.sign(b"marked".into(), statement);
-        writes_nothing(&place, 2, &verify(&place, &enclave, signed.reply(), &[]), words);
+        writes_nothing(&place, 2, &verify(&place, signed.reply(), &reused), words);
     }
-}
-
-#[test]
-fn an_enclave_that_is_not_attested_is_sent_no_file() {
-    let (enclave, another) = (Enclave::new(), Enclave::new());
-    let place = enclave.place();
-    let (endpoint, requests) = daemon(vec![another.attests()]);
-    let output = decrypt(&place, &endpoint, &[&TRUST[..], &["--verify"]].concat());
-    writes_nothing(&place, 1, &output, "refused: root: ");
-    assert_eq!(requests.iter().count(), 1);
 }
 
 #[test]
@@ -324,6 +439,9 @@ fn options_that_count_only_with_another_are_refused_without_it() {
         (&["--pcrs", "image.pcrs"], "--verify"),
         (&["--development"], "--verify"),
         (&["--verify", "--root", "root.der"], "--pcrs <FILE>"),
+        (&["--max-age", "60"], "--verify"),
+        (&["--verify", "--development", "--attested", "document"], "--max-age"),
+        (&["--cacert", "ca.crt"], "--cacert is for https"),
     ] {
         writes_nothing(&place, 2, &decrypt(&place, "http://127.0.0.1:1", more), words);
     }
