@@ -14,6 +14,9 @@ use formats::certificates::Fingerprint;
 use formats::signature::VerifyingKey;
 
 use crate::net::egress::Route;
+pub use origins::Origins;
+
+mod origins;
 
 /// The daemon's settings.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ pub struct Settings {
     pub pinned: Vec<Fingerprint>,
     /// Whether the public listener serves /metrics too. They show exact sizes and outcomes of other users' requests.
     pub public_metrics: bool,
+    /// The web pages that may call the public listener, by their origins.
+    pub cors: Origins,
 }
 
 /// How the watermark service is called (docs/FORMATS.md).
@@ -136,6 +141,7 @@ impl Settings {
         let operators = list("TEEMARK_OPERATOR_KEYS", &text("TEEMARK_OPERATOR_KEYS", "")?, OPERATOR_KEY, operator_key)?;
         let fleet = text("TEEMARK_FLEET", "")?;
         let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
+        let grants = either("TEEMARK_GRANTS", "required", ["required", "off"])?;
         Ok(Settings {
             public: address("TEEMARK_PUBLIC", "vsock:3000")?,
             admin: address("TEEMARK_ADMIN", "vsock:3001")?,
@@ -165,16 +171,18 @@ impl Settings {
                 true => Handshake::Sealed(operators),
                 false => Handshake::Plain,
             },
-            grants: either("TEEMARK_GRANTS", "required", ["required", "off"])?,
+            grants,
             fleet: (!fleet.is_empty()).then_some(fleet),
             pinned: list("TEEMARK_PIN_CA", &text("TEEMARK_PIN_CA", "")?, FINGERPRINT, Fingerprint::from_hex)?,
             public_metrics: switch("TEEMARK_PUBLIC_METRICS")?,
+            cors: Origins::read(&items(&text(CORS, "")?), grants)
+                .map_err(|reason| SettingError { name: CORS, reason })?,
         })
     }
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 23] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -197,8 +205,10 @@ const NAMES: [&str; 22] = [
     "FLEET",
     "PIN_CA",
     "PUBLIC_METRICS",
+    "CORS",
 ];
 const PREFIX: &str = "TEEMARK_";
+const CORS: &str = "TEEMARK_CORS";
 
 /// Whether a variable looks like a setting but is not one: misspelled, or from another version.
 pub fn is_unknown(name: &str) -> bool {
@@ -353,6 +363,7 @@ mod tests {
             ("TEEMARK_OPERATOR_KEYS", "AAAA"),
             ("TEEMARK_PIN_CA", "aa:bb"),
             ("TEEMARK_PUBLIC_METRICS", "yes"),
+            ("TEEMARK_CORS", "app.example"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use formats::allow_list::AllowList;
 
+use super::cors::Cors;
 use super::health::Health;
 use super::limits::Limits;
 use super::permit::Grants;
@@ -36,6 +37,8 @@ pub struct Api {
     pub watermark_api: WatermarkApi,
     /// Whether the public listener serves /metrics too.
     pub public_metrics: bool,
+    /// Which pages may call the public listener.
+    pub cors: Cors,
     /// When the daemon started.
     pub started: Instant,
     /// The last health check.
@@ -63,6 +66,7 @@ impl Api {
             allow_unwatermarked: settings.allow_unwatermarked,
             watermark_api: settings.watermark_api,
             public_metrics: settings.public_metrics,
+            cors: Cors::new(settings.cors.clone()),
             started: Instant::now(),
         }
     }

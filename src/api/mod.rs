@@ -2,6 +2,7 @@
 
 mod admin;
 mod context;
+mod cors;
 mod decrypt;
 mod error;
 mod forms;
@@ -45,16 +46,17 @@ pub struct Served {
 
 impl Service for Served {
     fn answer(&self, request: &mut Request<'_>) -> Answer {
-        answer(|| route(&self.api, self.side, request))
+        let answer = answer(|| route(&self.api, self.side, request));
+        self.admit(request.head.lines(), answer)
     }
 
-    fn refuse(&self, error: HttpError) -> Answer {
+    fn refuse(&self, error: HttpError, head: &[u8]) -> Answer {
         let error = match (error, self.side) {
             (HttpError::TooLarge(_), Side::Public) => ApiError::FileTooLarge(self.api.limits.past_file()),
             (HttpError::TooLarge(_), Side::Admin) => ApiError::FileTooLarge(limits::BUNDLE.past),
             (error, _) => error.into(),
         };
-        answer(|| ("refused", Err(error)))
+        self.admit(head, answer(|| ("refused", Err(error))))
     }
 
     fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration) {
@@ -65,6 +67,16 @@ impl Service for Served {
             _ => Level::Debug,
         };
         log!(level, "{route} {status} {bytes} bytes in {} ms", took.as_millis());
+    }
+}
+
+impl Served {
+    /// Lets pages of other origins read an answer of the public listener, where that is set.
+    fn admit(&self, head: &[u8], mut answer: Answer) -> Answer {
+        if self.side == Side::Public {
+            self.api.cors.admit(head, &mut answer);
+        }
+        answer
     }
 }
 

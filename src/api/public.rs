@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::admin::metrics;
 use super::context::Api;
+use super::cors;
 use super::decrypt::decrypt;
 use super::error::{ApiError, Routed};
 use super::forms::Form;
@@ -16,6 +17,15 @@ use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+    match serve(api, target, request) {
+        (route, Err(ApiError::MethodNotAllowed(method))) if request.head.method == "OPTIONS" => {
+            (route, Ok(cors::options(method)))
+        }
+        routed => routed,
+    }
+}
+
+fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");
     let post = |request: &Request<'_>| allow(request, "POST");
     match *target.path() {

@@ -14,7 +14,7 @@ pub struct Answer {
     pub route: &'static str,
     /// HTTP's status code.
     pub status: u16,
-    /// The Content-Type.
+    /// The Content-Type; empty if there is no content.
     pub content_type: &'static str,
     /// Other header fields.
     pub headers: Vec<(&'static str, String)>,
@@ -103,6 +103,9 @@ fn send_two(mut head: Vec<u8>, bytes: &[u8], mut send: impl FnMut(&[u8]) -> io::
     send(&head)?;
     send(bytes)
 }
+/// HTTP's status code for a success without content.
+const NO_CONTENT: u16 = 204;
+const NO_LENGTH: &[u8] = b"Content-Length: 0\r\n\r\n";
 
 /// Largest body that goes out in one piece with its head, in bytes.
 const SMALL: usize = 16 << 10;
@@ -120,16 +123,28 @@ impl Answer {
         Answer { route: "", status: 200, content_type, headers: Vec::new(), body, held: None }
     }
 
+    /// A success without content.
+    pub fn empty(headers: Vec<(&'static str, String)>) -> Answer {
+        let body = Content::Bytes(Vec::new());
+        Answer { route: "", status: NO_CONTENT, content_type: "", headers, body, held: None }
+    }
+
     /// The head as it is sent; with `close`, it says that this is the connection's last answer.
     pub fn head(&self, close: bool) -> Vec<u8> {
         let headers = [("Server", "teemarkd"), ("Content-Type", self.content_type)];
         let headers = headers.into_iter().chain(self.headers.iter().map(|(name, value)| (*name, value.as_str())));
+        let headers = headers.filter(|(_, value)| !value.is_empty());
         let headers = headers.filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
         let response = Response::new(self.status.into(), headers, io::empty(), Some(self.body.len()), None)
             .with_chunked_threshold(usize::MAX);
         let mut head = Vec::with_capacity(512);
         // Writing to a Vec cannot fail. tiny_http leaves Connection to its own server.
         let _ = response.raw_print(&mut head, HTTPVersion(1, 1), &[], true, None);
+        // tiny_http ends each head with a length, which an answer without content may not have (RFC 9110, 8.6).
+        if self.status == NO_CONTENT && head.ends_with(NO_LENGTH) {
+            head.truncate(head.len() - NO_LENGTH.len());
+            head.extend_from_slice(b"\r\n");
+        }
         if close {
             head.truncate(head.len().saturating_sub(2));
             head.extend_from_slice(b"Connection: close\r\n\r\n");
@@ -141,6 +156,14 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_without_content_has_neither_type_nor_length() {
+        let head = String::from_utf8(Answer::empty(vec![("Allow", "GET".into())]).head(true)).unwrap();
+        assert!(head.starts_with("HTTP/1.1 204 No Content\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(head.contains("\r\nAllow: GET\r\n") && head.contains("\r\nConnection: close\r\n"), "{head}");
+        assert!(!head.contains("Content-"), "{head}");
+    }
 
     #[test]
     fn a_head_has_length_type_and_headers_and_says_whether_it_is_the_last() {

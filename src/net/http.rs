@@ -56,13 +56,24 @@ pub struct RequestHead {
     pub expects: bool,
 }
 
+/// The values of a field in the lines of a head, without surrounding blanks. The head may be one that is refused.
+pub fn values<'a>(lines: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    let lines = lines.split(|&b| b == b'\n').take_while(|line| !line.trim_ascii().is_empty());
+    lines.filter_map(move |line| {
+        let (found, value) = line.split_at_checked(line.iter().position(|&b| b == b':')?)?;
+        found.eq_ignore_ascii_case(name.as_bytes()).then(|| value[1..].trim_ascii())
+    })
+}
+
 impl RequestHead {
     /// The values of a field, without surrounding blanks.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.fields.split(|&b| b == b'\n').filter_map(move |line| {
-            let (found, value) = line.split_at_checked(line.iter().position(|&b| b == b':')?)?;
-            found.eq_ignore_ascii_case(name.as_bytes()).then(|| value[1..].trim_ascii())
-        })
+        values(&self.fields, name)
+    }
+
+    /// The lines of its fields, for [`values`].
+    pub fn lines(&self) -> &[u8] {
+        &self.fields
     }
 
     /// Whether the answer has no body, whatever its length says.

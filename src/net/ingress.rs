@@ -46,8 +46,8 @@ const PLACES_WITHOUT_BODY: usize = 16;
 pub trait Service: Send + Sync {
     /// Answers a request.
     fn answer(&self, request: &mut Request<'_>) -> Answer;
-    /// Answers input that never became a request.
-    fn refuse(&self, error: HttpError) -> Answer;
+    /// Answers input that never became a request. `head` has the lines of its head, as far as they have come.
+    fn refuse(&self, error: HttpError, head: &[u8]) -> Answer;
     /// An answer has been sent, of this many bytes, after this time.
     fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration);
 }
@@ -182,7 +182,8 @@ impl Waiting {
     /// Answers input that never became a request, and closes.
     fn refuse(&mut self, error: HttpError, now: Instant) {
         let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
-        let answer = self.ingress.service.refuse(error);
+        let head = if let State::Queued(head) = &self.state { head.lines() } else { &self.inbox };
+        let answer = self.ingress.service.refuse(error, head);
         let mut bytes = answer.head(true);
         if !head_only {
             // A Vec takes everything.

@@ -116,6 +116,10 @@ fn a_wrong_path_is_404_and_a_wrong_method_is_405_with_the_right_one() {
     let admin = [("/ping", "GET"), ("/metrics", "GET"), ("/admin/status", "GET"), ("/admin/update-secrets", "POST")];
     for (side, path, right) in public.chain(admin.map(|(p, m)| (daemon.admin, p, m))) {
         for wrong in ["GET", "POST", "PUT", "DELETE", "OPTIONS"].into_iter().filter(|m| *m != right) {
+            if wrong == "OPTIONS" && side == daemon.public {
+                assert_eq!(ask(side, wrong, path).status, 204);
+                continue;
+            }
             let answer = ask(side, wrong, path);
             assert_error(&answer, 405, "method_not_allowed");
             assert_eq!(field(&answer, "Allow"), Some(right), "{wrong} {path}");

@@ -5,6 +5,7 @@
 mod support;
 
 mod boot;
+mod browsers;
 mod curl;
 mod day;
 mod errors;

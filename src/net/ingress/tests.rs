@@ -33,7 +33,7 @@ impl Service for Echo {
         Answer::text(&request.head.target)
     }
 
-    fn refuse(&self, error: HttpError) -> Answer {
+    fn refuse(&self, error: HttpError, _: &[u8]) -> Answer {
         let status = match error {
             HttpError::Malformed(_) => 400,
             HttpError::TooSlow => 408,
