@@ -105,7 +105,7 @@ fn if_the_handshake_is_sealed_a_plain_bundle_changes_nothing_by_either_route() {
     let answer = daemon.handshake(bundle.as_bytes());
     assert!(answer["ok"] == false && answer["field"] == "bundle", "{answer}");
     let length = bundle.len();
-    let head = format!("POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("POST /admin/update-secrets HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
     let answer = request(daemon.admin, &head, bundle.as_bytes());
     assert_eq!((answer.status, answer.json()["field"].clone()), (400, json!("bundle")));
     assert_eq!(daemon.get("/ready").json()["missing"].as_array().unwrap().len(), 3);
@@ -169,7 +169,7 @@ fn the_raw_route_seals_where_it_is_asked_to_and_signs_always() {
         let target = "/files/report-7/decrypt?user_id=alice";
         request(
             daemon.public,
-            &format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{lines}\r\n"),
+            &format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{lines}\r\n"),
             &file,
         )
     };

@@ -136,7 +136,7 @@ fn bad_bundles(port: u16) -> Vec<Vec<u8>> {
 fn post_admin(daemon: &Daemon, body: &[u8]) -> Answer {
     let length = body.len();
     let head = format!(
-        "POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        "POST /admin/update-secrets HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
     );
     request(daemon.admin, &head, body)
 }

@@ -112,7 +112,7 @@ note nitro-cli describe-enclaves
 
 # Asks one of the enclave's HTTP ports, and adds the answer to the report.
 get() { # port path
-  printf 'GET %s HTTP/1.1\r\nHost: enclave\r\nConnection: close\r\n\r\n' "$2" |
+  printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$2" |
     socat -t 15 - "VSOCK-CONNECT:$cid:$1" 2>&1 | head -c "$most" | tr -d '\r' >"$work/answer" || true
   {
     printf '> GET %s at vsock:%s:%s\n' "$2" "$cid" "$1"

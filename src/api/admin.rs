@@ -1,5 +1,7 @@
 //! Routes of the admin listener, for operators.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use formats::time::Utc;
 use serde_json::json;
 
@@ -12,6 +14,10 @@ use crate::net::answer::Answer;
 use crate::net::request::Request;
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
+    let changes = !matches!(request.head.method.as_str(), "GET" | "HEAD");
+    if (changes || target.path()[0] == "admin") && may_be_from_page(request) {
+        return ("refused", Err(ApiError::FromPage));
+    }
     match *target.path() {
         ["ping"] => ("ping", allow(request, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, "GET").map(|()| status(api))),
@@ -20,6 +26,26 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
             ("update_secrets", allow(request, "POST").and_then(|()| update_secrets(api, request)))
         }
         _ => ("unknown", Err(ApiError::NotFound)),
+    }
+}
+
+/// Whether a web page may have made the request, in the browser of somebody who reaches this listener. A browser names the
+/// page's origin, except where it takes the daemon for the page's own server, since the page's host name leads here (DNS
+/// rebinding); then it gives that name as Host.
+fn may_be_from_page(request: &Request<'_>) -> bool {
+    let foreign = |host: &[u8]| !str::from_utf8(host).is_ok_and(is_local);
+    request.head.values("Origin").next().is_some() || request.head.values("Host").any(foreign)
+}
+
+/// Whether a Host is an IP address or localhost, which no page can have lead elsewhere.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok(),
     }
 }
 
@@ -60,6 +86,34 @@ fn update_secrets(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiErr
             let mut answer = refusal.to_json();
             answer["code"] = json!("invalid_request");
             Ok(Answer::json(400, &answer))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_or_localhost_is_local_and_no_name_is() {
+        for local in
+            ["127.0.0.1", "127.0.0.1:3001", "10.1.2.3:80", "[::1]", "[::1]:3001", "localhost", "LocalHost:3001"]
+        {
+            assert!(is_local(local), "{local}");
+        }
+        for foreign in [
+            "",
+            "x",
+            "a.example:3001",
+            "localhost.a.example",
+            "127.0.0.1.a.example",
+            "1:2:3",
+            "::1",
+            "[a.example]",
+            "[::1",
+            ":1",
+        ] {
+            assert!(!is_local(foreign), "{foreign}");
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum ApiError {
     NotFound,
     /// The request is not entitled to its file.
     Grant(GrantError),
+    /// A web page may have made the request, on the admin listener.
+    FromPage,
     /// The path exists, but only for these methods.
     MethodNotAllowed(&'static str),
     FileTooLarge(TooLarge),
@@ -64,6 +66,10 @@ impl ApiError {
             ApiError::Grant(e) => {
                 let (status, code) = grant_row(e);
                 (status, code, e.to_string())
+            }
+            ApiError::FromPage => {
+                let message = "not for web pages: ask without Origin, by an IP address or localhost";
+                (403, "from_page", message.into())
             }
             ApiError::NotFound => (404, "not_found", "no such route".into()),
             ApiError::UnknownKey => (404, "unknown_key", "no key with this id is in force".into()),

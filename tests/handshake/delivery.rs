@@ -187,7 +187,8 @@ fn the_admin_port_takes_the_same_bundle_and_gives_the_same_answers() {
     let service = Service::start(&CERTS, &[]);
     let daemon = Setup::new(service.port).start();
     let post = |to, body: &[u8]| {
-        let head = format!("POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("POST /admin/update-secrets HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
         request(to, &head, body)
     };
     let mut whole = bundle(service.port, client(&CERTS, "client"));

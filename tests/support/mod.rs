@@ -381,7 +381,7 @@ impl Answer {
 }
 
 fn get_from(to: SocketAddr, path: &str) -> Answer {
-    request(to, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), b"")
+    request(to, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), b"")
 }
 
 /// Sends a request's bytes as they are and reads one answer.

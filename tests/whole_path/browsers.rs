@@ -125,3 +125,48 @@ fn without_the_setting_options_is_answered_and_no_page_is_let_in() {
     let answer = ask(&daemon, "POST /files/f/decrypt?user_id=u", PAGE, "", &file);
     assert_eq!((answer.status, cors_fields(&answer)), (200, vec![]));
 }
+
+#[test]
+fn the_admin_listener_takes_no_request_that_a_page_may_have_made() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Setup::new(service.port).env("TEEMARK_CORS", PAGE).start();
+    let bundle = CERTS.full_bundle(service.port).to_string();
+    let ask = |line: &str, fields: &str, body: &str| {
+        let length = body.len();
+        let head = format!("{line} HTTP/1.1\r\n{fields}Connection: close\r\nContent-Length: {length}\r\n\r\n");
+        request(daemon.admin, &head, body.as_bytes())
+    };
+    let local = format!("Host: {}\r\n", daemon.admin);
+    for page in [
+        format!("{local}Origin: {PAGE}\r\n"),
+        format!("{local}Origin: null\r\n"),
+        format!("{local}Origin: http://{}\r\n", daemon.admin),
+        // The page's own host name now leads here.
+        "Host: attacker.example:3001\r\n".into(),
+        "Host: \r\n".into(),
+    ] {
+        for (line, body) in [
+            ("POST /admin/update-secrets", &*bundle),
+            ("GET /admin/status", ""),
+            ("GET /admin/nothing", ""),
+            ("OPTIONS /admin/update-secrets", ""),
+            ("POST /ping", ""),
+            ("POST /nothing", ""),
+        ] {
+            let answer = ask(line, &page, body);
+            assert_eq!((answer.status, cors_fields(&answer)), (403, vec![]), "{line} {page}");
+            assert_eq!(answer.code(), "from_page", "{line} {page}: {answer:?}");
+        }
+        // Reading them changes nothing, and Prometheus asks by any name. No page reads the answer of another origin.
+        for line in ["GET /ping", "GET /metrics"] {
+            let answer = ask(line, &page, "");
+            assert_eq!((answer.status, cors_fields(&answer)), (200, vec![]), "{line} {page}");
+        }
+    }
+    let missing = daemon.get("/ready").json()["missing"].clone();
+    assert_eq!(missing.as_array().unwrap().len(), 3, "nothing was changed");
+    for host in [local, "Host: localhost:3001\r\n".into(), "Host: [::1]\r\n".into()] {
+        assert_eq!(ask("GET /admin/status", &host, "").status, 200, "{host}");
+        assert_eq!(ask("POST /admin/update-secrets", &host, &bundle).status, 200, "{host}");
+    }
+}

@@ -9,7 +9,11 @@ use crate::*;
 
 /// One request with any method and an empty body.
 fn ask(to: std::net::SocketAddr, method: &str, path: &str) -> Answer {
-    request(to, &format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), b"")
+    request(
+        to,
+        &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
+        b"",
+    )
 }
 
 #[test]
@@ -67,7 +71,7 @@ fn what_the_ingress_refuses_is_answered_with_json_too() {
             "{answer:?}"
         );
     }
-    let head = "POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999999\r\n\r\n";
+    let head = "POST /admin/update-secrets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999999\r\n\r\n";
     let answer = request(daemon.admin, head, b"");
     assert_error(&answer, 413, "file_too_large");
     assert!(answer.text().contains("the bundle is too large: the limit is 1048576 bytes"), "{answer:?}");

@@ -98,7 +98,8 @@ fn secrets_can_be_updated_on_the_admin_side() {
     let daemon = Setup::new(service.port).start();
     let update = |body: &str| {
         let length = body.len();
-        let head = format!("POST /admin/update-secrets HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        let head =
+            format!("POST /admin/update-secrets HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         request(daemon.admin, &head, body.as_bytes())
     };
     let refused = update(r#"{"FILE_KEYS":{"k":"AA=="}}"#);

@@ -90,7 +90,7 @@ impl Enclave {
     /// Nothing listens on that port, or the answer is not HTTP.
     pub fn get(&self, port: u32, path: &str) -> Result<(u16, String)> {
         let mut stream = self.dialer.connect(port, machine::BOOT)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: enclave\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         // Not until the end of the connection, which stays open for another request.
         let mut answer = Vec::new();
         loop {

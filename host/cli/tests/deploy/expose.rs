@@ -29,7 +29,7 @@ fn connected(address: &str) -> TcpStream {
 
 fn get(address: &str, path: &str) -> String {
     let mut stream = connected(address);
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: parent\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
