@@ -8,6 +8,7 @@ use serde_json::json;
 use super::context::Api;
 use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
+use super::public::readiness;
 use super::request::{Target, allow, body};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
@@ -56,15 +57,15 @@ pub(crate) fn metrics(api: &Api) -> Answer {
 
 fn status(api: &Api) -> Answer {
     let secrets = api.store.now();
-    let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
+    let fault = secrets.certificate_fault(Utc::now());
     let ends = METRICS.certificate_ends.get();
     Answer::json(
         200,
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": api.started.elapsed().as_secs(),
-            "ready": missing.is_empty() && fault.is_none(),
-            "missing": missing,
+            "ready": readiness(api).0,
+            "missing": secrets.missing(),
             "client_certificate": (ends > 0).then(|| fault.unwrap_or_else(|| "valid".into())),
             "client_certificate_expires": (ends > 0).then(|| Utc(ends).to_string()),
             "endpoints": api.allowed.iter().map(ToString::to_string).collect::<Vec<_>>(),

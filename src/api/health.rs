@@ -13,7 +13,6 @@ use formats::allow_list::{AllowList, Endpoint};
 use log::error;
 use serde_json::{Map, Value, json};
 
-use crate::net::answer::Answer;
 use crate::net::egress::Route;
 use crate::secrets::store::Store;
 use crate::watermark::check_watermark_health;
@@ -43,17 +42,18 @@ struct State {
 #[derive(Clone)]
 struct Checked {
     at: Instant,
-    status: u16,
+    healthy: bool,
     result: Value,
 }
 
 /// What runs in a thread: returns whether the target is healthy, or why that is not known.
 type Probe = Box<dyn FnOnce() -> Result<bool, String> + Send>;
 
-/// Probes every endpoint and the watermark service, unless there is a recent result.
-pub(crate) fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> Answer {
+/// Probes every endpoint and the watermark service, unless there is a recent result. Returns whether all are healthy,
+/// and what was found.
+pub(crate) fn health_check(health: &Health, allowed: &AllowList, route: Route, store: &Arc<Store>) -> (bool, Value) {
     let checked = health.latest(Instant::now(), LIMIT, || check(&health.running, allowed, route, store));
-    Answer::json(checked.status, &checked.result)
+    (checked.healthy, checked.result)
 }
 
 impl Health {
@@ -110,7 +110,7 @@ impl Checked {
             "endpoints_status": endpoints,
             "watermark": watermark,
         });
-        Checked { at: Instant::now(), status: if healthy { 200 } else { 503 }, result }
+        Checked { at: Instant::now(), healthy, result }
     }
 
     /// For a caller that waited in vain for another caller's check.
@@ -271,7 +271,7 @@ mod tests {
             });
             has_begun.recv().unwrap();
             let in_vain = health.latest(Instant::now(), Duration::from_millis(10), || panic!("a second check"));
-            assert_eq!(in_vain.status, 503);
+            assert!(!in_vain.healthy);
             assert!(in_vain.result["watermark"]["error"].as_str().unwrap().contains("not finished yet"));
             let second = scope.spawn(|| {
                 let start = Instant::now();
@@ -282,7 +282,7 @@ mod tests {
                 health.latest(Instant::now(), LONG, check)
             });
             drop(release);
-            assert_eq!((first.join().unwrap().status, second.join().unwrap().status), (200, 200));
+            assert!(first.join().unwrap().healthy && second.join().unwrap().healthy);
         });
     }
 
@@ -300,6 +300,6 @@ mod tests {
         let health = Health::new(0);
         let panics = || health.latest(Instant::now(), LONG, || panic!("as asked"));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
-        assert_eq!(health.latest(Instant::now(), LONG, well).status, 200);
+        assert!(health.latest(Instant::now(), LONG, well).healthy);
     }
 }

@@ -2,7 +2,7 @@
 
 use formats::base64;
 use formats::time::Utc;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::admin::metrics;
 use super::context::Api;
@@ -32,9 +32,7 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
-        ["health_check"] => {
-            ("health_check", get(request).map(|()| health_check(&api.health, &api.allowed, api.route, &api.store)))
-        }
+        ["health_check"] => ("health_check", get(request).and_then(|()| check_health(api, target))),
         ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
         ["attestation"] => ("attestation", get(request).and_then(|()| attestation(api))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
@@ -47,6 +45,12 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
 }
 
 fn ready(api: &Api) -> Answer {
+    let (ready, why) = readiness(api);
+    Answer::json(if ready { 200 } else { 503 }, &why)
+}
+
+/// Whether files can be had, and if not, why.
+pub(super) fn readiness(api: &Api) -> (bool, Value) {
     let secrets = api.store.now();
     let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
     let clock = api.attestation.clock_fault();
@@ -58,7 +62,21 @@ fn ready(api: &Api) -> Answer {
     if let Some(clock) = clock {
         answer["clock"] = clock.into();
     }
-    Answer::json(if ready { 200 } else { 503 }, &answer)
+    (ready, answer)
+}
+
+/// What the daemon depends on. The status is about the daemon itself, as at Nautilus: whoever replaces what is unhealthy
+/// would otherwise end an enclave, and its secrets with it, when the service is down. Only a strict caller is told by it.
+fn check_health(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
+    let strict = match target.query("strict")? {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(ApiError::Invalid("strict is neither 1 nor 0".into())),
+    };
+    let (healthy, mut answer) = health_check(&api.health, &api.allowed, api.route, &api.store);
+    answer["ready"] = readiness(api).0.into();
+    answer["pk"] = hex::encode(api.attestation.identity()).into();
+    Ok(Answer::json(if strict && !healthy { 503 } else { 200 }, &answer))
 }
 
 /// The attestation document in hex, as Nautilus serves it; if a test root signs it, with that root.

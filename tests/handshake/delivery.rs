@@ -42,7 +42,7 @@ fn before_the_handshake_the_daemon_lives_and_says_what_is_missing() {
         for name in missing.as_array().unwrap() {
             assert!(json.text().contains(name.as_str().unwrap()), "{}", json.text());
         }
-        assert_eq!(daemon.get("/health_check").status, 503);
+        assert_eq!(daemon.get("/health_check?strict=1").status, 503);
         assert_eq!(daemon.get("/health").status, 200);
     };
     not_ready(&all);

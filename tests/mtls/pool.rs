@@ -207,7 +207,7 @@ fn a_health_check_survives_a_stale_connection_too() {
     });
     let daemon = daemon_for(&[service.port]);
     assert_eq!(call(&daemon).status, 200);
-    assert_eq!(daemon.get("/health_check").status, 200);
+    assert_eq!(daemon.get("/health_check?strict=1").status, 200);
     assert_eq!(service.requests(), 3);
 }
 
@@ -228,7 +228,7 @@ fn a_call_is_repeated_under_what_is_in_force_by_then() {
     let daemon = daemon_for(&[before.port, after.port]);
     assert_eq!(call(&daemon).text(), MARKED);
     thread::scope(|scope| {
-        let check = scope.spawn(|| daemon.get("/health_check"));
+        let check = scope.spawn(|| daemon.get("/health_check?strict=1"));
         met.wait(); // its head has arrived
         turn_to(&daemon, after.port);
         met.wait(); // the connection is closed

@@ -1,4 +1,4 @@
-//! /health_check: the endpoints, the service, and what happens when one hangs.
+//! /health_check: its status, the endpoints, the service, and what happens when one hangs.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -8,9 +8,39 @@ use nix::sys::socket::{Backlog, listen};
 use crate::support::*;
 use crate::*;
 
-/// The answer of a health check once it is as expected; a busy machine is asked again.
+const STRICT: &str = "/health_check?strict=1";
+
+/// The answer of a strict health check once it is as expected; a busy machine is asked again.
 fn checked(daemon: &Daemon, good: impl Fn(&Answer) -> bool) -> Answer {
-    wait_for("a health check that is as it should be", || Some(daemon.get("/health_check")).filter(&good))
+    wait_for("a health check that is as it should be", || Some(daemon.get(STRICT)).filter(&good))
+}
+
+/// What an answer tells of endpoints and service. It tells whether the daemon is ready too, and its identity key.
+fn findings(answer: &Answer, daemon: &Daemon) -> Value {
+    let mut findings = answer.json();
+    let members = findings.as_object_mut().unwrap();
+    assert_eq!(members.remove("ready"), Some(daemon.get("/ready").json()["ready"].take()));
+    let pk = members.remove("pk").unwrap();
+    assert!(daemon.process.has_logged(format!("identity key {}", pk.as_str().unwrap())), "{pk}");
+    findings
+}
+
+#[test]
+fn health_check_is_200_as_long_as_the_daemon_lives_unless_it_is_asked_to_be_strict() {
+    let (service, daemon) = pair(&["--fault", "unhealthy"]);
+    let unwell = checked(&daemon, |answer| answer.json()["watermark"].get("error").is_none());
+    assert_eq!((unwell.status, &unwell.json()["ready"]), (503, &json!(true)));
+    for path in ["/health_check", "/health_check?strict=0"] {
+        assert_eq!(daemon.get(path).status, 200);
+    }
+    assert_error(&daemon.get("/health_check?strict=yes"), 400, "invalid_request");
+    drop(service);
+    let waits = Setup::new(1).start();
+    let answer = waits.get("/health_check");
+    assert_eq!(
+        (answer.status, &answer.json()["ready"], &answer.json()["status"]),
+        (200, &json!(false), &json!("unhealthy"))
+    );
 }
 
 #[test]
@@ -19,7 +49,7 @@ fn health_check_tells_a_service_that_is_well() {
     let answer = checked(&daemon, |answer| answer.status == 200);
     let endpoints = json!({format!("localhost:{}", service.port): true});
     let well = json!({"status": "healthy", "endpoints_status": endpoints, "watermark": {"healthy": true}});
-    assert_eq!(answer.json(), well);
+    assert_eq!(findings(&answer, &daemon), well);
     assert!(service.count("GET /health 200") >= 1, "it is asked over mutual TLS");
 }
 
@@ -29,7 +59,7 @@ fn health_check_tells_a_service_that_is_unwell() {
     let answer = checked(&daemon, |answer| answer.json()["watermark"].get("error").is_none());
     let endpoints = json!({format!("localhost:{}", service.port): true});
     let unwell = json!({"status": "unhealthy", "endpoints_status": endpoints, "watermark": {"healthy": false}});
-    assert_eq!((answer.status, answer.json()), (503, unwell));
+    assert_eq!((answer.status, findings(&answer, &daemon)), (503, unwell));
 }
 
 #[test]
@@ -37,7 +67,7 @@ fn health_check_tells_a_service_that_is_down() {
     let (service, daemon) = pair(&[]);
     let endpoint = format!("localhost:{}", service.port);
     drop(service);
-    let answer = daemon.get("/health_check");
+    let answer = daemon.get(STRICT);
     assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")), "{answer:?}");
     assert_eq!(answer.json()["endpoints_status"], json!({endpoint: false}));
     let watermark = &answer.json()["watermark"];
@@ -58,10 +88,10 @@ fn health_check_before_the_handshake_says_what_is_missing() {
 fn the_result_of_a_health_check_is_kept_for_5_seconds() {
     let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
     let start = Instant::now();
-    assert_eq!(daemon.get("/health_check").status, 503);
+    assert_eq!(daemon.get(STRICT).status, 503);
     // The service is healthy again at once; the daemon does not ask it.
     let asked_again = wait_for("a new check", || {
-        let status = daemon.get("/health_check").status;
+        let status = daemon.get(STRICT).status;
         (status == 200).then(|| start.elapsed())
     });
     assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
@@ -103,7 +133,7 @@ fn a_service_that_takes_the_connection_and_says_nothing_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let daemon = Daemon::ready_with(Setup::new(port), port, &CERTS);
-    let answer = daemon.get("/health_check");
+    let answer = daemon.get(STRICT);
     assert_eq!(answer.status, 503);
     let error = answer.json()["watermark"]["error"].as_str().unwrap().to_owned();
     // By its own limit; on a busy machine by that of the whole check.

@@ -44,7 +44,7 @@ fn the_report_of_a_first_start_has_what_somebody_elsewhere_needs() {
             "Nitro CLI 1.5.2",
             "\"PCR2\": \"9f\"",
             "Started enclave with enclave-cid: 19",
-            "> GET /health_check at vsock:19:3000\nHTTP/1.1 503 ",
+            "> GET /health_check at vsock:19:3000\nHTTP/1.1 200 ",
             "> GET /get_attestation at vsock:19:3000\nHTTP/1.1 200 ",
             "> GET /ready at vsock:19:3000\nHTTP/1.1 503 ",
             "teemark_requests_total",
