@@ -262,7 +262,7 @@ fn serve(
     for (listener, side) in [(public, Side::Public), (admin, Side::Admin)] {
         let queued = if side == Side::Public { api.memory.queued() } else { Arc::default() };
         let max_body = api.limits.any_body().bytes as u64;
-        let options = ingress::Options { limit, max_body, queued, stopping: stopping.clone() };
+        let options = ingress::Options { limit, max_body, idle: settings.idle, queued, stopping: stopping.clone() };
         let service = Arc::new(Served { api: api.clone(), side });
         ingress::add(&mut event_loop, listener, service, options).map_err(cannot()).map(drop)?;
     }

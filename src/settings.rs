@@ -49,6 +49,9 @@ pub struct Settings {
     pub watermark_api: WatermarkApi,
     /// Time limit of one call of the watermark service, but for a second for each MiB of the file; 1 s to 1 h.
     pub timeout: Duration,
+    /// How long a connection of a client is kept without a request; 1 s to 1 h. It has to be longer than a balancer in
+    /// front keeps it, or a request may find it closed: 60 s is the default of AWS' ALB and of nginx.
+    pub idle: Duration,
     /// How long an idle connection to the service may be reused; 1 s to 1 h. It should be shorter than the service
     /// keeps it, or a call may find it closed. The shortest defaults of servers are 2 s (gunicorn) and 5 s (Node.js,
     /// Uvicorn).
@@ -165,6 +168,7 @@ impl Settings {
                 false => WatermarkApi::Image,
             },
             timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
+            idle: seconds("TEEMARK_IDLE", &text("TEEMARK_IDLE", "75s")?)?,
             keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?)?,
             clock_interval: seconds("TEEMARK_CLOCK_INTERVAL", &text("TEEMARK_CLOCK_INTERVAL", "600s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
@@ -182,7 +186,7 @@ impl Settings {
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -206,6 +210,7 @@ const NAMES: [&str; 23] = [
     "PIN_CA",
     "PUBLIC_METRICS",
     "CORS",
+    "IDLE",
 ];
 const PREFIX: &str = "TEEMARK_";
 const CORS: &str = "TEEMARK_CORS";
@@ -300,7 +305,7 @@ mod tests {
     fn without_an_environment_the_defaults_of_an_enclave_hold() {
         let s = read(&[]).unwrap();
         assert_eq!((s.public.to_string(), s.secrets.to_string()), ("vsock:3000".into(), "vsock:7777".into()));
-        assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs()), (64 << 20, 256, 30));
+        assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs(), s.idle.as_secs()), (64 << 20, 256, 30, 75));
         assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked && !s.public_metrics);
         assert_eq!(s.hosts, Some("/etc/hosts".into()));
     }
@@ -356,6 +361,7 @@ mod tests {
             ("TEEMARK_MAX_CONNECTIONS", "0"),
             ("TEEMARK_FORWARD", "yes"),
             ("TEEMARK_TIMEOUT", "0s"),
+            ("TEEMARK_IDLE", "75m"),
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
             ("TEEMARK_HANDSHAKE", "open"),
             ("TEEMARK_GRANTS", "on"),

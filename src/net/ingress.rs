@@ -29,8 +29,6 @@ use crate::metrics::METRICS;
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit for a complete head to wait for a thread.
 const QUEUE_LIMIT: Duration = Duration::from_secs(5);
-/// Time limit for the next request on a kept-alive connection.
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// Time for a client to take the last answer and close. What it still sends is discarded: closing with unread bytes
 /// would reset the connection and could destroy the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(5);
@@ -64,6 +62,7 @@ pub struct Ingress {
     /// Connections that have sent nothing yet.
     unused: AtomicUsize,
     /// Requests with a complete head that wait for a thread.
+    idle: Duration,
     queued: Arc<AtomicUsize>,
     /// Set when the daemon stops: each answer is then the last on its connection.
     stopping: Arc<AtomicBool>,
@@ -79,6 +78,8 @@ pub struct Options {
     /// Counts the requests that wait for a thread.
     pub queued: Arc<AtomicUsize>,
     /// Set when the daemon stops.
+    /// Time limit for the next request on a kept-alive connection.
+    pub idle: Duration,
     pub stopping: Arc<AtomicBool>,
 }
 
@@ -92,7 +93,7 @@ pub fn add(
     service: Arc<dyn Service>,
     with: Options,
 ) -> io::Result<Arc<Ingress>> {
-    let Options { limit, max_body, queued, stopping } = with;
+    let Options { limit, max_body, idle, queued, stopping } = with;
     let (waker, acceptor) = (event_loop.waker(), event_loop.next_acceptor());
     let (wake, waiting, stops) = (waker.clone(), queued.clone(), stopping.clone());
     let workers = Workers::new(limit, move || {
@@ -101,7 +102,8 @@ pub fn add(
         }
     });
     let unused = AtomicUsize::new(0);
-    let ingress = Arc::new(Ingress { service, workers, waker, acceptor, limit, max_body, unused, queued, stopping });
+    let ingress =
+        Arc::new(Ingress { service, workers, waker, acceptor, limit, max_body, idle, unused, queued, stopping });
     let of_new = ingress.clone();
     let open = move |stream| -> event_loop::Opened {
         METRICS.connections.add(1);
@@ -320,7 +322,7 @@ impl Session for Waiting {
 
     fn deadline(&self) -> Option<Instant> {
         let limit = match self.state {
-            State::Idle { used: true } => IDLE_LIMIT,
+            State::Idle { used: true } => self.ingress.idle,
             State::Idle { used: false } | State::Head | State::Unread => HEAD_LIMIT,
             State::Queued(_) => QUEUE_LIMIT,
             State::Closing { .. } => LINGER,

@@ -73,7 +73,8 @@ impl Scene {
         let ((sender, begun), (allow, receiver)) = (channel(), channel());
         let service = Arc::new(Echo { begun: sender, allowed: Mutex::new(receiver) });
         let mut event_loop = EventLoop::new(|_| {}).unwrap();
-        let options = Options { limit, max_body: 1 << 20, queued: Arc::default(), stopping: Arc::default() };
+        let options =
+            Options { limit, max_body: 1 << 20, idle: 75 * SECOND, queued: Arc::default(), stopping: Arc::default() };
         let ingress = add(&mut event_loop, Listener::open(&listening).unwrap(), service, options).unwrap();
         Scene { ingress, begun, allow, event_loop, listening, _folder: folder }
     }
@@ -190,12 +191,12 @@ fn when_silent_clients_hold_most_places_the_oldest_gives_way_however_young() {
 }
 
 #[test]
-fn a_connection_is_kept_for_sixty_seconds_after_its_last_answer() {
+fn a_connection_is_kept_for_the_idle_time_after_its_last_answer() {
     let scene = Scene::new(9);
     let start = Instant::now();
     let (mut idle, _client) = scene.waiting(State::Idle { used: true }, start);
-    assert_eq!(idle.deadline(), Some(start + 60 * SECOND));
-    assert_eq!(idle.overdue(start + 60 * SECOND), Turn::Over);
+    assert_eq!(idle.deadline(), Some(start + 75 * SECOND));
+    assert_eq!(idle.overdue(start + 75 * SECOND), Turn::Over);
 }
 
 #[test]
