@@ -23,8 +23,8 @@
 //! mtls       certificates and key in any accepted form -> one checked identity -> one pooled ureq agent: certificate
 //!            (reads X.509), authorities, cryptography (algorithms), tls_error (failures in words)
 //! settings   every setting, its default and its limit
-//! net        in: ingress (requests in flight), request, answer, http, workers; out: egress, tls; wait (streams with a
-//!            deadline), pace; forward; link (loopback, /etc/hosts)
+//! net        in: ingress (requests in flight), request, request_id, answer, http, workers; out: egress, tls; wait
+//!            (streams with a deadline), pace; forward; link (loopback, /etc/hosts)
 //! memory     admission        metrics  what is counted
 //! logging    the log's queue
 //! allocator  wipes memory that is freed, and keeps some of it for later

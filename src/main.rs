@@ -14,6 +14,7 @@ use log::{LevelFilter, error, info};
 use teemarkd::allocator::Allocator;
 use teemarkd::boot;
 use teemarkd::logging::Queue;
+use teemarkd::net::request_id::OfThisThread;
 use teemarkd::secrets::bundle::bundle_of_environment;
 use teemarkd::secrets::store::Store;
 use teemarkd::settings::Settings;
@@ -99,7 +100,7 @@ fn ended(result: Result<(), String>) -> ExitCode {
 fn start_log() {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {
-        writeln!(out, "{} {:5} {}: {}", Utc::now(), record.level(), record.target(), record.args())
+        writeln!(out, "{} {:5} {}: {OfThisThread}{}", Utc::now(), record.level(), record.target(), record.args())
     });
     for library in ["ureq", "ureq_proto", "tiny_http", "rustls"] {
         log.filter_module(library, LevelFilter::Warn);

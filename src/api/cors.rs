@@ -6,6 +6,7 @@ use formats::reply;
 
 use crate::net::answer::Answer;
 use crate::net::http::values;
+use crate::net::request_id;
 use crate::settings::Origins;
 
 /// How long a browser may keep the answer to a preflight, in seconds: the most that Chromium does.
@@ -30,7 +31,7 @@ impl Cors {
             "Teemark-Identity",
             "Teemark-Attestation-Length",
             "Retry-After",
-            "X-Request-Id",
+            request_id::FIELD,
         ];
         Cors { origins, exposed: exposed.join(", ") }
     }

@@ -21,6 +21,7 @@ use super::answer::Answer;
 use super::http::{HttpError, MAX_HEAD, RequestHead, request_head};
 use super::pace::Pace;
 use super::request::{Connection, Request};
+use super::request_id::{self, RequestId};
 use super::wait;
 use super::workers::Workers;
 use crate::metrics::METRICS;
@@ -185,7 +186,10 @@ impl Waiting {
     fn refuse(&mut self, error: HttpError, now: Instant) {
         let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
         let head = if let State::Queued(head) = &self.state { head.lines() } else { &self.inbox };
-        let answer = self.ingress.service.refuse(error, head);
+        let id = RequestId::next(head);
+        let _in_log = id.enter();
+        let mut answer = self.ingress.service.refuse(error, head);
+        answer.headers.push((request_id::FIELD, id.into_name()));
         let mut bytes = answer.head(true);
         if !head_only {
             // A Vec takes everything.
@@ -396,11 +400,15 @@ impl Ingress {
         let (head_only, keep_alive) = (head.head_only(), head.keep_alive);
         let stream = connection.stream.clone();
         let mut request = Request::new(head, connection);
-        let answer = {
+        let id = RequestId::next(head.lines());
+        let _in_log = id.enter();
+        let mut answer = {
             let _on_behalf = wait::on_behalf_of(&stream);
             self.service.answer(&mut request)
         };
-        let keep = keep_alive && request.is_complete() && !self.stopping.load(Ordering::Acquire);
+        let goes_on = !self.stopping.load(Ordering::Acquire) && self.service.keeps_connections();
+        let keep = keep_alive && request.is_complete() && goes_on;
+        answer.headers.push((request_id::FIELD, id.into_name()));
         let Answer { route, status, .. } = answer;
         let mut pace = Pace::from(Instant::now());
         let (head, send) = (answer.head(!keep), |bytes: &[u8]| connection.send(bytes, &mut pace));

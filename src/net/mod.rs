@@ -8,6 +8,7 @@ pub mod ingress;
 pub mod link;
 pub mod pace;
 pub mod request;
+pub mod request_id;
 pub mod tls;
 pub mod wait;
 pub mod workers;

@@ -17,6 +17,7 @@ mod limits;
 mod marked;
 mod operators;
 mod stop;
+mod request_ids;
 
 use std::sync::LazyLock;
 
