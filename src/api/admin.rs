@@ -1,11 +1,15 @@
 //! Routes of the admin listener, for operators.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use formats::time::Utc;
+use log::{info, warn};
 use serde_json::json;
 
 use super::context::Api;
+use super::drain::Drained;
 use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
 use super::public::readiness;
@@ -26,8 +30,39 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
         ["admin", "update-secrets"] => {
             ("update_secrets", allow(request, "POST").and_then(|()| update_secrets(api, request)))
         }
+        ["admin", "drain"] => {
+            let answer = match request.head.method.as_str() {
+                "POST" => drain(api, target),
+                "DELETE" => Ok(take_back(api)),
+                _ => Err(ApiError::MethodNotAllowed("POST, DELETE")),
+            };
+            ("drain", answer)
+        }
         _ => ("unknown", Err(ApiError::NotFound)),
     }
+}
+
+/// How long a drain may take, in seconds.
+const DRAIN: RangeInclusive<u64> = 1..=600;
+
+/// Takes the enclave out of service; the answer comes once it is.
+fn drain(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
+    let seconds = target.query("seconds")?.unwrap_or("30").parse().ok().filter(|seconds| DRAIN.contains(seconds));
+    let wrong = || ApiError::Invalid(format!("seconds is not a number from {} to {}", DRAIN.start(), DRAIN.end()));
+    let seconds = seconds.ok_or_else(wrong)?;
+    info!("draining: /ready is 503, and requests are served for {seconds} s at most");
+    let Drained { drained, in_flight } = api.drain.start(Duration::from_secs(seconds));
+    match drained {
+        true => info!("drained: no request is in flight, and new ones are refused"),
+        false => warn!("not drained within {seconds} s, or taken back: {in_flight} requests are in flight"),
+    }
+    Ok(Answer::json(200, &json!({"drained": drained, "in_flight": in_flight})))
+}
+
+fn take_back(api: &Api) -> Answer {
+    api.drain.take_back();
+    info!("in service: the drain, if any, is taken back");
+    Answer::json(200, &json!({"draining": false}))
 }
 
 /// Whether a web page may have made the request, in the browser of somebody who reaches this listener. A browser names the
@@ -65,6 +100,7 @@ fn status(api: &Api) -> Answer {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": api.started.elapsed().as_secs(),
             "ready": readiness(api).0,
+            "draining": api.drain.is_on(),
             "missing": secrets.missing(),
             "client_certificate": (ends > 0).then(|| fault.unwrap_or_else(|| "valid".into())),
             "client_certificate_expires": (ends > 0).then(|| Utc(ends).to_string()),

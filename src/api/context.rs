@@ -6,6 +6,7 @@ use std::time::Instant;
 use formats::allow_list::AllowList;
 
 use super::cors::Cors;
+use super::drain::Drain;
 use super::health::Health;
 use super::limits::Limits;
 use super::permit::Grants;
@@ -39,6 +40,8 @@ pub struct Api {
     pub public_metrics: bool,
     /// Which pages may call the public listener.
     pub cors: Cors,
+    /// Whether this enclave is being taken out of service.
+    pub drain: Drain,
     /// When the daemon started.
     pub started: Instant,
     /// The last health check.
@@ -67,6 +70,7 @@ impl Api {
             watermark_api: settings.watermark_api,
             public_metrics: settings.public_metrics,
             cors: Cors::new(settings.cors.clone()),
+            drain: Drain::default(),
             started: Instant::now(),
         }
     }

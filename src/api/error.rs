@@ -47,6 +47,8 @@ pub enum ApiError {
     /// These items have not been delivered yet.
     NotReady(Vec<&'static str>),
     Overloaded,
+    /// This enclave has been taken out of service.
+    Drained,
     /// There is no Nitro Secure Module that could sign an attestation document.
     CannotAttest,
     /// More attestation documents were requested than the module can make; try again after this many seconds.
@@ -92,6 +94,7 @@ impl ApiError {
                 (503, "not_ready", format!("waiting for the handshake; missing: {}", missing.join(", ")))
             }
             ApiError::Overloaded => (503, "overloaded", "no memory for this request now".into()),
+            ApiError::Drained => (503, "drained", "this enclave is out of service; ask another".into()),
             ApiError::WatermarkTimeout => {
                 (504, "watermark_timeout", "the watermark service did not answer in time".into())
             }
@@ -136,9 +139,10 @@ impl From<ApiError> for Answer {
         let (status, code, message) = error.row();
         let mut answer = Answer::json(status, &json!({"error": message, "code": code}));
         match error {
-            ApiError::Overloaded | ApiError::Http(HttpError::Overloaded) | ApiError::Grant(GrantError::Full) => {
-                answer.headers.push(("Retry-After", "1".into()))
-            }
+            ApiError::Overloaded
+            | ApiError::Drained
+            | ApiError::Http(HttpError::Overloaded)
+            | ApiError::Grant(GrantError::Full) => answer.headers.push(("Retry-After", "1".into())),
             ApiError::TooManyDocuments(seconds) | ApiError::WatermarkBusy(seconds) => {
                 answer.headers.push(("Retry-After", seconds.to_string()))
             }

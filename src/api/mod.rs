@@ -4,6 +4,7 @@ mod admin;
 mod context;
 mod cors;
 mod decrypt;
+mod drain;
 mod error;
 mod forms;
 mod health;
@@ -46,11 +47,13 @@ pub struct Served {
 
 impl Service for Served {
     fn answer(&self, request: &mut Request<'_>) -> Answer {
+        self.began();
         let answer = answer(|| route(&self.api, self.side, request));
         self.admit(request.head.lines(), answer)
     }
 
     fn refuse(&self, error: HttpError, head: &[u8]) -> Answer {
+        self.began();
         let error = match (error, self.side) {
             (HttpError::TooLarge(_), Side::Public) => ApiError::FileTooLarge(self.api.limits.past_file()),
             (HttpError::TooLarge(_), Side::Admin) => ApiError::FileTooLarge(limits::BUNDLE.past),
@@ -67,10 +70,23 @@ impl Service for Served {
             _ => Level::Debug,
         };
         log!(level, "{route} {status} {bytes} bytes in {} ms", took.as_millis());
+        if self.side == Side::Public {
+            self.api.drain.ended();
+        }
+    }
+
+    fn keeps_connections(&self) -> bool {
+        self.side == Side::Admin || !self.api.drain.is_on()
     }
 }
 
 impl Served {
+    fn began(&self) {
+        if self.side == Side::Public {
+            self.api.drain.began();
+        }
+    }
+
     /// Lets pages of other origins read an answer of the public listener, where that is set.
     fn admit(&self, head: &[u8], mut answer: Answer) -> Answer {
         if self.side == Side::Public {

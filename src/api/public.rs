@@ -27,14 +27,19 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
 
 fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");
-    let post = |request: &Request<'_>| allow(request, "POST");
+    let post = |request: &Request<'_>| allow(request, "POST").and_then(|()| api.drain.admit());
     match *target.path() {
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
         ["health_check"] => ("health_check", get(request).and_then(|()| check_health(api, target))),
-        ["get_attestation"] => ("get_attestation", get(request).and_then(|()| get_attestation(api, target))),
-        ["attestation"] => ("attestation", get(request).and_then(|()| attestation(api))),
+        ["get_attestation"] => (
+            "get_attestation",
+            get(request).and_then(|()| api.drain.admit()).and_then(|()| get_attestation(api, target)),
+        ),
+        ["attestation"] => {
+            ("attestation", get(request).and_then(|()| api.drain.admit()).and_then(|()| attestation(api)))
+        }
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
         ["files", file_id, "decrypt"] => {
@@ -54,13 +59,17 @@ pub(super) fn readiness(api: &Api) -> (bool, Value) {
     let secrets = api.store.now();
     let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
     let clock = api.attestation.clock_fault();
-    let ready = missing.is_empty() && fault.is_none() && clock.is_none();
+    let draining = api.drain.is_on();
+    let ready = missing.is_empty() && fault.is_none() && clock.is_none() && !draining;
     let mut answer = json!({"ready": ready, "missing": missing});
     if let Some(fault) = fault {
         answer["client_certificate"] = fault.into();
     }
     if let Some(clock) = clock {
         answer["clock"] = clock.into();
+    }
+    if draining {
+        answer["draining"] = true.into();
     }
     (ready, answer)
 }

@@ -49,6 +49,8 @@ pub trait Service: Send + Sync {
     fn refuse(&self, error: HttpError, head: &[u8]) -> Answer;
     /// An answer has been sent, of this many bytes, after this time.
     fn answered(&self, route: &'static str, status: u16, bytes: usize, took: Duration);
+    /// Whether a connection may carry another request after this answer.
+    fn keeps_connections(&self) -> bool;
 }
 
 /// One listener's ingress.
@@ -60,10 +62,10 @@ pub struct Ingress {
     acceptor: usize,
     limit: usize,
     max_body: u64,
+    idle: Duration,
     /// Connections that have sent nothing yet.
     unused: AtomicUsize,
     /// Requests with a complete head that wait for a thread.
-    idle: Duration,
     queued: Arc<AtomicUsize>,
     /// Set when the daemon stops: each answer is then the last on its connection.
     stopping: Arc<AtomicBool>,
@@ -76,11 +78,11 @@ pub struct Options {
     pub limit: usize,
     /// Largest body in bytes.
     pub max_body: u64,
+    /// Time limit for the next request on a kept-alive connection.
+    pub idle: Duration,
     /// Counts the requests that wait for a thread.
     pub queued: Arc<AtomicUsize>,
     /// Set when the daemon stops.
-    /// Time limit for the next request on a kept-alive connection.
-    pub idle: Duration,
     pub stopping: Arc<AtomicBool>,
 }
 
@@ -398,10 +400,10 @@ impl Ingress {
     fn exchange(&self, connection: &mut Connection, head: RequestHead) -> After {
         let start = Instant::now();
         let (head_only, keep_alive) = (head.head_only(), head.keep_alive);
-        let stream = connection.stream.clone();
-        let mut request = Request::new(head, connection);
         let id = RequestId::next(head.lines());
         let _in_log = id.enter();
+        let stream = connection.stream.clone();
+        let mut request = Request::new(head, connection);
         let mut answer = {
             let _on_behalf = wait::on_behalf_of(&stream);
             self.service.answer(&mut request)

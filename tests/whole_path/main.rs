@@ -8,6 +8,7 @@ mod boot;
 mod browsers;
 mod curl;
 mod day;
+mod drain;
 mod errors;
 mod expiry;
 mod files;
@@ -16,8 +17,8 @@ mod keys;
 mod limits;
 mod marked;
 mod operators;
-mod stop;
 mod request_ids;
+mod stop;
 
 use std::sync::LazyLock;
 

@@ -44,6 +44,10 @@ impl Service for Echo {
     }
 
     fn answered(&self, _: &'static str, _: u16, _: usize, _: Duration) {}
+
+    fn keeps_connections(&self) -> bool {
+        true
+    }
 }
 
 /// An ingress with this many places, in an event loop that the test may start.
