@@ -14,7 +14,7 @@
 //! ```text
 //! main       arguments, log
 //! boot       the start, told once from top to bottom
-//! api        one pipeline for files (admitted, received, marked, given), the routes, the one error table
+//! api        one pipeline for files (admitted, received, opened, marked, given), the routes, the one error table
 //! watermark  the client of the service
 //! secrets    the handshake: sealed (which sealed bundles count), bundle (checked against the image), listener (port
 //!            7777), store (what is in force now)

@@ -33,6 +33,8 @@ pub(crate) fn an_image_with_certificates_is_ready_without_a_handshake(
         enclave.console.wait_for("no /dev/nsm: this daemon cannot attest itself", Duration::ZERO)?;
         let (status, body) = enclave.get(3000, "/get_attestation")?;
         ensure!(status == 503 && body.contains("attestation_unavailable"), "/get_attestation: {status} {body}");
+        let (status, body) = enclave.get(3000, "/attestation")?;
+        ensure!(status == 503 && body.contains("attestation_unavailable"), "/attestation: {status} {body}");
         Ok(())
     })?;
     drop((enclave, bus));

@@ -161,12 +161,21 @@ fn meddle(workshop: &Workshop, world: &World, outside: &Outside, user: &User) ->
     ensure!(said.contains("refused: "), "{said}");
 
     let bytes = through(3006, r"'\201' '\202'")?;
-    run(bytes.teemark("attest").args(["--endpoint", &bytes.endpoint]).args(&bytes.trust))?;
-    let (grant, output) = (outside.grant("text-1", "alice", &user.reply_key)?, workshop.path("altered"));
-    let said = run(bytes.decrypt("text-1", "alice", &grant, &output).arg("--reply-key").arg(&user.key));
-    let said = format!("{:#}", said.err().context("an altered answer was believed")?);
-    ensure!(said.contains("not signed by the attested enclave"), "{said}");
-    ensure!(!output.exists(), "an altered answer was written");
+    let document = workshop.path("document");
+    let mut attest = bytes.teemark("attest");
+    run(attest.args(["--endpoint", &bytes.endpoint, "--output"]).arg(&document).args(&bytes.trust))?;
+    // The document that comes with the answer is altered too, one that was saved is not.
+    for (saved, words) in [(false, "was not written"), (true, "not signed by the attested enclave")] {
+        let (grant, output) = (outside.grant("text-1", "alice", &user.reply_key)?, workshop.path("altered"));
+        let mut decrypt = bytes.decrypt("text-1", "alice", &grant, &output);
+        decrypt.arg("--reply-key").arg(&user.key);
+        if saved {
+            decrypt.arg("--attested").arg(&document).args(["--max-age", "3600"]);
+        }
+        let said = format!("{:#}", run(&mut decrypt).err().context("an altered answer was believed")?);
+        ensure!(said.contains(words), "{said}");
+        ensure!(!output.exists(), "an altered answer was written");
+    }
     Ok(())
 }
 
