@@ -30,6 +30,8 @@ struct Draining {
     until: Instant,
     /// When the last request came, or when this began.
     last: Instant,
+    /// Whether an earlier drain has ended, and so requests are refused already.
+    closed: bool,
 }
 
 /// How a drain ended: whether nothing more comes and nothing is in flight, and the requests that are.
@@ -46,7 +48,7 @@ impl Drain {
     }
 
     /// Begins, and returns once nothing more comes and nothing is in flight; once the time is up; or once it is taken
-    /// back. A drain that has begun before goes on, with this time limit.
+    /// back. A drain that has begun before goes on with this time limit; if it has ended, requests stay refused.
     pub(crate) fn start(&self, limit: Duration) -> Drained {
         let mut state = self.lock();
         state.start(Instant::now(), limit);
@@ -100,18 +102,23 @@ impl Draining {
     fn closes(self) -> Instant {
         self.until.min(self.last + QUIET)
     }
+
+    fn is_closed(self, now: Instant) -> bool {
+        self.closed || now >= self.closes()
+    }
 }
 
 impl State {
     fn start(&mut self, now: Instant, limit: Duration) {
         let last = self.draining.map_or(now, |draining| draining.last);
-        self.draining = Some(Draining { until: now + limit, last });
+        let closed = self.draining.is_some_and(|draining| draining.is_closed(now));
+        self.draining = Some(Draining { until: now + limit, last, closed });
     }
 
     fn admits(&mut self, now: Instant) -> bool {
         match &mut self.draining {
             None => true,
-            Some(draining) if now >= draining.closes() => false,
+            Some(draining) if draining.is_closed(now) => false,
             Some(draining) => {
                 draining.last = now;
                 true
@@ -122,12 +129,16 @@ impl State {
     /// When to look again, if nothing changes before; `None` if it is over.
     fn next_look(&self, now: Instant) -> Option<Instant> {
         let draining = self.draining?;
-        let later = |at: Instant| Some(at).filter(|at| *at > now);
-        later(draining.closes()).or_else(|| if self.in_flight > 0 { later(draining.until) } else { None })
+        let next = match draining.is_closed(now) {
+            false => draining.closes(),
+            true => draining.until,
+        };
+        let over = draining.is_closed(now) && self.in_flight == 0;
+        Some(next).filter(|next| *next > now && !over)
     }
 
     fn result(&self, now: Instant) -> Drained {
-        let closed = self.draining.is_some_and(|draining| now >= draining.closes());
+        let closed = self.draining.is_some_and(|draining| draining.is_closed(now));
         Drained { drained: closed && self.in_flight == 0, in_flight: self.in_flight }
     }
 }
@@ -181,6 +192,11 @@ mod tests {
         let end = start + 2 * SECOND;
         assert_eq!((state.admits(end), state.next_look(end)), (false, None));
         assert_eq!(state.result(end), Drained { drained: false, in_flight: 3 });
+        // Another one gives them more time, and lets in no more.
+        state.start(end, 9 * SECOND);
+        assert_eq!((state.admits(end), state.next_look(end)), (false, Some(end + 9 * SECOND)));
+        state.in_flight = 0;
+        assert_eq!((state.next_look(end), state.result(end).drained), (None, true));
     }
 
     #[test]
@@ -203,10 +219,10 @@ mod tests {
         drain.began();
         drain.began();
         {
-            // As if no request had come for long.
+            // As if no request had come for five seconds.
             let mut state = drain.lock();
             let now = Instant::now();
-            state.draining = Some(Draining { until: now + 600 * SECOND, last: now - 2 * QUIET });
+            state.draining = Some(Draining { until: now + 600 * SECOND, last: now, closed: true });
         }
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| drain.start(600 * SECOND));

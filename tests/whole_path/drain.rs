@@ -120,3 +120,23 @@ fn a_drain_takes_1_to_600_seconds() {
     assert_eq!(field(&answer, "Allow"), Some("POST, DELETE"));
     assert_eq!(daemon.get_admin("/admin/status").json()["draining"], false);
 }
+
+#[test]
+fn the_parents_script_drains_and_puts_back_and_the_unit_calls_it() {
+    let (_service, daemon) = pair(&[]);
+    let script = |arguments: &[&str]| {
+        let mut script = std::process::Command::new(repository().join("host/deploy/drain.sh"));
+        run(script.args(arguments).env("EXPOSE_ADMIN", daemon.admin.to_string()))
+    };
+    let drained = r#"{"drained":true,"in_flight":0}"#;
+    assert_eq!(String::from_utf8(script(&[])).unwrap(), drained.repeat(2));
+    assert_error(&daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u"), 503, "drained");
+    script(&["--back"]);
+    assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
+    let unit = std::fs::read_to_string(repository().join("host/deploy/systemd/teemark-expose.service")).unwrap();
+    for line in
+        ["ExecStop=-/usr/local/libexec/teemark/drain.sh", "ExecStartPost=-/usr/local/libexec/teemark/drain.sh --back"]
+    {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+}
