@@ -24,6 +24,9 @@ case $part in
     need socat socat
     need valgrind valgrind
     need strace strace
+    # Not on every user's PATH.
+    need_file /usr/sbin/nginx nginx-light
+    need_file /usr/sbin/haproxy haproxy
     ;;
 esac
 case $part in

@@ -340,9 +340,13 @@ impl Daemon {
 
     /// The value of the metric whose line begins with this.
     pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metric_if_any(name).unwrap_or_else(|| panic!("no {name} in\n{}", self.get_admin("/metrics").text()))
+    }
+
+    /// The same; `None` if it has not been counted yet.
+    pub(crate) fn metric_if_any(&self, name: &str) -> Option<f64> {
         let text = self.get_admin("/metrics").text();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(|value| value.parse().unwrap())
     }
 }
 
