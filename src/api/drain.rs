@@ -212,23 +212,4 @@ mod tests {
         });
         assert!(!drain.is_on() && drain.admit().is_ok());
     }
-
-    #[test]
-    fn whoever_waits_is_told_when_the_last_request_has_ended() {
-        let drain = Drain::default();
-        drain.began();
-        drain.began();
-        {
-            // As if no request had come for five seconds.
-            let mut state = drain.lock();
-            let now = Instant::now();
-            state.draining = Some(Draining { until: now + 600 * SECOND, last: now, closed: true });
-        }
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| drain.start(600 * SECOND));
-            drain.ended();
-            drain.ended();
-            assert_eq!(waits.join().unwrap(), Drained { drained: true, in_flight: 0 });
-        });
-    }
 }
