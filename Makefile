@@ -15,6 +15,7 @@ help:
 	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
 	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
 	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
+	@echo '                   ARCH=aarch64     out/teemark-aarch64.eif, for Graviton instances'
 	@echo '                   COMPRESSION=gzip kernel and ramdisks compressed so in place of xz (docs/HARDWARE.md)'
 	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests itself without a Nitro Secure Module,'
 	@echo '                                    for virtual machines here; nobody else should believe it'
@@ -45,18 +46,22 @@ demo: build
 run: build
 	host/demo.sh --keep
 
+# The image for another architecture than this machine's has that in its name.
 image:
-	image/build.sh --name "teemark$${DEBUG:+-debug}$${TESTNSM:+-testnsm}" $${DEBUG:+--debug} $${TESTNSM:+--test-nsm} \
+	arch="$${ARCH:-$$(uname -m)}"; [ "$$arch" = "$$(uname -m)" ] && suffix= || suffix="-$$arch"; \
+	image/build.sh --arch "$$arch" --name "teemark$$suffix$${DEBUG:+-debug}$${TESTNSM:+-testnsm}" $${DEBUG:+--debug} $${TESTNSM:+--test-nsm} \
 	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
 	  $${COMPRESSION:+--compression "$$COMPRESSION"} \
 	  $${SIGN_KEY:+--sign-key "$$SIGN_KEY"} $${SIGN_CERT:+--sign-certificate "$$SIGN_CERT"}
 
-# Of the image as it is shipped: without certificates, whatever out/ holds.
+# Of the images as they are shipped: without certificates, whatever out/ holds.
 size:
-	image/build.sh --output target/size >/dev/null
-	target/debug/teemark-image size target/size/teemark.json
+	for arch in x86_64 aarch64; do \
+	  image/build.sh --arch "$$arch" --name "teemark-$$arch" --output target/size >/dev/null || exit; \
+	  echo "$$arch"; target/debug/teemark-image size "target/size/teemark-$$arch.json" || exit; \
+	done
 
 # Stock QEMU has no Nitro Secure Module, so there the image brings a stand-in.
 run-vm:
@@ -95,10 +100,11 @@ check:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p teemarkd --no-default-features -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
+	cargo clippy --profile init -p init --target aarch64-unknown-linux-musl -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --quiet
 	cargo deny --workspace --all-features check bans licenses sources
 	host/audit.sh
-	shellcheck run.sh .ci/run certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
+	shellcheck run.sh .ci/run image/aarch64-static-pie-gcc certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
 	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat host/cli/tests/deploy/teemark
 	host/deploy/check.sh
 	PATH="$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/teemark/hadolint/bin" hadolint Containerfile

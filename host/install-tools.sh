@@ -2,11 +2,14 @@
 # Installs what a part of the project needs besides Rust, gcc and make. Tools that are there already are left alone.
 #
 #     host/install-tools.sh          what the daemon's own tests need
-#     host/install-tools.sh image    what building the image needs
-#     host/install-tools.sh vm       both, and what booting it in virtual machines needs
+#     host/install-tools.sh image [ARCH]   what building the image needs, for this machine's architecture or that one
+#     host/install-tools.sh vm       all of these, for both architectures, and what booting it in virtual machines needs
 #     host/install-tools.sh check    what the checks need
 set -eu
 part=${1:-tests}
+here_arch=$(uname -m)
+arch=${2:-$here_arch}
+[ "$part" != vm ] || arch=aarch64
 here=$(cd "$(dirname "$0")" && pwd)
 # rustup chooses the toolchain by the folder.
 cd "$here/.."
@@ -44,8 +47,23 @@ case $part in
     need busybox busybox-static
     ;;
 esac
+# For another architecture than this machine's: its compiler and the C headers that ring's C code includes.
+if [ "$arch" != "$here_arch" ]; then
+  case $arch in
+    aarch64)
+      need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+      need_file /usr/aarch64-linux-gnu/include/stdlib.h libc6-dev-arm64-cross
+      ;;
+    *)
+      echo "install-tools: $arch images are built on $arch machines" >&2
+      exit 1
+      ;;
+  esac
+fi
 if [ "$part" = vm ]; then
   need qemu-system-x86_64 qemu-system-x86
+  need qemu-system-aarch64 qemu-system-arm
+  need qemu-aarch64-static qemu-user-static
   need jq jq
   need cpio cpio
 fi
@@ -66,10 +84,12 @@ if [ -n "$packages" ]; then
   { install || { apt-get -o DPkg::Lock::Timeout=120 update && install; }; } >&2
 fi
 
-target=x86_64-unknown-linux-musl
-if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
-  if [ -x "$shared/install-musl-target" ]; then "$shared/install-musl-target"; else rustup target add "$target"; fi
-fi
+target() { # ARCH INSTALLER: adds the Rust target, by rustup unless there is an installer for machines that cannot
+  [ ! -d "$(rustc --print sysroot)/lib/rustlib/$1-unknown-linux-musl/lib" ] || return 0
+  if [ -x "$shared/$2" ]; then "$shared/$2"; else rustup target add "$1-unknown-linux-musl"; fi
+}
+[ "$here_arch" != x86_64 ] || target x86_64 install-musl-target
+[ "$arch" != aarch64 ] || target aarch64 install-aarch64-musl-target
 
 # Programs from crates.io, built if they are missing.
 tools=

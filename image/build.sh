@@ -4,22 +4,22 @@
 #
 #     image/build.sh [--operator FILE | --no-operator] [--debug [--launcher FILE]] [--test-nsm] [--certs DIR]
 #                    [--environment FILE] [--endpoints FILE] [--command-line STRING] [--sign-key FILE --sign-certificate FILE]
-#                    [--compression gzip] [--kernel FILE [--module FILE]] [--name NAME] [--output DIR]
+#                    [--arch ARCH] [--compression gzip] [--kernel FILE [--module FILE]] [--name NAME] [--output DIR]
 #
 # --operator    public half of the key that secrets have to be signed with; by default that of image/operator.sh, unless
 #               the environment file takes a plain handshake or names the keys itself
-# --debug       a shell in the image, and run.sh, or another launcher that --launcher names
+# --debug       a shell in the image, and run.sh, or another launcher that --launcher names. The shell is this machine's
+#               /bin/busybox; for another architecture, --shell names one of it
 # --test-nsm    a daemon that signs attestation documents by itself where there is no /dev/nsm; for virtual machines
 #               here, never for an instance
 # --certs       client.crt, client.key and ecs-ca.crt baked in; without, the handshake delivers them
+# --arch        x86_64 or aarch64 (Graviton); by default that of this machine
 # --compression gzip in place of xz, for the kernel and the ramdisks
 # --kernel      another kernel than that of image/kernel, such as AWS' bzImage; --module is its nsm.ko
 # The rest goes to `teemark-image build` as it is; `teemark-image build --help` tells more.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
-
-"$root/host/install-tools.sh" image
 
 given() { # is the option among the arguments?
   option=$1
@@ -35,14 +35,17 @@ value() { # of an option among the arguments; nothing if it is not there
     shift
   done
 }
+arch=$(value --arch "$@")
+arch=${arch:-$(uname -m)}
+"$root/host/install-tools.sh" image "$arch"
 if ! given --kernel "$@"; then
   compression=$(value --compression "$@")
-  kernel=$("$root/image/kernel/build.sh" --compression "${compression:-xz}")
-  set -- --kernel "$kernel/bzImage" "$@"
+  kernel=$("$root/image/kernel/build.sh" --arch "$arch" --compression "${compression:-xz}")
+  set -- --kernel "$kernel"/*Image "$@"
 fi
 if given --test-nsm "$@"; then variant=--test-nsm; else variant=; fi
 # shellcheck disable=SC2086 # none or one
-programs=$("$root/image/programs.sh" $variant)
+programs=$("$root/image/programs.sh" --arch "$arch" $variant)
 # Of the whole workspace, so that its crates have the features that the tests' build gives them, and are built once.
 (cd "$root" && cargo build --quiet --locked --workspace --bin teemark-image)
 
@@ -52,12 +55,12 @@ previous=
 for argument; do
   shift
   [ "$previous" != --environment ] || environment=$argument
-  previous=$argument
   case "$argument" in
     --no-operator) closed=1 ;;
-    --test-nsm) ;;
-    *) set -- "$@" "$argument" ;;
+    --test-nsm | --arch) ;;
+    *) [ "$previous" = --arch ] || set -- "$@" "$argument" ;;
   esac
+  previous=$argument
 done
 set -- --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" "$@"
 given --endpoints "$@" || set -- "$@" --endpoints "$root/allowed_endpoints.yaml"
@@ -70,6 +73,6 @@ fi
 given --output "$@" || set -- "$@" --output "$root/out"
 if given --debug "$@"; then
   given --launcher "$@" || set -- "$@" --launcher "$root/run.sh"
-  set -- "$@" --shell /bin/busybox
+  given --shell "$@" || set -- "$@" --shell /bin/busybox
 fi
 exec "$target/debug/teemark-image" build "$@"

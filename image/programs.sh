@@ -5,7 +5,14 @@
 #     image/programs.sh              as they are shipped
 #     image/programs.sh --test-nsm   teemarkd with its stand-in for the Nitro Secure Module, for machines without one
 #     image/programs.sh --symbols    as they are shipped, but teemarkd with the names of its functions, for measuring
+#
+# With --arch aarch64 or --arch x86_64 in front, for that architecture; otherwise for this machine's.
 set -eu
+arch=$(uname -m)
+if [ "${1:-}" = --arch ]; then
+  arch=${2:-}
+  shift 2
+fi
 strip=symbols
 case "${1:-}" in
   "") variant=shipped features=--no-default-features ;;
@@ -15,13 +22,19 @@ case "${1:-}" in
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=$root/target/image
-triple=x86_64-unknown-linux-musl
+triple=$arch-unknown-linux-musl
 
 # Panic messages name source files. Each folder of this machine gets a name of its own: the clone, the crates, and the
 # standard library's source, which has its official name where it is not installed.
 commit=$(rustc -vV | sed -n 's/^commit-hash: //p')
 flags="--remap-path-prefix=$root=/teemark"
 flags="$flags --remap-path-prefix=$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$commit"
+case $arch in
+  x86_64) ;;
+  # A linker keeps segments 64 KiB apart here, for kernels with pages of that size. The enclave's has 4 KiB.
+  aarch64) flags="$flags -Clink-arg=-Wl,-z,max-page-size=4096" ;;
+  *) echo "image/programs.sh: no enclave runs on $arch; it is x86_64 or aarch64" >&2; exit 2 ;;
+esac
 cd "$root"
 cargo fetch --quiet --locked --target "$triple"
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
@@ -34,7 +47,8 @@ build() {
   RUSTFLAGS="$flags" cargo "$command" --quiet --locked --target "$triple" --target-dir "$target" "$@"
 }
 # Cargo leaves all variants of the daemon under one name, so each gets a folder of its own, and only one is built at a time.
-mkdir -p "$target/$variant"
+result=$target/$arch/$variant
+mkdir -p "$result"
 exec 9>"$target/lock"
 flock 9
 if [ "$strip" = symbols ]; then
@@ -44,7 +58,7 @@ else
   build rustc --release --package teemarkd --bin teemarkd "$features" -- -C strip="$strip"
 fi
 build build --profile init --package init --bin init
-cp "$target/$triple/release/teemarkd" "$target/$variant/teemarkd.new"
-mv "$target/$variant/teemarkd.new" "$target/$variant/teemarkd"
+cp "$target/$triple/release/teemarkd" "$result/teemarkd.new"
+mv "$result/teemarkd.new" "$result/teemarkd"
 flock -u 9
-printf '%s\n' "$target/$variant/teemarkd" "$target/$triple/init/init"
+printf '%s\n' "$result/teemarkd" "$target/$triple/init/init"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds two images and checks that they are the same bytes: their programs are built from two copies of the source in two
-# folders, with cargo's folder in two places. Both take the kernel from the cache; docs/IMAGE.md compares two builds of it.
+# Builds two images for each architecture and checks that they are the same bytes: their programs are built from two copies
+# of the source in two folders, with cargo's folder in two places. Both take the kernel from the cache; docs/IMAGE.md compares
+# two builds of it.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(mktemp -d)
@@ -9,23 +10,25 @@ copy=$dir/a/folder/with/a/longer/name
 mkdir -p "$copy" "$dir/cargo"
 
 cd "$root"
-image/build.sh --output "$dir/first" >/dev/null
 # What git would clone, plus files that are not committed yet.
 git ls-files --cached --others --exclude-standard -z | tar -c --null --files-from=- | tar -x -C "$copy"
 # The crates are downloaded once; the second build sees them under another path.
 ln -s "${CARGO_HOME:-$HOME/.cargo}/registry" "$dir/cargo/registry"
 path=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
-programs=$(env CARGO_HOME="$dir/cargo" PATH="$path" "$copy/image/programs.sh")
-"${CARGO_TARGET_DIR:-target}/debug/teemark-image" build --kernel "$(image/kernel/build.sh)/bzImage" \
-  --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" \
-  --endpoints "$copy/allowed_endpoints.yaml" --environment "$copy/image/teemark.env" \
-  --operator "$(image/operator.sh)" --output "$dir/second" >/dev/null
+for arch in x86_64 aarch64; do
+  image/build.sh --arch "$arch" --output "$dir/first" >/dev/null
+  programs=$(env CARGO_HOME="$dir/cargo" PATH="$path" "$copy/image/programs.sh" --arch "$arch")
+  "${CARGO_TARGET_DIR:-target}/debug/teemark-image" build --kernel "$(image/kernel/build.sh --arch "$arch")"/*Image \
+    --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" \
+    --endpoints "$copy/allowed_endpoints.yaml" --environment "$copy/image/teemark.env" \
+    --operator "$(image/operator.sh)" --output "$dir/second" >/dev/null
 
-for file in teemark.eif teemark.pcrs teemark.json; do
-  if ! cmp "$dir/first/$file" "$dir/second/$file"; then
-    echo "reproducible: $file differs between two builds of the same source" >&2
-    exit 1
-  fi
+  for file in teemark.eif teemark.pcrs teemark.json; do
+    if ! cmp "$dir/first/$file" "$dir/second/$file"; then
+      echo "reproducible: $file for $arch differs between two builds of the same source" >&2
+      exit 1
+    fi
+  done
+  echo "reproducible: for $arch two builds in two folders are the same $(wc -c <"$dir/first/teemark.eif") bytes:"
+  cat "$dir/first/teemark.pcrs"
 done
-echo "reproducible: two builds in two folders are the same $(wc -c <"$dir/first/teemark.eif") bytes:"
-cat "$dir/first/teemark.pcrs"

@@ -17,7 +17,7 @@ use crate::read::InputError;
 use crate::record::{PartRecord, Record};
 use crate::{contents, paths};
 
-/// Longest command line, in bytes: the kernel's COMMAND_LINE_SIZE on x86, less a zero byte and 512 bytes for what a
+/// Longest command line, in bytes: the kernel's COMMAND_LINE_SIZE, less a zero byte and 512 bytes for what a
 /// virtual machine appends (a virtio_mmio.device= for each device).
 const MAX_COMMAND_LINE: usize = 2048 - 1 - 512;
 
@@ -93,14 +93,19 @@ pub fn build(request: &Request<'_>) -> Result<Built, BuildError> {
     let inputs = Inputs::read(request.files, request.now).map_err(BuildError::Input)?;
     let (first, second) = (contents::first(&inputs), contents::second(&inputs));
     let debug = inputs.debug.is_some();
-    let command_line = request.command_line.map_or_else(|| contents::command_line(debug), str::to_owned);
+    let command_line = request.command_line.map_or_else(|| contents::command_line(inputs.arch, debug), str::to_owned);
     check_command_line(&command_line, first.iter().chain(&second))?;
 
     let compression = request.files.compression;
-    let ramdisk =
-        |entries: &[Entry]| newc(entries).map(|archive| compression.compress(&archive)).map_err(BuildError::Ramdisk);
-    let parts =
-        Parts { kernel: inputs.kernel.clone(), command_line, ramdisks: vec![ramdisk(&first)?, ramdisk(&second)?] };
+    let ramdisk = |entries: &[Entry]| {
+        newc(entries).map(|archive| compression.compress(&archive, inputs.arch)).map_err(BuildError::Ramdisk)
+    };
+    let parts = Parts {
+        arch: inputs.arch,
+        kernel: inputs.kernel.clone(),
+        command_line,
+        ramdisks: vec![ramdisk(&first)?, ramdisk(&second)?],
+    };
     let metadata = Metadata {
         name: request.name,
         version: env!("CARGO_PKG_VERSION"),
@@ -169,6 +174,7 @@ fn record(inputs: &Inputs, metadata: &Metadata<'_>, parts: &Parts, image: &Image
     Record {
         name: metadata.name.into(),
         version: metadata.version.into(),
+        arch: inputs.arch,
         kernel_version: inputs.kernel_version.clone(),
         command_line: parts.command_line.clone(),
         debug: metadata.debug,

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use flate2::GzBuilder;
 
+use crate::arch::Arch;
 use crate::xz;
 
 /// The ways that image/kernel has a configuration for.
@@ -18,9 +19,9 @@ pub enum Compression {
 
 impl Compression {
     /// Compresses in one piece. The length is a multiple of 4, so that ramdisks can be concatenated.
-    pub fn compress(self, contents: &[u8]) -> Vec<u8> {
+    pub fn compress(self, contents: &[u8], arch: Arch) -> Vec<u8> {
         match self {
-            Self::Xz => xz::compress(contents),
+            Self::Xz => xz::compress(contents, arch),
             Self::Gzip => gzip(contents),
         }
     }
@@ -43,8 +44,8 @@ mod tests {
     fn gzip_is_the_same_each_time_and_comes_back() {
         let noise: Vec<u8> = (0..100_001u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
         for contents in [&b""[..], b"a", &[0; 70_000], &noise] {
-            let packed = Compression::Gzip.compress(contents);
-            assert_eq!(packed, Compression::Gzip.compress(contents));
+            let packed = Compression::Gzip.compress(contents, Arch::X86_64);
+            assert_eq!(packed, Compression::Gzip.compress(contents, Arch::X86_64));
             assert_eq!(packed.len() % 4, 0);
             // RFC 1952, section 2.3: no flags, no time.
             assert_eq!(packed[..8], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);

@@ -2,6 +2,7 @@
 
 use formats::certificates::Part;
 
+use crate::arch::Arch;
 use crate::inputs::Inputs;
 use crate::paths::{CERTS, DAEMON, ENDPOINTS, ENVIRONMENT, INIT, LAUNCHER, MODULE, SHELL};
 use crate::ramdisk::Entry;
@@ -90,12 +91,17 @@ pub fn second(inputs: &Inputs) -> Vec<Entry> {
 /// The default command line of the kernel. The kernel restarts the machine when it panics, which ends the enclave;
 /// nitro-cli shows the console of an enclave in debug mode. A debug image prints from the kernel's first steps on, and
 /// leaves half a minute to read why it panicked.
-pub fn command_line(debug: bool) -> String {
+///
+/// On x86-64 it restarts by the keyboard controller (`reboot=k`), on aarch64 by PSCI, which it does anyway.
+pub fn command_line(arch: Arch, debug: bool) -> String {
+    let (restart, early) = match arch {
+        Arch::X86_64 => ("reboot=k ", "earlyprintk=serial,ttyS0,115200"),
+        // The device tree names the serial line.
+        Arch::Aarch64 => ("", "earlycon"),
+    };
     match debug {
-        false => format!("reboot=k panic=1 console=ttyS0 teemark.target={DAEMON}"),
-        true => format!(
-            "reboot=k panic=30 console=ttyS0 earlyprintk=serial,ttyS0,115200 ignore_loglevel teemark.target={LAUNCHER}"
-        ),
+        false => format!("{restart}panic=1 console=ttyS0 teemark.target={DAEMON}"),
+        true => format!("{restart}panic=30 console=ttyS0 {early} ignore_loglevel teemark.target={LAUNCHER}"),
     }
 }
 

@@ -12,18 +12,16 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use aws_nitro_enclaves_image_format::defs::{EifBuildInfo, EifIdentityInfo};
+use aws_nitro_enclaves_image_format::defs::{EIF_HDR_ARCH_ARM64, EifBuildInfo, EifIdentityInfo};
 use aws_nitro_enclaves_image_format::utils::EifBuilder;
 use formats::time::Utc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha384};
 
+use crate::arch::Arch;
 use crate::parts::{Parts, PartsError};
 use crate::signer::Signer;
-
-/// The flags of an image for x86-64.
-const X86_64: u16 = 0;
 
 /// What an image says about itself. It is not measured, so it proves nothing.
 pub struct Metadata<'a> {
@@ -132,7 +130,11 @@ pub fn assemble(parts: &Parts, metadata: &Metadata<'_>, signer: Option<&Signer>)
         parts.command_line.clone(),
         signer.map(Signer::key_data),
         Sha384::new(),
-        X86_64,
+        // An enclave refuses an image for the other architecture.
+        match parts.arch {
+            Arch::X86_64 => 0,
+            Arch::Aarch64 => EIF_HDR_ARCH_ARM64,
+        },
         identity(metadata),
     );
     for ramdisk in &parts.ramdisks {

@@ -7,7 +7,7 @@ use crate::compression::Compression;
 /// The paths of the input files.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Files {
-    /// The kernel, a bzImage
+    /// The kernel: a bzImage for x86-64, or an uncompressed Image for aarch64. The programs have to be for the same
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
     /// How the ramdisks are compressed; the kernel has to be built for it

@@ -4,17 +4,21 @@ use std::path::Path;
 
 use formats::time::Utc;
 
+use crate::arch::Arch;
 use crate::certificates::Certificates;
 use crate::files::Files;
+use crate::kernel::Kernel;
+use crate::program;
 use crate::read::{InputError, read};
 use crate::settings::Settings;
 use crate::signer::Signer;
-use crate::{kernel, program};
 
 /// The files' contents, checked.
 pub struct Inputs {
-    /// The bzImage.
+    /// The kernel.
     pub kernel: Vec<u8>,
+    /// The architecture that it is for, and so are the programs.
+    pub arch: Arch,
     /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
     /// nsm.ko, if the kernel needs it.
@@ -48,10 +52,11 @@ impl Inputs {
     /// The first file that cannot be used.
     pub fn read(files: &Files, now: Utc) -> Result<Inputs, InputError> {
         let kernel = read(&files.kernel)?;
-        let kernel_version = kernel::version(&kernel).map_err(|reason| InputError::refused(&files.kernel, reason))?;
+        let Kernel { arch, version: kernel_version } =
+            Kernel::read(&kernel).map_err(|reason| InputError::refused(&files.kernel, reason))?;
         let debug = match (&files.launcher, &files.shell) {
             (Some(launcher), Some(shell)) if files.debug => {
-                Some(Debug { launcher: read_script(launcher)?, shell: read_program(shell)? })
+                Some(Debug { launcher: read_script(launcher)?, shell: read_program(shell, arch)? })
             }
             _ => None,
         };
@@ -64,10 +69,11 @@ impl Inputs {
         let certificates = certificates.map(|folder| Certificates::read(folder, &settings.pinned, now)).transpose()?;
         Ok(Inputs {
             kernel,
+            arch,
             kernel_version,
             module: files.module.as_deref().map(read).transpose()?,
-            init: read_program(&files.init)?,
-            daemon: read_program(&files.daemon)?,
+            init: read_program(&files.init, arch)?,
+            daemon: read_program(&files.daemon, arch)?,
             settings,
             certificates,
             debug,
@@ -82,9 +88,9 @@ impl Inputs {
     }
 }
 
-fn read_program(file: &Path) -> Result<Vec<u8>, InputError> {
+fn read_program(file: &Path, arch: Arch) -> Result<Vec<u8>, InputError> {
     let contents = read(file)?;
-    program::check(&contents).map_err(|reason| InputError::refused(file, reason))?;
+    program::check(&contents, arch).map_err(|reason| InputError::refused(file, reason))?;
     Ok(contents)
 }
 

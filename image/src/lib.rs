@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! build      the build, step by step
-//! inputs     the given files, each checked by the code that reads it in the enclave:
-//!            kernel, program (the static ones), settings (allow list, environment), certificates, signer
+//! inputs     the given files, each checked by the code that reads it in the enclave: kernel (which decides for an
+//!            arch), program (the static ones), settings (allow list, environment), certificates, signer
 //! files      the options that name the files           read     one file, or the error that names it
 //! contents   what goes into the two ramdisks           paths    where it is in the enclave
 //! ramdisk    a list of entries -> newc archive         compression, xz   what the kernel unpacks
@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arch;
 pub mod build;
 pub mod certificates;
 pub mod compression;

@@ -13,6 +13,8 @@ use aws_nitro_enclaves_image_format::defs::{
     CURRENT_VERSION, EIF_HDR_ARCH_ARM64, EIF_MAGIC, EifHeader, EifSectionHeader, EifSectionType, MAX_NUM_SECTIONS,
 };
 
+use crate::arch::Arch;
+use crate::kernel::Kernel;
 use crate::output::{self, Output, OutputError};
 
 const HEADER: usize = EifHeader::size();
@@ -23,7 +25,9 @@ const CRC: std::ops::Range<usize> = HEADER - 4..HEADER;
 /// What an image boots from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
-    /// The kernel's bzImage.
+    /// What it is for.
+    pub arch: Arch,
+    /// The kernel.
     pub kernel: Vec<u8>,
     /// The kernel's command line.
     pub command_line: String,
@@ -172,10 +176,14 @@ impl Parts {
     /// [`PartsError`].
     pub fn parse(eif: &[u8]) -> Result<Parts, PartsError> {
         let sections = Sections::find(eif)?;
-        if sections.header.flags & EIF_HDR_ARCH_ARM64 != 0 {
-            return Err(PartsError::Contents("it is for aarch64, not for x86-64"));
-        }
+        let arch = match sections.header.flags & EIF_HDR_ARCH_ARM64 {
+            0 => Arch::X86_64,
+            _ => Arch::Aarch64,
+        };
         let kernel = sections.one(EifSectionType::EifSectionKernel, "it has no kernel", "it has several kernels")?;
+        if !Kernel::read(kernel).is_ok_and(|kernel| kernel.arch == arch) {
+            return Err(PartsError::Contents("its kernel is not one for the architecture in its header"));
+        }
         let command_line = sections.one(
             EifSectionType::EifSectionCmdline,
             "it has no command line",
@@ -187,6 +195,7 @@ impl Parts {
             return Err(PartsError::Contents("it has no ramdisk"));
         }
         Ok(Parts {
+            arch,
             kernel: kernel.to_owned(),
             command_line: command_line.map_err(|_| PartsError::Contents("its command line is not UTF-8"))?,
             ramdisks,

@@ -9,9 +9,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::arch::Arch;
 use crate::eif::Pcrs;
 
-/// The parts in the order of the table: the name, and the limit in bytes in an ordinary image and in a debug image.
+/// The parts in the order of the table: the name, and the limit in bytes in an ordinary image and in a debug image, for
+/// x86-64. [`limits`] has what differs for aarch64.
 const PARTS: [(&str, Option<u64>, Option<u64>); 15] = [
     ("kernel", Some(2_000_000), Some(2_000_000)),
     ("init", Some(65_536), Some(65_536)),
@@ -32,6 +34,21 @@ const PARTS: [(&str, Option<u64>, Option<u64>); 15] = [
 /// Both ramdisks together, which are not a part of their own.
 const RAMDISKS: &str = "ramdisks";
 
+/// On aarch64 the kernel is not compressed, since the EIF specification asks for an Image. nitro-cli starts an image with
+/// four times its size in memory at least, so both still start with 64 MiB, the least that an enclave can have.
+const AARCH64_KERNEL: u64 = 6_500_000;
+const AARCH64_EIF: u64 = 12_000_000;
+const _: () = assert!(4 * AARCH64_EIF <= 64 << 20);
+
+/// The limits in an image for this architecture, in place of those for x86-64.
+fn limits(arch: Arch, name: &str, ordinary: Option<u64>, debug: Option<u64>) -> (Option<u64>, Option<u64>) {
+    match (arch, name) {
+        (Arch::Aarch64, "kernel") => (Some(AARCH64_KERNEL), Some(AARCH64_KERNEL)),
+        (Arch::Aarch64, "eif") => (Some(AARCH64_EIF), debug),
+        _ => (ordinary, debug),
+    }
+}
+
 /// What is known about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -39,6 +56,8 @@ pub struct Record {
     pub name: String,
     /// The version of teemark that it was built from.
     pub version: String,
+    /// What it is for.
+    pub arch: Arch,
     /// The kernel's version, if the kernel tells it.
     pub kernel_version: Option<String>,
     /// The kernel's command line.
@@ -128,6 +147,7 @@ impl Record {
                 RAMDISKS => size("ramdisk-0")? + size("ramdisk-1")?,
                 _ => size(name)?,
             };
+            let (ordinary, debug) = limits(self.arch, name, ordinary, debug);
             Some(Line { name, bytes, limit: if self.debug { debug } else { ordinary } })
         })
     }
@@ -192,6 +212,7 @@ mod tests {
         Record {
             name: "x".into(),
             version: "1".into(),
+            arch: Arch::X86_64,
             kernel_version: None,
             command_line: String::new(),
             debug,
@@ -217,6 +238,19 @@ mod tests {
             record.parts.get_mut(part).unwrap().bytes += 1;
             assert_eq!(record.excesses(), [limit]);
         }
+    }
+
+    #[test]
+    fn an_image_for_aarch64_has_room_for_a_kernel_that_is_not_compressed() {
+        let mut record = Record { arch: Arch::Aarch64, ..record(false) };
+        record.parts.get_mut("kernel").unwrap().bytes = AARCH64_KERNEL;
+        record.parts.get_mut("eif").unwrap().bytes = AARCH64_EIF;
+        assert_eq!(record.excesses(), [""; 0]);
+        for part in record.parts.values_mut() {
+            part.bytes += 1;
+        }
+        let names: Vec<_> = record.excesses().iter().map(|e| e.split(':').next().unwrap().to_owned()).collect();
+        assert_eq!(names, ["kernel", "init", "teemarkd", "ramdisks", "eif"]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::io::Write;
 use liblzma::stream::{Check, Filters, LzmaOptions, PRESET_EXTREME, Stream};
 use liblzma::write::XzEncoder;
 
+use crate::arch::Arch;
+
 /// Largest dictionary, in bytes. The kernel allocates the whole of it while it unpacks, in an enclave that may have
 /// 64 MiB.
 const MAX_DICTIONARY: u32 = 4 << 20;
@@ -14,13 +16,18 @@ const MIN_DICTIONARY: u32 = 4 << 10;
 
 /// Compresses in one block. The length is a multiple of 4, so that ramdisks can be concatenated.
 ///
-/// The BCJ filter, which makes the targets of jumps absolute, makes machine code smaller and other contents larger, so
+/// The architecture's BCJ filter, which makes the targets of jumps absolute, makes machine code smaller and other contents larger, so
 /// both ways are tried and the smaller result is taken.
-pub fn compress(contents: &[u8]) -> Vec<u8> {
+pub fn compress(contents: &[u8], arch: Arch) -> Vec<u8> {
     let mut options = LzmaOptions::new_preset(9 | PRESET_EXTREME).expect("the preset exists");
     options.dict_size(dictionary(contents.len()));
     let plain = encode(contents, Filters::new().lzma2(&options));
-    let filtered = encode(contents, Filters::new().x86().lzma2(&options));
+    let mut filters = Filters::new();
+    match arch {
+        Arch::X86_64 => filters.x86(),
+        Arch::Aarch64 => filters.arm64(),
+    };
+    let filtered = encode(contents, filters.lzma2(&options));
     if filtered.len() < plain.len() { filtered } else { plain }
 }
 
@@ -59,11 +66,13 @@ mod tests {
     fn what_was_compressed_comes_back() {
         let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
         for contents in [&b""[..], b"a", &[0; 70_000], &noise] {
-            let packed = compress(contents);
-            assert_eq!(packed.len() % 4, 0);
-            let mut unpacked = Vec::new();
-            std::io::Read::read_to_end(&mut liblzma::read::XzDecoder::new(&packed[..]), &mut unpacked).unwrap();
-            assert!(unpacked == contents);
+            for arch in [Arch::X86_64, Arch::Aarch64] {
+                let packed = compress(contents, arch);
+                assert_eq!(packed.len() % 4, 0);
+                let mut unpacked = Vec::new();
+                std::io::Read::read_to_end(&mut liblzma::read::XzDecoder::new(&packed[..]), &mut unpacked).unwrap();
+                assert!(unpacked == contents);
+            }
         }
     }
 }

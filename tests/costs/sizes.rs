@@ -16,7 +16,7 @@ pub(crate) fn measure() -> Vec<Figure> {
         let (bytes, name) = line.trim().split_once("  ").expect("bytes and a name");
         figures.push(Figure::new("crates", name, bytes.parse().unwrap()));
     }
-    let record = repository().join("target/size/teemark.json");
+    let record = repository().join("target/size/teemark-x86_64.json");
     let record = fs::read(record).unwrap_or_else(|e| panic!("the image is not built: run `make costs` ({e})"));
     let record: Value = serde_json::from_slice(&record).unwrap();
     for (name, part) in record["parts"].as_object().expect("parts") {

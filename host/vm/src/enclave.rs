@@ -7,6 +7,7 @@ use std::process::{ChildStdin, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use teemark_image::arch::Arch;
 
 use crate::bus::{Bus, Dialer, ENCLAVE_CID};
 use crate::console::Console;
@@ -29,9 +30,9 @@ pub struct Enclave {
 }
 
 impl Enclave {
-    /// Boots the image with `memory` MiB. An unchanged EIF boots on the machine `nitro-enclave`, if QEMU_NITRO names a
-    /// QEMU that has it; otherwise its kernel, command line and ramdisks boot on `microvm`. The console is written to
-    /// `enclave.log` in `logs`, and to standard error if `shown`.
+    /// Boots the image with `memory` MiB. One for aarch64 boots on `virt`, taken apart. An unchanged EIF for x86-64 boots on
+    /// the machine `nitro-enclave`, if QEMU_NITRO names a QEMU that has it; otherwise its kernel, command line and ramdisks
+    /// boot on `microvm`. The console is written to `enclave.log` in `logs`, and to standard error if `shown`.
     ///
     /// # Errors
     /// The image cannot be read, or QEMU cannot be run.
@@ -47,13 +48,13 @@ impl Enclave {
     pub fn boot_ahead(bus: &Bus, image: &Image, memory: u32, ahead: i64, logs: &Path, shown: bool) -> Result<Enclave> {
         let (kernel, ramdisk) = (bus.folder().join("enclave.kernel"), bus.folder().join("enclave.ramdisk"));
         let qemu = qemu::nitro();
-        let machine = match (&qemu, image.path()) {
-            (Some(qemu), Some(eif)) => Machine::Nitro { qemu, eif, ahead },
-            _ => {
-                fs::write(&kernel, image.kernel())?;
-                fs::write(&ramdisk, image.ramdisks())?;
-                Machine::Microvm { kernel: &kernel, ramdisk: &ramdisk, command_line: image.command_line() }
-            }
+        fs::write(&kernel, image.kernel())?;
+        fs::write(&ramdisk, image.ramdisks())?;
+        let (kernel, ramdisk, command_line) = (&kernel, &ramdisk, image.command_line());
+        let machine = match (image.arch(), &qemu, image.path()) {
+            (Arch::Aarch64, ..) => Machine::Virt { kernel, ramdisk, command_line },
+            (Arch::X86_64, Some(qemu), Some(eif)) => Machine::Nitro { qemu, eif, ahead },
+            (Arch::X86_64, ..) => Machine::Microvm { kernel, ramdisk, command_line },
         };
         let log = logs.join("enclave.log");
         let device = bus.device(ENCLAVE_CID);

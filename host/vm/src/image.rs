@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use teemark_image::arch::Arch;
 use teemark_image::parts::Parts;
 use teemark_image::ramdisk::{Entry, newc};
 
@@ -80,7 +81,12 @@ impl Image {
         self.path.as_deref()
     }
 
-    /// The kernel, which the parent boots too.
+    /// What it is for.
+    pub fn arch(&self) -> Arch {
+        self.parts.arch
+    }
+
+    /// The kernel, which the parent boots too if it is for x86-64.
     pub fn kernel(&self) -> &[u8] {
         &self.parts.kernel
     }

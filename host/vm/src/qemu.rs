@@ -26,6 +26,15 @@ pub enum Machine<'a> {
         /// The kernel's command line.
         command_line: &'a str,
     },
+    /// QEMU's machine `virt` for aarch64, with two processors, of the kind that Graviton2 has.
+    Virt {
+        /// The file with the Image.
+        kernel: &'a Path,
+        /// The file with all ramdisks, concatenated.
+        ramdisk: &'a Path,
+        /// The kernel's command line.
+        command_line: &'a str,
+    },
     /// The machine `nitro-enclave` (QEMU 9.2 and newer), which boots an EIF and has a Nitro Secure Module.
     Nitro {
         /// The QEMU program that has this machine.
@@ -47,16 +56,17 @@ pub fn nitro() -> Option<PathBuf> {
 pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     let program = match machine {
         Machine::Microvm { .. } => "qemu-system-x86_64".to_owned(),
+        Machine::Virt { .. } => "qemu-system-aarch64".to_owned(),
         Machine::Nitro { qemu, .. } => qemu.display().to_string(),
     };
     let mut command = Process::command(&program);
     // TCG everywhere, so that machines differ less. Without -no-reboot a failed boot would repeat for ever.
-    command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-serial", "stdio", "-no-reboot", "-m", &format!("{memory}M")]);
     // Without a module that knows the right time, the guest's clock starts ahead of this machine's: it loses time under
     // TCG, and the certificates were made here just before.
     let ahead = match machine {
-        Machine::Microvm { .. } => 100,
+        Machine::Microvm { .. } | Machine::Virt { .. } => 100,
         Machine::Nitro { ahead, .. } => *ahead,
     };
     let begin = Utc(Utc::now().0.saturating_add_signed(ahead)).to_string();
@@ -65,15 +75,25 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     match machine {
         Machine::Microvm { kernel, ramdisk, command_line } => {
             // The device maps the machine's memory, so it has to be shared.
-            command.args(["-M", "microvm,acpi=off,rtc=on,memory-backend=memory"]);
+            command.args(["-M", "microvm,acpi=off,rtc=on,memory-backend=memory", "-cpu", "max"]);
             command.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
             command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
             command.arg("-kernel").arg(kernel).arg("-initrd").arg(ramdisk).arg("-append");
             command.arg(format!("{command_line} {APPENDED}"));
         }
+        Machine::Virt { kernel, ramdisk, command_line } => {
+            command.args(["-M", "virt,gic-version=3,memory-backend=memory", "-cpu", "neoverse-n1", "-smp", "2"]);
+            command.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
+            // The driver of today's virtio does not take what this machine has by default.
+            command.args(["-global", "virtio-mmio.force-legacy=false"]);
+            command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
+            command.arg("-kernel").arg(kernel).arg("-initrd").arg(ramdisk).arg("-append");
+            // Its serial line is a PL011, where Nitro's is an 8250. The last console is /dev/console.
+            command.arg(format!("{command_line} console=ttyAMA0"));
+        }
         Machine::Nitro { eif, .. } => {
             command
-                .args(["-M", "nitro-enclave,vsock=vsock,id=enclave", "-kernel"])
+                .args(["-cpu", "max", "-M", "nitro-enclave,vsock=vsock,id=enclave", "-kernel"])
                 .arg(eif)
                 .args(["-append", APPENDED]);
             for folder in ["/usr/share/qemu", "/usr/share/seabios"] {

@@ -67,6 +67,29 @@ fn the_kernel_can_unpack_the_ramdisks() {
 }
 
 #[test]
+fn an_image_for_aarch64_says_so_and_has_ramdisks_and_a_command_line_for_it() {
+    let place = Place::new();
+    place.write("bzImage", aarch64_kernel());
+    place.write("init", for_aarch64(program(1)));
+    // Calls of one function from many places, aligned and in the encoding of aarch64 (BL): the filter makes them equal.
+    let calls = (0..50_000u32).map(|i| if i % 2 == 0 { 0x9400_0000 | (400_000 - i) } else { i ^ 0xd503_201f });
+    place.write("teemarkd", for_aarch64([program(4), calls.flat_map(u32::to_le_bytes).collect()].concat()));
+    place.parts(&[]);
+    // Bytes 6 and 7 are the flags, of which the lowest says aarch64 (the EIF specification).
+    assert_eq!(place.read("out/teemark.eif")[4..8], [0, 4, 0, 1]);
+    assert_eq!(place.text("parts/cmdline"), "panic=1 console=ttyS0 teemark.target=/teemarkd");
+    // Debian's xz is older than the filter, and shows its number (the .xz file format, section 5.3.2).
+    let list = place.shell("xz --robot -lvv parts/ramdisk-1 || true");
+    assert!(list.contains("0x0A") || list.contains("arm64"), "{list}");
+    let json = place.json("out/teemark.json");
+    assert_eq!((&json["arch"], &json["kernel_version"]), (&"aarch64".into(), &"6.12.1-test".into()));
+    // It is measured like any other.
+    let described: serde_json::Value =
+        serde_json::from_slice(&succeeds(place.run(&["describe", "out/teemark.eif"])).stdout).unwrap();
+    assert_eq!(json["pcrs"]["PCR0"], described["Measurements"]["PCR0"]);
+}
+
+#[test]
 fn ramdisks_are_gzip_where_that_is_asked_for_and_hold_the_same() {
     let place = Place::new();
     place.parts(&[]);

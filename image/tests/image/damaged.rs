@@ -42,7 +42,7 @@ fn headers_that_contradict_each_other_are_refused_although_the_crc_matches() {
     let command_line = 548 + 12 + 1000;
     for (at, bytes, reason) in [
         (4, &[0, 3][..], "has version 3 of the format, not 4"),
-        (6, &[0, 1], "cannot boot: it is for aarch64, not for x86-64"),
+        (6, &[0, 1], "cannot boot: its kernel is not one for the architecture in its header"),
         (26, &[0, 33], "is damaged: it claims 33 sections, and at most 32 are possible; copy or build it again"),
         (26, &[0, 4], "bytes follow the last section"),
         (28 + 8 + 7, &[0], "is damaged: section 1 should begin at "),

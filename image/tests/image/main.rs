@@ -149,6 +149,20 @@ fn program(code: u32) -> Vec<u8> {
     bytes
 }
 
+/// The header of an Image for aarch64 that calls itself 6.12.1-test, and nothing behind it.
+fn aarch64_kernel() -> Vec<u8> {
+    let mut bytes = b"MZ\0\0\0\0\0\0\0\0\x20\0\0\0\0\0".to_vec();
+    bytes.resize(56, 0);
+    bytes.extend(b"ARM\x64\0\0\0\0Linux version 6.12.1-test (a@b)");
+    bytes
+}
+
+/// The program, as its header says for aarch64 (EM_AARCH64).
+fn for_aarch64(mut program: Vec<u8>) -> Vec<u8> {
+    program[18] = 183;
+    program
+}
+
 /// The image with other bytes at that offset, and with the right CRC.
 fn changed(image: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut image = image.to_vec();

@@ -48,14 +48,13 @@ fn options_that_belong_together_are_asked_for_together() {
 fn a_file_that_is_not_a_kernel_is_refused() {
     let place = Place::new();
     place.write("bzImage", program(1000));
-    refused(&place, &[], "error: bzImage is not a kernel for x86-64 (bzImage)");
+    refused(&place, &[], "error: bzImage is not a kernel: a bzImage for x86-64, or an uncompressed Image for aarch64");
 }
 
 #[test]
 fn a_program_that_would_not_run_in_the_enclave_is_refused() {
-    const OTHER: &str = "is not a program for x86-64 Linux";
-    let mut arm = program(1);
-    arm[18] = 183;
+    const OTHER: &str = "is not a program for x86-64 Linux, as the kernel is";
+    let arm = for_aarch64(program(1));
     let mut object = program(1);
     object[16] = 1;
     let cut = program(100)[..200].to_vec();
@@ -82,6 +81,15 @@ fn a_program_that_would_not_run_in_the_enclave_is_refused() {
     }
     let place = Place::new();
     refused(&place, &["--debug", "--launcher", "run.sh", "--shell", "/bin/ls"], "error: /bin/ls is not static");
+}
+
+#[test]
+fn programs_for_another_architecture_than_the_kernels_are_refused() {
+    let place = Place::new();
+    place.write("bzImage", aarch64_kernel());
+    refused(&place, &[], "error: init is not a program for aarch64 Linux, as the kernel is");
+    place.write("init", for_aarch64(program(1)));
+    refused(&place, &[], "error: teemarkd is not a program for aarch64 Linux, as the kernel is");
 }
 
 #[test]

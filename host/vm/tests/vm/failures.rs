@@ -32,7 +32,7 @@ pub(crate) fn a_boot_that_fails_is_named_on_the_console_and_ends_the_machine(
 }
 
 /// Boots the image alone, and waits for the lines in turn and for the machine's end.
-fn fails(stage: &Stage, image: &Image, lines: &[&str]) -> Result<()> {
+pub(crate) fn fails(stage: &Stage, image: &Image, lines: &[&str]) -> Result<()> {
     let bus = Bus::start()?;
     let mut enclave = Enclave::boot(&bus, image, 128, &logs()?, false)?;
     stage.watch(&enclave.console);

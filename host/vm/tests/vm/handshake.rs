@@ -77,7 +77,7 @@ pub(crate) fn an_enclave_gets_its_secrets_by_handshake_and_serves_through_everyt
     })
 }
 
-fn heartbeat(world: &World) -> Result<()> {
+pub(crate) fn heartbeat(world: &World) -> Result<()> {
     world.enclave.console.wait_for("[INIT] heartbeat: answered", teemark_vm::BOOT)?;
     let byte = world.parent.get("/tmp/heartbeat")?;
     ensure!(byte == [0xb7], "{byte:02x?}");

@@ -12,6 +12,7 @@ mod clock;
 mod debug;
 mod expose;
 mod failures;
+mod graviton;
 mod handshake;
 mod limits;
 mod memory;
@@ -64,6 +65,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("debug: a debug image starts run.sh, has a shell, and stops on SIGTERM", {
         debug::a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm
     }),
+    ("graviton: an image for Graviton boots and serves", graviton::an_image_for_graviton_boots_and_serves),
     ("failures: a boot that fails is named on the console and ends the machine", {
         failures::a_boot_that_fails_is_named_on_the_console_and_ends_the_machine
     }),

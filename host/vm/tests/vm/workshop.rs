@@ -130,6 +130,20 @@ impl Workshop {
         self.build(name, &arguments)
     }
 
+    /// The image as `make image ARCH=aarch64` builds it, but for the workshop's own operator. No QEMU has a module for it.
+    pub(crate) fn graviton(&self) -> Result<Image> {
+        let operator = self.operator()?.with_extension("pub");
+        let arguments: [PathBuf; 4] = ["--arch".into(), "aarch64".into(), "--operator".into(), operator];
+        self.build("graviton", &arguments)
+    }
+
+    /// The same with the daemon's stand-in for the module, and with a fleet's name. What it attests, nobody can compare
+    /// with the image.
+    pub(crate) fn graviton_with_test_nsm(&self) -> Result<Image> {
+        let more: [PathBuf; 3] = ["--arch".into(), "aarch64".into(), "--test-nsm".into()];
+        Ok(self.sealed_by("graviton-testnsm", "", &more)?.taken_apart())
+    }
+
     /// The image for the documents' commands, unchanged: everything comes by plain handshake (option B).
     pub(crate) fn ordinary(&self) -> Result<&Image> {
         made(&self.ordinary, || self.build("ordinary", &["--environment".into(), self.plain("")?]))

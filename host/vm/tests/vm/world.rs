@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use teemark_image::arch::Arch;
 use teemark_vm::enclave::AHEAD;
 use teemark_vm::{Bus, Enclave, Image, Parent, operator, parent::Output, program};
 
@@ -49,8 +50,13 @@ impl World {
     ) -> Result<World> {
         let (bus, logs, certs) = (Bus::start()?, logs()?, workshop.certs()?);
         bus.listen_in();
+        // The parent is an x86-64 machine in any case.
+        let kernel = match image.arch() {
+            Arch::X86_64 => image.kernel(),
+            Arch::Aarch64 => workshop.ordinary()?.kernel(),
+        };
         let parent = stage.step("a parent boots, with socat, curl and jq, and the service behind a proxy", || {
-            let parent = Parent::boot(&bus, image.kernel(), &program("watermark-service")?, &logs, false)?;
+            let parent = Parent::boot(&bus, kernel, &program("watermark-service")?, &logs, false)?;
             stage.watch(&parent.console);
             operator::bring_certs(&parent, certs, on_parent)?;
             operator::answer_heartbeat(&parent)?;
