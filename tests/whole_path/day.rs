@@ -25,7 +25,7 @@ fn without_fence(block: &str) -> String {
 
 #[test]
 fn the_day_of_an_operator_and_of_a_user_runs_as_it_stands_in_the_documents() {
-    let operator = blocks("docs/OPERATOR.md", "## The plain handshake");
+    let operator = blocks("docs/OPERATOR.md", "## Behind a balancer");
     let user = blocks("docs/USER.md", "## What an error means");
     let [service, public, admin, secrets] = std::array::from_fn(|_| free_port().to_string());
 

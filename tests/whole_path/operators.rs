@@ -38,8 +38,8 @@ fn head_gives_the_head_of_get_and_no_body() {
         write!(stream, "HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let of_each = |line: &&str| !line.starts_with("Date: ") && !line.starts_with("X-Request-Id: ");
-        let same = |head: &str| head.lines().filter(of_each).collect::<Vec<_>>().join("\n");
+        let varies = |line: &str| line.starts_with("Date: ") || line.starts_with("X-Request-Id: ");
+        let same = |head: &str| head.lines().filter(|line| !varies(line)).collect::<Vec<_>>().join("\n");
         assert_eq!(same(&answer), same(&get.head), "{path}");
     }
 }
@@ -65,10 +65,9 @@ fn the_status_tells_the_limits_in_force_and_what_is_left_of_them() {
     let setup = Setup::new(1).env("TEEMARK_MEMORY", "5MiB").env("TEEMARK_MAX_FILE", "3000000");
     let daemon = setup.env("TEEMARK_MAX_CONNECTIONS", "7").env("TEEMARK_TIMEOUT", "11s").start();
     let status = daemon.get_admin("/admin/status").json();
-    // (5 MiB - 1 MiB that is kept - 420 KiB) / 1.5 by the raw route. As base64 with 64 KiB of other JSON less, since its
-    // buffer is copied, at 2 MiB, while it arrives.
+    // (5 MiB - 1 MiB that is kept - 384 KiB) / 1.5 by the raw route, and less as base64 with 64 KiB of other JSON.
     let [raw, json] = ["raw", "json"].map(|route| status["limits"]["largest_file_bytes"][route].as_u64().unwrap());
-    assert!((2_500_000..2_534_100).contains(&raw) && (1_950_000..raw).contains(&json), "{status}");
+    assert!((2_500_000..2_534_100).contains(&raw) && (2_100_000..raw).contains(&json), "{status}");
     let limits = json!({
         "max_file_bytes": 3_000_000, "largest_file_bytes": {"raw": raw, "json": json}, "memory_bytes": 5 << 20,
         "connections": 7, "timeout_seconds": 11,
