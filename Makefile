@@ -82,6 +82,7 @@ quick-test:
 	tests/all.sh
 	tests/footprint.sh
 	tests/test_nsm.sh
+	tests/aarch64.sh
 	$(MAKE) costs
 
 vm-test:
