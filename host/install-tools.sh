@@ -30,6 +30,8 @@ case $part in
     # Not on every user's PATH.
     need_file /usr/sbin/nginx nginx-light
     need_file /usr/sbin/haproxy haproxy
+    need chromium chromium
+    need chromedriver chromium-driver
     ;;
 esac
 case $part in
