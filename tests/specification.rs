@@ -28,6 +28,7 @@ fn every_test_that_the_specification_names_exists() {
         "formats/tests",
         "tests",
         "init/src",
+        "image/src",
         "image/tests",
         "host/cli/src",
         "host/cli/tests",
