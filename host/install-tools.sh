@@ -9,7 +9,8 @@ set -eu
 part=${1:-tests}
 here_arch=$(uname -m)
 arch=${2:-$here_arch}
-[ "$part" != vm ] || arch=aarch64
+# The tests boot images for both architectures, and the checks look at init for both.
+case $part in vm | check) arch=aarch64 ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 # rustup chooses the toolchain by the folder.
 cd "$here/.."
