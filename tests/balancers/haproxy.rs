@@ -32,7 +32,8 @@ fn haproxy(daemons: &[Daemon; 2], folder: &TempDir, check: &str) -> Balancer {
 
 /// How many servers a check has found up.
 fn up(folder: &TempDir) -> usize {
-    let mut stats = UnixStream::connect(folder.path().join("stats")).unwrap();
+    // It listens for clients before it listens here.
+    let Ok(mut stats) = UnixStream::connect(folder.path().join("stats")) else { return 0 };
     stats.write_all(b"show stat\n").unwrap();
     let mut text = String::new();
     stats.read_to_string(&mut text).unwrap();

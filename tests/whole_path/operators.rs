@@ -65,9 +65,10 @@ fn the_status_tells_the_limits_in_force_and_what_is_left_of_them() {
     let setup = Setup::new(1).env("TEEMARK_MEMORY", "5MiB").env("TEEMARK_MAX_FILE", "3000000");
     let daemon = setup.env("TEEMARK_MAX_CONNECTIONS", "7").env("TEEMARK_TIMEOUT", "11s").start();
     let status = daemon.get_admin("/admin/status").json();
-    // (5 MiB - 1 MiB that is kept - 384 KiB) / 1.5 by the raw route, and less as base64 with 64 KiB of other JSON.
+    // (5 MiB - 1 MiB that is kept - 420 KiB) / 1.5 by the raw route. As base64 with 64 KiB of other JSON less, since its
+    // buffer is copied, at 2 MiB, while it arrives.
     let [raw, json] = ["raw", "json"].map(|route| status["limits"]["largest_file_bytes"][route].as_u64().unwrap());
-    assert!((2_500_000..2_534_100).contains(&raw) && (2_100_000..raw).contains(&json), "{status}");
+    assert!((2_500_000..2_534_100).contains(&raw) && (1_950_000..raw).contains(&json), "{status}");
     let limits = json!({
         "max_file_bytes": 3_000_000, "largest_file_bytes": {"raw": raw, "json": json}, "memory_bytes": 5 << 20,
         "connections": 7, "timeout_seconds": 11,
