@@ -146,13 +146,13 @@ impl<'a> Permit<'a> {
     /// up, and one of them in ten seconds.
     ///
     /// # Errors
-    /// See [`DocumentError`]. The grant stays as it was.
+    /// See [`DocumentError`]. The grant stays good; if the module was asked, it waits for its next turn.
     pub(crate) fn document(&self, attestation: &Attestation, nonce: &[u8]) -> Result<Vec<u8>, DocumentError> {
         let Permit::Granted(_, taken, _) = self else { return attestation.document(Some(nonce), Asker::Anyone) };
         let now = Instant::now();
         taken.may_attest(now).map_err(DocumentError::TooMany)?;
         let made = attestation.document(Some(nonce), Asker::GrantHolder);
-        if !matches!(made, Err(DocumentError::TooMany(_))) {
+        if matches!(made, Ok(_) | Err(DocumentError::Nsm(_))) {
             taken.attested(now);
         }
         made

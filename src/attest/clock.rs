@@ -5,6 +5,7 @@
 //! time is the hypervisor's, as is the clock from which this machine's began: docs/THREAT-MODEL.md says who can move it.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{error, info, warn};
@@ -22,22 +23,21 @@ const SLEWED: Duration = Duration::from_secs(2);
 const STEPPED: Duration = Duration::from_secs(3600);
 
 /// What becomes of a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Correction {
+    #[default]
     None,
     Slew,
     Step,
     Impossible,
 }
 
-/// By how much this machine's clock differed when it was last compared, if that is too much to be set.
+/// What was found when the clocks were last compared.
 #[derive(Debug, Default)]
-pub(super) struct Clock {
-    fault: Option<Difference>,
-}
+pub(super) struct Clock(Mutex<Difference>);
 
 /// A difference of two clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Difference {
     by: Duration,
     /// Whether this machine's clock is the one that is ahead.
@@ -81,34 +81,49 @@ impl Difference {
 impl Clock {
     /// Compares the clocks, by the time that the module told when it was asked and had answered at these times of this
     /// machine's clock, and sets that if it has to be.
-    pub(super) fn compare(&mut self, asked: SystemTime, answered: SystemTime, module: SystemTime) {
+    pub(super) fn compare(&self, asked: SystemTime, answered: SystemTime, module: SystemTime) {
         let difference = Difference::of(asked, answered, module);
         METRICS.clock_drift.set(difference.milliseconds());
         let (correction, words) = (difference.correction(), difference.words());
-        self.fault = (correction == Correction::Impossible).then_some(difference);
+        let before = std::mem::replace(&mut *self.last(), difference);
+        // Anybody may ask for documents, so what goes on is told once.
+        let is_new = (before.correction(), before.ahead) != (correction, difference.ahead);
         let set = match correction {
             Correction::None => return,
             Correction::Slew => {
-                info!("the clock is {words}, and is slewed");
+                if is_new {
+                    info!("the clock is {words}, and is slewed");
+                }
                 raw::slew(-difference.milliseconds())
             }
             Correction::Step => {
-                warn!("the clock is {words}, and is set");
+                if is_new {
+                    warn!("the clock is {words}, and is set");
+                }
                 step(difference)
             }
             Correction::Impossible => {
-                error!("the clock is {words}, which is too much to be set: start the enclave anew");
+                if is_new {
+                    error!("the clock is {words}, which is too much to be set: start the enclave anew");
+                }
                 return;
             }
         };
-        if let Err(e) = set {
+        if let Err(e) = set
+            && is_new
+        {
             error!("the clock cannot be set: {e}");
         }
     }
 
+    fn last(&self) -> MutexGuard<'_, Difference> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is wrong with the clock, for whoever is to start the enclave anew.
     pub(super) fn fault(&self) -> Option<String> {
-        self.fault.map(|difference| format!("{}, which is too much to be set", difference.words()))
+        let last = *self.last();
+        (last.correction() == Correction::Impossible).then(|| format!("{}, which is too much to be set", last.words()))
     }
 }
 
@@ -169,7 +184,7 @@ mod tests {
     /// Nothing is set here: it would be this machine's clock.
     #[test]
     fn a_clock_that_is_too_far_off_is_a_fault_until_it_is_right() {
-        let mut clock = Clock::default();
+        let clock = Clock::default();
         let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         assert_eq!(clock.fault(), None);
         clock.compare(here, here, here - Duration::from_secs(3601));

@@ -14,7 +14,7 @@ mod raw;
 mod test_nsm;
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use formats::attestation::{BootNonce, BundleId, UserData};
@@ -165,7 +165,8 @@ pub struct Attestation {
     /// The document without a nonce, once it has been asked for or renewed.
     standing: Mutex<Option<Vec<u8>>>,
     /// Held while the module is asked: the clock must not be set meanwhile.
-    clock: Mutex<Clock>,
+    asking: Mutex<()>,
+    clock: Clock,
 }
 
 impl Attestation {
@@ -197,7 +198,8 @@ impl Attestation {
             anyones_turns: Turns::new(),
             grant_holders_turns: Turns::new(),
             standing: Mutex::default(),
-            clock: Mutex::default(),
+            asking: Mutex::default(),
+            clock: Clock::default(),
         })
     }
 
@@ -278,7 +280,7 @@ impl Attestation {
 
     /// A document, and the module's name in it. The clock is held against the document's time.
     fn ask(&self, nsm: &dyn Nsm, claims: &Claims<'_>) -> Result<(Vec<u8>, Option<String>), NsmError> {
-        let mut clock = self.clock();
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = SystemTime::now();
         let document = nsm.document(claims)?;
         if !nsm.has_clock() {
@@ -286,12 +288,8 @@ impl Attestation {
         }
         let answered = SystemTime::now();
         let (name, ms) = cbor::module_and_time(&document).map_err(|e| NsmError(format!("its document: {e}")))?;
-        clock.compare(asked, answered, UNIX_EPOCH + Duration::from_millis(ms));
+        self.clock.compare(asked, answered, UNIX_EPOCH + Duration::from_millis(ms));
         Ok((document, Some(name)))
-    }
-
-    fn clock(&self) -> MutexGuard<'_, Clock> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Signs with the identity key: Ed25519 (RFC 8032).
@@ -337,7 +335,7 @@ impl Attestation {
 
     /// What is wrong with this machine's clock, if it was too far off to be set when it was last compared.
     pub fn clock_fault(&self) -> Option<String> {
-        self.clock().fault()
+        self.clock.fault()
     }
 }
 

@@ -184,11 +184,15 @@ impl TlsTransport {
 
     /// Whether the connection is open and nothing has come on it that was not requested. Session tickets are fine.
     fn is_quiet(&mut self) -> bool {
+        let nothing_came = |tls: &mut ClientConnection| {
+            tls.process_new_packets().is_ok_and(|s| s.plaintext_bytes_to_read() == 0 && !s.peer_has_closed())
+        };
+        if !nothing_came(&mut self.tls) {
+            return false;
+        }
         if self.incoming.is_empty() && is_silent(&self.stream) {
             return true;
         }
-        let nothing_came =
-            |tls: &mut ClientConnection| tls.process_new_packets().is_ok_and(|s| s.plaintext_bytes_to_read() == 0);
         self.take_in().is_ok_and(|open| open) && nothing_came(&mut self.tls)
     }
 
@@ -444,8 +448,10 @@ impl Transport for TlsTransport {
     /// ureq asks before it puts a connection into the pool and when it takes it out. By then the buffers hold pieces of
     /// files, so they are freed, which wipes them; the next request makes new ones.
     fn is_open(&mut self) -> bool {
+        // What is left of an answer's bytes belongs to no request, but for empty lines.
+        let all_read = self.buffers.input().iter().all(|b| matches!(b, b'\r' | b'\n'));
         self.buffers = buffers();
-        let quiet = self.is_quiet();
+        let quiet = all_read && self.is_quiet();
         self.incoming = Incoming::default();
         quiet
     }

@@ -142,6 +142,40 @@ fn bytes_that_are_there_before_the_head_is_sent_close_the_connection() {
 }
 
 #[test]
+fn bytes_behind_an_answer_close_the_connection_wherever_they_wait() {
+    let (mut client, mut service) = connection();
+    client.send_head().unwrap();
+    service.read_exact(&mut [0; 4]).unwrap();
+    service.write_all(&[ANSWER, ANSWER].concat()).unwrap();
+    client.receive(None).unwrap();
+    client.buffers.input_consume(ANSWER.len());
+    assert!(!client.is_open(), "in ureq's buffer");
+
+    // More than that buffer holds: the rest is decrypted, and waits in rustls.
+    let (mut client, mut service) = connection();
+    client.send_head().unwrap();
+    service.read_exact(&mut [0; 4]).unwrap();
+    service.write_all(&vec![b'x'; MAX_ANSWER_HEAD + 1000]).unwrap();
+    while client.buffers.input().len() <= MAX_ANSWER_HEAD {
+        client.receive(None).unwrap();
+    }
+    let length = client.buffers.input().len();
+    client.buffers.input_consume(length);
+    assert!(client.incoming.is_empty() && is_silent(&client.stream));
+    assert!(!client.is_open(), "in rustls");
+
+    let (mut client, mut service) = connection();
+    client.send_head().unwrap();
+    service.read_exact(&mut [0; 4]).unwrap();
+    service.write_all(ANSWER).unwrap();
+    service.conn.send_close_notify();
+    service.flush().unwrap();
+    client.receive(None).unwrap();
+    client.buffers.input_consume(ANSWER.len());
+    assert!(!client.is_open(), "the end, which came with the answer");
+}
+
+#[test]
 fn an_answer_before_the_last_byte_of_the_request_is_an_early_one() {
     let (mut client, mut service) = connection();
     client.send_head().unwrap();
