@@ -45,7 +45,7 @@ pub fn decode_to_front(mut buffer: Vec<u8>, place: Range<usize>) -> Result<Vec<u
     if STANDARD.check(&buffer[place.clone()]).is_err() {
         return Err(buffer);
     }
-    // What is written may overlap what it is made from, so each block is copied first. On the heap, which is wiped.
+    // The output may overlap its input, so each block is copied first: to the heap, which is wiped when it is freed.
     let mut block = vec![0; BLOCK.min(place.len())];
     let (mut read, mut written) = (place.start, 0);
     while read < place.end {

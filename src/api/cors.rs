@@ -28,8 +28,8 @@ impl Cors {
             reply::SEALED,
             reply::TIMESTAMP,
             reply::SIGNATURE,
-            "Teemark-Identity",
-            "Teemark-Attestation-Length",
+            reply::IDENTITY,
+            reply::ATTESTATION_LENGTH,
             "Retry-After",
             request_id::FIELD,
         ];

@@ -2,7 +2,8 @@
 //!
 //! Each step can be made only from the one before. A request that is [`Admitted`] may send a file. A file that is
 //! [`Received`] is the one that the grant is for, with the secrets in force once it has arrived. A file that is
-//! [`Opened`] has been decrypted, and attested if the request asks for that. A file that is [`Marked`] came back from the watermark service, and only that is [`Given`]. So no route can skip a step.
+//! [`Opened`] has been decrypted, and attested if the request asks for that. A file that is [`Marked`] came back from the
+//! watermark service, and only that is [`Given`]. So no route can skip a step.
 
 use std::time::Instant;
 

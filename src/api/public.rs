@@ -27,23 +27,19 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
 
 fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     let get = |request: &Request<'_>| allow(request, "GET");
-    let post = |request: &Request<'_>| allow(request, "POST").and_then(|()| api.drain.admit());
+    // For what is work, not a look.
+    let admit = |request: &Request<'_>, method| allow(request, method).and_then(|()| api.drain.admit());
     match *target.path() {
         [""] => ("root", get(request).map(|()| Answer::text("Pong!"))),
         ["health"] => ("health", get(request).map(|()| Answer::json(200, &json!({"status": "alive"})))),
         ["ready"] => ("ready", get(request).map(|()| ready(api))),
         ["health_check"] => ("health_check", get(request).and_then(|()| check_health(api, target))),
-        ["get_attestation"] => (
-            "get_attestation",
-            get(request).and_then(|()| api.drain.admit()).and_then(|()| get_attestation(api, target)),
-        ),
-        ["attestation"] => {
-            ("attestation", get(request).and_then(|()| api.drain.admit()).and_then(|()| attestation(api)))
-        }
+        ["get_attestation"] => ("get_attestation", admit(request, "GET").and_then(|()| get_attestation(api, target))),
+        ["attestation"] => ("attestation", admit(request, "GET").and_then(|()| attestation(api))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
-        ["files", "decrypt"] => ("decrypt", post(request).and_then(|()| decrypt(api, &Form::Json, request))),
+        ["files", "decrypt"] => ("decrypt", admit(request, "POST").and_then(|()| decrypt(api, &Form::Json, request))),
         ["files", file_id, "decrypt"] => {
-            ("decrypt_raw", post(request).and_then(|()| decrypt(api, &Form::Raw { file_id, target }, request)))
+            ("decrypt_raw", admit(request, "POST").and_then(|()| decrypt(api, &Form::Raw { file_id, target }, request)))
         }
         _ => ("unknown", Err(ApiError::NotFound)),
     }

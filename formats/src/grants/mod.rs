@@ -56,7 +56,7 @@ pub struct Grant {
 /// forgotten would be valid again: so none is valid past the latest time that the clock ever showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// What the clock shows. A grant that begins later is not valid yet.
+    /// The clock's time. A grant that begins later is not valid yet.
     pub clock: Utc,
     /// The latest time that it ever showed. A grant that ends before has expired.
     pub latest: Utc,
