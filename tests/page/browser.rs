@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Process, run, wait_for};
+use crate::support::{Process, run};
 
 /// An element's reference in WebDriver's JSON (W3C WebDriver, 12).
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -23,16 +23,7 @@ pub(crate) struct Browser {
 impl Browser {
     pub(crate) fn start() -> Browser {
         let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let mut command = Command::new("chromedriver");
-        let to_log = File::create(&log).unwrap();
-        command.arg("--port=0").stdin(Stdio::null()).stdout(to_log.try_clone().unwrap()).stderr(to_log);
-        let driver = Process::spawn(&mut command, log);
-        let port = wait_for("chromedriver", || {
-            let said = driver.log();
-            let (_, rest) = said.split_once("started successfully on port ")?;
-            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok()
-        });
+        let (driver, port) = start_driver(folder.path());
         let arguments = [
             "--headless",
             "--no-sandbox",
@@ -113,6 +104,26 @@ impl Browser {
         let picture = base64::engine::general_purpose::STANDARD.decode(picture.as_str().expect("base64"));
         fs::write(file, picture.unwrap()).unwrap();
     }
+}
+
+/// The WebDriver server, and its port. It listens on IPv4 and IPv6, and ends where the port that the system chose for the
+/// one is taken for the other.
+fn start_driver(folder: &Path) -> (Process, u16) {
+    let log = folder.join("log");
+    for _ in 0..10 {
+        let mut command = Command::new("chromedriver");
+        let to_log = File::create(&log).unwrap();
+        command.arg("--port=0").stdin(Stdio::null()).stdout(to_log.try_clone().unwrap()).stderr(to_log);
+        let mut driver = Process::of(command.spawn().expect("chromedriver, by host/install-tools.sh"), log.clone());
+        let port = driver.announced("chromedriver", |said| {
+            let (_, rest) = said.split_once("started successfully on port ")?;
+            rest.split_once('.')?.0.parse().ok()
+        });
+        if let Some(port) = port {
+            return (driver, port);
+        }
+    }
+    panic!("chromedriver does not start: {}", fs::read_to_string(&log).unwrap());
 }
 
 impl Drop for Browser {

@@ -154,6 +154,16 @@ impl Process {
         true
     }
 
+    /// What `found` finds in its log, now or soon; nothing if the process ends without it.
+    pub(crate) fn announced<T>(&mut self, what: &str, found: impl Fn(&str) -> Option<T>) -> Option<T> {
+        wait_for(what, || {
+            // In this order: what a process wrote before it ended is in the log by then.
+            let ended = self.child.try_wait().unwrap().is_some();
+            let announced = found(&self.log());
+            (announced.is_some() || ended).then_some(announced)
+        })
+    }
+
     /// Sends a signal by its name, as kill(1) does.
     pub(crate) fn signal(&self, name: &str) {
         run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
@@ -263,22 +273,17 @@ impl Setup {
 
     /// Starts the daemon and waits until it listens.
     pub(crate) fn start(self) -> Daemon {
-        let process = Process::spawn(&mut self.command(), self.folder.path().join("log"));
-        let address = |name: &str| {
-            let start = format!("{name}: listening on tcp:");
-            wait_for(&start, || {
-                let log = process.log();
-                let line = log.lines().find_map(|line| line.split_once(&start).map(|(_, a)| a.to_owned()));
-                line.or_else(|| {
-                    assert!(!log.contains("cannot go on"), "the daemon did not start: {log}");
-                    None
-                })
-            })
+        let mut process = Process::spawn(&mut self.command(), self.folder.path().join("log"));
+        let mut listening_on = |start: &str| {
+            let address = |log: &str| log.lines().find_map(|line| Some(line.split_once(start)?.1.to_owned()));
+            let address = process.announced(start, address);
+            address.unwrap_or_else(|| panic!("the daemon did not start: {}", process.log()))
         };
-        let (public, admin) = (address("public").parse().unwrap(), address("admin").parse().unwrap());
-        let secrets = self.folder.path().join("secrets.sock");
+        let public = listening_on("public: listening on tcp:").parse().unwrap();
+        let admin = listening_on("admin: listening on tcp:").parse().unwrap();
         // The socket's file exists a moment before the daemon listens.
-        wait_for("the secrets listener", || process.log().contains("secrets: listening on ").then_some(()));
+        listening_on("secrets: listening on ");
+        let secrets = self.folder.path().join("secrets.sock");
         Daemon { process, public, admin, secrets, folder: self.folder }
     }
 }
