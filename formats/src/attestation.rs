@@ -47,6 +47,9 @@ pub struct UserData {
     /// The public key that secrets are sealed to, in base64.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub sealing_key: PublicKey,
+    /// SHA-256 of what is in force ([`crate::state::State`]); `None` from a teemark that takes bundles of version 1 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_sha256: Option<Sha256>,
     version: u64,
 }
 
@@ -65,15 +68,18 @@ struct Version {
 }
 
 impl UserData {
-    /// The user data of an enclave with this sealing key and boot nonce, whose last sealed bundle is `in_force`.
+    /// The user data of an enclave with this sealing key and boot nonce, whose last sealed bundle is `in_force`, and whose
+    /// state has this hash.
     pub fn new(
         sealing_key: PublicKey,
         allow_list_sha256: Sha256,
         boot_nonce: BootNonce,
         in_force: BundleId,
+        state: Sha256,
     ) -> UserData {
         let BundleId { counter, sha256: bundle_sha256 } = in_force;
-        UserData { allow_list_sha256, boot_nonce, bundle_sha256, counter, sealing_key, version: VERSION }
+        let state_sha256 = Some(state);
+        UserData { allow_list_sha256, boot_nonce, bundle_sha256, counter, sealing_key, state_sha256, version: VERSION }
     }
 
     /// The last sealed bundle in force.
@@ -119,13 +125,30 @@ mod tests {
     fn user_data() -> UserData {
         let key = PrivateKey::new(Box::new([1; 32])).public();
         let in_force = BundleId { counter: 7, sha256: sha256(b"a bundle") };
-        UserData::new(key, sha256(b"a list"), BootNonce::from_bytes([3; 32]), in_force)
+        UserData::new(key, sha256(b"a list"), BootNonce::from_bytes([3; 32]), in_force, sha256(b"a state"))
     }
 
     #[test]
     fn user_data_is_read_as_it_was_written() {
         assert_eq!(UserData::parse(user_data().to_json().as_bytes()), Ok(user_data()));
         assert_eq!(user_data().in_force().counter, 7);
+    }
+
+    #[test]
+    fn user_data_fits_into_a_document_whatever_the_counter() {
+        let in_force = BundleId { counter: u64::MAX, sha256: sha256(b"a bundle") };
+        let UserData { sealing_key, allow_list_sha256, boot_nonce, .. } = user_data();
+        let longest = UserData::new(sealing_key, allow_list_sha256, boot_nonce, in_force, sha256(b"a state"));
+        // The module takes 512 bytes (aws-nitro-enclaves-nsm-api, "user_data").
+        assert!(longest.to_json().len() < 512, "{}", longest.to_json().len());
+    }
+
+    #[test]
+    fn user_data_of_an_earlier_teemark_has_no_state() {
+        let mut json: Value = serde_json::from_str(&user_data().to_json()).unwrap();
+        json.as_object_mut().unwrap().remove("state_sha256");
+        let earlier = UserData::parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!((earlier.state_sha256, earlier.in_force()), (None, user_data().in_force()));
     }
 
     #[test]

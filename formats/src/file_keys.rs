@@ -1,7 +1,7 @@
 //! FILE_KEYS: the keys of encrypted files, as they are delivered and as a key file holds them.
 //!
 //! A JSON object of key ids. Each key is base64 of 32 bytes, or `{"key": base64, "aad": "file_id"}` if the file id is
-//! the associated data of every file under that key.
+//! the associated data of every file under that key. FILE_KEYS_ADD has the same form.
 
 use std::fmt;
 
@@ -9,6 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
 use crate::base64;
+use crate::digest::{Sha256, sha256};
 use crate::items::FILE_KEYS;
 use crate::json::string;
 use crate::object::{Keep, Object, object_text, shown};
@@ -16,8 +17,8 @@ use crate::refusal::{Refusal, refuse};
 
 /// Bytes of a key: AES-256.
 pub const KEY_LEN: usize = 32;
-/// Most keys in FILE_KEYS.
-const MAX_KEYS: usize = 1024;
+/// Most keys in FILE_KEYS, and most in force.
+pub const MAX_KEYS: usize = 100_000;
 /// Longest key id, in bytes.
 pub const MAX_KEY_ID: usize = 128;
 /// The only kind of associated data.
@@ -59,6 +60,16 @@ impl DeliveredKey {
     pub fn new(bytes: Box<[u8; KEY_LEN]>, binds_file_id: bool) -> DeliveredKey {
         DeliveredKey { bytes: KeyBytes(bytes), binds_file_id }
     }
+
+    /// Identifies the key and its use without revealing it: the SHA-256 of a byte, 1 if the key binds the file id, else 0,
+    /// and the key.
+    pub fn digest(&self) -> Sha256 {
+        // On the heap, where freed memory is wiped.
+        let mut bytes = Vec::with_capacity(1 + KEY_LEN);
+        bytes.push(u8::from(self.binds_file_id));
+        bytes.extend_from_slice(self.bytes.expose());
+        sha256(&bytes)
+    }
 }
 
 /// Keys by id, in the order of the text. A repeated id is kept each time, and the last one counts.
@@ -66,12 +77,12 @@ impl DeliveredKey {
 pub struct DeliveredKeys(pub Vec<(String, DeliveredKey)>);
 
 impl DeliveredKeys {
-    /// Parses the item; unknown members go to `ignored`.
+    /// Parses the item of this name; unknown members go to `ignored`.
     ///
     /// # Errors
     /// The first error.
-    pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
-        DeliveredKeys::read(object_text(FILE_KEYS, value)?.as_bytes(), ignored)
+    pub fn parse(name: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
+        DeliveredKeys::parse_text(name, object_text(name, value)?.as_bytes(), ignored)
     }
 
     /// Parses the object itself, as a key file holds it.
@@ -79,11 +90,15 @@ impl DeliveredKeys {
     /// # Errors
     /// The first error.
     pub fn read(text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
-        let object = Object::parse(FILE_KEYS, text, Keep::Most(MAX_KEYS))?;
-        ignored.extend(object.ignored_in(FILE_KEYS));
+        DeliveredKeys::parse_text(FILE_KEYS, text, ignored)
+    }
+
+    fn parse_text(name: &str, text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
+        let object = Object::parse(name, text, Keep::Most(MAX_KEYS))?;
+        ignored.extend(object.ignored_in(name));
         match object.members().next() {
-            None => refuse(FILE_KEYS, "holds no key"),
-            Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), key(id, value, ignored)?))).collect(),
+            None => refuse(name, "holds no key"),
+            Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), key(name, id, value, ignored)?))).collect(),
         }
     }
 }
@@ -94,8 +109,8 @@ impl FromIterator<(String, DeliveredKey)> for DeliveredKeys {
     }
 }
 
-fn key(id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKey, Refusal> {
-    let field = format!("{FILE_KEYS}.{}", shown(id));
+fn key(name: &str, id: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<DeliveredKey, Refusal> {
+    let field = format!("{name}.{}", shown(id));
     if id.is_empty() || id.len() > MAX_KEY_ID {
         return refuse(field, format!("is not a key id of 1 to {MAX_KEY_ID} bytes"));
     }

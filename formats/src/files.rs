@@ -4,11 +4,16 @@
 //! clients send and what Tink calls RAW; or the same after Tink's prefix, `0x01 || key id (4 bytes, big endian)`. The
 //! associated data is the file id for a key that is bound to it, else empty.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use crate::file_keys::DeliveredKey;
+use crate::digest::Sha256;
+use crate::file_keys::{DeliveredKey, MAX_KEYS};
+use crate::object::shown;
+use crate::state::Item;
 
 pub use ring::aead::NONCE_LEN;
 
@@ -25,12 +30,13 @@ const PREFIX_VERSION: u8 = 1;
 pub struct FileKey {
     key: LessSafeKey,
     binds_file_id: bool,
+    digest: Sha256,
 }
 
 impl From<&DeliveredKey> for FileKey {
-    fn from(DeliveredKey { bytes, binds_file_id }: &DeliveredKey) -> FileKey {
-        let key = UnboundKey::new(&AES_256_GCM, bytes.expose()).expect("the length is AES-256's");
-        FileKey { key: LessSafeKey::new(key), binds_file_id: *binds_file_id }
+    fn from(delivered: &DeliveredKey) -> FileKey {
+        let key = UnboundKey::new(&AES_256_GCM, delivered.bytes.expose()).expect("the length is AES-256's");
+        FileKey { key: LessSafeKey::new(key), binds_file_id: delivered.binds_file_id, digest: delivered.digest() }
     }
 }
 
@@ -75,9 +81,34 @@ pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
     [prefix.as_ref().map_or(&[][..], |prefix| prefix), &iv].concat()
 }
 
-/// The keys in force, with unique ids. There are some hundreds at most, so a linear search is enough.
-#[derive(Default)]
-pub struct FileKeys(Vec<(String, FileKey)>);
+/// The keys in force, with unique ids. A set that was changed shares its keys with the one that it was made from.
+#[derive(Clone, Default)]
+pub struct FileKeys(HashMap<Arc<str>, Arc<FileKey>>);
+
+/// Memory of a key in force, in bytes, besides its id: the expanded key, the table's entry, and what an allocator adds.
+pub const KEY_COST: usize = 768;
+
+/// The key that a file is to be opened with.
+#[derive(Clone)]
+pub struct ChosenKey {
+    id: Arc<str>,
+    key: Arc<FileKey>,
+    /// Length of Tink's prefix, if the file has one.
+    prefix: usize,
+}
+
+/// Why keys cannot be changed: the id, made safe to print, and the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeError {
+    /// A key that is to come has the id of one in force.
+    Exists(String),
+    /// A key that is to go is not in force.
+    Missing(String),
+    /// There would be no key left.
+    Empty,
+    /// There would be more than [`MAX_KEYS`].
+    TooMany,
+}
 
 /// Why a file was not opened.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,14 +129,7 @@ impl fmt::Debug for FileKeys {
 
 impl FromIterator<(String, FileKey)> for FileKeys {
     fn from_iter<T: IntoIterator<Item = (String, FileKey)>>(keys: T) -> Self {
-        let mut own = FileKeys::default();
-        for (id, key) in keys {
-            match own.0.iter_mut().find(|(known, _)| *known == id) {
-                Some((_, earlier)) => *earlier = key,
-                None => own.0.push((id, key)),
-            }
-        }
-        own
+        FileKeys(keys.into_iter().map(|(id, key)| (id.into(), Arc::new(key))).collect())
     }
 }
 
@@ -115,32 +139,97 @@ impl FileKeys {
         self.0.is_empty()
     }
 
-    fn find(&self, id: &str) -> Option<&FileKey> {
-        self.0.iter().find(|(known, _)| known == id).map(|(_, key)| key)
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
-    /// Decrypts `file` in place and returns the plaintext.
+    /// About how much memory the keys take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.0.keys().map(|id| KEY_COST + id.len()).sum()
+    }
+
+    /// The keys, described without revealing them.
+    pub fn describe(&self) -> Item {
+        let mut keys: Vec<(&str, &Sha256)> = self.0.iter().map(|(id, key)| (&**id, &key.digest)).collect();
+        keys.sort_unstable_by_key(|(id, _)| *id);
+        Item::file_keys(keys.into_iter())
+    }
+
+    /// These keys without the `removed` ones and with the `added` ones, in this order: so one bundle can replace a key.
+    ///
+    /// # Errors
+    /// The first key that cannot go or come.
+    pub fn changed(&self, removed: &BTreeSet<String>, added: FileKeys) -> Result<FileKeys, ChangeError> {
+        let mut keys = self.0.clone();
+        for id in removed {
+            keys.remove(&**id).ok_or_else(|| ChangeError::Missing(shown(id)))?;
+        }
+        for (id, key) in added.0 {
+            if let Some(id) = keys.get_key_value(&*id).map(|(id, _)| shown(id)) {
+                return Err(ChangeError::Exists(id));
+            }
+            keys.insert(id, key);
+        }
+        match keys.len() {
+            0 => Err(ChangeError::Empty),
+            n if n > MAX_KEYS => Err(ChangeError::TooMany),
+            _ => Ok(FileKeys(keys)),
+        }
+    }
+
+    /// Chooses the key of a file.
     ///
     /// A file is taken to have Tink's prefix if it begins with one that names a known key: the requested one, if an id
     /// is given. The 12 bytes of a random IV look like that once in 2^40 files.
     ///
     /// # Errors
-    /// See [`OpenError`]; the file's bytes are then lost.
-    pub fn open(&self, mut file: Vec<u8>, file_id: &str, key_id: Option<&str>) -> Result<Vec<u8>, OpenError> {
-        let prefixed = tink_key_id(&file)
-            .and_then(|id| self.find(&id).map(|key| (id, key)))
-            .filter(|(id, _)| key_id.is_none_or(|asked| asked == id));
-        let (key, prefix) = match (prefixed, key_id) {
-            (Some((_, key)), _) => (key, PREFIX_LEN),
-            (None, Some(id)) => (self.find(id).ok_or(OpenError::UnknownKey)?, 0),
-            (None, None) if self.0.len() > 1 => return Err(OpenError::KeyIdNeeded),
-            (None, None) => (self.0.first().map(|(_, key)| key).ok_or(OpenError::UnknownKey)?, 0),
+    /// There is no such key, or none is named and there are several.
+    pub fn choose(&self, file: &[u8], key_id: Option<&str>) -> Result<ChosenKey, OpenError> {
+        let chosen = |(id, key): (&Arc<str>, &Arc<FileKey>), prefix| ChosenKey { id: id.clone(), key: key.clone(), prefix };
+        let prefixed = tink_key_id(file).filter(|id| key_id.is_none_or(|asked| asked == id));
+        if let Some(found) = prefixed.and_then(|id| self.0.get_key_value(&*id)) {
+            return Ok(chosen(found, PREFIX_LEN));
+        }
+        let found = match key_id {
+            Some(id) => self.0.get_key_value(id),
+            None if self.0.len() > 1 => return Err(OpenError::KeyIdNeeded),
+            None => self.0.iter().next(),
         };
+        found.map(|found| chosen(found, 0)).ok_or(OpenError::UnknownKey)
+    }
+
+    /// Whether this key is still in force, under its id.
+    pub fn still_have(&self, ChosenKey { id, key, .. }: &ChosenKey) -> bool {
+        self.0.get(id).is_some_and(|now| Arc::ptr_eq(now, key))
+    }
+
+    /// Chooses the key of a file, and opens it.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; the file's bytes are then lost.
+    pub fn open(&self, file: Vec<u8>, file_id: &str, key_id: Option<&str>) -> Result<Vec<u8>, OpenError> {
+        self.choose(&file, key_id)?.open(file, file_id)
+    }
+}
+
+impl ChosenKey {
+    /// The key's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Decrypts `file` in place and returns the plaintext.
+    ///
+    /// # Errors
+    /// [`OpenError::Failed`]; the file's bytes are then lost.
+    pub fn open(&self, mut file: Vec<u8>, file_id: &str) -> Result<Vec<u8>, OpenError> {
+        let ChosenKey { key, prefix, .. } = self;
         let sealed = prefix + NONCE_LEN;
         if file.len() < sealed + TAG_LEN {
             return Err(OpenError::Failed);
         }
-        let nonce = Nonce::try_assume_unique_for_key(&file[prefix..sealed]).map_err(|_| OpenError::Failed)?;
+        let nonce = Nonce::try_assume_unique_for_key(&file[*prefix..sealed]).map_err(|_| OpenError::Failed)?;
         let aad = key.associated(file_id);
         let plain = key.key.open_within(nonce, aad, &mut file, sealed..).map_err(|_| OpenError::Failed)?.len();
         file.truncate(plain);
@@ -233,6 +322,23 @@ mod tests {
         let keys = keys(&[("7", 7, false), ("7", 8, false)]);
         assert_eq!(keys.open(sealed(8, [9; 12], "", None), "f", None).unwrap(), PLAIN);
         assert_eq!(keys.open(sealed(7, [9; 12], "", None), "f", Some("7")), Err(OpenError::Failed));
+    }
+
+    #[test]
+    fn keys_come_and_go_one_by_one() {
+        let first = keys(&[("a", 1, false), ("b", 2, false)]);
+        let added = || keys(&[("a", 3, false), ("c", 4, false)]);
+        let chosen = |keys: &FileKeys, id: &str| keys.choose(&sealed(1, [9; 12], "", None), Some(id)).unwrap();
+        let second = first.changed(&["a".to_owned()].into(), added()).unwrap();
+        assert_eq!((second.len(), first.len()), (3, 2));
+        assert!(second.still_have(&chosen(&first, "b")) && !second.still_have(&chosen(&first, "a")));
+        assert_eq!(second.describe(), keys(&[("c", 4, false), ("b", 2, false), ("a", 3, false)]).describe());
+        let refused = |removed: &[&str], added: FileKeys| {
+            first.changed(&removed.iter().map(|id| (*id).to_owned()).collect(), added).err().unwrap()
+        };
+        assert_eq!(refused(&[], added()), ChangeError::Exists("a".into()));
+        assert_eq!(refused(&["x"], FileKeys::default()), ChangeError::Missing("x".into()));
+        assert_eq!(refused(&["a", "b"], FileKeys::default()), ChangeError::Empty);
     }
 
     #[test]

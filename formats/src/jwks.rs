@@ -9,13 +9,12 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::digest::sha256;
-use crate::items::GRANT_KEYS;
 use crate::json::{Text, string};
 use crate::object::{Keep, Object, object_text};
 use crate::refusal::{Refusal, refuse};
 
 /// Most keys of a set, and the longest kid in bytes.
-const MAX_KEYS: usize = 64;
+pub const MAX_KEYS: usize = 64;
 const MAX_KID: usize = 128;
 
 /// Members that only a private key has: RFC 7518, 6.2.2, 6.3.2 and 6.4.1; RFC 9964, 3.
@@ -143,22 +142,22 @@ impl Public {
     }
 }
 
-/// Parses a JWK set. What is unknown goes to `ignored`, including keys that do not sign with a known algorithm (RFC
+/// Parses the JWK set of the item of this name. What is unknown goes to `ignored`, including keys that do not sign with a known algorithm (RFC
 /// 7517, 5), with the member that shows it.
 ///
 /// # Errors
 /// The first error. A private key of any kind is one.
-pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
-    let text = object_text(GRANT_KEYS, value)?;
-    let set = Object::parse(GRANT_KEYS, text.as_bytes(), Keep::Named(&["keys"]))?;
+pub fn parse(item: &str, value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, Refusal> {
+    let text = object_text(item, value)?;
+    let set = Object::parse(item, text.as_bytes(), Keep::Named(&["keys"]))?;
     let list = set.get("keys").and_then(|keys| serde_json::from_str::<Vec<&RawValue>>(keys.get()).ok());
-    let Some(list) = list else { return refuse(GRANT_KEYS, "has no list named keys") };
+    let Some(list) = list else { return refuse(item, "has no list named keys") };
     if list.is_empty() || list.len() > MAX_KEYS {
-        return refuse(GRANT_KEYS, format!("has {} keys, not 1 to {MAX_KEYS}", list.len()));
+        return refuse(item, format!("has {} keys, not 1 to {MAX_KEYS}", list.len()));
     }
     let (mut keys, mut others): (Vec<GrantKey>, Vec<String>) = Default::default();
     for (i, jwk) in list.into_iter().enumerate() {
-        let field = format!("{GRANT_KEYS}.keys[{i}]");
+        let field = format!("{item}.keys[{i}]");
         let names = [&PUBLIC[..], &PRIVATE].concat();
         let jwk = Object::parse(&field, jwk.get().as_bytes(), Keep::Named(&names))?;
         if PRIVATE.iter().any(|name| jwk.get(name).is_some()) {
@@ -176,10 +175,10 @@ pub fn parse(value: &RawValue, ignored: &mut Vec<String>) -> Result<GrantKeys, R
         }
     }
     if keys.is_empty() {
-        return refuse(GRANT_KEYS, format!("has no key for EdDSA (Ed25519) or ES256 (P-256): {}", others.join(", ")));
+        return refuse(item, format!("has no key for EdDSA (Ed25519) or ES256 (P-256): {}", others.join(", ")));
     }
-    let others = others.iter().map(|other| format!("{GRANT_KEYS}.{other}"));
-    ignored.extend(set.ignored_in(GRANT_KEYS).chain(others));
+    let others = others.iter().map(|other| format!("{item}.{other}"));
+    ignored.extend(set.ignored_in(item).chain(others));
     Ok(GrantKeys(keys))
 }
 
@@ -243,7 +242,7 @@ mod tests {
 
     fn keys(text: &str) -> Result<(GrantKeys, Vec<String>), Refusal> {
         let mut ignored = Vec::new();
-        parse(&RawValue::from_string(text.into()).unwrap(), &mut ignored).map(|keys| (keys, ignored))
+        parse("GRANT_KEYS", &RawValue::from_string(text.into()).unwrap(), &mut ignored).map(|keys| (keys, ignored))
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! ```text
 //! grants         who may have which file: tokens, signed and checked
 //! bundle         what an operator delivers: certificates, service, file_keys, jwks
-//! sealed_bundle  the same, sealed to an enclave and signed by an operator
+//! sealed_bundle  the same, sealed to an enclave and signed by operators, in both versions
+//! state          what an enclave holds and what a bundle changes, without a secret
 //! attestation    user_data of an attestation document
 //! reply          answers sealed to the user's key, and the statement that is signed
 //! files          an encrypted file, raw or behind Tink's prefix
@@ -49,6 +50,7 @@ pub mod reply;
 pub mod sealed_bundle;
 pub mod service;
 pub mod signature;
+pub mod state;
 pub mod time;
 #[cfg(test)]
 mod vectors;

@@ -148,7 +148,9 @@ impl<'de> Visitor<'de> for Members<'_> {
                 }
                 _ => {
                     // A member named a thousand times is kept once.
-                    object.known.retain(|(n, _)| matches!(self.keep, Keep::Most(_)) || *n != name);
+                    if let Keep::Named(_) = self.keep {
+                        object.known.retain(|(n, _)| *n != name);
+                    }
                     let value = map.next_value()?;
                     if is_null(value) {
                         object.ignore(format!("{} (null)", shown(&name)));

@@ -1,4 +1,5 @@
-//! A sealed bundle: whoever relays it can neither read nor alter nor replay it.
+//! A sealed bundle: whoever relays it can neither read nor alter nor replay it. This is version 1, with one signature;
+//! [`v2`] is version 2.
 //!
 //! `{"sealed_bundle": {"boot_nonce", "counter", "enc", "ciphertext", "signature"}}`. The bundle is sealed by HPKE to
 //! the enclave's sealing key, which its attestation document names, and all of it is signed with an operator's key
@@ -16,6 +17,8 @@ use crate::hpke::{self, HpkeError, PrivateKey, PublicKey, Sender};
 use crate::object::{Keep, Object};
 use crate::refusal::{Refusal, WHOLE, refuse};
 use crate::signature::VerifyingKey;
+
+pub mod v2;
 
 /// The member that holds a sealed bundle.
 pub const SEALED: &str = "sealed_bundle";

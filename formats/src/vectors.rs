@@ -20,11 +20,13 @@ use crate::file_keys::{DeliveredKey, DeliveredKeys};
 use crate::files::{FileKey, FileKeys, head, tink_prefix};
 use crate::grants::{Issuer, NewGrant};
 use crate::hpke::{self, PrivateKey, PublicKey};
+use crate::items::{ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS};
 use crate::jwks;
 use crate::reply::{self, About, CHUNK, Statement};
-use crate::sealed_bundle::{self, Destination, SealedBundle};
+use crate::sealed_bundle::{self, Destination, SealedBundle, v2};
 use crate::service::ServiceUrl;
 use crate::signature::VerifyingKey;
+use crate::state::{Item, Manifest, State};
 use crate::time::Utc;
 
 const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
@@ -98,13 +100,14 @@ fn attestation() -> Value {
     let in_force = BundleId { counter: COUNTER, sha256: sha256(b"the last bundle's ciphertext") };
     let list = b"endpoints:\n  - watermark.internal.staging.zing.you:8080\n";
     let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
-    let user_data = UserData::new(x25519(SEALING).public(), sha256(list), boot_nonce, in_force);
+    let user_data = UserData::new(x25519(SEALING).public(), sha256(list), boot_nonce, in_force, state().sha256());
     json!({
         "allow_list": String::from_utf8_lossy(list),
         "bundle_ciphertext": hex::encode("the last bundle's ciphertext"),
         "counter": COUNTER,
         "nonce": hex::encode(NONCE),
         "public_key": public(&ed25519(IDENTITY)).to_string(),
+        "state": state().to_json(),
         "user_data": user_data.to_json(),
     })
 }
@@ -117,6 +120,7 @@ fn bundle() -> Vec<u8> {
         ecs_watermark_endpoint: Some("https://watermark.internal.staging.zing.you:8080".into()),
         file_keys: Some(DeliveredKeys(vec![(KEY_ID.into(), file_key(false)), ("bound".into(), file_key(true))])),
         grant_keys: Some(grant_keys),
+        ..Outgoing::default()
     };
     outgoing.to_json()
 }
@@ -154,6 +158,56 @@ fn sealed_bundle() -> Value {
         "signed": hex::encode(sealed.to_be_signed()),
         "signature": hex::encode(&sealed.signature),
         "sealed_bundle": sealed.to_json(),
+    })
+}
+
+/// The keys of the bundle below, as an enclave has them.
+fn expanded(DeliveredKeys(keys): &DeliveredKeys) -> FileKeys {
+    keys.iter().map(|(id, key)| (id.clone(), FileKey::from(key))).collect()
+}
+
+/// The items of the bundle above, described. Its certificates are none that could be, so they are left out.
+fn state() -> State {
+    let received = Received::parse(&bundle()).unwrap();
+    let items = [
+        (ENDPOINT, Item::service(&received.service.unwrap())),
+        (FILE_KEYS, expanded(&received.file_keys.unwrap()).describe()),
+        (GRANT_KEYS, Item::grant_keys(&received.grant_keys.unwrap())),
+    ];
+    State { items: items.into_iter().map(|(name, item)| (name.to_owned(), item)).collect() }
+}
+
+fn sealed_bundle_v2() -> Value {
+    let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
+    let to = Destination { sealing_key: x25519(SEALING).public(), boot_nonce };
+    let outgoing = Outgoing {
+        file_keys_add: Some(DeliveredKeys(vec![("new".into(), file_key(true))])),
+        file_keys_remove: [KEY_ID.to_owned()].into(),
+        ..Outgoing::default()
+    };
+    let items = [
+        (FILE_KEYS_ADD, expanded(outgoing.file_keys_add.as_ref().unwrap()).describe()),
+        (FILE_KEYS_REMOVE, Item::removed(outgoing.file_keys_remove.iter().map(String::as_str))),
+    ];
+    let items = items.into_iter().map(|(name, item)| (name.to_owned(), item)).collect();
+    let manifest = Manifest { complete_at: Some(sha256(b"a state")), from: state().sha256(), items };
+    let sender = hpke::sender_with(&to.sealing_key, v2::PURPOSE, &x25519(BUNDLE_EPHEMERAL));
+    let mut sealed = v2::seal_by(sender, &outgoing.to_json(), &manifest, &to, COUNTER).unwrap();
+    sealed.line.sign(&ed25519(OPERATOR));
+    sealed.line.sign(&ed25519(ISSUER));
+    let signature = |first| hex::encode(ed25519(first).sign(&sealed.line.to_be_signed()));
+    json!({
+        "bundle": String::from_utf8(outgoing.to_json()).unwrap(),
+        "boot_nonce": boot_nonce,
+        "counter": COUNTER,
+        "hpke": kem(&to.sealing_key, v2::PURPOSE, BUNDLE_EPHEMERAL),
+        "associated_data": hex::encode(sealed_bundle::associated(&boot_nonce, COUNTER)),
+        "manifest": String::from_utf8(sealed.manifest.clone()).unwrap(),
+        "ciphertext": hex::encode(&sealed.ciphertext),
+        "signed": hex::encode(sealed.line.to_be_signed()),
+        "signatures": {"operator (Ed25519)": signature(OPERATOR), "grants (Ed25519)": signature(ISSUER)},
+        "line": sealed.line.to_json(),
+        "sealed_bundle": hex::encode(sealed.to_bytes()),
     })
 }
 
@@ -337,11 +391,12 @@ fn attested_answer() -> Value {
 }
 
 /// Each file's name and content.
-fn all() -> [(&'static str, Value); 9] {
+fn all() -> [(&'static str, Value); 10] {
     [
         ("keys", keys()),
         ("attestation", attestation()),
         ("sealed_bundle", sealed_bundle()),
+        ("sealed_bundle_v2", sealed_bundle_v2()),
         ("files", files()),
         ("grant", grant()),
         ("request", request()),
@@ -396,6 +451,7 @@ fn the_vectors_user_data_says_what_stands_beside_it() {
     let v = read("attestation");
     let told = UserData::parse(v["user_data"].as_str().unwrap().as_bytes()).unwrap();
     assert_eq!(told.allow_list_sha256, sha256(v["allow_list"].as_str().unwrap().as_bytes()));
+    assert_eq!(told.state_sha256, Some(sha256(v["state"].as_str().unwrap().as_bytes())));
     let sha256 = sha256(&unhex(&v["bundle_ciphertext"]));
     assert_eq!(told.in_force(), BundleId { counter: v["counter"].as_u64().unwrap(), sha256 });
     assert_eq!(hex::encode(told.sealing_key), read("keys")["sealing (X25519)"]["public"].as_str().unwrap());
@@ -420,6 +476,26 @@ fn the_vectors_sealed_bundle_opens_and_holds_the_items() {
     assert!(received.grant_keys.is_some() && received.certificates.is_some() && received.ignored.is_empty());
 }
 
+#[test]
+fn the_vectors_sealed_bundle_of_version_2_opens_and_is_what_its_manifest_says() {
+    let v = read("sealed_bundle_v2");
+    let sealed = v2::SealedBundle::parse(&unhex(&v["sealed_bundle"])).unwrap();
+    let keys = read("keys");
+    let signers = ["operator (Ed25519)", "grants (Ed25519)"]
+        .map(|name| VerifyingKey::from_slice(&unhex(&keys[name]["public"])).unwrap());
+    assert_eq!(sealed.line.check_signatures(&signers, 2).unwrap(), signers);
+    let manifest = Manifest::parse(&sealed.manifest).unwrap();
+    let user_data = UserData::parse(text(&read("attestation")["user_data"]).as_bytes()).unwrap();
+    assert_eq!(Some(manifest.from), user_data.state_sha256);
+    let received = Received::parse_v2(&sealed.open(&x25519(SEALING)).unwrap()).unwrap();
+    let found = [
+        (FILE_KEYS_ADD, expanded(&received.added_file_keys.unwrap()).describe()),
+        (FILE_KEYS_REMOVE, Item::removed(received.removed_file_keys.unwrap().iter().map(String::as_str))),
+    ];
+    let found = found.into_iter().map(|(name, item)| (name.to_owned(), item)).collect();
+    manifest.describes(&found).unwrap();
+}
+
 fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
@@ -439,7 +515,7 @@ fn the_vectors_files_open() {
 fn the_vectors_grant_is_good_for_the_vectors_request() {
     let (v, request) = (read("grant"), read("request"));
     let set = RawValue::from_string(text(&read("keys")["grants (Ed25519)"]["jwk_set"])).unwrap();
-    let keys = jwks::parse(&set, &mut Vec::new()).unwrap();
+    let keys = jwks::parse(GRANT_KEYS, &set, &mut Vec::new()).unwrap();
     let authorization = text(&request["raw"]["headers"]["Authorization"]);
     let token = authorization.strip_prefix("Bearer ").unwrap();
     assert_eq!(token, v["token"]);

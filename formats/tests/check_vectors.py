@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 folder = pathlib.Path(sys.argv[1])
-keys, attestation, bundle, files, grant, request, answer, statement, attested = (
+keys, attestation, bundle, bundle_v2, files, grant, request, answer, statement, attested = (
     json.loads((folder / f"{name}.json").read_text())
-    for name in "keys attestation sealed_bundle files grant request sealed_answer statement attested_answer".split()
+    for name in (
+        "keys attestation sealed_bundle sealed_bundle_v2 files grant request sealed_answer statement attested_answer"
+    ).split()
 )
 
 
@@ -75,6 +77,61 @@ check("signed", signed.hex(), bundle["signed"])
 verify("bundle", keys["operator (Ed25519)"]["public"], signed, bundle["signature"])
 check("bundle_sha256", hashlib.sha256(unhex(bundle["ciphertext"])).hexdigest(), bundle["bundle_sha256"])
 
+
+# The state, and the sealed bundle of version 2.
+def keyed(pairs):
+    """The canonical form of keys: each id and what identifies the key, behind a byte with its length."""
+    return b"".join(bytes([len(part)]) + part for pair in sorted(pairs) for part in pair)
+
+
+def item(pairs):
+    ids = sorted(id.decode() for id, _ in pairs)
+    return {"count": len(ids), "ids": ids, "sha256": hashlib.sha256(keyed(pairs)).hexdigest()}
+
+
+def file_key(id, value):
+    bound = isinstance(value, dict)
+    raw = base64.b64decode(value["key"] if bound else value)
+    return id.encode(), hashlib.sha256(bytes([bound]) + raw).digest()
+
+
+canonical = lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"))
+items = json.loads(bundle["bundle"])
+url = items["ECS_WATERMARK_ENDPOINT"]
+part = lambda text: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+state = canonical({"items": {
+    "ECS_WATERMARK_ENDPOINT": {"sha256": hashlib.sha256(url.encode()).hexdigest(), "url": url},
+    "FILE_KEYS": item([file_key(*pair) for pair in items["FILE_KEYS"].items()]),
+    "GRANT_KEYS": item([(key["kid"].encode(), part(key["x"])) for key in items["GRANT_KEYS"]["keys"]]),
+}})
+check("state", state, attestation["state"])
+state_sha256 = hashlib.sha256(state.encode()).hexdigest()
+check("state_sha256", state_sha256, json.loads(attestation["user_data"])["state_sha256"])
+
+v2 = bundle_v2
+aead, nonce = hpke(v2["hpke"], keys["sealing (X25519)"])
+opened = aead.decrypt(nonce, unhex(v2["ciphertext"]), unhex(v2["associated_data"]))
+check("bundle v2", opened.decode(), v2["bundle"])
+items = json.loads(opened)
+manifest = {"complete_at": hashlib.sha256(b"a state").hexdigest(), "from": state_sha256, "items": {
+    "FILE_KEYS_ADD": item([file_key(*pair) for pair in items["FILE_KEYS_ADD"].items()]),
+    "FILE_KEYS_REMOVE": item([(id.encode(), b"") for id in items["FILE_KEYS_REMOVE"]]),
+}}
+check("manifest", canonical(manifest), v2["manifest"])
+described = [{"length": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+             for part in (v2["manifest"].encode(), unhex(v2["ciphertext"]))]
+signed = b"teemark sealed bundle v2" + unhex(v2["boot_nonce"]) + struct.pack(">Q", v2["counter"]) + unhex(v2["hpke"]["enc"])
+for one in described:
+    signed += struct.pack(">Q", one["length"]) + unhex(one["sha256"])
+check("signed v2", signed.hex(), v2["signed"])
+line = json.loads(v2["line"])["sealed_bundle_v2"]
+check("line", [line["manifest"], line["ciphertext"]], described)
+told = {one["key"]: base64.b64decode(one["signature"]).hex() for one in line["signatures"]}
+check("signatures", told, {keys[name]["public_base64"]: signature for name, signature in v2["signatures"].items()})
+for name, signature in v2["signatures"].items():
+    verify(f"{name}'s signature", keys[name]["public"], signed, signature)
+check("sealed bundle v2", v2["sealed_bundle"], (v2["line"] + v2["manifest"]).encode().hex() + v2["ciphertext"])
+
 # Files.
 for name, prefix in (("raw", 0), ("tink", 5), ("raw, bound to the file id", 0)):
     it = files[name]
@@ -85,7 +142,6 @@ for name, prefix in (("raw", 0), ("tink", 5), ("raw, bound to the file id", 0)):
 check("prefix", files["tink"]["file"][:10], struct.pack(">BI", 1, int(files["key_id"])).hex())
 
 # The grant.
-part = lambda text: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 header, claims, signature = grant["token"].split(".")
 check("header", part(header).decode(), grant["header"])
 check("claims", part(claims).decode(), grant["claims"])

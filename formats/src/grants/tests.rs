@@ -368,7 +368,7 @@ fn what_an_issuer_signs_is_checked_with_the_keys_that_it_publishes() {
         let token = issuer.sign(&grant.claims()).unwrap();
         assert!(is_token(&token) && names_reply_key(&token));
         let set = RawValue::from_string(issuer.public().to_jwk_set()).unwrap();
-        let keys = crate::jwks::parse(&set, &mut Vec::new()).unwrap();
+        let keys = crate::jwks::parse(crate::items::GRANT_KEYS, &set, &mut Vec::new()).unwrap();
         let grant = keys.check(&token, &["fleet".into()], Utc(NOW)).unwrap();
         assert_eq!((grant.covers("f", "alice"), grant.covers_content(sha256(b"a file"))), (Ok(()), Ok(())));
         assert_eq!((grant.reply_key, grant.ends), (reply_key, NOW + 300 + LEEWAY));
