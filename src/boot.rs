@@ -11,7 +11,8 @@ use event_loop::socket::Listener;
 use event_loop::{Acceptor, Event, EventLoop, Handle};
 use formats::address::Address;
 use formats::allow_list::AllowList;
-use formats::items::ITEMS;
+use formats::items::{ITEMS, MAX_BUNDLE, MAX_BUNDLE_V2};
+use formats::sealed_bundle::v2::MAX_LINE;
 use formats::time::Utc;
 use log::{error, info, warn};
 use nix::sys::prctl;
@@ -22,10 +23,10 @@ use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
+use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::net::{forward, ingress, link};
 use crate::secrets::bundle::bundle_of_environment;
-use crate::secrets::listener::Handshakes;
 use crate::secrets::sealed::Unsealer;
 use crate::secrets::store::Store;
 use crate::settings::{self, Handshake, Settings};
@@ -61,14 +62,16 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
     let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
     let unsealer = unsealer(&settings.handshake, &attestation);
-    let store = Arc::new(Store::new(settings, allowed.clone(), unsealer));
+    let memory = Budget::new(limits.memory, limits.connections);
+    let store = Store::new(settings, allowed.clone(), unsealer, Some(attestation.clone()), memory.clone());
+    let store = Arc::new(store);
     load_initial_secrets(&store);
 
     let public = listen("public", &settings.public)?;
     let admin = listen("admin", &settings.admin)?;
     let secrets = listen("secrets", &settings.secrets)?;
     let handshake = secrets.address().map_err(cannot("secrets"))?;
-    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits));
+    let api = Arc::new(Api::new(store.clone(), allowed.clone(), attestation, settings, limits, memory));
     let stopping = Arc::new(AtomicBool::new(false));
     let listeners = Listeners { public, admin, secrets };
     let event_loop = serve(settings, &allowed, &api, listeners, &stopping, allocator)?;
@@ -196,9 +199,10 @@ fn unsealer(handshake: &Handshake, attestation: &Arc<Attestation>) -> Option<Uns
             None
         }
         Handshake::Sealed(operators) => {
-            match operators.len() {
-                0 => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS is empty, so nobody may send secrets"),
-                n => info!("the handshake takes what {n} operators seal to this enclave"),
+            match (operators.keys.len(), operators.threshold) {
+                (0, _) => warn!("the handshake is closed: TEEMARK_OPERATOR_KEYS is empty, so nobody may send secrets"),
+                (n, 1) => info!("the handshake takes what {n} operators seal to this enclave"),
+                (n, k) => info!("the handshake takes what {k} of {n} operators sign and seal to this enclave"),
             }
             Some(Unsealer::new(attestation.clone(), operators.clone()))
         }
@@ -261,12 +265,13 @@ fn serve(
     let mut event_loop = EventLoop::new(count).map_err(cannot())?;
     for (listener, side) in [(public, Side::Public), (admin, Side::Admin)] {
         let queued = if side == Side::Public { api.memory.queued() } else { Arc::default() };
-        let max_body = api.limits.any_body().bytes as u64;
+        let bundle = if side == Side::Public { MAX_LINE + MAX_BUNDLE_V2 } else { MAX_BUNDLE };
+        let max_body = api.limits.any_body().bytes.max(bundle) as u64;
         let options = ingress::Options { limit, max_body, idle: settings.idle, queued, stopping: stopping.clone() };
         let service = Arc::new(Served { api: api.clone(), side });
         ingress::add(&mut event_loop, listener, service, options).map_err(cannot()).map(drop)?;
     }
-    let handshakes = Handshakes::new(api.store.clone());
+    let handshakes = api.handshakes.clone();
     let open = move |stream| handshakes.serve(stream).map(|()| None);
     event_loop.add(Acceptor { listener: secrets, limit: usize::MAX, open: Box::new(open) }).map_err(cannot())?;
     if settings.forward {
@@ -291,6 +296,7 @@ fn serve(
         if let Ok(ready) = store.now().ready() {
             ready.mtls.close_idle(Instant::now());
         }
+        store.trim();
         allocator.trim();
     });
     event_loop.start().map_err(cannot())

@@ -14,6 +14,7 @@ use log::{LevelFilter, error, info};
 use teemarkd::allocator::Allocator;
 use teemarkd::boot;
 use teemarkd::logging::Queue;
+use teemarkd::memory::Budget;
 use teemarkd::net::request_id::OfThisThread;
 use teemarkd::secrets::bundle::bundle_of_environment;
 use teemarkd::secrets::store::Store;
@@ -78,7 +79,7 @@ fn write_certificates() -> ExitCode {
     let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
         let items = bundle_of_environment(&[CERTIFICATES], |name| env::var_os(name));
         let items = items.ok_or_else(|| format!("{CERTIFICATES} is not set"))?;
-        let store = Store::new(&settings, Default::default(), None);
+        let store = Store::new(&settings, Default::default(), None, None, Budget::new(settings.memory, 1));
         store.put_in_force(&items).map(drop).map_err(|e| e.to_string())
     });
     ended(wrote)

@@ -62,6 +62,8 @@ type Age = u64;
 #[derive(Debug, Default)]
 struct State {
     held: usize,
+    /// Bytes of the total that are for no request.
+    kept: usize,
     next: Age,
     requests: BTreeMap<Age, Held>,
     /// The requests that wait for memory.
@@ -130,14 +132,30 @@ impl Budget {
         Reservation { budget: self.clone(), age, bytes: 0 }
     }
 
-    /// Bytes in all.
+    /// Bytes for all requests together.
     pub fn total(&self) -> usize {
-        self.0.total
+        self.state().total(&self.0)
     }
 
     /// Bytes that no request holds.
     pub fn left(&self) -> usize {
-        self.0.total - self.state().held
+        let state = self.state();
+        state.total(&self.0).saturating_sub(state.held)
+    }
+
+    /// Sets aside this many bytes, and no others, for what outlives requests. Those that are running keep what they hold.
+    ///
+    /// # Errors
+    /// It would be more than half of the whole budget, which is this many bytes. Nothing changes then.
+    pub fn keep(&self, bytes: usize) -> Result<(), usize> {
+        let most = self.0.total / 2;
+        if bytes > most {
+            return Err(most);
+        }
+        let mut state = self.state();
+        state.kept = bytes;
+        self.0.wake_waiting(&state);
+        Ok(())
     }
 
     /// Counts the requests that wait for a thread; the code that hands out threads updates it.
@@ -160,9 +178,14 @@ impl Shared {
 }
 
 impl State {
+    /// Bytes for all requests together.
+    fn total(&self, shared: &Shared) -> usize {
+        shared.total - self.kept
+    }
+
     /// Whether a request may take this many more bytes now.
     fn may_take(&self, age: Age, more: usize, shared: &Shared, now: Instant) -> bool {
-        let fits = more <= shared.total - self.held;
+        let fits = more <= self.total(shared).saturating_sub(self.held);
         let others_wait = || self.waiting.keys().any(|waiting| self.owner(*waiting) != self.owner(age));
         fits && (more == 0
             || !(self.is_behind_a_starved_one(age, shared, now)
@@ -182,7 +205,7 @@ impl State {
     /// exempt.
     fn is_past_its_share(&self, age: Age, more: usize, shared: &Shared) -> bool {
         let held = self.owner(age).map_or(0, |owner| self.bytes_of(owner) + more);
-        held > shared.total / 2 && !self.is_oldest(age)
+        held > self.total(shared) / 2 && !self.is_oldest(age)
     }
 
     fn owner(&self, age: Age) -> Option<Owner> {
@@ -217,7 +240,7 @@ impl State {
         (now.duration_since(*last) >= SILENCE && silent_for_longest())
             || owner.is_some_and(|owner| {
                 let of_owner = self.requests.values().filter(|held| held.owner == Some(owner)).count();
-                let over = (memory_is_wanted && self.bytes_of(owner) > shared.total / 2)
+                let over = (memory_is_wanted && self.bytes_of(owner) > self.total(shared) / 2)
                     || (queued > 0 && of_owner > shared.requests.div_ceil(2));
                 over && receiving().all(|(other, _, of)| of != Some(owner) || other <= age)
             })
@@ -228,7 +251,7 @@ impl State {
 impl Reservation {
     /// Bytes that the whole budget has.
     pub fn total(&self) -> usize {
-        self.budget.0.total
+        self.budget.total()
     }
 
     /// Grows the reservation to at least `bytes`, and returns how long it had to wait. On an error it stays as it was.
@@ -237,14 +260,12 @@ impl Reservation {
     /// There is no memory for it, now or ever.
     pub fn cover(&mut self, bytes: usize) -> Result<Duration, NoMemory> {
         let shared = &*self.budget.0;
-        if bytes > shared.total {
-            return Err(NoMemory::Ever(shared.total));
-        }
         let more = bytes.saturating_sub(self.bytes);
+        let fits_never = |state: &State| more > 0 && bytes > state.total(shared);
         let start = Instant::now();
         let mut state = self.budget.state();
         let mut result = Ok(Duration::ZERO);
-        while !state.may_take(self.age, more, shared, Instant::now()) {
+        while !fits_never(&state) && !state.may_take(self.age, more, shared, Instant::now()) {
             state.waiting.insert(self.age, Waiting { since: start, more });
             let waited = start.elapsed();
             let left = shared.patience.saturating_sub(waited);
@@ -260,6 +281,9 @@ impl Reservation {
         }
         if state.waiting.remove(&self.age).is_some() {
             shared.wake_waiting(&state);
+        }
+        if fits_never(&state) {
+            result = Err(NoMemory::Ever(state.total(shared)));
         }
         if result.is_ok() {
             state.held += more;
@@ -414,6 +438,37 @@ mod tests {
     /// Records that a request has been waiting since a moment, as `cover` does.
     fn waits(request: &Reservation, since: Instant) {
         request.budget.state().waiting.insert(request.age, Waiting { since, more: 1 });
+    }
+
+    #[test]
+    fn what_is_kept_is_for_no_request_and_at_most_half() {
+        let budget = impatient(1000, 9);
+        assert_eq!((budget.keep(501), budget.total()), (Err(500), 1000));
+        let running = request(&budget, None, 800);
+        budget.keep(400).unwrap();
+        assert_eq!((budget.total(), budget.left()), (600, 0));
+        let mut next = budget.open();
+        assert_eq!(next.cover(601), Err(NoMemory::Ever(600)));
+        assert_eq!(next.cover(1), Err(NoMemory::Now));
+        drop(running);
+        next.cover(600).unwrap();
+        budget.keep(0).unwrap();
+        assert_eq!(budget.left(), 400);
+    }
+
+    #[test]
+    fn a_request_that_waits_for_what_is_then_kept_is_told_so() {
+        let budget = Budget::new(1000, 9);
+        let running = request(&budget, None, 800);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| budget.open().cover(700));
+            while budget.state().waiting.is_empty() {
+                thread::yield_now();
+            }
+            budget.keep(400).unwrap();
+            assert_eq!(waits.join().unwrap(), Err(NoMemory::Ever(600)));
+        });
+        drop(running);
     }
 
     #[test]

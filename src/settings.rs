@@ -86,9 +86,37 @@ pub enum WatermarkApi {
 pub enum Handshake {
     /// Any bundle. The parent can read it, and put its own in its place.
     Plain,
-    /// Bundles that one of these operators, identified by their Ed25519 public keys, sealed to this enclave. If there
-    /// are none, the handshake is closed.
-    Sealed(Vec<VerifyingKey>),
+    /// Bundles that these operators sealed to this enclave. If there are none, the handshake is closed.
+    Sealed(Operators),
+}
+
+/// Who may send secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operators {
+    /// Their Ed25519 public keys, each once.
+    pub keys: Vec<VerifyingKey>,
+    /// How many of them have to sign a bundle; at least 1.
+    pub threshold: usize,
+}
+
+impl Operators {
+    /// Checks that there are enough operators for the threshold. Without any, the handshake is closed.
+    fn new(listed: Vec<VerifyingKey>, threshold: usize) -> Result<Operators, SettingError> {
+        let mut keys: Vec<VerifyingKey> = Vec::new();
+        for key in listed {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        if threshold > keys.len().max(1) {
+            let reason = format!(
+                "{threshold} operators would have to sign, but TEEMARK_OPERATOR_KEYS has {} different keys",
+                keys.len()
+            );
+            return Err(SettingError { name: THRESHOLD, reason });
+        }
+        Ok(Operators { keys, threshold })
+    }
 }
 
 /// A setting that cannot be used: which, and what it should be.
@@ -142,6 +170,7 @@ impl Settings {
         };
         let switch = |name| either(name, "off", ["on", "off"]);
         let operators = list("TEEMARK_OPERATOR_KEYS", &text("TEEMARK_OPERATOR_KEYS", "")?, OPERATOR_KEY, operator_key)?;
+        let threshold = count(THRESHOLD, &text(THRESHOLD, "1")?, MOST_SIGNERS)?;
         let fleet = text("TEEMARK_FLEET", "")?;
         let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
         let grants = either("TEEMARK_GRANTS", "required", ["required", "off"])?;
@@ -172,7 +201,11 @@ impl Settings {
             keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?)?,
             clock_interval: seconds("TEEMARK_CLOCK_INTERVAL", &text("TEEMARK_CLOCK_INTERVAL", "600s")?)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
-                true => Handshake::Sealed(operators),
+                true => Handshake::Sealed(Operators::new(operators, threshold)?),
+                false if threshold > 1 => {
+                    let reason = "nobody signs a plain bundle (TEEMARK_HANDSHAKE=plain)".into();
+                    return Err(SettingError { name: THRESHOLD, reason });
+                }
                 false => Handshake::Plain,
             },
             grants,
@@ -186,7 +219,7 @@ impl Settings {
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -205,6 +238,7 @@ const NAMES: [&str; 24] = [
     "TIMEOUT",
     "HANDSHAKE",
     "OPERATOR_KEYS",
+    "OPERATOR_THRESHOLD",
     "GRANTS",
     "FLEET",
     "PIN_CA",
@@ -214,6 +248,9 @@ const NAMES: [&str; 24] = [
 ];
 const PREFIX: &str = "TEEMARK_";
 const CORS: &str = "TEEMARK_CORS";
+const THRESHOLD: &str = "TEEMARK_OPERATOR_THRESHOLD";
+/// Most signatures that may be asked for: with them a bundle's line has half of the bytes that it may have.
+const MOST_SIGNERS: usize = 50;
 
 /// Whether a variable looks like a setting but is not one: misspelled, or from another version.
 pub fn is_unknown(name: &str) -> bool {
@@ -319,7 +356,8 @@ mod tests {
     #[test]
     fn by_default_the_handshake_is_sealed_and_closed_and_grants_are_required() {
         let s = read(&[]).unwrap();
-        assert_eq!((s.handshake, s.grants, s.fleet, s.pinned), (Handshake::Sealed(vec![]), true, None, vec![]));
+        let nobody = Operators { keys: vec![], threshold: 1 };
+        assert_eq!((s.handshake, s.grants, s.fleet, s.pinned), (Handshake::Sealed(nobody), true, None, vec![]));
     }
 
     #[test]
@@ -327,9 +365,29 @@ mod tests {
         let key = base64::encode([7; 32]);
         let (keys, pins) = (format!("{key}, {key}"), format!("{},{}", "ab:".repeat(31) + "ab", "cd".repeat(32)));
         let s = read(&[("TEEMARK_OPERATOR_KEYS", &keys), ("TEEMARK_PIN_CA", &pins)]).unwrap();
-        assert_eq!(s.handshake, Handshake::Sealed(vec![VerifyingKey::from_bytes([7; 32]); 2]));
+        let once = Operators { keys: vec![VerifyingKey::from_bytes([7; 32])], threshold: 1 };
+        assert_eq!(s.handshake, Handshake::Sealed(once));
         assert_eq!(s.pinned, [[0xab; 32], [0xcd; 32]].map(|bytes| Fingerprint(Sha256::from_bytes(bytes))));
         assert_eq!(read(&[("TEEMARK_HANDSHAKE", "plain")]).unwrap().handshake, Handshake::Plain);
+    }
+
+    #[test]
+    fn no_more_operators_may_have_to_sign_than_there_are_different_keys() {
+        let [one, two] = [1, 2].map(|byte| base64::encode([byte; 32]));
+        let with = |keys: &str, threshold, handshake| {
+            let settings = [("TEEMARK_OPERATOR_KEYS", keys), (THRESHOLD, threshold), ("TEEMARK_HANDSHAKE", handshake)];
+            read(&settings).map(|settings| settings.handshake)
+        };
+        let both = format!("{one},{two},{one}");
+        let Ok(Handshake::Sealed(operators)) = with(&both, "2", "sealed") else { panic!("2 of 2") };
+        assert_eq!((operators.keys.len(), operators.threshold), (2, 2));
+        let error = with(&both, "3", "sealed").unwrap_err();
+        assert!(error.starts_with(THRESHOLD) && error.contains("2 different keys"), "{error}");
+        assert!(with(&format!("{one},{one}"), "2", "sealed").is_err() && with("", "2", "sealed").is_err());
+        assert!(with(&both, "2", "plain").unwrap_err().contains("plain"));
+        for bad in ["0", "-1", "two", "51"] {
+            assert!(with(&both, bad, "sealed").is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -139,7 +139,9 @@ impl Received {
 
 /// A list of ids, at least one, each once.
 fn ids(name: &str, value: &RawValue) -> Result<BTreeSet<String>, Refusal> {
-    let Ok(list) = serde_json::from_str::<Vec<Text>>(value.get()) else { return refuse(name, "is not a list of texts") };
+    let Ok(list) = serde_json::from_str::<Vec<Text>>(value.get()) else {
+        return refuse(name, "is not a list of texts");
+    };
     let ids: BTreeSet<String> = list.iter().map(|Text(id)| id.clone().into_owned()).collect();
     match (ids.len(), list.len()) {
         (0, _) => refuse(name, "names no key"),
@@ -223,7 +225,9 @@ mod tests {
         assert_eq!(received.removed_grant_keys, Some(outgoing.grant_keys_remove.clone()));
         let refusal = Received::parse(&outgoing.to_json()).err().unwrap();
         assert!(refusal.field == "FILE_KEYS_ADD" && refusal.reason.contains("version 2"), "{refusal}");
-        for (list, reason) in [("[]", "no key"), ("[\"a\",\"a\"]", "twice"), ("[7]", "not a list"), ("{}", "not a list")] {
+        for (list, reason) in
+            [("[]", "no key"), ("[\"a\",\"a\"]", "twice"), ("[7]", "not a list"), ("{}", "not a list")]
+        {
             let bundle = format!(r#"{{"FILE_KEYS_REMOVE":{list}}}"#);
             let refusal = Received::parse_v2(bundle.as_bytes()).err().unwrap();
             assert!(refusal.field == "FILE_KEYS_REMOVE" && refusal.reason.contains(reason), "{refusal}");

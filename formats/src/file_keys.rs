@@ -98,10 +98,40 @@ impl DeliveredKeys {
         ignored.extend(object.ignored_in(name));
         match object.members().next() {
             None => refuse(name, "holds no key"),
-            Some(_) => object.members().map(|(id, value)| Ok((id.to_owned(), key(name, id, value, ignored)?))).collect(),
+            Some(_) => {
+                object.members().map(|(id, value)| Ok((id.to_owned(), key(name, id, value, ignored)?))).collect()
+            }
         }
     }
 }
+
+/// Why keys of a set cannot go or come one by one. An id is made safe to print.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeError {
+    /// A key that is to come has this id, which one in force has.
+    Exists(String),
+    /// The key of this id is to go, and is not in force.
+    Missing(String),
+    /// No key would be left.
+    Empty,
+    /// More than this many would be left.
+    TooMany(usize),
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChangeError::Exists(id) => {
+                write!(f, "{id:?} is in force already: remove it in the same bundle to replace it")
+            }
+            ChangeError::Missing(id) => write!(f, "{id:?} is not in force, so it cannot be removed"),
+            ChangeError::Empty => f.write_str("no key would be left"),
+            ChangeError::TooMany(most) => write!(f, "more than {most} keys would be in force"),
+        }
+    }
+}
+
+impl std::error::Error for ChangeError {}
 
 impl FromIterator<(String, DeliveredKey)> for DeliveredKeys {
     fn from_iter<T: IntoIterator<Item = (String, DeliveredKey)>>(keys: T) -> Self {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 use crate::digest::Sha256;
-use crate::file_keys::{DeliveredKey, MAX_KEYS};
+use crate::file_keys::{ChangeError, DeliveredKey, MAX_KEYS};
 use crate::object::shown;
 use crate::state::Item;
 
@@ -97,19 +97,6 @@ pub struct ChosenKey {
     prefix: usize,
 }
 
-/// Why keys cannot be changed: the id, made safe to print, and the reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChangeError {
-    /// A key that is to come has the id of one in force.
-    Exists(String),
-    /// A key that is to go is not in force.
-    Missing(String),
-    /// There would be no key left.
-    Empty,
-    /// There would be more than [`MAX_KEYS`].
-    TooMany,
-}
-
 /// Why a file was not opened.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OpenError {
@@ -173,7 +160,7 @@ impl FileKeys {
         }
         match keys.len() {
             0 => Err(ChangeError::Empty),
-            n if n > MAX_KEYS => Err(ChangeError::TooMany),
+            n if n > MAX_KEYS => Err(ChangeError::TooMany(MAX_KEYS)),
             _ => Ok(FileKeys(keys)),
         }
     }
@@ -186,7 +173,8 @@ impl FileKeys {
     /// # Errors
     /// There is no such key, or none is named and there are several.
     pub fn choose(&self, file: &[u8], key_id: Option<&str>) -> Result<ChosenKey, OpenError> {
-        let chosen = |(id, key): (&Arc<str>, &Arc<FileKey>), prefix| ChosenKey { id: id.clone(), key: key.clone(), prefix };
+        let chosen =
+            |(id, key): (&Arc<str>, &Arc<FileKey>), prefix| ChosenKey { id: id.clone(), key: key.clone(), prefix };
         let prefixed = tink_key_id(file).filter(|id| key_id.is_none_or(|asked| asked == id));
         if let Some(found) = prefixed.and_then(|id| self.0.get_key_value(&*id)) {
             return Ok(chosen(found, PREFIX_LEN));

@@ -1,6 +1,7 @@
 //! JWK sets: GRANT_KEYS, the keys that may sign grants (RFC 7517): Ed25519 (RFC 8037) and P-256 (RFC 7518, 6.2). Only
 //! the type of a key decides its algorithm.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use base64_simd::URL_SAFE_NO_PAD;
@@ -9,8 +10,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::digest::sha256;
+use crate::file_keys::ChangeError;
 use crate::json::{Text, string};
-use crate::object::{Keep, Object, object_text};
+use crate::object::{Keep, Object, object_text, shown};
 use crate::refusal::{Refusal, refuse};
 
 /// Most keys of a set, and the longest kid in bytes.
@@ -69,6 +71,31 @@ impl GrantKeys {
     /// The key with this kid.
     pub fn find(&self, kid: &str) -> Option<&GrantKey> {
         self.0.iter().find(|key| key.kid == kid)
+    }
+}
+
+impl GrantKeys {
+    /// These keys without the `removed` ones and with the `added` ones, in this order: so one bundle can replace a key.
+    ///
+    /// # Errors
+    /// The first key that cannot go or come.
+    pub fn changed(&self, removed: &BTreeSet<String>, added: GrantKeys) -> Result<GrantKeys, ChangeError> {
+        let mut keys = self.clone();
+        if let Some(kid) = removed.iter().find(|kid| keys.find(kid).is_none()) {
+            return Err(ChangeError::Missing(shown(kid)));
+        }
+        keys.0.retain(|key| !removed.contains(&key.kid));
+        for key in added.0 {
+            if keys.find(&key.kid).is_some() {
+                return Err(ChangeError::Exists(shown(&key.kid)));
+            }
+            keys.0.push(key);
+        }
+        match keys.0.len() {
+            0 => Err(ChangeError::Empty),
+            n if n > MAX_KEYS => Err(ChangeError::TooMany(MAX_KEYS)),
+            _ => Ok(keys),
+        }
     }
 }
 

@@ -135,14 +135,14 @@ impl SealedBundle {
         [PURPOSE, self.boot_nonce.as_ref(), &counter, self.enc.as_ref(), &self.ciphertext].concat()
     }
 
-    /// Checks that one of these operators signed the bundle.
+    /// Checks that one of these operators signed the bundle, and returns that one.
     ///
     /// # Errors
     /// It is not signed by any of them.
-    pub fn check_signature(&self, operators: &[VerifyingKey]) -> Result<(), Refusal> {
+    pub fn check_signature(&self, operators: &[VerifyingKey]) -> Result<VerifyingKey, Refusal> {
         let signed = self.to_be_signed();
-        if operators.iter().any(|operator| operator.verifies(&signed, &self.signature)) {
-            return Ok(());
+        if let Some(operator) = operators.iter().find(|operator| operator.verifies(&signed, &self.signature)) {
+            return Ok(*operator);
         }
         refuse(field("signature"), "is not by an operator whose key is in the image (TEEMARK_OPERATOR_KEYS)")
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use formats::allow_list::AllowList;
+use formats::bundle::Received;
 use formats::certificates::Fingerprint;
 use formats::items::{CERTIFICATES, FILE_KEYS, ITEMS};
 use formats::signature::VerifyingKey;
@@ -64,7 +65,8 @@ impl Settings {
         let variable = |name: &str| value_of(&environment, name).map(OsStr::to_owned);
         let daemon = settings::Settings::read(variable).map_err(|error| refused(error.name, error.to_string()))?;
         if let Some(items) = bundle_of_environment(&ITEMS, variable) {
-            Bundle::parse(&items, &allowed, &daemon.pinned, now)
+            Received::parse(&items)
+                .and_then(|received| Bundle::check(received, &allowed, &daemon.pinned, now))
                 .map_err(|refusal| refused(refusal.field.split('.').next().unwrap_or_default(), refusal.to_string()))?;
         }
         if daemon.endpoints != Path::new(paths::ENDPOINTS) {
@@ -123,7 +125,7 @@ fn trust(daemon: &settings::Settings) -> Vec<(&'static str, &'static str)> {
             "TEEMARK_HANDSHAKE",
             "TEEMARK_HANDSHAKE=plain lets the parent read the secrets, and send its own in their place",
         )),
-        Handshake::Sealed(operators) if operators.is_empty() => warnings.push((
+        Handshake::Sealed(operators) if operators.keys.is_empty() => warnings.push((
             "TEEMARK_OPERATOR_KEYS",
             "the image has no operator's key, so nobody can send it secrets; give one with --operator",
         )),

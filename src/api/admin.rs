@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use formats::refusal::Refusal;
 use formats::time::Utc;
 use log::{info, warn};
 use serde_json::json;
@@ -119,12 +120,15 @@ fn update_secrets(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiErr
     let bundle = body(request, BUNDLE, &mut memory, |n| n.saturating_mul(4))?;
     match api.store.accept(&bundle) {
         Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
-        Err(refusal) => {
-            let mut answer = refusal.to_json();
-            answer["code"] = json!("invalid_request");
-            Ok(Answer::json(400, &answer))
-        }
+        Err(refusal) => Ok(refused(&refusal)),
     }
+}
+
+/// The handshake's answer, by HTTP, to a bundle that is refused.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    let mut answer = refusal.to_json();
+    answer["code"] = json!("invalid_request");
+    Answer::json(400, &answer)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::permit::Grants;
 use crate::attest::Attestation;
 use crate::memory::Budget;
 use crate::net::egress::Route;
+use crate::secrets::listener::Handshakes;
 use crate::secrets::store::Store;
 use crate::settings::{Settings, WatermarkApi};
 
@@ -20,6 +21,8 @@ use crate::settings::{Settings, WatermarkApi};
 pub struct Api {
     /// The secrets in force.
     pub store: Arc<Store>,
+    /// Receives others.
+    pub handshakes: Arc<Handshakes>,
     /// The enclave's keys and its attestation.
     pub attestation: Arc<Attestation>,
     /// Which grants are required, and which have been used.
@@ -49,22 +52,24 @@ pub struct Api {
 }
 
 impl Api {
-    /// Combines the settings with what the start has made.
+    /// Combines the settings with what the start has made; `memory` is that of all requests.
     pub fn new(
         store: Arc<Store>,
         allowed: Arc<AllowList>,
         attestation: Arc<Attestation>,
         settings: &Settings,
         limits: Limits,
+        memory: Budget,
     ) -> Api {
         Api {
+            handshakes: Arc::new(Handshakes::new(store.clone(), memory.clone())),
             store,
             health: Health::new(allowed.iter().count()),
             allowed,
             grants: Grants::new(settings, attestation.identity()),
             attestation,
             route: settings.egress,
-            memory: Budget::new(limits.memory, limits.connections),
+            memory,
             limits,
             allow_unwatermarked: settings.allow_unwatermarked,
             watermark_api: settings.watermark_api,

@@ -8,6 +8,7 @@
 use std::time::Instant;
 
 use formats::digest::Sha256;
+use formats::files::ChosenKey;
 use formats::reply::{self, About, Statement};
 use formats::time::now_ms;
 
@@ -63,6 +64,8 @@ struct Opened<'a> {
     api: &'a Api,
     asked: Covered,
     plain: Vec<u8>,
+    /// What it was opened with.
+    key: ChosenKey,
     /// The attestation document, if the request asked for one.
     document: Option<Vec<u8>>,
     content_sha256: Sha256,
@@ -110,24 +113,25 @@ impl<'a> Received<'a> {
         }
         METRICS.file_bytes_in.add(file.len() as u64);
         let start = Instant::now();
-        let opened = secrets.keys.open(file, file_id, key_id.as_deref());
+        let key = secrets.keys.choose(&file, key_id.as_deref())?;
+        let opened = key.open(file, file_id);
         METRICS.decrypt_time.observe(start.elapsed());
         let plain = opened?;
         if plain.len() > api.limits.max_file {
             return Err(ApiError::FileTooLarge(api.limits.past_file()));
         }
         let document = nonce.as_deref().map(|nonce| permit.document(&api.attestation, nonce)).transpose()?;
-        Ok(Opened { api, asked, plain, document, content_sha256, secrets, memory })
+        Ok(Opened { api, asked, plain, key, document, content_sha256, secrets, memory })
     }
 }
 
 impl<'a> Opened<'a> {
     /// Has the file marked.
     fn mark(self) -> Result<Marked<'a>, ApiError> {
-        let Opened { api, asked, plain, document, content_sha256, secrets, mut memory } = self;
+        let Opened { api, asked, plain, key, document, content_sha256, secrets, mut memory } = self;
         let Asked { file_id, user_id, .. } = asked.asked();
         let keep_file = api.allow_unwatermarked;
-        let caller = Caller { ready: &secrets, store: &api.store, form: api.watermark_api, keep_file };
+        let caller = Caller { ready: &secrets, key: &key, store: &api.store, form: api.watermark_api, keep_file };
         let request = WatermarkRequest { file_id, user_id, data: plain };
         let response = call_watermark_service(caller, request, &mut memory)?;
         let (data, watermarked) = match (response.watermarked_data, response.file) {

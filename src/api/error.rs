@@ -53,6 +53,8 @@ pub enum ApiError {
     CannotAttest,
     /// More attestation documents were requested than the module can make; try again after this many seconds.
     TooManyDocuments(u64),
+    /// Too many senders of bundles, or this bundle is already coming.
+    TooManyBundles,
     /// The request's own thread panicked, or the system or the Nitro Secure Module failed; the log says which.
     Internal,
 }
@@ -83,6 +85,11 @@ impl ApiError {
             ApiError::TooManyDocuments(_) => {
                 let limit = "the limit is ten attestation documents a second, and one in ten seconds for each grant";
                 (429, "too_many_requests", limit.into())
+            }
+            ApiError::TooManyBundles => {
+                let message =
+                    "as many bundles as can be are being received, or this one is already: try again in a second";
+                (429, "too_many_requests", message.into())
             }
             ApiError::Internal => (500, "internal", "the request failed".into()),
             ApiError::WatermarkFailed(reason) => (502, "watermark_failed", reason.clone()),
@@ -140,6 +147,7 @@ impl From<ApiError> for Answer {
         let mut answer = Answer::json(status, &json!({"error": message, "code": code}));
         match error {
             ApiError::Overloaded
+            | ApiError::TooManyBundles
             | ApiError::Drained
             | ApiError::Http(HttpError::Overloaded)
             | ApiError::Grant(GrantError::Full) => answer.headers.push(("Retry-After", "1".into())),

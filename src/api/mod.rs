@@ -66,7 +66,8 @@ impl Service for Served {
         // Probes come every few seconds and say nothing new, and anonymous clients must not be able to fill the log.
         let level = match (route, status) {
             ("decrypt" | "decrypt_raw", 401) => Level::Debug,
-            ("decrypt" | "decrypt_raw" | "update_secrets" | "panicked", _) => Level::Info,
+            ("sealed_bundle", 400..) => Level::Debug,
+            ("decrypt" | "decrypt_raw" | "update_secrets" | "sealed_bundle" | "panicked", _) => Level::Info,
             _ => Level::Debug,
         };
         log!(level, "{route} {status} {bytes} bytes in {} ms", took.as_millis());

@@ -1,10 +1,12 @@
 //! Routes of the public listener, for users.
 
+use std::time::Duration;
+
 use formats::base64;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
-use super::admin::metrics;
+use super::admin::{metrics, refused};
 use super::context::Api;
 use super::cors;
 use super::decrypt::decrypt;
@@ -14,7 +16,8 @@ use super::health::health_check;
 use super::request::{Target, allow, nonce};
 use crate::attest::{Asker, DocumentError, RENEWAL};
 use crate::net::answer::{Answer, Content};
-use crate::net::request::Request;
+use crate::net::request::{BodyError, Progress, Request};
+use crate::secrets::listener::{Failed, Sender, Takes};
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     match serve(api, target, request) {
@@ -36,6 +39,9 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
         ["health_check"] => ("health_check", get(request).and_then(|()| check_health(api, target))),
         ["get_attestation"] => ("get_attestation", admit(request, "GET").and_then(|()| get_attestation(api, target))),
         ["attestation"] => ("attestation", admit(request, "GET").and_then(|()| attestation(api))),
+        ["state"] => ("state", get(request).map(|()| state(api))),
+        // Also while the enclave is drained, since it may be taken back.
+        ["sealed-bundle"] => ("sealed_bundle", allow(request, "POST").and_then(|()| sealed_bundle(api, request))),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", admit(request, "POST").and_then(|()| decrypt(api, &Form::Json, request))),
         ["files", file_id, "decrypt"] => {
@@ -56,13 +62,17 @@ pub(super) fn readiness(api: &Api) -> (bool, Value) {
     let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
     let clock = api.attestation.clock_fault();
     let draining = api.drain.is_on();
-    let ready = missing.is_empty() && fault.is_none() && clock.is_none() && !draining;
+    let complete_at = secrets.complete_at();
+    let ready = missing.is_empty() && fault.is_none() && clock.is_none() && complete_at.is_none() && !draining;
     let mut answer = json!({"ready": ready, "missing": missing});
     if let Some(fault) = fault {
         answer["client_certificate"] = fault.into();
     }
     if let Some(clock) = clock {
         answer["clock"] = clock.into();
+    }
+    if let Some(state) = complete_at {
+        answer["complete_at"] = json!(state);
     }
     if draining {
         answer["draining"] = true.into();
@@ -100,6 +110,50 @@ fn attestation(api: &Api) -> Result<Answer, ApiError> {
     let body = Content::Bytes(api.attestation.standing()?);
     let headers = vec![("Cache-Control", format!("max-age={}", RENEWAL.as_secs()))];
     Ok(Answer { route: "", status: 200, content_type: COSE_SIGN1, headers, body, held: None })
+}
+
+/// What is in force, without a secret: the bytes whose SHA-256 attestation documents have.
+fn state(api: &Api) -> Answer {
+    let body = Content::Bytes(api.store.now().state_json().as_bytes().to_vec());
+    Answer { route: "", status: 200, content_type: "application/json", headers: Vec::new(), body, held: None }
+}
+
+/// The handshake by the public listener, for sealed bundles.
+fn sealed_bundle(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiError> {
+    let place = api.handshakes.place().ok_or(ApiError::TooManyBundles)?;
+    match api.handshakes.receive(&mut Body { request }, place, Takes::SealedV2) {
+        Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
+        Err(Failed::Refused(refusal)) => Ok(refused(&refusal)),
+        Err(Failed::Busy) => Err(ApiError::TooManyBundles),
+        Err(Failed::NoMemory(e)) => Err(e.into()),
+        Err(Failed::Lost(e)) => Err(e.into()),
+    }
+}
+
+/// How long a body is waited for before its pace is looked at again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bundle that comes as the body of a request.
+struct Body<'a, 'r> {
+    request: &'a mut Request<'r>,
+}
+
+impl Sender for Body<'_, '_> {
+    type Error = BodyError;
+
+    fn more(&mut self, into: &mut Vec<u8>, room: usize) -> Result<bool, BodyError> {
+        loop {
+            match self.request.read(into, room, PATIENCE)? {
+                Progress::Content => return Ok(true),
+                Progress::End => return Ok(false),
+                Progress::Nothing => {}
+            }
+        }
+    }
+
+    fn goes_on(&mut self, waited: Duration) {
+        self.request.pause(waited);
+    }
 }
 
 /// The media type of an untagged COSE_Sign1 (RFC 9052, 11.3.1).

@@ -21,6 +21,7 @@ use formats::attestation::{BootNonce, BundleId, UserData};
 use formats::digest::Sha256;
 use formats::hpke;
 use formats::signature::VerifyingKey;
+use formats::state::State;
 use log::warn;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
@@ -150,6 +151,15 @@ impl Turns {
     }
 }
 
+/// What the documents say of the secrets in force.
+#[derive(Clone, Copy, Debug)]
+pub struct InForce {
+    /// The last sealed bundle that took effect.
+    pub bundle: BundleId,
+    /// The SHA-256 of the state ([`State`]).
+    pub state: Sha256,
+}
+
 /// The enclave's keys, and the module that vouches for them.
 pub struct Attestation {
     /// `None` on a machine without one: there are keys, and nobody vouches for them.
@@ -158,8 +168,7 @@ pub struct Attestation {
     sealing: hpke::PrivateKey,
     boot_nonce: BootNonce,
     allow_list: Sha256,
-    /// The last sealed bundle in force.
-    in_force: Mutex<BundleId>,
+    in_force: Mutex<InForce>,
     anyones_turns: Turns,
     grant_holders_turns: Turns,
     /// The document without a nonce, once it has been asked for or renewed.
@@ -194,7 +203,7 @@ impl Attestation {
             sealing,
             boot_nonce,
             allow_list,
-            in_force: Mutex::default(),
+            in_force: Mutex::new(InForce { bundle: BundleId::default(), state: State::default().sha256() }),
             anyones_turns: Turns::new(),
             grant_holders_turns: Turns::new(),
             standing: Mutex::default(),
@@ -205,17 +214,20 @@ impl Attestation {
 
     /// What a document says about this enclave besides its identity key.
     fn user_data(&self) -> UserData {
-        UserData::new(self.sealing.public(), self.allow_list, self.boot_nonce, self.in_force())
+        let InForce { bundle, state } = self.in_force();
+        UserData::new(self.sealing.public(), self.allow_list, self.boot_nonce, bundle, state)
     }
 
-    /// The last sealed bundle in force.
-    pub fn in_force(&self) -> BundleId {
+    /// What is in force.
+    pub fn in_force(&self) -> InForce {
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that this bundle has come into force. The store puts one at a time in force.
-    pub fn put_in_force(&self, bundle: BundleId) {
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
+    /// Records that the secrets have changed, to this state, and by this bundle if they came sealed. The store makes one
+    /// change at a time.
+    pub fn put_in_force(&self, bundle: Option<BundleId>, state: Sha256) {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        *in_force = InForce { bundle: bundle.unwrap_or(in_force.bundle), state };
     }
 
     /// A document with both keys, and a nonce of at most [`formats::attestation::MAX_NONCE`] bytes, by which the client

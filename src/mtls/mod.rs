@@ -18,6 +18,7 @@ use formats::allow_list::AllowList;
 use formats::certificates::{Fingerprint, Part, PartError, Parts, refuse};
 use formats::digest::sha256;
 use formats::pem;
+use formats::state::Item;
 use formats::time::Utc;
 use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::CryptoProvider;
@@ -102,6 +103,11 @@ impl Identity {
             }
             _ => Ok(self),
         }
+    }
+
+    /// The certificates and the key, described without revealing the key.
+    pub fn describe(&self) -> Item {
+        Item::certificates(&self.pem, self.ends)
     }
 
     /// Reads the three files of `folder`; `None` if none of them exists.

@@ -1,58 +1,115 @@
-//! The sealed handshake: accepts only bundles that an operator signed for this boot, each once, and none older than the
+//! The sealed handshake: accepts only bundles that operators signed for this boot, each once, and none older than the
 //! last.
 
 use std::sync::Arc;
 
-use formats::attestation::BundleId;
+use formats::attestation::{BootNonce, BundleId};
 use formats::refusal::{Refusal, refuse};
-use formats::sealed_bundle::{SealedBundle, field};
+use formats::sealed_bundle::{self, SealedBundle, v2};
 use formats::signature::VerifyingKey;
+use formats::state::Manifest;
 
 use crate::attest::Attestation;
+use crate::settings::Operators;
 
-/// Opens the bundles that an operator sealed to this enclave.
+/// Opens the bundles that operators sealed to this enclave.
 pub struct Unsealer {
     attestation: Arc<Attestation>,
-    operators: Vec<VerifyingKey>,
+    operators: Operators,
 }
 
 /// A bundle that came sealed.
 pub struct Opened {
     /// The bundle in the clear.
     pub bundle: Vec<u8>,
-    id: BundleId,
+    /// Identifies it.
+    pub id: BundleId,
+    /// What it says that it does: in version 2.
+    pub manifest: Option<Manifest>,
+    /// Who signed it.
+    pub signers: Vec<VerifyingKey>,
+}
+
+/// The line of a bundle of version 2 whose signatures have been checked: what follows it may be read.
+pub struct CheckedLine {
+    line: v2::Line,
+    signers: Vec<VerifyingKey>,
+}
+
+impl CheckedLine {
+    /// How many bytes follow.
+    pub fn following(&self) -> usize {
+        self.line.following()
+    }
+
+    /// The bundle's counter.
+    pub fn counter(&self) -> u64 {
+        self.line.counter
+    }
 }
 
 impl Unsealer {
     /// Accepts what these operators sign, for this boot.
-    pub fn new(attestation: Arc<Attestation>, operators: Vec<VerifyingKey>) -> Unsealer {
+    pub fn new(attestation: Arc<Attestation>, operators: Operators) -> Unsealer {
         Unsealer { attestation, operators }
     }
 
-    /// Opens a sealed bundle. The signature is checked first, so that only an operator learns more from an error.
+    /// Opens a bundle of version 1. The signature is checked first, so that only an operator learns more from an error.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn open(&self, bytes: &[u8]) -> Result<Opened, Refusal> {
         let sealed = SealedBundle::parse(bytes)?;
-        sealed.check_signature(&self.operators)?;
-        if sealed.boot_nonce != self.attestation.boot_nonce() {
+        let signer = sealed.check_signature(&self.operators.keys)?;
+        if self.operators.threshold > 1 {
+            let n = self.operators.threshold;
+            return refuse(
+                sealed_bundle::field("signature"),
+                format!("is one, and {n} are needed (TEEMARK_OPERATOR_THRESHOLD): seal the bundle in version 2"),
+            );
+        }
+        self.is_for_now(sealed.boot_nonce, sealed.counter, sealed_bundle::field)?;
+        let id = sealed.id();
+        let bundle = sealed.open(self.attestation.sealing())?;
+        Ok(Opened { bundle, id, manifest: None, signers: vec![signer] })
+    }
+
+    /// Checks the line of a bundle of version 2, the signatures first.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_line(&self, line: &[u8]) -> Result<CheckedLine, Refusal> {
+        let line = v2::Line::parse(line)?;
+        let signers = line.check_signatures(&self.operators.keys, self.operators.threshold)?;
+        self.is_for_now(line.boot_nonce, line.counter, v2::field)?;
+        Ok(CheckedLine { line, signers })
+    }
+
+    /// Opens a bundle of version 2, of which these bytes follow the line.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open_v2(&self, CheckedLine { line, signers }: CheckedLine, rest: Vec<u8>) -> Result<Opened, Refusal> {
+        // Another bundle may have taken effect while this one came.
+        self.is_for_now(line.boot_nonce, line.counter, v2::field)?;
+        let id = line.id();
+        let sealed = v2::SealedBundle::complete(line, rest)?;
+        let manifest = Manifest::parse(&sealed.manifest)?;
+        Ok(Opened { bundle: sealed.open(self.attestation.sealing())?, id, manifest: Some(manifest), signers })
+    }
+
+    fn is_for_now(&self, boot_nonce: BootNonce, counter: u64, field: fn(&str) -> String) -> Result<(), Refusal> {
+        if boot_nonce != self.attestation.boot_nonce() {
             return refuse(
                 field("boot_nonce"),
                 "is from another boot: get a new attestation document and seal the bundle again",
             );
         }
-        let last = self.attestation.in_force().counter;
-        if sealed.counter <= last {
+        let last = self.attestation.in_force().bundle.counter;
+        if counter <= last {
             return refuse(field("counter"), format!("is not above {last}, the counter of the last bundle in force"));
         }
-        let id = sealed.id();
-        Ok(Opened { bundle: sealed.open(self.attestation.sealing())?, id })
-    }
-
-    /// The bundle has taken effect: from now on none with its counter or a lower one will.
-    pub fn took_effect(&self, opened: &Opened) {
-        self.attestation.put_in_force(opened.id);
+        Ok(())
     }
 }
 
@@ -61,27 +118,54 @@ mod tests {
     use formats::digest::Sha256;
     use formats::hpke::PrivateKey;
     use formats::sealed_bundle::{Destination, seal};
+    use formats::state::Items;
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
 
     struct Scene {
         operator: Ed25519KeyPair,
+        attestation: Arc<Attestation>,
         unsealer: Unsealer,
         to: Destination,
     }
 
-    fn scene() -> Scene {
+    fn operator(byte: u8) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_seed_unchecked(&[byte; 32]).unwrap()
+    }
+
+    /// An enclave whose bundles this many operators have to sign; those of the bytes 1 and 2 may.
+    fn scene_with(threshold: usize) -> Scene {
         let attestation = Arc::new(Attestation::new(None, Sha256::default()).unwrap());
-        let operator = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
         let to = Destination { sealing_key: attestation.sealing().public(), boot_nonce: attestation.boot_nonce() };
-        let operators = [[9; 32], operator.public_key().as_ref().try_into().unwrap()].map(VerifyingKey::from_bytes);
-        Scene { operator, unsealer: Unsealer::new(attestation, operators.into()), to }
+        let keys = [1, 2].map(|byte| VerifyingKey::from_slice(operator(byte).public_key().as_ref()).unwrap());
+        let unsealer = Unsealer::new(attestation.clone(), Operators { keys: keys.into(), threshold });
+        Scene { operator: operator(1), attestation, unsealer, to }
+    }
+
+    fn scene() -> Scene {
+        scene_with(1)
     }
 
     impl Scene {
         fn sealed(&self, counter: u64) -> String {
             seal(b"a bundle", &self.to, counter, &self.operator).unwrap().to_json()
+        }
+
+        fn sealed_v2(&self, counter: u64, signers: &[u8]) -> v2::SealedBundle {
+            let manifest = Manifest { complete_at: None, from: Sha256::default(), items: Items::new() };
+            let mut sealed = v2::seal(b"a bundle", &manifest, &self.to, counter).unwrap();
+            signers.iter().for_each(|byte| sealed.line.sign(&operator(*byte)));
+            sealed
+        }
+
+        fn open_v2(&self, sealed: &v2::SealedBundle) -> Result<Opened, Refusal> {
+            let line = self.unsealer.check_line(sealed.line.to_json().as_bytes())?;
+            self.unsealer.open_v2(line, [&sealed.manifest[..], &sealed.ciphertext].concat())
+        }
+
+        fn took_effect(&self, opened: &Opened) {
+            self.attestation.put_in_force(Some(opened.id), Sha256::default());
         }
 
         fn refused(&self, bytes: &str) -> Refusal {
@@ -95,24 +179,54 @@ mod tests {
         let (old, new) = (scene.sealed(7), scene.sealed(8));
         let opened = scene.unsealer.open(new.as_bytes()).unwrap();
         assert!(scene.unsealer.open(old.as_bytes()).is_ok(), "a bundle that did not take effect does not count");
-        scene.unsealer.took_effect(&opened);
+        scene.took_effect(&opened);
         for late in [&old, &new] {
             let refusal = scene.refused(late);
             assert!(refusal.field == "sealed_bundle.counter" && refusal.reason.contains("above 8"), "{refusal}");
         }
         assert!(scene.unsealer.open(scene.sealed(9).as_bytes()).is_ok());
+        // Both versions share the counter.
+        assert_eq!(scene.open_v2(&scene.sealed_v2(8, &[1])).err().unwrap().field, "sealed_bundle_v2.counter");
+        let opened = scene.open_v2(&scene.sealed_v2(10, &[1])).unwrap();
+        scene.took_effect(&opened);
+        assert_eq!(scene.refused(&scene.sealed(10)).field, "sealed_bundle.counter");
+    }
+
+    #[test]
+    fn of_two_bundles_that_come_at_once_the_older_does_not_replace_the_newer() {
+        let scene = scene();
+        let (old, new) = (scene.sealed_v2(7, &[1]), scene.sealed_v2(8, &[1]));
+        let line = scene.unsealer.check_line(old.line.to_json().as_bytes()).unwrap();
+        scene.took_effect(&scene.open_v2(&new).unwrap());
+        let late = scene.unsealer.open_v2(line, [&old.manifest[..], &old.ciphertext].concat());
+        assert_eq!(late.err().unwrap().field, "sealed_bundle_v2.counter");
     }
 
     #[test]
     fn a_bundle_for_another_boot_or_from_a_stranger_is_refused() {
         let (this, other) = (scene(), scene());
         assert_eq!(this.refused(&other.sealed(1)).field, "sealed_bundle.boot_nonce");
-        let stranger = Scene { operator: Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap(), ..scene() };
+        let other_boot = this.open_v2(&other.sealed_v2(1, &[1])).err().unwrap();
+        assert_eq!(other_boot.field, "sealed_bundle_v2.boot_nonce");
+        let stranger = Scene { operator: operator(3), ..scene() };
         assert_eq!(stranger.refused(&stranger.sealed(1)).field, "sealed_bundle.signature");
+        assert_eq!(this.open_v2(&this.sealed_v2(1, &[3])).err().unwrap().field, "sealed_bundle_v2.signatures");
         // Sealed to another key, although signed for this boot.
         let key = PrivateKey::new(Box::new([5; 32])).public();
         let elsewhere = Destination { sealing_key: key, ..this.to };
         let sealed = seal(b"b", &elsewhere, 1, &this.operator).unwrap();
         assert_eq!(this.refused(&sealed.to_json()).field, "sealed_bundle.ciphertext");
+    }
+
+    #[test]
+    fn where_two_have_to_sign_one_is_not_enough_in_either_version() {
+        let scene = scene_with(2);
+        let refusal = scene.refused(&scene.sealed(1));
+        assert!(refusal.field == "sealed_bundle.signature" && refusal.reason.contains("version 2"), "{refusal}");
+        for too_few in [&[1][..], &[1, 1], &[2, 3]] {
+            let refusal = scene.open_v2(&scene.sealed_v2(1, too_few)).err().unwrap();
+            assert_eq!(refusal.field, "sealed_bundle_v2.signatures", "{too_few:?}");
+        }
+        assert_eq!(scene.open_v2(&scene.sealed_v2(1, &[2, 1])).unwrap().signers.len(), 2);
     }
 }

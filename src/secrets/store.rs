@@ -1,21 +1,32 @@
 //! The secrets in force.
 
+use std::mem::take;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use formats::allow_list::AllowList;
+use formats::attestation::BundleId;
+use formats::bundle::Received;
 use formats::certificates::Fingerprint;
+use formats::digest::Sha256;
 use formats::files::FileKeys;
-use formats::items::{CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS, MAX_BUNDLE};
+use formats::items::{
+    CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD, GRANT_KEYS_REMOVE,
+    MAX_BUNDLE,
+};
 use formats::jwks::GrantKeys;
 use formats::refusal::{Refusal, WHOLE, refuse};
+use formats::sealed_bundle::v2;
+use formats::state::{Item, Manifest, State};
 use formats::time::Utc;
 use log::{info, warn};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, Service};
-use super::sealed::Unsealer;
+use super::sealed::{CheckedLine, Opened, Unsealer};
 use super::validity::{Remark, Validity};
+use crate::attest::Attestation;
+use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::mtls::{Calls, Identity, MutualTls};
 use crate::net::egress::Route;
@@ -31,6 +42,11 @@ pub struct Secrets {
     keys: Option<Arc<FileKeys>>,
     /// Empty if TEEMARK_GRANTS is off.
     grants: Option<Arc<GrantKeys>>,
+    state: State,
+    /// The state, as it is served; `None` while there is nothing in force.
+    state_json: Option<Arc<str>>,
+    /// The state that bundles to come lead to. Until then the enclave does not call itself ready.
+    complete_at: Option<Sha256>,
 }
 
 /// Secrets with nothing missing.
@@ -56,6 +72,16 @@ impl Secrets {
             (GRANT_KEYS, self.grants.is_none()),
         ];
         items.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
+    }
+
+    /// What is in force, described without a secret: the JSON of a [`State`], whose SHA-256 documents have.
+    pub fn state_json(&self) -> Arc<str> {
+        self.state_json.clone().unwrap_or_else(|| self.state.to_json().into())
+    }
+
+    /// The SHA-256 of the state that bundles to come lead to, if an operator said that there are some.
+    pub fn complete_at(&self) -> Option<Sha256> {
+        self.complete_at
     }
 
     /// Why the client certificate, if there is one, cannot be used at `now`, although it was valid when it came.
@@ -86,12 +112,20 @@ pub struct Store {
     said: Mutex<Option<Remark>>,
     /// Opens what the handshake brings; `None` if that is plain.
     unsealer: Option<Unsealer>,
+    /// Is told of each change.
+    attestation: Option<Arc<Attestation>>,
+    memory: Budget,
+    /// File keys that were replaced as a whole, while requests hold them, and the memory that they take.
+    leaving: Mutex<Vec<(Weak<FileKeys>, usize)>>,
     certs: PathBuf,
     pinned: Vec<Fingerprint>,
     allowed: Arc<AllowList>,
     route: Route,
     calls: Calls,
 }
+
+/// Memory of file keys for which nothing is set aside: TEEMARK_MEMORY leaves room for a thousand of them.
+const FEW_KEYS: usize = 1 << 20;
 
 /// The effect of an accepted bundle.
 #[derive(Debug)]
@@ -114,15 +148,34 @@ impl Accepted {
     }
 }
 
+/// Which bundle a change comes by.
+#[derive(Default)]
+struct By {
+    /// The bundle, if it came sealed.
+    id: Option<BundleId>,
+    /// What it says that it does, in version 2.
+    manifest: Option<Manifest>,
+}
+
 impl Store {
-    /// An empty store. `unsealer` opens the handshake's bundles, if they come sealed.
-    pub fn new(settings: &Settings, allowed: Arc<AllowList>, unsealer: Option<Unsealer>) -> Store {
+    /// An empty store. `unsealer` opens the handshake's bundles, if they come sealed; `attestation` is told of changes;
+    /// file keys count in `memory`.
+    pub fn new(
+        settings: &Settings,
+        allowed: Arc<AllowList>,
+        unsealer: Option<Unsealer>,
+        attestation: Option<Arc<Attestation>>,
+        memory: Budget,
+    ) -> Store {
         let grants = (!settings.grants).then(Arc::default);
         Store {
             in_force: RwLock::new(Arc::new(Secrets { grants, ..Secrets::default() })),
             changing: Mutex::new(()),
             said: Mutex::default(),
             unsealer,
+            attestation,
+            memory,
+            leaving: Mutex::default(),
             certs: settings.certs.clone(),
             pinned: settings.pinned.clone(),
             allowed,
@@ -140,35 +193,58 @@ impl Store {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Handles a handshake: opens the bundle if bundles come sealed, checks it and puts it in force.
+    /// Handles a bundle that has come whole, by the handshake: opens it if bundles come sealed, checks it and puts it in
+    /// force.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        let accepted = self.open_and_put_in_force(bytes);
-        match &accepted {
-            Ok(done) => {
-                METRICS.handshakes_accepted.add(1);
-                info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
-            }
-            Err(refusal) => {
-                METRICS.handshakes_refused.add(1);
-                warn!("handshake refused, nothing changed: {refusal}");
-            }
-        }
-        accepted
-    }
-
-    fn open_and_put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
         // Checking takes memory, so bundles are checked one at a time too.
         let _one_at_a_time = self.exclusive();
+        tell(self.accept_whole(bytes))
+    }
+
+    fn accept_whole(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
         }
-        let Some(unsealer) = &self.unsealer else { return self.check_and_replace(bytes) };
-        let opened = unsealer.open(bytes)?;
-        let accepted = self.check_and_replace(&opened.bundle)?;
-        unsealer.took_effect(&opened);
+        match &self.unsealer {
+            None => self.check_and_replace(Received::parse(bytes)?, By::default()),
+            Some(unsealer) if v2::Line::is_one(bytes) => {
+                let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+                let (line, rest) = bytes.split_at(end);
+                self.replace_by(unsealer.open_v2(unsealer.check_line(line)?, rest.to_vec())?)
+            }
+            Some(unsealer) => self.replace_by(unsealer.open(bytes)?),
+        }
+    }
+
+    /// Checks the line of a bundle of version 2.
+    ///
+    /// # Errors
+    /// Why what follows it is not worth reading.
+    pub fn check_line(&self, line: &[u8]) -> Result<CheckedLine, Refusal> {
+        match &self.unsealer {
+            Some(unsealer) => unsealer.check_line(line),
+            None => refuse(WHOLE, "is sealed, but this daemon takes plain bundles (TEEMARK_HANDSHAKE)"),
+        }
+    }
+
+    /// Handles a bundle of version 2 that has come after its line.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing has changed then.
+    pub fn accept_v2(&self, line: CheckedLine, rest: Vec<u8>) -> Result<Accepted, Refusal> {
+        let _one_at_a_time = self.exclusive();
+        let Some(unsealer) = &self.unsealer else { return refuse(WHOLE, "is sealed") };
+        tell(unsealer.open_v2(line, rest).and_then(|opened| self.replace_by(opened)))
+    }
+
+    fn replace_by(&self, Opened { bundle, id, manifest, signers }: Opened) -> Result<Accepted, Refusal> {
+        let received = if manifest.is_some() { Received::parse_v2(&bundle) } else { Received::parse(&bundle) };
+        let accepted = self.check_and_replace(received?, By { id: Some(id), manifest })?;
+        let signers: Vec<String> = signers.iter().map(formats::base64::encode).collect();
+        info!("the bundle of counter {} is signed by {}", id.counter, signers.join(", "));
         Ok(accepted)
     }
 
@@ -178,11 +254,33 @@ impl Store {
     /// Why it is refused; nothing has changed then.
     pub fn put_in_force(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
         let _one_at_a_time = self.exclusive();
-        self.check_and_replace(bytes)
+        self.check_and_replace(Received::parse(bytes)?, By::default())
     }
 
-    fn check_and_replace(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
-        let bundle = Bundle::parse(bytes, &self.allowed, &self.pinned, Utc::now())?;
+    fn check_and_replace(&self, received: Received, by: By) -> Result<Accepted, Refusal> {
+        let old = self.now();
+        if let Some(Manifest { from, .. }) = &by.manifest {
+            let state = old.state.sha256();
+            if *from != state {
+                return refuse(
+                    "manifest.from",
+                    format!(
+                        "is not the state in force, {state}: get a new attestation document and seal the bundle again"
+                    ),
+                );
+            }
+        }
+        let mut bundle = Bundle::check(received, &self.allowed, &self.pinned, Utc::now())?;
+        if let Some(manifest) = &by.manifest {
+            manifest.describes(&bundle.items)?;
+        }
+        let replaced = old.keys.as_ref().filter(|_| bundle.file_keys.whole.is_some());
+        let [names, grant_names] = [[FILE_KEYS_REMOVE, FILE_KEYS_ADD], [GRANT_KEYS_REMOVE, GRANT_KEYS_ADD]];
+        let file_keys = take(&mut bundle.file_keys).apply(old.keys.as_deref(), names, FileKeys::changed)?;
+        let grant_keys = take(&mut bundle.grant_keys).apply(old.grants.as_deref(), grant_names, GrantKeys::changed)?;
+        if let Some(keys) = &file_keys {
+            self.keep_memory(keys, replaced)?;
+        }
         if let Some(identity) = &bundle.identity {
             identity.write(&self.certs).map_err(|e| Refusal {
                 field: CERTIFICATES.into(),
@@ -192,8 +290,38 @@ impl Store {
         }
         let ignored = bundle.ignored.clone();
         let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
-        let updated = self.replace(bundle);
+        let updated = bundle.items.keys().filter_map(|name| NAMES.into_iter().find(|known| known == name)).collect();
+        self.replace(bundle, file_keys, grant_keys, by);
         Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
+    }
+
+    /// Sets aside memory for the file keys to come, and for those that they replace while requests hold them.
+    /// Sets that were changed one by one share their keys.
+    fn keep_memory(&self, new: &FileKeys, replaced: Option<&Arc<FileKeys>>) -> Result<(), Refusal> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.retain(|(keys, _)| keys.strong_count() > 0);
+        let mut needed = new.memory() + leaving.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        needed += replaced.map_or(0, |keys| keys.memory());
+        let too_many = |most| {
+            let half = "half of TEEMARK_MEMORY";
+            refuse(FILE_KEYS, format!("would take {needed} bytes of memory, and file keys may have {most}, {half}"))
+        };
+        self.memory.keep(needed.saturating_sub(FEW_KEYS)).or_else(too_many)?;
+        leaving.extend(replaced.map(|keys| (Arc::downgrade(keys), keys.memory())));
+        Ok(())
+    }
+
+    /// Returns the memory of file keys that were replaced, once no request holds them.
+    pub fn trim(&self) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = leaving.len();
+        leaving.retain(|(keys, _)| keys.strong_count() > 0);
+        if leaving.len() < before {
+            let in_force = self.now().keys.as_ref().map_or(0, |keys| keys.memory());
+            let needed = in_force + leaving.iter().map(|(_, bytes)| bytes).sum::<usize>();
+            // Less than before, so there is room.
+            let _ = self.memory.keep(needed.saturating_sub(FEW_KEYS));
+        }
     }
 
     /// Loads the certificates that are already in the folder; returns whether there are any.
@@ -205,7 +333,9 @@ impl Store {
             .and_then(|found| found.map(|identity| identity.within(&self.pinned)).transpose())
             .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part.name()), reason: e.reason })?;
         let Some(identity) = found else { return Ok(false) };
-        self.replace(Bundle { identity: Some(identity), ..Bundle::default() });
+        let items = [(CERTIFICATES.to_owned(), identity.describe())].into();
+        let bundle = Bundle { identity: Some(identity), items, ..Bundle::default() };
+        self.replace(bundle, None, None, By::default());
         Ok(true)
     }
 
@@ -223,9 +353,14 @@ impl Store {
         }
     }
 
-    fn replace(&self, bundle: Bundle) -> Vec<&'static str> {
+    /// Puts the bundle in force, with these sets of keys if they change.
+    fn replace(&self, bundle: Bundle, file_keys: Option<FileKeys>, grant_keys: Option<GrantKeys>, by: By) {
         let mut secrets = Secrets::clone(&self.now());
-        let mut updated = Vec::new();
+        let mut items = take(&mut secrets.state.items);
+        let new_identity = bundle.identity.is_some();
+        for (name, item) in bundle.items.into_iter().filter(|(name, _)| [CERTIFICATES, ENDPOINT].contains(&&**name)) {
+            items.insert(name, item);
+        }
         if let Some(identity) = bundle.identity {
             METRICS.certificate_ends.set(identity.ends.0);
             info!("mTLS client ready, its certificate is valid until {}", identity.ends);
@@ -233,27 +368,49 @@ impl Store {
             secrets.validity = Some(Validity { begins: identity.begins, ends: identity.ends });
             let mtls = identity.connect(self.allowed.clone(), self.route, self.calls);
             secrets.mtls = Some(Arc::new(mtls));
-            updated.push(CERTIFICATES);
         }
         if let Some(service) = bundle.service {
             secrets.service = Some(service);
-            updated.push(ENDPOINT);
         }
-        if let Some(keys) = bundle.keys {
+        if let Some(keys) = file_keys {
+            items.insert(FILE_KEYS.into(), keys.describe());
             secrets.keys = Some(Arc::new(keys));
-            updated.push(FILE_KEYS);
         }
-        if let Some(grants) = bundle.grants {
+        if let Some(grants) = grant_keys {
+            items.insert(GRANT_KEYS.into(), Item::grant_keys(&grants));
             secrets.grants = Some(Arc::new(grants));
-            updated.push(GRANT_KEYS);
         }
+        secrets.state = State { items };
+        secrets.state_json = Some(secrets.state.to_json().into());
+        let state = secrets.state.sha256();
+        secrets.complete_at = by.manifest.and_then(|manifest| manifest.complete_at).filter(|at| *at != state);
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
-        if updated.contains(&CERTIFICATES) {
+        if let Some(attestation) = &self.attestation {
+            attestation.put_in_force(by.id, state);
+        }
+        if new_identity {
             *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.check_certificate(Utc::now());
         }
-        updated
     }
+}
+
+/// The items as handshakes name them.
+const NAMES: [&str; 8] =
+    [CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD, GRANT_KEYS_REMOVE];
+
+fn tell(result: Result<Accepted, Refusal>) -> Result<Accepted, Refusal> {
+    if let Ok(done) = &result {
+        METRICS.handshakes_accepted.add(1);
+        info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
+    }
+    result.inspect_err(tell_refusal)
+}
+
+/// Counts and logs a refusal.
+pub(super) fn tell_refusal(refusal: &Refusal) {
+    METRICS.handshakes_refused.add(1);
+    warn!("handshake refused, nothing changed: {refusal}");
 }
 
 fn list(names: &[&str]) -> String {

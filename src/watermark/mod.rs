@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::files::ChosenKey;
 use formats::json;
 use formats::service::{ANSWER_SLACK, ANSWER_TIMES};
 use log::{info, warn};
@@ -75,6 +76,8 @@ impl fmt::Display for Unmarked {
 pub struct Caller<'a> {
     /// The secrets in force when the call begins.
     pub ready: &'a Ready,
+    /// The key that the file was opened with.
+    pub key: &'a ChosenKey,
     /// Holds the secrets in force later, if the call is repeated.
     pub store: &'a Store,
     /// The form of the call.
@@ -225,7 +228,9 @@ fn exchange(
         let post = post.content_type("application/json").header(CONTENT_LENGTH, length);
         post.send(SendBody::from_reader(&mut wire.reader()))
     };
-    let mut response = with_repeat(caller.ready, caller.store, post)?;
+    // The file was opened, and its grant checked, under keys that may be removed meanwhile: then the client has to ask again.
+    let still_may = |now: &Ready| now.keys.still_have(caller.key) && Arc::ptr_eq(&now.grants, &caller.ready.grants);
+    let mut response = with_repeat(caller.ready, caller.store, still_may, post)?;
     let most = length.saturating_mul(ANSWER_TIMES).saturating_add(ANSWER_SLACK);
     // The service has all of the file now, and its answer takes the file's place.
     let original = Original::of(request.data, sent, caller.keep_file)?;
@@ -265,10 +270,11 @@ fn read_answer(
 }
 
 /// Makes a call on a pooled connection, and repeats it on a new one if that proved stale, under the secrets that are in
-/// force by then.
+/// force by then, if it `still_may` be made.
 fn with_repeat(
     ready: &Ready,
     store: &Store,
+    still_may: impl Fn(&Ready) -> bool,
     call: impl Fn(&Ready, &Agent) -> Result<Response<Body>, Error>,
 ) -> Result<Response<Body>, WatermarkError> {
     match call(ready, &ready.mtls.pooled()) {
@@ -276,9 +282,7 @@ fn with_repeat(
             info!("{e}: the call is repeated on a new one");
             METRICS.watermark_retries.add(1);
             let now = store.now().ready().map_err(|_| WatermarkError::Busy(1))?;
-            if !(Arc::ptr_eq(&now.keys, &ready.keys) && Arc::ptr_eq(&now.grants, &ready.grants)) {
-                // The file was opened, and its grant checked, under keys that may have been removed: the client has to
-                // ask again.
+            if !still_may(&now) {
                 return Err(WatermarkError::Busy(1));
             }
             Ok(call(&now, &now.mtls.fresh)?)
@@ -301,7 +305,7 @@ pub fn check_watermark_health(ready: &Ready, store: &Store, limit: Duration) -> 
         let left = limit.saturating_sub(start.elapsed());
         agent.get(format!("{}/health", ready.service.url)).config().timeout_global(Some(left)).build().call()
     };
-    let mut response = with_repeat(ready, store, get)?;
+    let mut response = with_repeat(ready, store, |_| true, get)?;
     // Read to its end, so that the connection can be reused.
     response.body_mut().with_config().limit(SHORT_ANSWER).read_to_vec()?;
     Ok(response.status().is_success())

@@ -3,7 +3,9 @@
 use std::sync::LazyLock;
 
 use formats::allow_list::AllowList;
+use formats::bundle::Received;
 use formats::certificates::Parts;
+use formats::refusal::Refusal;
 use formats::time::Utc;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -46,13 +48,21 @@ const SECRET: &str = "S3cretS3cret";
 fn refusal(bytes: &[u8]) -> Option<String> {
     static ALLOWED: LazyLock<AllowList> =
         LazyLock::new(|| AllowList::parse("list", b"endpoints:\n- localhost:8080\n").unwrap());
-    let refusal = Bundle::parse(bytes, &ALLOWED, &[], Utc::now()).err()?;
+    let received = |parse: fn(&[u8]) -> Result<Received, Refusal>| {
+        parse(bytes).and_then(|received| Bundle::check(received, &ALLOWED, &[], Utc::now()))
+    };
+    // What is good in version 2 may be refused in version 1.
+    let refusal = received(Received::parse_v2).and_then(|_| received(Received::parse)).err()?;
     Some(format!("{refusal} {refusal:?} {}", refusal.to_json()))
 }
 
 /// Names that the parser knows, and some that it does not.
 fn name() -> impl Strategy<Value = String> {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 17] = [
+        "FILE_KEYS_ADD",
+        "FILE_KEYS_REMOVE",
+        "GRANT_KEYS_ADD",
+        "GRANT_KEYS_REMOVE",
         "MTLS_CLIENT_CERT_JSON",
         "ECS_WATERMARK_ENDPOINT",
         "FILE_KEYS",
@@ -181,8 +191,9 @@ proptest! {
             (id.clone(), if *bound { json!({"key": text, "aad": "file_id"}) } else { json!(text) })
         };
         let bundle = json!({"FILE_KEYS": keys.iter().map(value).collect::<Map<_, _>>()}).to_string();
-        let bundle = Bundle::parse(bundle.as_bytes(), &AllowList::default(), &[], Utc::now());
-        let opened = bundle.map_err(|e| e.to_string()).unwrap().keys.unwrap();
+        let received = Received::parse(bundle.as_bytes()).map_err(|e| e.to_string()).unwrap();
+        let bundle = Bundle::check(received, &AllowList::default(), &[], Utc::now());
+        let opened = bundle.map_err(|e| e.to_string()).unwrap().file_keys.whole.unwrap();
         for (id, (key, bound)) in &keys {
             let aad: &[u8] = if *bound { file_id.as_bytes() } else { b"" };
             let file = seal(key, [9; 12], aad, &plain);

@@ -122,14 +122,8 @@ pub(crate) fn seal_by(
     let mut ciphertext = bundle.to_vec();
     sender.seal(&super::associated(&boot_nonce, counter), &mut ciphertext, 0)?;
     let (manifest_part, ciphertext_part) = (Part::of(&manifest), Part::of(&ciphertext));
-    let line = Line {
-        boot_nonce,
-        counter,
-        enc,
-        manifest: manifest_part,
-        ciphertext: ciphertext_part,
-        signatures: Vec::new(),
-    };
+    let line =
+        Line { boot_nonce, counter, enc, manifest: manifest_part, ciphertext: ciphertext_part, signatures: Vec::new() };
     Ok(SealedBundle { line, manifest, ciphertext })
 }
 

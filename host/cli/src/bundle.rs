@@ -8,8 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use formats::base64;
 use formats::bundle::Outgoing;
 use formats::certificates::{self, Part, Parts};
-use formats::items::CERTIFICATES;
-use formats::items::MAX_BUNDLE;
+use formats::items::{CERTIFICATES, GRANT_KEYS, MAX_BUNDLE};
 use formats::jwks;
 use formats::sealed_bundle::SEALED;
 use formats::service::ServiceUrl;
@@ -99,7 +98,7 @@ fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
     let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
         .map_err(|e| anyhow!("line {}, column {}: it is not JSON", e.line(), e.column()))
         .with_context(in_file)?;
-    jwks::parse(&set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
+    jwks::parse(GRANT_KEYS, &set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
     Ok(set)
 }
 
@@ -118,6 +117,7 @@ pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
         ecs_watermark_endpoint: items.endpoint.as_ref().map(|url| url.as_str().to_owned()),
         file_keys: items.keys.as_deref().map(KeyFile::read).transpose()?.map(KeyFile::into_keys),
         grant_keys: items.grant_keys.as_deref().map(grant_keys).transpose()?,
+        ..Outgoing::default()
     };
     if bundle.is_empty() {
         bail!(
