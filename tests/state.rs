@@ -364,8 +364,9 @@ fn a_signed_line_has_one_transfer_at_a_time_and_leaves_its_place_to_other_sender
 }
 
 #[test]
-fn a_hundred_thousand_keys_are_taken_and_one_more_is_not() {
+fn a_hundred_thousand_keys_are_taken_in_the_memory_that_is_set_aside_and_one_more_is_not() {
     let scene = scene(1);
+    let (left, resident) = (scene.daemon.metric("teemark_memory_left_bytes"), scene.daemon.process.memory("VmRSS"));
     let many = |range: std::ops::Range<u32>| -> DeliveredKeys {
         range
             .map(|n| {
@@ -377,6 +378,13 @@ fn a_hundred_thousand_keys_are_taken_and_one_more_is_not() {
     };
     let whole = Outgoing { file_keys: Some(many(0..100_000)), ..Outgoing::default() };
     scene.accepted(&scene.sealed(&whole, &[1]));
+    // Once what it took to read them is returned, some seconds later.
+    let set_aside = left - scene.daemon.metric("teemark_memory_left_bytes");
+    assert!(set_aside < 80e6, "{set_aside}");
+    wait_for("the memory that the bundle took", || {
+        let grown = scene.daemon.process.memory("VmRSS") - resident;
+        (as_metric(usize::try_from(grown).unwrap() * 1024) < set_aside).then_some(())
+    });
     let item = State::parse(&scene.daemon.get("/state").body).unwrap().items[FILE_KEYS].clone();
     assert_eq!((item.count, item.ids, item.ids_sha256.is_some()), (Some(100_000), None, true));
     let one_more = Outgoing { file_keys_add: Some(many(100_000..100_001)), ..Outgoing::default() };

@@ -118,14 +118,16 @@ impl Received {
             }
             return refuse(WHOLE, format!("has none of {}", ITEMS.join(", ")));
         }
+        let certificates = items.get(CERTIFICATES).map(|v| certificates::parse(v, &mut ignored)).transpose()?;
+        let service = items.get(ENDPOINT).map(service).transpose()?;
         let mut file_keys = |name| items.get(name).map(|v| DeliveredKeys::parse(name, v, &mut ignored)).transpose();
         let (file_keys, added_file_keys) = (file_keys(FILE_KEYS)?, file_keys(FILE_KEYS_ADD)?);
         let mut grant_keys = |name| items.get(name).map(|v| jwks::parse(name, v, &mut ignored)).transpose();
         let (grant_keys, added_grant_keys) = (grant_keys(GRANT_KEYS)?, grant_keys(GRANT_KEYS_ADD)?);
         let ids = |name| items.get(name).map(|value| ids(name, value)).transpose();
         Ok(Received {
-            certificates: items.get(CERTIFICATES).map(|v| certificates::parse(v, &mut ignored)).transpose()?,
-            service: items.get(ENDPOINT).map(service).transpose()?,
+            certificates,
+            service,
             file_keys,
             grant_keys,
             added_file_keys,

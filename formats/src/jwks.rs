@@ -272,6 +272,10 @@ mod tests {
         parse("GRANT_KEYS", &RawValue::from_string(text.into()).unwrap(), &mut ignored).map(|keys| (keys, ignored))
     }
 
+    fn keys_of(text: &str) -> GrantKeys {
+        keys(text).unwrap().0
+    }
+
     #[test]
     fn the_thumbprint_is_that_of_rfc_8037() {
         // RFC 8037, A.2 and A.3.
@@ -340,6 +344,21 @@ mod tests {
             let key = ED25519.replacen('{', &format!("{{{kind}"), 1);
             assert_eq!(keys(&format!(r#"{{"keys":[{key}]}}"#)).unwrap().0.0.len(), 1, "{kind}");
         }
+    }
+
+    #[test]
+    fn grant_keys_come_and_go_one_by_one() {
+        let set = |keys: &[&str]| keys_of(&format!(r#"{{"keys":[{}]}}"#, keys.join(",")));
+        let kids = |keys: &GrantKeys| keys.0.iter().map(|key| key.kid.clone()).collect::<Vec<_>>();
+        let (first, second) = (set(&[ED25519]), set(&[P256]));
+        let both = first.changed(&BTreeSet::new(), second.clone()).unwrap();
+        assert_eq!((kids(&both), kids(&first)), (vec!["a".to_owned(), "b".to_owned()], vec!["a".to_owned()]));
+        let a: BTreeSet<String> = ["a".to_owned()].into();
+        assert_eq!(kids(&both.changed(&a, GrantKeys::default()).unwrap()), ["b"]);
+        assert_eq!(kids(&first.changed(&a, first.clone()).unwrap()), ["a"], "a key is replaced");
+        assert_eq!(first.changed(&BTreeSet::new(), first.clone()).err(), Some(ChangeError::Exists("a".into())));
+        assert_eq!(second.changed(&a, first.clone()).err(), Some(ChangeError::Missing("a".into())));
+        assert_eq!(first.changed(&a, GrantKeys::default()).err(), Some(ChangeError::Empty));
     }
 
     #[test]

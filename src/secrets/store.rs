@@ -290,7 +290,7 @@ impl Store {
         }
         let ignored = bundle.ignored.clone();
         let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
-        let updated = bundle.items.keys().filter_map(|name| NAMES.into_iter().find(|known| known == name)).collect();
+        let updated = NAMES.into_iter().filter(|name| bundle.items.contains_key(*name)).collect();
         self.replace(bundle, file_keys, grant_keys, by);
         Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
     }

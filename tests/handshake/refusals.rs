@@ -278,7 +278,6 @@ fn a_file_key_that_will_not_do_is_refused_with_its_reason() {
         let key = |value: Value| with(&good, "/FILE_KEYS/k", value);
         let keys = |value: Value| with(&good, "/FILE_KEYS", value);
         let full = STANDARD.encode([7; 32]);
-        let many: serde_json::Map<_, _> = (0..1025).map(|i| (i.to_string(), json!(full))).collect();
         const FIELD: &str = "FILE_KEYS.k";
         vec![
             (key(json!(STANDARD.encode([7; 31]))), FIELD, "is 31 bytes long, not 32"),
@@ -298,7 +297,6 @@ fn a_file_key_that_will_not_do_is_refused_with_its_reason() {
             (key(json!({"key": full, "aad": null})), FIELD, "has an aad other than \"file_id\""),
             (key(json!([full, "file_id"])), FIELD, "is neither base64 nor an object with a string named key"),
             (key(json!(format!("{}B", &full[..42]))), FIELD, "is not base64"),
-            (keys(Value::Object(many)), "FILE_KEYS", "holds more than 1024 members"),
         ]
     });
 }

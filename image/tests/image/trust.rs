@@ -44,6 +44,19 @@ fn what_is_no_operators_key_is_refused() {
 }
 
 #[test]
+fn a_threshold_above_the_number_of_operators_is_refused() {
+    let place = Place::new();
+    place.write("a.pub", KEY);
+    place.write("env", "TEEMARK_OPERATOR_THRESHOLD=2\n");
+    // Listed twice, it is one operator.
+    let output = place.build(&["--operator", "a.pub", "--operator", "a.pub"]);
+    let told = stderr(&output);
+    assert!(output.status.code() == Some(2) && told.contains("env:1") && told.contains("1 different keys"), "{told}");
+    place.write("b.pub", "PUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n");
+    succeeds(place.build(&["--operator", "a.pub", "--operator", "b.pub"]));
+}
+
+#[test]
 fn an_image_that_gives_something_up_is_told_so() {
     let place = Place::new();
     place.write("a.pub", KEY);
