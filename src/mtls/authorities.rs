@@ -48,7 +48,7 @@ impl Authorities {
         for (i, (der, anchor)) in given.iter().zip(anchors).enumerate() {
             let n = i + 1;
             let Some(certificate) = Certificate::parse(der) else {
-                return refuse(Part::Authority, format!("certificate {n} is not a certificate"));
+                return refuse(Part::Authority, format!("certificate {n} cannot be read as an X.509 certificate"));
             };
             if certificate.may_sign {
                 roots.roots.push(anchor.clone());

@@ -231,7 +231,7 @@ impl MutualTls {
 fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, PartError> {
     let anchor = |(i, authority): (usize, &CertificateDer<'static>)| match webpki::anchor_from_trusted_cert(authority) {
         Ok(anchor) => Ok(anchor.to_owned()),
-        Err(_) => refuse(Part::Authority, format!("certificate {} is not a certificate", i + 1)),
+        Err(_) => refuse(Part::Authority, format!("certificate {} cannot be read as an X.509 certificate", i + 1)),
     };
     given.iter().enumerate().map(anchor).collect()
 }
@@ -241,7 +241,7 @@ fn anchors(given: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>
 fn check_order(chain: &[CertificateDer<'static>]) -> Result<(), PartError> {
     let parsed = chain.iter().enumerate().map(|(i, der)| {
         Certificate::parse(der)
-            .map_or_else(|| refuse(Part::Certificate, format!("certificate {} {NO_CERTIFICATE}", i + 1)), Ok)
+            .map_or_else(|| refuse(Part::Certificate, format!("certificate {} {NOT_READ}", i + 1)), Ok)
     });
     let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
     for (i, pair) in parsed.windows(2).enumerate() {
@@ -283,7 +283,7 @@ fn certify(
     };
     CertifiedKey::from_der(chain, key, provider).or_else(|e| match e {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => refuse(Part::Key, OTHER_KEY),
-        Error::InvalidCertificate(_) => refuse(Part::Certificate, format!("certificate 1 {NO_CERTIFICATE}")),
+        Error::InvalidCertificate(_) => refuse(Part::Certificate, format!("certificate 1 {NOT_READ}")),
         _ => refuse(Part::Key, failure),
     })
 }
@@ -303,7 +303,7 @@ fn check_validity(part: Part, i: usize, certificate: &CertificateDer<'_>, now: U
             return refuse(part, format!("certificate {n} is not valid before {}", Utc(not_before.as_secs())));
         }
         Err(webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_)) => {
-            return refuse(part, format!("certificate {n} {NO_CERTIFICATE}"));
+            return refuse(part, format!("certificate {n} {NOT_READ}"));
         }
         _ => {}
     }
@@ -331,7 +331,7 @@ fn verify(
 }
 
 /// Without an extension file, openssl makes certificates of version 1.
-const NO_CERTIFICATE: &str = "is not a certificate (of X.509 version 3, without unknown critical extensions)";
+const NOT_READ: &str = "cannot be read as an X.509 certificate (version 3, without unknown critical extensions)";
 
 /// Checks that the leaf may be used by a TLS client (RFC 5280, 4.2.1.12). Returns whether it leads to ca_cert, as far
 /// as that can be verified here. It usually does, but which CA its clients need is the service's decision.

@@ -183,7 +183,11 @@ fn a_ca_file_that_will_not_do_is_refused_with_its_reason() {
             (authority(""), AUTHORITY, "is empty"),
             (authority("what?"), AUTHORITY, "is neither PEM nor base64"),
             (authority(&root[..root.len() / 2]), AUTHORITY, "cut off or damaged"),
-            (authority(&STANDARD.encode("0 or one")), AUTHORITY, "certificate 1 is not a certificate"),
+            (
+                authority(&STANDARD.encode("0 or one")),
+                AUTHORITY,
+                "certificate 1 cannot be read as an X.509 certificate",
+            ),
             (authority(&format!("{root}-----BEGIN CERTIFICATE-----\n!!{second}")), AUTHORITY, "cut off or damaged"),
         ]
     });
@@ -206,7 +210,11 @@ fn what_is_not_a_certificate_or_not_a_key_is_refused_with_its_reason() {
         vec![
             (certificate(""), CERTIFICATE, "is empty"),
             (certificate("client.crt"), CERTIFICATE, "is neither PEM nor base64 of PEM or DER"),
-            (certificate("bm90IGEgY2VydGlmaWNhdGU="), CERTIFICATE, "certificate 1 is not a certificate"),
+            (
+                certificate("bm90IGEgY2VydGlmaWNhdGU="),
+                CERTIFICATE,
+                "certificate 1 cannot be read as an X.509 certificate",
+            ),
             (certificate(&good_key), CERTIFICATE, "holds a PEM block PRIVATE KEY, where certificates belong"),
             (certificate(&STANDARD.encode(&good_key)), CERTIFICATE, "holds a PEM block PRIVATE KEY"),
             (certificate(&(good_certificate.clone() + &good_key)), CERTIFICATE, "holds a PEM block PRIVATE KEY"),

@@ -147,7 +147,7 @@ pub(crate) fn run(jobs: &[Job], mut work: impl FnMut(&Job, &Progress) -> Result<
     match Class::worst(classes.iter().copied()) {
         None => Ok(Done::new("", json!({"files": files}))),
         Some(worst) => {
-            let message = format!("{} of {} files were not done", classes.len(), jobs.len());
+            let message = format!("{} of {} files failed", classes.len(), jobs.len());
             Err(Failure::new(worst, "files_failed", message).with("files", files.into()).into())
         }
     }

@@ -91,7 +91,7 @@ fn one_that_fails_does_not_hold_up_the_others_and_the_worst_counts() {
         let place = Place::new();
         let (output, _) = three(&place, replies, &["--json"]);
         let told = fails(status, &output);
-        assert!(told.contains(words) && told.contains("of 3 files were not done"), "{told}");
+        assert!(told.contains(words) && told.contains("of 3 files failed"), "{told}");
         assert_eq!(place.read("c"), b"marked");
         let object = object(&output);
         assert_eq!((&object["exit"], &object["code"]), (&json!(status), &json!("files_failed")));
