@@ -12,13 +12,9 @@ use teemark_image::arch::Arch;
 use crate::bus::{Bus, Dialer, ENCLAVE_CID};
 use crate::console::Console;
 use crate::image::Image;
-use crate::machine;
+use crate::machine::{self, Shape};
 use crate::process::Process;
 use crate::qemu::{self, Machine};
-
-/// Seconds by which the clock of a machine with a module begins ahead of this machine's: so far that the daemon has to
-/// set it.
-pub const AHEAD: i64 = 200;
 
 /// The running enclave.
 pub struct Enclave {
@@ -30,22 +26,14 @@ pub struct Enclave {
 }
 
 impl Enclave {
-    /// Boots the image with `memory` MiB. One for aarch64 boots on `virt`, taken apart. An unchanged EIF for x86-64 boots on
-    /// the machine `nitro-enclave`, if QEMU_NITRO names a QEMU that has it; otherwise its kernel, command line and ramdisks
-    /// boot on `microvm`. The console is written to `enclave.log` in `logs`, and to standard error if `shown`.
+    /// Boots the image on a machine of this shape; a number alone is MiB of memory. An image for aarch64 boots on `virt`,
+    /// taken apart. An unchanged EIF for x86-64 boots on the machine `nitro-enclave`, if QEMU_NITRO names a QEMU that has
+    /// it; otherwise its kernel, command line and ramdisks boot on `microvm`. The console is written to `enclave.log` in
+    /// `logs`, and to standard error if `shown`.
     ///
     /// # Errors
     /// The image cannot be read, or QEMU cannot be run.
-    pub fn boot(bus: &Bus, image: &Image, memory: u32, logs: &Path, shown: bool) -> Result<Enclave> {
-        Enclave::boot_ahead(bus, image, memory, AHEAD, logs, shown)
-    }
-
-    /// The same with a clock that begins this many seconds ahead of this machine's, or behind it. Only the machine
-    /// `nitro-enclave` has a module that knows better, so on `microvm` it makes no difference.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn boot_ahead(bus: &Bus, image: &Image, memory: u32, ahead: i64, logs: &Path, shown: bool) -> Result<Enclave> {
+    pub fn boot(bus: &Bus, image: &Image, shape: impl Into<Shape>, logs: &Path, shown: bool) -> Result<Enclave> {
         let (kernel, ramdisk) = (bus.folder().join("enclave.kernel"), bus.folder().join("enclave.ramdisk"));
         let qemu = qemu::nitro();
         fs::write(&kernel, image.kernel())?;
@@ -53,12 +41,12 @@ impl Enclave {
         let (kernel, ramdisk, command_line) = (&kernel, &ramdisk, image.command_line());
         let machine = match (image.arch(), &qemu, image.path()) {
             (Arch::Aarch64, ..) => Machine::Virt { kernel, ramdisk, command_line },
-            (Arch::X86_64, Some(qemu), Some(eif)) => Machine::Nitro { qemu, eif, ahead },
+            (Arch::X86_64, Some(qemu), Some(eif)) => Machine::Nitro { qemu, eif },
             (Arch::X86_64, ..) => Machine::Microvm { kernel, ramdisk, command_line },
         };
         let log = logs.join("enclave.log");
         let device = bus.device(ENCLAVE_CID);
-        let (process, console, keyboard) = machine::boot("enclave", &machine, memory, &device, &log, shown)?;
+        let (process, console, keyboard) = machine::boot("enclave", &machine, shape.into(), &device, &log, shown)?;
         Ok(Enclave { console, dialer: bus.dialer(ENCLAVE_CID), process, keyboard })
     }
 

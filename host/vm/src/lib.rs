@@ -28,7 +28,7 @@ pub use bus::Bus;
 pub use console::Console;
 pub use enclave::Enclave;
 pub use image::Image;
-pub use machine::BOOT;
+pub use machine::{BOOT, Shape};
 pub use parent::Parent;
 pub use parent_ramdisk::with_libraries;
 pub use process::run;

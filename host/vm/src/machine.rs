@@ -14,17 +14,39 @@ use crate::qemu::{self, Machine};
 /// Longest wait for a machine to boot, which takes some seconds under TCG on an idle machine.
 pub const BOOT: Duration = Duration::from_secs(180);
 
+/// Seconds by which the clock of a machine with a module begins ahead of this machine's, unless a [`Shape`] says otherwise:
+/// so far that the daemon has to set it.
+const AHEAD: i64 = 200;
+
+/// What a machine has. From a number alone: one processor and that much memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Memory in MiB.
+    pub memory: u32,
+    /// The number of processors.
+    pub processors: u32,
+    /// Seconds by which its clock begins ahead of this machine's, or behind it. Only the machine `nitro-enclave` has a
+    /// module that knows better, so on the others it makes no difference.
+    pub ahead: i64,
+}
+
+impl From<u32> for Shape {
+    fn from(memory: u32) -> Shape {
+        Shape { memory, processors: 1, ahead: AHEAD }
+    }
+}
+
 /// Starts the machine. What QEMU itself prints goes to the console too.
 pub(crate) fn boot(
     name: &'static str,
     machine: &Machine,
-    memory: u32,
+    shape: Shape,
     device: &Path,
     log: &Path,
     shown: bool,
 ) -> Result<(Process, Console, ChildStdin)> {
     let (near, far) = pipe()?;
-    let mut command = qemu::command(machine, memory, device);
+    let mut command = qemu::command(machine, shape, device);
     command.stdin(Stdio::piped()).stdout(far.try_clone()?).stderr(far);
     let mut process = Process::spawn(&mut command)?;
     let keyboard = process.stdin().context("no standard input")?;

@@ -75,7 +75,8 @@ impl Parent {
         let command_line = "panic=1 console=ttyS0 quiet";
         let machine = Machine::Microvm { kernel: &kernel_file, ramdisk: &ramdisk, command_line };
         let log = logs.join("parent.log");
-        let (process, console, _) = machine::boot("parent", &machine, MEMORY, &bus.device(PARENT_CID), &log, shown)?;
+        let (process, console, _) =
+            machine::boot("parent", &machine, MEMORY.into(), &bus.device(PARENT_CID), &log, shown)?;
         let parent = Parent { console, dialer: bus.dialer(PARENT_CID), _process: process };
         parent.console.wait_for("[PARENT] up", machine::BOOT)?;
         let end = Instant::now() + machine::BOOT;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use formats::time::Utc;
 
+use crate::machine::Shape;
 use crate::process::Process;
 
 /// The last words of the kernel's command line. The first overrides its `reboot=k`, which resets by the keyboard
@@ -26,7 +27,7 @@ pub enum Machine<'a> {
         /// The kernel's command line.
         command_line: &'a str,
     },
-    /// QEMU's machine `virt` for aarch64, with two processors, of the kind that Graviton2 has.
+    /// QEMU's machine `virt` for aarch64, with processors of the kind that Graviton2 has.
     Virt {
         /// The file with the Image.
         kernel: &'a Path,
@@ -41,8 +42,6 @@ pub enum Machine<'a> {
         qemu: &'a Path,
         /// The file of the image.
         eif: &'a Path,
-        /// Seconds by which the machine's clock begins ahead of this machine's, or behind it.
-        ahead: i64,
     },
 }
 
@@ -51,9 +50,10 @@ pub fn nitro() -> Option<PathBuf> {
     std::env::var_os("QEMU_NITRO").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// The command for a QEMU with `memory` MiB, its serial line on standard input and output, and the vsock device that
-/// listens on the socket `device`.
-pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
+/// The command for a QEMU of this shape, its serial line on standard input and output, and the vsock device that listens on
+/// the socket `device`.
+pub fn command(machine: &Machine, shape: Shape, device: &Path) -> Command {
+    let Shape { memory, processors, ahead } = shape;
     let program = match machine {
         Machine::Microvm { .. } => "qemu-system-x86_64".to_owned(),
         Machine::Virt { .. } => "qemu-system-aarch64".to_owned(),
@@ -63,11 +63,12 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
     // TCG everywhere, so that machines differ less. Without -no-reboot a failed boot would repeat for ever.
     command.args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-serial", "stdio", "-no-reboot", "-m", &format!("{memory}M")]);
+    command.args(["-smp", &processors.to_string()]);
     // Without a module that knows the right time, the guest's clock starts ahead of this machine's: it loses time under
     // TCG, and the certificates were made here just before.
     let ahead = match machine {
         Machine::Microvm { .. } | Machine::Virt { .. } => 100,
-        Machine::Nitro { ahead, .. } => *ahead,
+        Machine::Nitro { .. } => ahead,
     };
     let begin = Utc(Utc::now().0.saturating_add_signed(ahead)).to_string();
     command.args(["-rtc", &format!("base={}", begin.trim_end_matches('Z'))]);
@@ -82,7 +83,7 @@ pub fn command(machine: &Machine, memory: u32, device: &Path) -> Command {
             command.arg(format!("{command_line} {APPENDED}"));
         }
         Machine::Virt { kernel, ramdisk, command_line } => {
-            command.args(["-M", "virt,gic-version=3,memory-backend=memory", "-cpu", "neoverse-n1", "-smp", "2"]);
+            command.args(["-M", "virt,gic-version=3,memory-backend=memory", "-cpu", "neoverse-n1"]);
             command.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
             // The driver of today's virtio does not take what this machine has by default.
             command.args(["-global", "virtio-mmio.force-legacy=false"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use teemark_vm::{operator, qemu, run};
+use teemark_vm::{Shape, operator, qemu, run};
 
 use crate::debug::script_with;
 use crate::outside::{Outside, User};
@@ -35,7 +35,7 @@ pub(crate) fn an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_t
     fs::write(&launcher, script_with(&format!("/bin/busybox adjtimex -t {FAST_TICK} >/dev/null"))?)?;
     let debug = ["--debug".into(), "--launcher".into(), launcher];
     let image = workshop.sealed_by("fast", "TEEMARK_CLOCK_INTERVAL=5s\n", &debug)?;
-    let mut world = World::with_clock(stage, workshop, &image, 256, &operator::OF_SERVICE, -200)?;
+    let mut world = World::with(stage, workshop, &image, Shape { ahead: -200, ..256.into() }, &operator::OF_SERVICE)?;
     world.wait_for_listeners()?;
     operator::forward(&world.parent, 3000, "TCP:127.0.0.1:3000")?;
     stage.step("a clock that was minutes behind was set before anybody could connect", || {
@@ -66,7 +66,7 @@ pub(crate) fn an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_t
         },
     )?;
     stage.step("a clock that is two hours ahead is left alone, and /ready says so", || {
-        world.reboot_ahead(stage, &image, 256, operator::answer_heartbeat, 7200)?;
+        world.reboot(stage, &image, Shape { ahead: 7200, ..256.into() }, operator::answer_heartbeat)?;
         world.wait_for_listeners()?;
         let ready = world.get("/ready")?.with(503)?.json()?;
         let clock = ready["clock"].as_str().context("no clock in /ready")?;

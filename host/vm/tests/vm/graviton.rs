@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use teemark_vm::{Bus, Enclave, operator, run};
+use teemark_vm::{Bus, Enclave, Shape, operator, run};
 
 use crate::failures::fails;
 use crate::handshake::heartbeat;
@@ -30,7 +30,8 @@ pub(crate) fn an_image_for_graviton_boots_and_serves(stage: &Stage, workshop: &W
         fails(stage, &image, &["[INIT] FATAL: starting /nowhere:", "is not in the image", "restarting"])
     })?;
     let image = workshop.graviton_with_test_nsm()?;
-    let world = World::with(stage, workshop, &image, 512, &operator::OF_SERVICE)?;
+    let shape = Shape { processors: 2, ..512.into() };
+    let world = World::with(stage, workshop, &image, shape, &operator::OF_SERVICE)?;
     stage.step("the heartbeat arrives at the parent's port 9000 and is answered", || heartbeat(&world))?;
     world.wait_for_listeners()?;
     stage.step("both processors run, and the clock is that of the PL031", || {

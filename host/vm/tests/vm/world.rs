@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use teemark_image::arch::Arch;
-use teemark_vm::enclave::AHEAD;
-use teemark_vm::{Bus, Enclave, Image, Parent, operator, parent::Output, program};
+use teemark_vm::{Bus, Enclave, Image, Parent, Shape, operator, parent::Output, program};
 
 use crate::stage::Stage;
 use crate::workshop::Workshop;
@@ -24,8 +23,8 @@ pub(crate) struct World {
 
 impl World {
     /// Boots both: service, proxy, expose and heartbeat are up on the parent before the enclave starts.
-    pub(crate) fn boot(stage: &Stage, workshop: &Workshop, image: &Image, memory: u32) -> Result<World> {
-        World::with(stage, workshop, image, memory, &operator::OF_OPERATOR)
+    pub(crate) fn boot(stage: &Stage, workshop: &Workshop, image: &Image, shape: impl Into<Shape>) -> Result<World> {
+        World::with(stage, workshop, image, shape, &operator::OF_OPERATOR)
     }
 
     /// The same with only these certificates on the parent; all that the enclave sends and receives is recorded.
@@ -33,20 +32,8 @@ impl World {
         stage: &Stage,
         workshop: &Workshop,
         image: &Image,
-        memory: u32,
+        shape: impl Into<Shape>,
         on_parent: &[&str],
-    ) -> Result<World> {
-        World::with_clock(stage, workshop, image, memory, on_parent, AHEAD)
-    }
-
-    /// The same, and the enclave's clock begins this many seconds ahead, or behind.
-    pub(crate) fn with_clock(
-        stage: &Stage,
-        workshop: &Workshop,
-        image: &Image,
-        memory: u32,
-        on_parent: &[&str],
-        ahead: i64,
     ) -> Result<World> {
         let (bus, logs, certs) = (Bus::start()?, logs()?, workshop.certs()?);
         bus.listen_in();
@@ -66,7 +53,7 @@ impl World {
             operator::expose(&parent)?;
             Ok(parent)
         })?;
-        let enclave = Enclave::boot_ahead(&bus, image, memory, ahead, &logs, false)?;
+        let enclave = Enclave::boot(&bus, image, shape, &logs, false)?;
         stage.watch(&enclave.console);
         Ok(World { enclave, parent, bus })
     }
@@ -76,26 +63,14 @@ impl World {
         &mut self,
         stage: &Stage,
         image: &Image,
-        memory: u32,
+        shape: impl Into<Shape>,
         answer: fn(&Parent) -> Result<()>,
-    ) -> Result<()> {
-        self.reboot_ahead(stage, image, memory, answer, AHEAD)
-    }
-
-    /// The same with a clock that begins this many seconds ahead, or behind.
-    pub(crate) fn reboot_ahead(
-        &mut self,
-        stage: &Stage,
-        image: &Image,
-        memory: u32,
-        answer: fn(&Parent) -> Result<()>,
-        ahead: i64,
     ) -> Result<()> {
         self.enclave.terminate()?;
         // The listener is still there if no enclave has connected to it yet.
         let _ = self.parent.stop("heartbeat");
         answer(&self.parent)?;
-        self.enclave = Enclave::boot_ahead(&self.bus, image, memory, ahead, &logs()?, false)?;
+        self.enclave = Enclave::boot(&self.bus, image, shape, &logs()?, false)?;
         stage.watch(&self.enclave.console);
         Ok(())
     }
