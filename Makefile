@@ -27,6 +27,7 @@ help:
 	@echo 'make vm-test     boots the image in virtual machines; with'
 	@echo '                   UNPATCHED=1      only the scenario `vsock`, with a kernel that lacks image/kernel/patches. It has'
 	@echo '                                    to fail. UNPATCHED=parent: only the parent lacks them; it has to pass'
+	@echo '                   RINGS=128        only the scenario `vsock`, with rings of that length: 128, 256, 512, 1024'
 	@echo 'make reproduce   builds the image twice and compares'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
@@ -88,7 +89,7 @@ quick-test:
 vm-test:
 	host/install-tools.sh vm
 	cargo build --workspace --bins
-	cargo test --workspace --test vm -- $${UNPATCHED:+vsock:}
+	cargo test --workspace --test vm -- $${UNPATCHED:+vsock:} $${RINGS:+vsock:}
 
 reproduce:
 	host/install-tools.sh image

@@ -4,12 +4,13 @@
 # the clone, under a name made from everything it is made of, since a build takes some ten minutes: the same
 # configuration, source, patches and compiler give the same bytes.
 #
-#     image/kernel/build.sh [--config] [--arch ARCH] [--compression gzip] [--unpatched]
+#     image/kernel/build.sh [--config] [--arch ARCH] [--compression gzip] [--unpatched] [--shorter-rings]
 #
-# --config       only makes the configuration, checks that the patches apply, and prints the configuration
-# --arch         x86_64 or aarch64; by default that of this machine. Another one needs Debian's cross compiler
-# --compression  gzip in place of xz, for the kernel and for the ramdisks that it takes: docs/HARDWARE.md
-# --unpatched    without patches/, to see what they are for: make vm-test UNPATCHED=1
+# --config         only makes the configuration, checks that the patches apply, and prints the configuration
+# --arch           x86_64 or aarch64; by default that of this machine. Another one needs Debian's cross compiler
+# --compression    gzip in place of xz, for the kernel and for the ramdisks that it takes: docs/HARDWARE.md
+# --unpatched      without patches/, to see what they are for: make vm-test UNPATCHED=1
+# --shorter-rings  with test-patches/ too, for the parameter virtio_mmio.max_ring: make vm-test RINGS=128
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 source=${LINUX_SOURCE:-/usr/src/linux-source-6.12.tar.xz}
@@ -18,11 +19,12 @@ fail() {
   exit 1
 }
 
-only_config='' arch=$(uname -m) compression=xz unpatched=''
+only_config='' arch=$(uname -m) compression=xz unpatched='' test_patch=''
 while [ $# -gt 0 ]; do
   case $1 in
     --config) only_config=1 ;;
     --unpatched) unpatched=1 ;;
+    --shorter-rings) test_patch=test-patches/virtio-mmio-shorter-rings.patch ;;
     --arch | --compression)
       [ $# -ge 2 ] || fail "$1 needs a value; see the first lines of $0"
       if [ "$1" = --arch ]; then arch=$2; else compression=$2; fi
@@ -58,6 +60,7 @@ origin=$(
   grep -v '^ *#' recipe.sh | sha256sum | sed 's|-$|recipe.sh, without its comments|'
   wanted "$@" | sha256sum | sed 's|-$|configuration, without its comments|'
   patches | while read -r patch; do sha256sum "patches/$(basename "$patch")"; done
+  [ -z "$test_patch" ] || sha256sum "$test_patch"
   cd "$(dirname "$source")"
   sha256sum "$(basename "$source")"
   "${cross}gcc" --version | head -n 1
@@ -76,10 +79,17 @@ enter() {
   cd "$work/source"
 }
 
+# What only a test needs is here and not in recipe.sh, whose text is part of the shipped kernel's key.
+unpack_and_patch() {
+  unpack
+  [ -z "$test_patch" ] || patch --strip=1 --forward --fuzz=0 --silent <"$here/$test_patch" >&2 ||
+    fail "$here/$test_patch does not apply to $source"
+}
+
 mkdir -p "$cache"
 if [ -n "$only_config" ]; then
   enter
-  unpack
+  unpack_and_patch
   configure "$@"
   cat .config
   exit
@@ -95,7 +105,7 @@ flock 9
 if [ ! -f "$kernel/$image" ]; then
   echo "building the kernel, once, into $kernel (some ten minutes on two processors)" >&2
   enter
-  unpack
+  unpack_and_patch
   configure "$@"
   compile "$work/kept/$image"
   rm -rf "$kernel"

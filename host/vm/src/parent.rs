@@ -68,12 +68,27 @@ impl Parent {
     /// # Errors
     /// Something is missing on this machine, or the parent does not boot.
     pub fn boot(bus: &Bus, kernel: &[u8], service: &Path, logs: &Path, shown: bool) -> Result<Parent> {
+        Parent::boot_with(bus, kernel, "", service, logs, shown)
+    }
+
+    /// The same with these words on the kernel's command line too.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn boot_with(
+        bus: &Bus,
+        kernel: &[u8],
+        words: &str,
+        service: &Path,
+        logs: &Path,
+        shown: bool,
+    ) -> Result<Parent> {
         let (kernel_file, ramdisk) = (bus.folder().join("parent.kernel"), bus.folder().join("parent.ramdisk"));
         fs::write(&kernel_file, kernel)?;
         fs::write(&ramdisk, parent_ramdisk::make(service)?)?;
         // Nobody needs the kernel's own lines here, and a slow machine takes long to print them.
-        let command_line = "panic=1 console=ttyS0 quiet";
-        let machine = Machine::Microvm { kernel: &kernel_file, ramdisk: &ramdisk, command_line };
+        let command_line = format!("panic=1 console=ttyS0 quiet {words}");
+        let machine = Machine::Microvm { kernel: &kernel_file, ramdisk: &ramdisk, command_line: &command_line };
         let log = logs.join("parent.log");
         let (process, console, _) =
             machine::boot("parent", &machine, MEMORY.into(), &bus.device(PARENT_CID), &log, shown)?;

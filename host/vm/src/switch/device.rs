@@ -138,6 +138,7 @@ impl Backend {
         if !ring.get_queue().ready() {
             return Ok(());
         }
+        self.switch.has_ring(self.cid, ring.get_queue().size());
         let memory = self.memory.memory();
         let (mut any, mut size) = (false, None);
         while self.switch.waits(self.cid) {

@@ -8,7 +8,11 @@
 //!
 //! Between guests packets move as on Nitro: one leaves a guest's TX ring only when the other guest's RX ring has buffers
 //! for it. A guest that receives nothing therefore keeps the other from sending; if both do, nothing moves any more
-//! (image/kernel/patches). How long the rings are is QEMU's choice: 1,024 for every device of virtio-mmio.
+//! (image/kernel/patches). How long the rings are is up to the guest's driver, which takes as much as the device offers, and
+//! QEMU's virtio-mmio offers 1,024 whatever the device behind it asks for. A kernel with image/kernel/test-patches takes
+//! less. The switch could not stand in for shorter rings by leaving buffers unused: the driver measures by its own ring how
+//! many replies it queues before it stops receiving and when it adds buffers, and never tells how many packets it has taken
+//! out.
 
 mod device;
 mod host;
@@ -48,6 +52,8 @@ struct Guest {
     buffers: Option<usize>,
     /// Bytes of data that one of these buffers holds.
     buffer_size: usize,
+    /// Descriptors of that ring, as its driver chose it.
+    ring: u16,
     /// Packets in its TX ring, of which the first waits for buffers of another guest.
     held: usize,
     /// Wakes the thread of the guest's device.
@@ -79,6 +85,8 @@ enum Moved {
 pub struct Traffic {
     /// Packets between guests so far.
     pub moved: u64,
+    /// For each guest by CID whose driver has started, the descriptors of its RX ring.
+    pub rings: BTreeMap<u64, u16>,
     /// For each guest by CID, the packets in its TX ring if the first of them waits for another guest's buffers; else 0.
     pub held: BTreeMap<u64, usize>,
 }
@@ -111,7 +119,7 @@ impl Switch {
 
     /// A guest's machine has started.
     fn attach(&self, cid: u64, waker: EventNotifier) {
-        let guest = Guest { packets: VecDeque::new(), buffers: None, buffer_size: 0, held: 0, waker };
+        let guest = Guest { packets: VecDeque::new(), buffers: None, buffer_size: 0, ring: 0, held: 0, waker };
         self.guests().insert(cid, guest);
     }
 
@@ -166,10 +174,19 @@ impl Switch {
         }
     }
 
+    /// A guest's driver has started, with an RX ring of so many descriptors.
+    fn has_ring(&self, cid: u64, descriptors: u16) {
+        if let Some(guest) = self.guests().get_mut(&cid) {
+            guest.ring = descriptors;
+        }
+    }
+
     /// How far the guests are from talking to each other.
     pub(crate) fn traffic(&self) -> Traffic {
-        let held = self.guests().iter().map(|(cid, guest)| (*cid, guest.held)).collect();
-        Traffic { moved: self.moved.load(Ordering::Relaxed), held }
+        let guests = self.guests();
+        let rings = guests.iter().filter(|(_, guest)| guest.ring > 0).map(|(cid, guest)| (*cid, guest.ring)).collect();
+        let held = guests.iter().map(|(cid, guest)| (*cid, guest.held)).collect();
+        Traffic { moved: self.moved.load(Ordering::Relaxed), rings, held }
     }
 
     /// Delivers a packet to its destination. If that is not there, the sender gets a reset, as from a hypervisor.
@@ -283,10 +300,14 @@ mod tests {
         let switch = Switch::default();
         let (sender, _receiver) = (attach(&switch, 3), attach(&switch, 16));
         switch.has_buffers(16, 2, None);
+        switch.has_ring(16, 128);
         let packet = || Packet::new(A, B, op::REQUEST);
         assert_eq!((switch.move_on(packet(), 9), switch.move_on(packet(), 8)), (Moved::Yes, Moved::Yes));
         assert_eq!(switch.move_on(packet(), 7), Moved::NoBuffers);
-        assert_eq!(switch.traffic(), Traffic { moved: 2, held: BTreeMap::from([(3, 7), (16, 0)]) });
+        assert_eq!(
+            switch.traffic(),
+            Traffic { moved: 2, rings: BTreeMap::from([(16, 128)]), held: BTreeMap::from([(3, 7), (16, 0)]) }
+        );
 
         // The two that are on their way take its next two buffers.
         switch.has_buffers(16, 2, None);
