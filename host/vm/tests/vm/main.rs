@@ -15,6 +15,7 @@ mod failures;
 mod graviton;
 mod handshake;
 mod limits;
+mod matrix;
 mod memory;
 mod outside;
 mod sealed;
@@ -58,6 +59,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("limits: a file of 200 MiB goes through an enclave of the shipped size", {
         limits::a_file_of_200_mib_goes_through_an_enclave_of_the_shipped_size
+    }),
+    ("matrix: small, signed and large enclaves take their secrets and serve", {
+        matrix::small_signed_and_large_enclaves_take_their_secrets_and_serve
     }),
     ("vsock: thousands of connections at once from both sides leave it alive", {
         vsock::thousands_of_connections_at_once_from_both_sides_leave_the_vsock_alive

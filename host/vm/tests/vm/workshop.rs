@@ -130,6 +130,16 @@ impl Workshop {
         self.build(name, &arguments)
     }
 
+    /// An image like [`Workshop::sealed`], and signed (PCR8).
+    pub(crate) fn signed(&self) -> Result<Image> {
+        let (key, certificate) = (self.path("signer.key"), self.path("signer.crt"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes"]);
+        openssl.args(["-subj", "/CN=vm-test", "-days", "30", "-keyout"]).arg(&key).arg("-out").arg(&certificate);
+        run(&mut openssl)?;
+        self.sealed_by("signed", "", &["--sign-key".into(), key, "--sign-certificate".into(), certificate])
+    }
+
     /// The image as `make image ARCH=aarch64` builds it, but for the workshop's own operator. No QEMU has a module for it.
     pub(crate) fn graviton(&self) -> Result<Image> {
         let operator = self.operator()?.with_extension("pub");
