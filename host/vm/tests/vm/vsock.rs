@@ -27,7 +27,7 @@ const CONNECTIONS: u32 = 12_000;
 /// Descriptors of a ring: what QEMU's virtio-mmio offers, and what RINGS may be.
 const OFFERED: u16 = 1024;
 const LENGTHS: RangeInclusive<u16> = 128..=OFFERED;
-/// How many storms there are. Without the patch the first or the second is the last.
+/// How many storms there are. Without the patch one of the first three is the last.
 const ROUNDS: u32 = 5;
 /// Where the program is in both machines.
 const STORM: &str = "/usr/bin/vsock-storm";
