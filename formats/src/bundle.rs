@@ -144,12 +144,13 @@ fn ids(name: &str, value: &RawValue) -> Result<BTreeSet<String>, Refusal> {
     let Ok(list) = serde_json::from_str::<Vec<Text>>(value.get()) else {
         return refuse(name, "is not a list of texts");
     };
-    let ids: BTreeSet<String> = list.iter().map(|Text(id)| id.clone().into_owned()).collect();
-    match (ids.len(), list.len()) {
-        (0, _) => refuse(name, "names no key"),
-        (different, all) if different < all => refuse(name, "names a key twice"),
-        _ => Ok(ids),
+    let mut ids = BTreeSet::new();
+    for Text(id) in list {
+        if !ids.insert(id.into_owned()) {
+            return refuse(name, "names a key twice");
+        }
     }
+    if ids.is_empty() { refuse(name, "names no key") } else { Ok(ids) }
 }
 
 fn service(value: &RawValue) -> Result<ServiceUrl, Refusal> {

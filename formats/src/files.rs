@@ -138,9 +138,7 @@ impl FileKeys {
 
     /// The keys, described without revealing them.
     pub fn describe(&self) -> Item {
-        let mut keys: Vec<(&str, &Sha256)> = self.0.iter().map(|(id, key)| (&**id, &key.digest)).collect();
-        keys.sort_unstable_by_key(|(id, _)| *id);
-        Item::file_keys(keys.into_iter())
+        Item::file_keys(self.0.iter().map(|(id, key)| (&**id, &key.digest)))
     }
 
     /// These keys without the `removed` ones and with the `added` ones, in this order: so one bundle can replace a key.

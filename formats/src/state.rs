@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificates::{self, Parts};
 use crate::digest::{Sha256, sha256};
-use crate::items::{CERTIFICATES, ENDPOINT};
+use crate::items::{CERTIFICATES, CHANGES, ENDPOINT, ITEMS};
 use crate::jwks::GrantKeys;
+use crate::object::{Keep, Object, shown};
 use crate::refusal::{Refusal, refuse};
 use crate::service::ServiceUrl;
 use crate::time::Utc;
@@ -80,40 +81,39 @@ impl Item {
         Item { sha256: sha256(url.base().as_bytes()), url: Some(url.base().to_owned()), ..Item::default() }
     }
 
-    /// FILE_KEYS and FILE_KEYS_ADD: each key's id and digest, sorted by id.
+    /// FILE_KEYS and FILE_KEYS_ADD: each key's id and digest.
     pub fn file_keys<'k>(keys: impl Iterator<Item = (&'k str, &'k Sha256)>) -> Item {
-        Item::keyed(keys.map(|(id, digest)| (id, digest.as_ref())))
+        Item::keyed(keys.map(|(id, digest)| (id, digest.as_ref())).collect())
     }
 
     /// GRANT_KEYS and GRANT_KEYS_ADD.
     pub fn grant_keys(keys: &GrantKeys) -> Item {
-        let mut keys: Vec<_> = keys.0.iter().map(|key| (&*key.kid, &*key.public)).collect();
-        keys.sort_unstable();
-        Item::keyed(keys.into_iter())
+        Item::keyed(keys.0.iter().map(|key| (&*key.kid, &*key.public)).collect())
     }
 
-    /// FILE_KEYS_REMOVE and GRANT_KEYS_REMOVE: the ids, sorted.
+    /// FILE_KEYS_REMOVE and GRANT_KEYS_REMOVE: the ids.
     pub fn removed<'k>(ids: impl Iterator<Item = &'k str>) -> Item {
-        Item::keyed(ids.map(|id| (id, &[][..])))
+        Item::keyed(ids.map(|id| (id, &[][..])).collect())
+    }
+
+    /// The item's JSON, which is canonical.
+    fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON")
     }
 
     /// The canonical form: for each key a byte with the length of the id, the id, a byte with the length of what
     /// identifies the key, and that. The ids alone have the same form, with nothing that identifies a key.
-    fn keyed<'k>(sorted: impl Iterator<Item = (&'k str, &'k [u8])>) -> Item {
+    fn keyed(mut keys: Vec<(&str, &[u8])>) -> Item {
+        keys.sort_unstable();
         let (mut whole, mut of_ids) = (Canonical::default(), Canonical::default());
-        let (mut ids, mut count) = (Vec::new(), 0);
-        for (id, key) in sorted {
-            count += 1;
+        for (id, key) in &keys {
             whole.add(id, key);
             of_ids.add(id, &[]);
-            if count <= MAX_IDS {
-                ids.push(id.to_owned());
-            }
         }
-        let few = count <= MAX_IDS;
+        let few = keys.len() <= MAX_IDS;
         Item {
-            count: Some(count),
-            ids: few.then_some(ids),
+            count: Some(keys.len()),
+            ids: few.then(|| keys.iter().map(|(id, _)| (*id).to_owned()).collect()),
             ids_sha256: (!few).then(|| of_ids.sha256()),
             sha256: whole.sha256(),
             ..Item::default()
@@ -161,21 +161,36 @@ impl State {
     }
 }
 
-impl Manifest {
-    /// The manifest as a bundle holds it.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("texts and numbers are JSON")
-    }
+/// What an enclave has to know of a manifest: the rest it finds out by itself, and compares.
+pub struct Told<'a> {
+    /// See [`Manifest::from`].
+    pub from: Sha256,
+    /// See [`Manifest::complete_at`].
+    pub complete_at: Option<Sha256>,
+    items: Object<'a>,
+}
 
-    /// Parses the manifest of a bundle.
+const MANIFEST: &str = "manifest";
+
+impl<'a> Told<'a> {
+    /// Parses the manifest of a bundle: the enclave's side.
     ///
     /// # Errors
     /// It is not one, or has a member that this version does not know.
-    pub fn parse(json: &[u8]) -> Result<Manifest, Refusal> {
-        // serde_json's own message may quote a name.
-        serde_json::from_slice(json).or_else(|e| {
-            refuse("manifest", format!("is not a manifest that this version can read (column {})", e.column()))
-        })
+    pub fn parse(json: &'a [u8]) -> Result<Told<'a>, Refusal> {
+        let manifest = Object::parse(MANIFEST, json, Keep::Named(&["complete_at", "from", "items"]))?;
+        if let Some(name) = manifest.ignored.first() {
+            return refuse(MANIFEST, format!("has a member that this version does not know: {name}"));
+        }
+        let hash = |name| {
+            let hash = Sha256::from_hex(&manifest.text(MANIFEST, name)?);
+            hash.map_or_else(|| refuse(format!("{MANIFEST}.{name}"), "is not a SHA-256 in hex"), Ok)
+        };
+        let complete_at = manifest.get("complete_at").is_some().then(|| hash("complete_at")).transpose()?;
+        let from = hash("from")?;
+        let Some(items) = manifest.get("items") else { return refuse("manifest.items", "is missing") };
+        let items = Object::parse("manifest.items", items.get().as_bytes(), Keep::Most(ITEMS.len() + CHANGES.len()))?;
+        Ok(Told { from, complete_at, items })
     }
 
     /// Checks that the bundle holds what the manifest says.
@@ -183,17 +198,35 @@ impl Manifest {
     /// # Errors
     /// The first item that is missing, is another, or is not in the manifest.
     pub fn describes(&self, found: &Items) -> Result<(), Refusal> {
-        for (name, item) in found {
-            match self.items.get(name) {
-                None => return refuse(name, "is in the bundle and not in its manifest"),
-                Some(told) if told != item => return refuse(name, "is not what the manifest says"),
+        for (name, told) in &self.items.known {
+            match found.get(&**name) {
+                None => return refuse(shown(name), "is in the manifest and not in the bundle"),
+                Some(item) if item.to_json() != told.get() => return refuse(&**name, "is not what the manifest says"),
                 Some(_) => {}
             }
         }
-        match self.items.keys().find(|name| !found.contains_key(*name)) {
-            Some(name) => refuse(crate::object::shown(name), "is in the manifest and not in the bundle"),
+        match found.keys().find(|name| !self.items.known.iter().any(|(told, _)| told == *name)) {
+            Some(name) => refuse(name, "is in the bundle and not in its manifest"),
             None => Ok(()),
         }
+    }
+}
+
+impl Manifest {
+    /// The manifest as a bundle holds it.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON")
+    }
+
+    /// Parses the manifest of a bundle: a signer's side.
+    ///
+    /// # Errors
+    /// It is not one, or has a member that this version does not know.
+    pub fn parse(json: &[u8]) -> Result<Manifest, Refusal> {
+        // serde_json's own message may quote a name.
+        serde_json::from_slice(json).or_else(|e| {
+            refuse(MANIFEST, format!("is not a manifest that this version can read (column {})", e.column()))
+        })
     }
 
     /// The endpoint and the end of the certificate that the bundle brings, if it does.
@@ -247,16 +280,26 @@ mod tests {
     fn a_bundle_that_is_not_what_its_manifest_says_is_refused_whichever_way() {
         let told = items(&[("FILE_KEYS_REMOVE", &["a"]), ("GRANT_KEYS_REMOVE", &["b"])]);
         let manifest = Manifest { complete_at: None, from: Sha256::default(), items: told.clone() };
-        manifest.describes(&told).unwrap();
+        let json = manifest.to_json();
+        let describes = |found: &Items| Told::parse(json.as_bytes()).unwrap().describes(found);
+        describes(&told).unwrap();
         for (found, field) in [
             (items(&[("FILE_KEYS_REMOVE", &["a"])]), "GRANT_KEYS_REMOVE"),
             (items(&[("FILE_KEYS_REMOVE", &["x"]), ("GRANT_KEYS_REMOVE", &["b"])]), "FILE_KEYS_REMOVE"),
             (items(&[("A", &["a"]), ("FILE_KEYS_REMOVE", &["a"]), ("GRANT_KEYS_REMOVE", &["b"])]), "A"),
         ] {
-            assert_eq!(manifest.describes(&found).unwrap_err().field, field);
+            assert_eq!(describes(&found).unwrap_err().field, field);
         }
+        // Said twice: whichever of the two a signer saw.
+        let twice = json.replacen("\"items\":{", "\"items\":{\"FILE_KEYS_REMOVE\":{},", 1);
+        assert!(Told::parse(twice.as_bytes()).unwrap().describes(&told).is_err());
         assert_eq!(Manifest::parse(manifest.to_json().as_bytes()), Ok(manifest));
         let refusal = Manifest::parse(br#"{"from":"","items":{},"secret":1}"#).unwrap_err();
         assert!(!refusal.reason.contains("secret"), "{refusal}");
+        for other in ["{}", r#"{"from":"00","items":{}}"#, r#"{"from":null,"items":{}}"#, r#"{"items":{}}"#, "[]"] {
+            assert!(Told::parse(other.as_bytes()).is_err() && Manifest::parse(other.as_bytes()).is_err(), "{other}");
+        }
+        let unknown = json.replacen('{', "{\"expires\":1,", 1);
+        assert!(Told::parse(unknown.as_bytes()).is_err(), "what it does not know may restrict something");
     }
 }

@@ -26,7 +26,7 @@ use crate::reply::{self, About, CHUNK, Statement};
 use crate::sealed_bundle::{self, Destination, SealedBundle, v2};
 use crate::service::ServiceUrl;
 use crate::signature::VerifyingKey;
-use crate::state::{Item, Manifest, State};
+use crate::state::{Item, Manifest, State, Told};
 use crate::time::Utc;
 
 const ABOUT: About<'static> = About { file_id: "report-7", user_id: "alice" };
@@ -487,13 +487,14 @@ fn the_vectors_sealed_bundle_of_version_2_opens_and_is_what_its_manifest_says() 
     let manifest = Manifest::parse(&sealed.manifest).unwrap();
     let user_data = UserData::parse(text(&read("attestation")["user_data"]).as_bytes()).unwrap();
     assert_eq!(Some(manifest.from), user_data.state_sha256);
+    let sealed_manifest = sealed.manifest.clone();
     let received = Received::parse_v2(&sealed.open(&x25519(SEALING)).unwrap()).unwrap();
     let found = [
         (FILE_KEYS_ADD, expanded(&received.added_file_keys.unwrap()).describe()),
         (FILE_KEYS_REMOVE, Item::removed(received.removed_file_keys.unwrap().iter().map(String::as_str))),
     ];
     let found = found.into_iter().map(|(name, item)| (name.to_owned(), item)).collect();
-    manifest.describes(&found).unwrap();
+    Told::parse(&sealed_manifest).unwrap().describes(&found).unwrap();
 }
 
 fn text(value: &Value) -> String {

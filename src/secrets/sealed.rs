@@ -7,7 +7,6 @@ use formats::attestation::{BootNonce, BundleId};
 use formats::refusal::{Refusal, refuse};
 use formats::sealed_bundle::{self, SealedBundle, v2};
 use formats::signature::VerifyingKey;
-use formats::state::Manifest;
 
 use crate::attest::Attestation;
 use crate::settings::Operators;
@@ -24,8 +23,8 @@ pub struct Opened {
     pub bundle: Vec<u8>,
     /// Identifies it.
     pub id: BundleId,
-    /// What it says that it does: in version 2.
-    pub manifest: Option<Manifest>,
+    /// What it says that it does, in JSON: in version 2.
+    pub manifest: Option<Vec<u8>>,
     /// Who signed it.
     pub signers: Vec<VerifyingKey>,
 }
@@ -93,9 +92,9 @@ impl Unsealer {
         // Another bundle may have taken effect while this one came.
         self.is_for_now(line.boot_nonce, line.counter, v2::field)?;
         let id = line.id();
-        let sealed = v2::SealedBundle::complete(line, rest)?;
-        let manifest = Manifest::parse(&sealed.manifest)?;
-        Ok(Opened { bundle: sealed.open(self.attestation.sealing())?, id, manifest: Some(manifest), signers })
+        let mut sealed = v2::SealedBundle::complete(line, rest)?;
+        let manifest = Some(std::mem::take(&mut sealed.manifest));
+        Ok(Opened { bundle: sealed.open(self.attestation.sealing())?, id, manifest, signers })
     }
 
     fn is_for_now(&self, boot_nonce: BootNonce, counter: u64, field: fn(&str) -> String) -> Result<(), Refusal> {
@@ -118,7 +117,7 @@ mod tests {
     use formats::digest::Sha256;
     use formats::hpke::PrivateKey;
     use formats::sealed_bundle::{Destination, seal};
-    use formats::state::Items;
+    use formats::state::{Items, Manifest};
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;

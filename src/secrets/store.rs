@@ -17,7 +17,7 @@ use formats::items::{
 use formats::jwks::GrantKeys;
 use formats::refusal::{Refusal, WHOLE, refuse};
 use formats::sealed_bundle::v2;
-use formats::state::{Item, Manifest, State};
+use formats::state::{Item, State, Told};
 use formats::time::Utc;
 use log::{info, warn};
 use serde_json::{Value, json};
@@ -149,12 +149,12 @@ impl Accepted {
 }
 
 /// Which bundle a change comes by.
-#[derive(Default)]
-struct By {
+#[derive(Clone, Copy, Default)]
+struct By<'b> {
     /// The bundle, if it came sealed.
     id: Option<BundleId>,
-    /// What it says that it does, in version 2.
-    manifest: Option<Manifest>,
+    /// What it says that it does, in JSON: in version 2.
+    manifest: Option<&'b [u8]>,
 }
 
 impl Store {
@@ -242,7 +242,7 @@ impl Store {
 
     fn replace_by(&self, Opened { bundle, id, manifest, signers }: Opened) -> Result<Accepted, Refusal> {
         let received = if manifest.is_some() { Received::parse_v2(&bundle) } else { Received::parse(&bundle) };
-        let accepted = self.check_and_replace(received?, By { id: Some(id), manifest })?;
+        let accepted = self.check_and_replace(received?, By { id: Some(id), manifest: manifest.as_deref() })?;
         let signers: Vec<String> = signers.iter().map(formats::base64::encode).collect();
         info!("the bundle of counter {} is signed by {}", id.counter, signers.join(", "));
         Ok(accepted)
@@ -257,11 +257,12 @@ impl Store {
         self.check_and_replace(Received::parse(bytes)?, By::default())
     }
 
-    fn check_and_replace(&self, received: Received, by: By) -> Result<Accepted, Refusal> {
+    fn check_and_replace(&self, received: Received, by: By<'_>) -> Result<Accepted, Refusal> {
         let old = self.now();
-        if let Some(Manifest { from, .. }) = &by.manifest {
+        let manifest = by.manifest.map(Told::parse).transpose()?;
+        if let Some(Told { from, .. }) = manifest {
             let state = old.state.sha256();
-            if *from != state {
+            if from != state {
                 return refuse(
                     "manifest.from",
                     format!(
@@ -271,7 +272,7 @@ impl Store {
             }
         }
         let mut bundle = Bundle::check(received, &self.allowed, &self.pinned, Utc::now())?;
-        if let Some(manifest) = &by.manifest {
+        if let Some(manifest) = &manifest {
             manifest.describes(&bundle.items)?;
         }
         let replaced = old.keys.as_ref().filter(|_| bundle.file_keys.whole.is_some());
@@ -291,7 +292,7 @@ impl Store {
         let ignored = bundle.ignored.clone();
         let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
         let updated = NAMES.into_iter().filter(|name| bundle.items.contains_key(*name)).collect();
-        self.replace(bundle, file_keys, grant_keys, by);
+        self.replace(bundle, file_keys, grant_keys, by.id, manifest.and_then(|manifest| manifest.complete_at));
         Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
     }
 
@@ -333,9 +334,10 @@ impl Store {
             .and_then(|found| found.map(|identity| identity.within(&self.pinned)).transpose())
             .map_err(|e| Refusal { field: format!("{}: {}", self.certs.display(), e.part.name()), reason: e.reason })?;
         let Some(identity) = found else { return Ok(false) };
-        let items = [(CERTIFICATES.to_owned(), identity.describe())].into();
-        let bundle = Bundle { identity: Some(identity), items, ..Bundle::default() };
-        self.replace(bundle, None, None, By::default());
+        let mut bundle = Bundle::default();
+        bundle.items.insert(CERTIFICATES.to_owned(), identity.describe());
+        bundle.identity = Some(identity);
+        self.replace(bundle, None, None, None, None);
         Ok(true)
     }
 
@@ -354,7 +356,14 @@ impl Store {
     }
 
     /// Puts the bundle in force, with these sets of keys if they change.
-    fn replace(&self, bundle: Bundle, file_keys: Option<FileKeys>, grant_keys: Option<GrantKeys>, by: By) {
+    fn replace(
+        &self,
+        bundle: Bundle,
+        file_keys: Option<FileKeys>,
+        grant_keys: Option<GrantKeys>,
+        id: Option<BundleId>,
+        complete_at: Option<Sha256>,
+    ) {
         let mut secrets = Secrets::clone(&self.now());
         let mut items = take(&mut secrets.state.items);
         let new_identity = bundle.identity.is_some();
@@ -383,10 +392,10 @@ impl Store {
         secrets.state = State { items };
         secrets.state_json = Some(secrets.state.to_json().into());
         let state = secrets.state.sha256();
-        secrets.complete_at = by.manifest.and_then(|manifest| manifest.complete_at).filter(|at| *at != state);
+        secrets.complete_at = complete_at.filter(|at| *at != state);
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
         if let Some(attestation) = &self.attestation {
-            attestation.put_in_force(by.id, state);
+            attestation.put_in_force(id, state);
         }
         if new_identity {
             *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;

@@ -4,11 +4,10 @@
 //! "enc", "manifest", "ciphertext", "signatures"}}`, where `manifest` and `ciphertext` are `{"length", "sha256"}` of what
 //! follows, so the enclave reads nothing past the line before its signatures verify.
 
-use std::collections::BTreeSet;
-
 use ring::error::Unspecified;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::Destination;
 use crate::attestation::{BootNonce, BundleId};
@@ -16,6 +15,7 @@ use crate::base64;
 use crate::digest::{Sha256, sha256};
 use crate::hpke::{self, HpkeError, PrivateKey, PublicKey, Sender};
 use crate::items::MAX_BUNDLE_V2;
+use crate::object::{Keep, Object};
 use crate::refusal::{Refusal, refuse};
 use crate::signature::VerifyingKey;
 use crate::state::Manifest;
@@ -28,8 +28,7 @@ pub const PURPOSE: &[u8] = b"teemark sealed bundle v2";
 pub const MAX_LINE: usize = 16 << 10;
 
 /// What the line says of the manifest, and of the ciphertext.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Bytes.
     pub length: usize,
@@ -38,13 +37,12 @@ pub struct Part {
 }
 
 /// A signature, and whose it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
-    /// The operator's key, in base64.
-    key: String,
-    /// The signature of [`Line::to_be_signed`], in base64.
-    signature: String,
+    /// The operator's key.
+    pub key: VerifyingKey,
+    /// The signature of [`Line::to_be_signed`], 64 bytes.
+    pub signature: Vec<u8>,
 }
 
 /// The line in front of a bundle.
@@ -64,24 +62,6 @@ pub struct Line {
     pub signatures: Vec<Signed>,
 }
 
-/// The line as JSON has it.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire {
-    boot_nonce: BootNonce,
-    counter: u64,
-    enc: String,
-    manifest: Part,
-    ciphertext: Part,
-    signatures: Vec<Signed>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Outer {
-    sealed_bundle_v2: Wire,
-}
-
 impl Part {
     fn of(bytes: &[u8]) -> Part {
         Part { length: bytes.len(), sha256: sha256(bytes) }
@@ -89,6 +69,39 @@ impl Part {
 
     fn is(self, bytes: &[u8]) -> bool {
         self == Part::of(bytes)
+    }
+
+    fn parse(name: &str, value: &RawValue) -> Result<Part, Refusal> {
+        let field = field(name);
+        let part = only(&field, value.get().as_bytes(), &["length", "sha256"])?;
+        let length = part.get("length").and_then(|length| length.get().parse().ok());
+        let sha256 = Sha256::from_hex(&part.text(&field, "sha256")?);
+        match (length, sha256) {
+            (Some(length), Some(sha256)) => Ok(Part { length, sha256 }),
+            _ => refuse(field, "is not a length in bytes and a SHA-256 in hex"),
+        }
+    }
+}
+
+impl Signed {
+    fn parse(value: &RawValue) -> Result<Signed, Refusal> {
+        let field = field("signatures");
+        let signed = only(&field, value.get().as_bytes(), &["key", "signature"])?;
+        let bytes = |name| Ok(base64::decode(&signed.text(&field, name)?));
+        let key = bytes("key")?.and_then(|bytes| VerifyingKey::from_slice(&bytes));
+        match (key, bytes("signature")?) {
+            (Some(key), Some(signature)) => Ok(Signed { key, signature }),
+            _ => refuse(field, "hold one that is not base64 of a key and of a signature"),
+        }
+    }
+}
+
+/// An object with these members and no others.
+fn only<'a>(field: &str, json: &'a [u8], names: &[&str]) -> Result<Object<'a>, Refusal> {
+    let object = Object::parse(field, json, Keep::Named(names))?;
+    match object.ignored.first() {
+        Some(name) => refuse(field, format!("has a member that this version does not know: {name}")),
+        None => Ok(object),
     }
 }
 
@@ -139,24 +152,45 @@ impl Line {
     /// # Errors
     /// It is not such a line, or announces more than [`MAX_BUNDLE_V2`] bytes.
     pub fn parse(line: &[u8]) -> Result<Line, Refusal> {
-        // serde_json's own message may quote what it found.
-        let outer = serde_json::from_slice::<Outer>(line)
-            .or_else(|e| refuse(SEALED, format!("is not a line that this version can read (column {})", e.column())))?;
-        let Wire { boot_nonce, counter, enc, manifest, ciphertext, signatures } = outer.sealed_bundle_v2;
-        let Some(enc) = PublicKey::from_base64(&enc) else {
+        const MEMBERS: [&str; 6] = ["boot_nonce", "counter", "enc", "manifest", "ciphertext", "signatures"];
+        let outer = only("line", line, &[SEALED])?;
+        let Some(inner) = outer.get(SEALED) else { return refuse(SEALED, "is missing") };
+        let inner = only(SEALED, inner.get().as_bytes(), &MEMBERS)?;
+        let member = |name| inner.get(name).map_or_else(|| refuse(field(name), "is missing"), Ok);
+        let Some(boot_nonce) = BootNonce::from_hex(&inner.text(SEALED, "boot_nonce")?) else {
+            return refuse(field("boot_nonce"), "is not hex of 32 bytes");
+        };
+        let Ok(counter) = member("counter")?.get().parse() else {
+            return refuse(field("counter"), "is not a whole number from 0 to 2^64 - 1");
+        };
+        let Some(enc) = PublicKey::from_base64(&inner.text(SEALED, "enc")?) else {
             return refuse(field("enc"), "is not base64 of a usable X25519 public key");
         };
+        let part = |name| Part::parse(name, member(name)?);
+        let (manifest, ciphertext) = (part("manifest")?, part("ciphertext")?);
         if manifest.length.saturating_add(ciphertext.length) > MAX_BUNDLE_V2 {
             return refuse(SEALED, format!("is larger than {MAX_BUNDLE_V2} bytes"));
         }
+        let Ok(signatures) = serde_json::from_str::<Vec<&RawValue>>(member("signatures")?.get()) else {
+            return refuse(field("signatures"), "is not a list");
+        };
+        let signatures = signatures.into_iter().map(Signed::parse).collect::<Result<_, _>>()?;
         Ok(Line { boot_nonce, counter, enc, manifest, ciphertext, signatures })
     }
 
     /// The line, with its end.
     pub fn to_json(&self) -> String {
-        let Line { boot_nonce, counter, enc, manifest, ciphertext, signatures } = self.clone();
-        let wire = Wire { boot_nonce, counter, enc: base64::encode(enc), manifest, ciphertext, signatures };
-        serde_json::to_string(&Outer { sealed_bundle_v2: wire }).expect("texts and numbers are JSON") + "\n"
+        let part = |Part { length, sha256 }: Part| json!({"length": length, "sha256": sha256});
+        let signed = |Signed { key, signature }: &Signed| json!({"key": base64::encode(key), "signature": base64::encode(signature)});
+        let line = json!({SEALED: {
+            "boot_nonce": self.boot_nonce,
+            "counter": self.counter,
+            "enc": base64::encode(self.enc),
+            "manifest": part(self.manifest),
+            "ciphertext": part(self.ciphertext),
+            "signatures": self.signatures.iter().map(signed).collect::<Vec<_>>(),
+        }});
+        line.to_string() + "\n"
     }
 
     /// How many bytes follow the line.
@@ -191,10 +225,8 @@ impl Line {
         let mut found: Vec<VerifyingKey> = Vec::new();
         // At most one verification for each key: a hostile line may have as many signatures as fit.
         for operator in operators {
-            let by = base64::encode(operator);
-            let signature = self.signatures.iter().find(|signature| signature.key == by);
-            let signature = signature.and_then(|signature| base64::decode(&signature.signature));
-            if !found.contains(operator) && signature.is_some_and(|bytes| operator.verifies(&signed, &bytes)) {
+            let by_them = self.signatures.iter().find(|signature| signature.key == *operator);
+            if !found.contains(operator) && by_them.is_some_and(|by| operator.verifies(&signed, &by.signature)) {
                 found.push(*operator);
             }
         }
@@ -222,15 +254,10 @@ impl Line {
 
     /// Adds an operator's signature, in place of an earlier one.
     pub fn sign(&mut self, operator: &Ed25519KeyPair) {
-        let key = base64::encode(operator.public_key());
-        let signature = base64::encode(operator.sign(&self.to_be_signed()));
+        let key = VerifyingKey::from_slice(operator.public_key().as_ref()).expect("an Ed25519 key has 32 bytes");
+        let signature = operator.sign(&self.to_be_signed()).as_ref().to_vec();
         self.signatures.retain(|other| other.key != key);
         self.signatures.push(Signed { key, signature });
-    }
-
-    /// The keys that signatures name, whether they verify or not.
-    pub fn named_signers(&self) -> BTreeSet<&str> {
-        self.signatures.iter().map(|signature| &*signature.key).collect()
     }
 }
 
@@ -351,7 +378,6 @@ mod tests {
         let mut twice = signed(&[1]);
         twice.line.signatures.push(twice.line.signatures[0].clone());
         assert!(twice.line.check_signatures(&[one, two], 2).unwrap_err().reason.contains("hold 1 that verify"));
-        assert_eq!(signed(&[1, 9]).line.named_signers().len(), 2);
     }
 
     #[test]
@@ -386,9 +412,10 @@ mod tests {
             line[SEALED][member] = value;
             Line::parse(line.to_string().as_bytes()).unwrap_err()
         };
-        assert!(!with("secret", Value::Null).reason.contains("secret"));
+        let unknown = with("expires", json!("a secret")).reason;
+        assert!(unknown.contains("does not know: expires") && !unknown.contains("secret"), "{unknown}");
         assert_eq!(with("enc", base64::encode([0; 32]).into()).field, "sealed_bundle_v2.enc");
-        let part = |length: usize| serde_json::json!({"length": length, "sha256": Sha256::default()});
+        let part = |length: usize| json!({"length": length, "sha256": Sha256::default()});
         assert!(with("ciphertext", part(MAX_BUNDLE_V2)).reason.contains("larger"));
         assert!(with("manifest", part(usize::MAX)).reason.contains("larger"));
         for other in [&b"{\"sealed_bundle\":{}}"[..], b"{\"FILE_KEYS\":{}}", b"sealed_bundle_v2", b""] {
