@@ -86,7 +86,7 @@ pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
 pub struct FileKeys(HashMap<Arc<str>, Arc<FileKey>>);
 
 /// Memory of a key in force, in bytes, besides its id: the expanded key, the table's entry, and what an allocator adds.
-pub const KEY_COST: usize = 768;
+pub const KEY_COST: usize = 832;
 
 /// The key that a file is to be opened with.
 #[derive(Clone)]
