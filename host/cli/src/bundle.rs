@@ -8,9 +8,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use formats::base64;
 use formats::bundle::Outgoing;
 use formats::certificates::{self, Part, Parts};
-use formats::items::{CERTIFICATES, GRANT_KEYS, MAX_BUNDLE};
+use formats::file_keys::DeliveredKeys;
+use formats::items::{CERTIFICATES, GRANT_KEYS, MAX_BUNDLE_V2};
 use formats::jwks;
 use formats::sealed_bundle::SEALED;
+use formats::sealed_bundle::v2::{Line, MAX_LINE};
 use formats::service::ServiceUrl;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -20,8 +22,8 @@ use crate::certificate::{self, Authority, Content};
 use crate::keys::KeyFile;
 use crate::output::{self, without_mark};
 
-/// Largest bundle that the daemon accepts, in bytes as they are sent.
-pub(crate) const LARGEST: u64 = MAX_BUNDLE as u64;
+/// Largest bundle, in bytes as they are sent: that of version 2, with its line.
+pub(crate) const LARGEST: u64 = (MAX_BUNDLE_V2 + MAX_LINE) as u64;
 
 /// The options that name the parts of a bundle.
 #[derive(clap::Args)]
@@ -44,12 +46,30 @@ pub(crate) struct Items {
     /// The public keys that may sign grants: a JWK set, as teemark keygen --for grants prints it
     #[arg(long, value_name = "FILE")]
     grant_keys: Option<PathBuf>,
+    /// File keys that come to those in the enclave, in a key file
+    #[arg(long, value_name = "FILE", requires = "seal", conflicts_with = "keys")]
+    add_keys: Option<PathBuf>,
+    /// The id of a file key that goes; can be given several times
+    #[arg(long, value_name = "ID", requires = "seal", conflicts_with = "keys")]
+    remove_key: Vec<String>,
+    /// Public keys that come to those that may sign grants: a JWK set
+    #[arg(long, value_name = "FILE", requires = "seal", conflicts_with = "grant_keys")]
+    add_grant_keys: Option<PathBuf>,
+    /// The kid of a key that may no longer sign grants; can be given several times
+    #[arg(long, value_name = "KID", requires = "seal", conflicts_with = "grant_keys")]
+    remove_grant_key: Vec<String>,
 }
 
 impl Items {
     /// Whether a private key is among them.
     pub(crate) fn are_secret(&self) -> bool {
-        self.client_key.is_some() || self.keys.is_some()
+        self.client_key.is_some() || self.keys.is_some() || self.add_keys.is_some()
+    }
+
+    /// Whether they change keys one by one.
+    pub(crate) fn are_changes(&self) -> bool {
+        let ids = [&self.remove_key, &self.remove_grant_key];
+        self.add_keys.is_some() || self.add_grant_keys.is_some() || ids.iter().any(|ids| !ids.is_empty())
     }
 }
 
@@ -70,6 +90,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Warns of certificates in a finished bundle that expire soon. It is sent unchanged; the daemon says if it is wrong.
 pub(crate) fn warn_of_certificates(bundle: &[u8]) {
+    // One that is sealed cannot be looked into.
     let bundle: Value = serde_json::from_slice(without_mark(bundle)).unwrap_or_default();
     // An object, or a text that holds one.
     let item = match &bundle[CERTIFICATES] {
@@ -86,12 +107,12 @@ pub(crate) fn warn_of_certificates(bundle: &[u8]) {
 /// Whether a finished bundle is sealed, and holds nothing else.
 pub(crate) fn is_sealed(bundle: &[u8]) -> bool {
     let members: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_slice(without_mark(bundle));
-    members.is_ok_and(|members| members.keys().eq([SEALED]))
+    Line::is_one(bundle) || members.is_ok_and(|members| members.keys().eq([SEALED]))
 }
 
 /// Reads a JWK set and checks it as the daemon does. It is sent as it is in the file.
-fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
-    let in_file = || format!("--grant-keys {}", path.display());
+fn grant_keys(path: &Path, option: &str) -> Result<Box<RawValue>> {
+    let in_file = || format!("{option} {}", path.display());
     let (source, _) = output::open_input(path).with_context(in_file)?;
     let mut text = Vec::new();
     source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
@@ -100,6 +121,10 @@ fn grant_keys(path: &Path) -> Result<Box<RawValue>> {
         .with_context(in_file)?;
     jwks::parse(GRANT_KEYS, &set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
     Ok(set)
+}
+
+fn file_keys(path: Option<&Path>) -> Result<Option<DeliveredKeys>> {
+    Ok(path.map(KeyFile::read).transpose()?.map(KeyFile::into_keys))
 }
 
 /// Builds the bundle, with the same bytes as the `cat > mtls_certs.json <<EOF` of certs/README.md makes of these files.
@@ -115,14 +140,17 @@ pub(crate) fn build(items: &Items) -> Result<Vec<u8>> {
     let bundle = Outgoing {
         mtls_client_cert_json: certificates.as_ref().map(certificates::write),
         ecs_watermark_endpoint: items.endpoint.as_ref().map(|url| url.as_str().to_owned()),
-        file_keys: items.keys.as_deref().map(KeyFile::read).transpose()?.map(KeyFile::into_keys),
-        grant_keys: items.grant_keys.as_deref().map(grant_keys).transpose()?,
-        ..Outgoing::default()
+        file_keys: file_keys(items.keys.as_deref())?,
+        grant_keys: items.grant_keys.as_deref().map(|path| grant_keys(path, "--grant-keys")).transpose()?,
+        file_keys_add: file_keys(items.add_keys.as_deref())?,
+        file_keys_remove: items.remove_key.iter().cloned().collect(),
+        grant_keys_add: items.add_grant_keys.as_deref().map(|path| grant_keys(path, "--add-grant-keys")).transpose()?,
+        grant_keys_remove: items.remove_grant_key.iter().cloned().collect(),
     };
     if bundle.is_empty() {
         bail!(
             "there is nothing to put in the bundle; give --client-cert, --client-key and --ca, or --endpoint, \
-             or --keys, or --grant-keys, or a finished one with --bundle"
+             or --keys, or --grant-keys, or what comes to the keys or goes, or a finished one with --bundle"
         );
     }
     Ok(bundle.to_json())

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use formats::certificates::Part;
 use formats::time::Utc;
 use formats::{base64, pem};
+use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::terminal::say;
@@ -105,6 +106,15 @@ fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<St
             left / 86_400
         )
     }))
+}
+
+/// When the first of these certificates expires; `None` if one cannot be read.
+pub(crate) fn earliest_end(chain: &[CertificateDer<'_>]) -> Option<Utc> {
+    let ends = chain.iter().map(|der| {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(Utc(certificate.validity().not_after.timestamp().try_into().unwrap_or(0)))
+    });
+    ends.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
 fn check(bytes: &[u8], content: Content) -> Result<()> {

@@ -24,6 +24,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause before another attempt, whatever Retry-After asks for.
 const LONGEST_PAUSE: u64 = 60;
+/// Time limit of one attempt of [`Daemon::get`], and how often it is made again while the daemon asks to wait.
+const GET_LIMIT: Duration = Duration::from_secs(30);
+const GET_RETRIES: u32 = 3;
 /// Largest error answer, in bytes.
 const LARGEST_ERROR: u64 = 64 << 10;
 
@@ -63,6 +66,11 @@ pub(crate) struct Daemon {
 }
 
 impl Cacert {
+    /// Whether it is given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.cacert.is_some()
+    }
+
     /// The daemon at an address.
     ///
     /// # Errors
@@ -125,6 +133,24 @@ impl Daemon {
             .new_agent()
     }
 
+    /// Gets one of the daemon's own paths, at most `most` bytes of it.
+    ///
+    /// # Errors
+    /// As [`Daemon::ask`]; the answer is longer, or ends early.
+    pub(crate) fn get(&self, path: &str, most: u64) -> Result<Vec<u8>> {
+        let (agent, endpoint) = (self.agent(GET_LIMIT), &self.endpoint);
+        let url = format!("{endpoint}{path}");
+        let answer = self.ask(GET_RETRIES, || agent.get(&url).call())?;
+        let mut body = Vec::new();
+        let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
+        answer.into_body().into_reader().take(most + 1).read_to_end(&mut body).with_context(cut)?;
+        if body.len() as u64 > most {
+            let most = most >> 10;
+            bail!("{endpoint} answered with more than {most} KiB, which teemarkd never does; is this its public port?");
+        }
+        Ok(body)
+    }
+
     /// Repeats `attempt` until the daemon answers 200, and waits in between if the daemon asks to (429 and 503 with
     /// Retry-After), `retries` times at most.
     ///
@@ -183,7 +209,7 @@ fn pause(answer: &Response<Body>) -> Option<Duration> {
 }
 
 /// Why there is no answer: the network's faults and time limits may pass, others do not.
-fn no_answer(endpoint: &str, error: ureq::Error) -> anyhow::Error {
+pub(crate) fn no_answer(endpoint: &str, error: ureq::Error) -> anyhow::Error {
     use ureq::Error::*;
     if let Some(rustls::Error::InvalidCertificate(_)) = tls_fault(&error) {
         let message = format!(
@@ -212,7 +238,8 @@ fn class(status: u16, code: &str) -> Class {
     }
 }
 
-fn refusal(endpoint: &str, answer: &mut Response<Body>) -> Failure {
+/// What the daemon said instead of 200.
+pub(crate) fn refusal(endpoint: &str, answer: &mut Response<Body>) -> Failure {
     let status = answer.status().as_u16();
     let mut body = Vec::new();
     // If the error answer is cut off, its status has to be enough.

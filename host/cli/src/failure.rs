@@ -77,6 +77,11 @@ impl Failure {
         self
     }
 
+    /// Its class.
+    pub(crate) fn class(&self) -> Class {
+        self.class
+    }
+
     /// The class of any error.
     pub(crate) fn class_of(error: &anyhow::Error) -> Class {
         error.downcast_ref::<Failure>().map_or(Class::Other, |failure| failure.class)

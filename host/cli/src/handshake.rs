@@ -1,12 +1,14 @@
 //! The operator's side of the handshake: send the bundle until the enclave has answered it.
 //!
-//! It sends one JSON object and the end of file, and receives one line of JSON. Sending the same bundle twice does no
+//! To the handshake's port it sends the bundle and the end of file, and receives one line of JSON; to the daemon's HTTP
+//! address it makes one request, whose answer has the same JSON. Sending the same bundle twice does no
 //! harm, so a failure before the first byte of an answer is tried again. The daemon accepts a sealed bundle only once:
 //! one that is sealed here is sealed again for another attempt. One that was sealed before, or with a given counter, may
 //! be refused at the second attempt because the first has put it in force.
 
 use std::borrow::Cow;
-use std::io::{self, ErrorKind};
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use formats::address::Address;
 use serde::Deserialize;
 
 use crate::connect::{Stream, connect};
+use crate::daemon::{self, Daemon};
 use crate::failure;
 use crate::terminal::{printable, say};
 
@@ -27,6 +30,26 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a waiting operator is reminded of what for.
 const REMINDER: Duration = Duration::from_secs(10);
+
+/// Time limit of one request with a bundle of 16 MiB.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where a bundle is sent.
+pub(crate) enum Target {
+    /// The handshake's port.
+    Handshake(Address),
+    /// The daemon's public address, which takes bundles of version 2.
+    Public(Daemon),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Handshake(address) => address.fmt(f),
+            Target::Public(daemon) => f.write_str(&daemon.endpoint),
+        }
+    }
+}
 
 /// The daemon's answer to a bundle.
 #[derive(Debug, Deserialize)]
@@ -66,28 +89,32 @@ pub(crate) struct Accepted {
 /// # Errors
 /// There is no bundle; the daemon refuses it; the address cannot be reached in time or at all; what answers is not the
 /// daemon.
-pub(crate) fn send<'b>(address: &Address, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
+pub(crate) fn send<'b>(target: &Target, bundle: impl Fn() -> Result<Cow<'b, [u8]>>, wait: u64) -> Result<Accepted> {
     let start = Instant::now();
     let wait = Duration::from_secs(wait);
     let mut pause = FIRST_PAUSE;
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let why = match attempt(address, &bundle()?) {
-            Ok(answer) => return report(address, &answer),
+        let answer = match target {
+            Target::Handshake(address) => attempt(address, &bundle()?),
+            Target::Public(daemon) => request(daemon, &bundle()?),
+        };
+        let why = match answer {
+            Ok(answer) => return report(target, &answer),
             Err(AttemptError::Final(error)) => return Err(error),
             Err(AttemptError::NotYet(why)) => why,
         };
         let left = wait.saturating_sub(start.elapsed());
         if left.is_zero() {
             let message = format!(
-                "{address}: {why}, for {} s; is the enclave running, is this its address, \
+                "{target}: {why}, for {} s; is the enclave running, is this its address, \
                  or does it need longer (--wait)?",
                 wait.as_secs()
             );
             bail!(failure::Failure::try_again("no_answer", message));
         }
         if told.as_ref().is_none_or(|(before, at)| *before != why || at.elapsed() > REMINDER) {
-            say(format_args!("waiting for {address} ({why}), {} s left", left.as_secs_f32().ceil()));
+            say(format_args!("waiting for {target} ({why}), {} s left", left.as_secs_f32().ceil()));
             told = Some((why, Instant::now()));
         }
         sleep(pause.min(left));
@@ -108,6 +135,45 @@ fn attempt(address: &Address, bundle: &[u8]) -> Result<Vec<u8>, AttemptError> {
         return Err(AttemptError::NotYet("the connection ended without an answer".to_owned()));
     }
     Ok(answer)
+}
+
+/// The answer of the daemon to `POST /sealed-bundle`.
+fn request(daemon: &Daemon, bundle: &[u8]) -> Result<Vec<u8>, AttemptError> {
+    let sent = daemon.agent(REQUEST_LIMIT).post(format!("{}/sealed-bundle", daemon.endpoint)).send(bundle);
+    let mut answer = match sent {
+        Ok(answer) => answer,
+        Err(error) => {
+            let error = daemon::no_answer(&daemon.endpoint, error);
+            return Err(match failure::Failure::class_of(&error) {
+                failure::Class::TryAgain => AttemptError::NotYet(format!("{:#}", error.root_cause())),
+                _ => AttemptError::Final(error),
+            });
+        }
+    };
+    match answer.status().as_u16() {
+        200 | 400 => {
+            let mut body = Vec::new();
+            let read = answer.body_mut().as_reader().take(LARGEST_ANSWER + 1).read_to_end(&mut body);
+            read.map_err(|e| AttemptError::NotYet(format!("its answer was cut off: {e}")))?;
+            Ok(body)
+        }
+        404 => Err(AttemptError::Final(anyhow!(failure::Failure::new(
+            failure::Class::Other,
+            "not_found",
+            format!(
+                "{} takes no bundles over HTTP: is this teemarkd's public port, and of a release that does? Port 7777 \
+                 takes them: --send vsock:CID:7777 on the parent",
+                daemon.endpoint
+            )
+        )))),
+        _ => {
+            let refusal = daemon::refusal(&daemon.endpoint, &mut answer);
+            Err(match refusal.class() {
+                failure::Class::TryAgain => AttemptError::NotYet(refusal.to_string()),
+                _ => AttemptError::Final(refusal.into()),
+            })
+        }
+    }
 }
 
 fn send_all(stream: &mut dyn Stream, bundle: &[u8]) -> io::Result<()> {
@@ -162,8 +228,8 @@ fn sort(address: &Address, error: io::Error) -> AttemptError {
     }
 }
 
-fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
-    let answer = parse(bytes).with_context(|| format!("what answered at {address} is not teemarkd"))?;
+fn report(target: &Target, bytes: &[u8]) -> Result<Accepted> {
+    let answer = parse(bytes).with_context(|| format!("what answered at {target} is not teemarkd"))?;
     if !answer.ok {
         let reason = answer.error.as_deref().unwrap_or("no reason given");
         let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
@@ -186,8 +252,8 @@ fn report(address: &Address, bytes: &[u8]) -> Result<Accepted> {
 
 impl Accepted {
     /// The line that reports it.
-    pub(crate) fn line(&self, address: &Address) -> String {
-        format!("accepted by {address}: {}\n", printable(&self.updated.join(", ")))
+    pub(crate) fn line(&self, target: &Target) -> String {
+        format!("accepted by {target}: {}\n", printable(&self.updated.join(", ")))
     }
 }
 

@@ -2,20 +2,21 @@
 //!
 //! No message here repeats a value of the file: only ids and positions.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use formats::file_keys::{DeliveredKey, DeliveredKeys, KEY_LEN};
 use formats::hpke;
-use formats::items::FILE_KEYS;
+use formats::items::{FILE_KEYS, MAX_BUNDLE_V2};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 
 use crate::output;
 
-/// Largest key file, in bytes; the daemon accepts a bundle of 1 MiB.
-const LARGEST: u64 = 1 << 20;
+/// Largest key file, in bytes: as large as a bundle can be.
+const LARGEST: u64 = MAX_BUNDLE_V2 as u64;
 
 /// The keys of one key file by id, in the file's order; ids are unique.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -50,6 +51,10 @@ pub(crate) fn fresh_private_key() -> Result<hpke::PrivateKey> {
     hpke::PrivateKey::random().map_err(|_| anyhow!(NO_RANDOM))
 }
 
+fn twice(id: &str) -> String {
+    format!("there are two keys with id {id:?}; ids must differ")
+}
+
 impl KeyFile {
     /// Reads and checks a key file, and warns on stderr if others can read it too.
     ///
@@ -61,7 +66,7 @@ impl KeyFile {
         let mut text = Vec::new();
         file.take(LARGEST + 1).read_to_end(&mut text).with_context(in_file)?;
         if text.len() as u64 > LARGEST {
-            bail!("{} is larger than 1 MiB", in_file());
+            bail!("{} is larger than 16 MiB", in_file());
         }
         KeyFile::parse(&text).with_context(in_file)
     }
@@ -78,9 +83,11 @@ impl KeyFile {
         if let Some(name) = ignored.first() {
             bail!("{name} has no meaning there");
         }
-        let mut file = KeyFile::default();
-        keys.0.into_iter().try_for_each(|(id, key)| file.add(id, key))?;
-        Ok(file)
+        let mut known = BTreeSet::new();
+        match keys.0.iter().find(|(id, _)| !known.insert(id)) {
+            Some((id, _)) => bail!(twice(id)),
+            None => Ok(KeyFile(keys)),
+        }
     }
 
     /// Adds a key.
@@ -89,7 +96,7 @@ impl KeyFile {
     /// The id is there already.
     pub(crate) fn add(&mut self, id: String, key: DeliveredKey) -> Result<()> {
         if self.0.0.iter().any(|(known, _)| *known == id) {
-            bail!("there are two keys with id {id:?}; ids must differ");
+            bail!(twice(&id));
         }
         self.0.0.push((id, key));
         Ok(())

@@ -22,12 +22,14 @@ mod handshake;
 mod interrupt;
 mod keygen;
 mod keys;
+mod manifest;
 mod output;
 mod private_key;
 mod progress;
 mod proof;
 mod seal;
 mod secrets;
+mod state;
 mod terminal;
 mod vsock_proxy;
 

@@ -1,19 +1,26 @@
 //! The operator's side of the sealed handshake: seals bundles that only one enclave can open, and that it accepts from its
 //! operators only.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use formats::attestation::BundleId;
+use formats::bundle::Received;
+use formats::digest::Sha256;
+use formats::items::{MAX_BUNDLE, MAX_BUNDLE_V2};
+use formats::sealed_bundle::v2::{self, MAX_LINE};
 use formats::sealed_bundle::{self, Destination};
+use formats::state::{Manifest, State};
 use formats::time::now_ms;
 use ring::signature::Ed25519KeyPair;
 
 use crate::attest::Attested;
 use crate::failure::Failure;
 use crate::keys::NO_RANDOM;
+use crate::manifest;
+use crate::output::without_mark;
 use crate::private_key::{PrivateKey, Use};
 
 /// Seals bundles for one enclave in one operator's name.
@@ -24,8 +31,19 @@ pub(crate) struct Sealer {
     counter: Option<u64>,
     /// The counter of the last bundle that was in force there.
     in_force: u64,
+    version: Version,
     /// The bundles sealed so far: the same one, once for each attempt to send it.
     sealed: RefCell<Vec<BundleId>>,
+    /// The state that they lead to, if that is known.
+    expected: Cell<Option<Sha256>>,
+}
+
+/// The version of the bundles that the enclave takes.
+enum Version {
+    /// Of an enclave that does not attest its state.
+    One,
+    /// With a manifest, which names the state that the bundle changes.
+    Two { from: Sha256, before: Option<State>, complete_at: Option<Sha256> },
 }
 
 /// Why the enclave does not confirm that the bundle is in force. If the answer did, somebody on the way made it up.
@@ -37,6 +55,8 @@ pub(crate) enum Unconfirmed {
     Counter { told: u64, sealed: u64 },
     /// The bundle in force is another one with the same counter.
     Other { counter: u64 },
+    /// The bundle is in force, and leads to another state than it should.
+    State { told: Option<Sha256>, expected: Sha256 },
 }
 
 impl fmt::Display for Unconfirmed {
@@ -56,6 +76,10 @@ impl fmt::Display for Unconfirmed {
                 "says counter {counter}, but for another bundle; somebody sent that one in its place. \
                  Without --counter each bundle gets its own"
             ),
+            Unconfirmed::State { told, expected } => {
+                let told = told.map_or("no state".to_owned(), |told| format!("state {told}"));
+                write!(f, "says {told}, and the bundle should have led to state {expected}")
+            }
         }
     }
 }
@@ -87,8 +111,42 @@ impl Sealer {
         if counter.is_some_and(|counter| counter <= in_force) {
             bail!("--counter has to be above {in_force}, that of the bundle in force; without --counter one is chosen");
         }
+        let version = match to.state_sha256 {
+            None => Version::One,
+            Some(from) => Version::Two { from, before: None, complete_at: None },
+        };
         let to = Destination { sealing_key: to.sealing_key, boot_nonce: to.boot_nonce };
-        Ok(Sealer { to, operator, counter, in_force, sealed: RefCell::default() })
+        let (sealed, expected) = Default::default();
+        Ok(Sealer { to, operator, counter, in_force, version, sealed, expected })
+    }
+
+    /// Whether bundles are sealed in version 2, with a manifest.
+    pub(crate) fn has_manifests(&self) -> bool {
+        matches!(self.version, Version::Two { .. })
+    }
+
+    /// Most bytes of a sealed bundle.
+    pub(crate) fn most(&self) -> usize {
+        match self.version {
+            Version::One => MAX_BUNDLE,
+            Version::Two { .. } => MAX_BUNDLE_V2 + MAX_LINE,
+        }
+    }
+
+    /// Tells the state that the enclave attested, so that the one after the bundle is known.
+    pub(crate) fn from_state(mut self, state: State) -> Sealer {
+        if let Version::Two { before, .. } = &mut self.version {
+            *before = Some(state);
+        }
+        self
+    }
+
+    /// The enclave is to call itself ready in that state only.
+    pub(crate) fn complete_at(mut self, state: Option<Sha256>) -> Sealer {
+        if let Version::Two { complete_at, .. } = &mut self.version {
+            *complete_at = state;
+        }
+        self
     }
 
     /// The counter of the next bundle: the time, so that the later of two operators' bundles is accepted, but always above
@@ -105,13 +163,31 @@ impl Sealer {
     /// Seals a bundle. The enclave accepts it after any that was sealed before it.
     ///
     /// # Errors
-    /// The enclave has the highest possible counter; the system has no random numbers to give.
+    /// The enclave has the highest possible counter; the system has no random numbers to give; in version 2, what is in the
+    /// bundle cannot be described.
     pub(crate) fn seal(&self, bundle: &[u8]) -> Result<Vec<u8>> {
         let counter = self.next_counter()?;
-        let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator);
-        let sealed = sealed.map_err(|_| anyhow!(NO_RANDOM))?;
-        self.sealed.borrow_mut().push(sealed.id());
-        Ok(sealed.to_json().into_bytes())
+        let (id, bytes) = match &self.version {
+            Version::One => {
+                let sealed = sealed_bundle::seal(bundle, &self.to, counter, &self.operator);
+                let sealed = sealed.map_err(|_| anyhow!(NO_RANDOM))?;
+                (sealed.id(), sealed.to_json().into_bytes())
+            }
+            Version::Two { from, before, complete_at } => {
+                let bundle = without_mark(bundle);
+                let received = Received::parse_v2(bundle).context("the bundle cannot be read")?;
+                let items = manifest::describe(&received)?;
+                self.expected
+                    .set(before.as_ref().and_then(|before| manifest::after(before, &items)).map(|s| s.sha256()));
+                let manifest = Manifest { complete_at: *complete_at, from: *from, items };
+                let sealed = v2::seal(bundle, &manifest, &self.to, counter);
+                let mut sealed = sealed.map_err(|_| anyhow!(NO_RANDOM))?;
+                sealed.line.sign(&self.operator);
+                (sealed.line.id(), sealed.to_bytes())
+            }
+        };
+        self.sealed.borrow_mut().push(id);
+        Ok(bytes)
     }
 
     /// The last bundle that was sealed.
@@ -128,7 +204,12 @@ impl Sealer {
         let (told, last) = (now.in_force, self.last().unwrap_or_default().counter);
         match told.counter {
             _ if now.boot_nonce != self.to.boot_nonce => Err(Unconfirmed::Boot),
-            counter if self.sealed.borrow().contains(&told) => Ok(counter),
+            counter if self.sealed.borrow().contains(&told) => match self.expected.get() {
+                Some(expected) if now.state_sha256 != Some(expected) => {
+                    Err(Unconfirmed::State { told: now.state_sha256, expected })
+                }
+                _ => Ok(counter),
+            },
             counter if counter == last => Err(Unconfirmed::Other { counter }),
             counter => Err(Unconfirmed::Counter { told: counter, sealed: last }),
         }
@@ -138,7 +219,6 @@ impl Sealer {
 #[cfg(test)]
 mod tests {
     use formats::attestation::BootNonce;
-    use formats::digest::Sha256;
     use formats::hpke;
     use formats::signature::VerifyingKey;
 
@@ -155,6 +235,7 @@ mod tests {
             allow_list_sha256,
             boot_nonce,
             in_force,
+            state_sha256: None,
             pcrs,
             compared,
             module_id,
@@ -200,5 +281,26 @@ mod tests {
         assert!((before..=now_ms()).contains(&sealed.last().unwrap().counter));
         assert!(new(u64::MAX, None).unwrap().seal(b"{}").is_err());
         assert!(new(7, Some(7)).is_err() && new(7, Some(8)).is_ok());
+    }
+
+    #[test]
+    fn where_the_state_is_attested_the_bundle_names_it_and_has_to_lead_to_another() {
+        let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
+        let before = State::default();
+        let to = Attested { state_sha256: Some(before.sha256()), ..attested(3, BundleId::default()) };
+        let sealer = Sealer::new(&to, operator, None).unwrap().from_state(before.clone());
+        assert!(sealer.has_manifests());
+        let bytes = sealer.seal(br#"{"ECS_WATERMARK_ENDPOINT":"https://h:8"}"#).unwrap();
+        let sealed = v2::SealedBundle::parse(&bytes).unwrap();
+        let manifest = Manifest::parse(&sealed.manifest).unwrap();
+        assert_eq!(manifest.from, before.sha256());
+        assert_eq!(manifest.service_and_end(), (Some("https://h:8"), None));
+        let (told, expected) = (sealed.line.id(), State { items: manifest.items }.sha256());
+        let now = |state| sealer.confirm(&Attested { state_sha256: state, ..attested(3, told) });
+        assert_eq!(now(Some(expected)), Ok(told.counter));
+        for other in [None, Some(before.sha256())] {
+            assert_eq!(now(other), Err(Unconfirmed::State { told: other, expected }));
+        }
+        assert!(sealer.seal(b"{ not even JSON").unwrap_err().to_string().contains("cannot be read"));
     }
 }

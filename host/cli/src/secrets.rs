@@ -9,15 +9,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use formats::address::Address;
 use formats::attestation::BundleId;
+use formats::base64;
+use formats::digest::Sha256;
+use formats::items::{MAX_BUNDLE, MAX_BUNDLE_V2};
+use formats::sealed_bundle::v2::{Line, MAX_LINE};
 use serde_json::{Value, json};
 
 use crate::attest::{Attested, Purpose, Trust};
-use crate::bundle::{self, Items, LARGEST};
+use crate::bundle::{self, Items};
 use crate::daemon::{self, Cacert};
 use crate::failure::{Class, Done, Failure};
-use crate::handshake::{self, Accepted};
+use crate::handshake::{self, Accepted, Target};
 use crate::output::{self, Existing, Readers};
 use crate::seal::{Sealer, operator_key};
+use crate::state;
 use crate::terminal::say;
 
 /// Between two attempts to attest an enclave that does not listen yet.
@@ -28,13 +33,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[command(
     mut_arg("pcrs", |pcrs| pcrs.requires("seal")),
     mut_arg("development", |development| development.requires("seal")),
-    mut_arg("cacert", |cacert| cacert.requires("seal")),
     after_help = "Examples:
   teemark secrets --client-cert client.crt --client-key client.key --ca ecs-ca.crt \\
     --endpoint https://watermark.internal.staging.zing.you:8080 --keys keys.json \\
     --grant-keys grant-keys.json --send vsock:16:7777 \\
     --seal --attested http://127.0.0.1:3000 --pcrs out/teemark.pcrs --operator-key operator.key
-  teemark secrets --bundle sealed.json --send vsock:16:7777
+  teemark secrets --bundle sealed.bundle --send https://enclave-7.example.com
+  teemark secrets --add-keys new-keys.json --seal --attested https://enclave-7.example.com --pcrs out/teemark.pcrs \\
+    --operator-key operator.key --send https://enclave-7.example.com
   teemark secrets --bundle mtls_certs.json --plain --send vsock:16:7777"
 )]
 pub(crate) struct Arguments {
@@ -42,9 +48,10 @@ pub(crate) struct Arguments {
     items: Items,
     /// A finished bundle, used as it is; - for standard input
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys", "grant_keys"])]
+          conflicts_with_all = ["client_cert", "client_key", "ca", "endpoint", "keys", "grant_keys", "add_keys",
+                                "remove_key", "add_grant_keys", "remove_grant_key"])]
     bundle: Option<PathBuf>,
-    /// Sealer the bundle to the enclave at --attested, so that nobody on the way can read or change it
+    /// Seal the bundle to the enclave at --attested, so that nobody on the way can read or change it
     #[arg(long, requires_all = ["attested", "pcrs", "operator_key"])]
     seal: bool,
     /// The daemon's public address, http://HOST:PORT or https://HOST, of the one enclave to attest and to seal to
@@ -60,12 +67,16 @@ pub(crate) struct Arguments {
     /// The sealed bundle's counter, above all earlier ones [default: the milliseconds since 1970, or one above the last]
     #[arg(long, value_name = "N", requires = "seal", value_parser = clap::value_parser!(u64).range(1..))]
     counter: Option<u64>,
+    /// The SHA-256 of the state from which on the enclave may call itself ready, if more bundles are to follow this one
+    #[arg(long, value_name = "HASH", requires = "seal", value_parser = state_hash)]
+    complete_at: Option<Sha256>,
     /// Write the bundle to a new file (mode 600) [default: standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "send")]
     output: Option<PathBuf>,
-    /// Send the bundle, with --seal or --plain unless it is sealed already: vsock:CID:PORT, tcp:HOST:PORT or unix:PATH
+    /// Send the bundle, with --seal or --plain unless it is sealed already: vsock:CID:PORT, tcp:HOST:PORT or unix:PATH, or
+    /// http://HOST:PORT or https://HOST, the daemon's public address
     #[arg(long, value_name = "ADDRESS", value_parser = destination)]
-    send: Option<Address>,
+    send: Option<Destination>,
     /// Send it in the clear, so that whoever relays it can read the keys; for TEEMARK_HANDSHAKE=plain
     #[arg(long, requires = "send", conflicts_with = "seal")]
     plain: bool,
@@ -74,12 +85,26 @@ pub(crate) struct Arguments {
     wait: u64,
 }
 
-fn destination(text: &str) -> Result<Address, String> {
+/// Where a bundle is to be sent, as it is given.
+#[derive(Clone, Debug)]
+enum Destination {
+    Handshake(Address),
+    Public(String),
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    if text.starts_with("http:") || text.starts_with("https:") {
+        return daemon::endpoint(text).map(Destination::Public);
+    }
     match text.parse::<Address>() {
         Ok(Address::Vsock { cid: None, port }) => Err(format!("which enclave? write vsock:CID:{port}")),
-        Ok(address) => Ok(address),
-        Err(e) => Err(e.to_string()),
+        Ok(address) => Ok(Destination::Handshake(address)),
+        Err(e) => Err(format!("{e}, or http://HOST:PORT or https://HOST")),
     }
+}
+
+fn state_hash(text: &str) -> Result<Sha256, String> {
+    Sha256::from_hex(text).ok_or_else(|| "write the 64 hexadecimal digits of a SHA-256".to_owned())
 }
 
 /// A bundle, and what seals it if it is to be sealed.
@@ -98,11 +123,14 @@ impl PreparedBundle {
             Some(sealer) => (Cow::Owned(sealer.seal(&self.bundle)?), "the sealed bundle"),
             None => (Cow::Borrowed(&self.bundle[..]), "the bundle"),
         };
-        if bytes.len() as u64 > LARGEST {
-            bail!(
-                "{what} has {} bytes, and the daemon takes at most 1 MiB; are all of these keys needed?",
-                bytes.len()
-            );
+        let most = match &self.sealer {
+            Some(sealer) => sealer.most(),
+            None if Line::is_one(&bytes) => MAX_BUNDLE_V2 + MAX_LINE,
+            None => MAX_BUNDLE,
+        };
+        if bytes.len() > most {
+            let (length, most) = (bytes.len(), most >> 20);
+            bail!("{what} has {length} bytes, and the daemon takes at most {most} MiB; are all of these keys needed?");
         }
         Ok(bytes)
     }
@@ -128,9 +156,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
              --attested, --plain sends it in the clear, which a daemon with TEEMARK_HANDSHAKE=plain takes"
         ));
     }
+    if arguments.cacert.is_given() && !arguments.seal && !matches!(arguments.send, Some(Destination::Public(_))) {
+        bail!(Failure::usage("--cacert is for https, with --attested or --send"));
+    }
+    let target = arguments.target()?;
     let prepared = PreparedBundle { bundle, sealer: arguments.sealer()? };
-    match &arguments.send {
-        Some(address) => arguments.send(address, &prepared),
+    match &target {
+        Some(target) => {
+            arguments.check_version(target, &prepared)?;
+            arguments.send(target, &prepared)
+        }
         None => arguments.write(&prepared),
     }
 }
@@ -140,18 +175,42 @@ impl Arguments {
         !self.seal && (self.bundle.is_some() || self.items.are_secret())
     }
 
+    /// Where the bundle is to be sent.
+    fn target(&self) -> Result<Option<Target>> {
+        match &self.send {
+            Some(Destination::Handshake(address)) => Ok(Some(Target::Handshake(address.clone()))),
+            Some(Destination::Public(url)) => Ok(Some(Target::Public(self.cacert.daemon(url)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// The daemon's public address takes bundles of version 2 only.
+    fn check_version(&self, target: &Target, prepared: &PreparedBundle) -> Result<()> {
+        let fits = match &prepared.sealer {
+            Some(sealer) => sealer.has_manifests(),
+            None => Line::is_one(&prepared.bundle),
+        };
+        if matches!(target, Target::Public(_)) && !fits {
+            bail!(Failure::usage(
+                "only a bundle that is sealed in version 2, as for enclaves that attest their state, can be sent to \
+                 an http address; the handshake's port takes this one: --send vsock:CID:7777 on the parent"
+            ));
+        }
+        Ok(())
+    }
+
     /// Sends the bundle; a sealed one is in force when the enclave says so.
-    fn send(&self, address: &Address, prepared: &PreparedBundle) -> Result<Done> {
-        let answered = handshake::send(address, || prepared.bytes(), self.wait);
+    fn send(&self, target: &Target, prepared: &PreparedBundle) -> Result<Done> {
+        let answered = handshake::send(target, || prepared.bytes(), self.wait);
         if let Some(sealer) = &prepared.sealer {
-            return self.confirm(address, sealer, answered);
+            return self.confirm(target, sealer, answered);
         }
         if answered.as_ref().is_err_and(was_refused) && bundle::is_sealed(&prepared.bundle) {
             say("if an earlier answer was lost, it may be in force all the same: teemark attest tells what is");
         }
         let accepted = answered?;
-        let told = json!({"accepted_by": address.to_string(), "confirmed": false});
-        Ok(Done::new(accepted.line(address), with_answer(told, &accepted)))
+        let told = json!({"accepted_by": target.to_string(), "confirmed": false});
+        Ok(Done::new(accepted.line(target), with_answer(told, &accepted)))
     }
 
     /// Writes the bundle to its file, or has it printed.
@@ -163,10 +222,14 @@ impl Arguments {
             _ if std::io::stdout().is_terminal() && self.is_secret() => {
                 bail!("the bundle holds a key, which a terminal should not show; use --send, --output FILE or a pipe")
             }
-            // A finished bundle that is not JSON becomes a text in the object.
+            // In the object a finished bundle that is not JSON becomes a text, and one of version 2 base64.
             _ => {
-                let bundle = serde_json::from_slice(&bytes);
-                let bundle = bundle.unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes)));
+                let bundle = match Line::is_one(&bytes) {
+                    true => Value::from(base64::encode(&bytes)),
+                    false => {
+                        serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes)))
+                    }
+                };
                 return Ok(Done::new(&bytes[..], with_id(json!({"bundle": bundle}), sealed)));
             }
         };
@@ -192,7 +255,18 @@ impl Arguments {
         let operator = operator_key(self.operator_key.as_deref().context("--seal needs --operator-key")?)?;
         let to = self.attest(Purpose::Secrets, self.wait)?;
         self.is_one_enclave(&to)?;
-        Sealer::new(&to, operator, self.counter).map(Some)
+        let sealer = Sealer::new(&to, operator, self.counter)?.complete_at(self.complete_at);
+        let Some(state) = to.state_sha256 else {
+            if self.complete_at.is_some() || self.items.are_changes() {
+                bail!(
+                    "the enclave does not attest its state, as those of an earlier release; it takes whole items only, \
+                     without --complete-at"
+                );
+            }
+            return Ok(Some(sealer));
+        };
+        let daemon = self.cacert.daemon(self.attested.as_deref().unwrap_or_default())?;
+        state::fetch(&daemon, &state).map(|state| Some(sealer.from_state(state)))
     }
 
     /// Attests once more, by another connection: behind a balancer that would be another enclave, which could not open what
@@ -216,7 +290,7 @@ impl Arguments {
 
     /// Attests the enclave to learn whether it accepted the bundle: the answer came through the parent, which can make one
     /// up or withhold it.
-    fn confirm(&self, address: &Address, sealer: &Sealer, answered: Result<Accepted>) -> Result<Done> {
+    fn confirm(&self, target: &Target, sealer: &Sealer, answered: Result<Accepted>) -> Result<Done> {
         let wait = if answered.is_ok() { self.wait } else { 0 };
         let now = match (self.attest(Purpose::Confirmation, wait), &answered) {
             (Ok(now), _) => now,
@@ -229,8 +303,8 @@ impl Arguments {
                 let mut told = with_id(json!({"confirmed": true}), Some(now.in_force));
                 match answered {
                     Ok(accepted) => {
-                        text = accepted.line(address);
-                        told["accepted_by"] = address.to_string().into();
+                        text = accepted.line(target);
+                        told["accepted_by"] = target.to_string().into();
                         told = with_answer(told, &accepted);
                     }
                     Err(error) if was_refused(&error) => say(format_args!(
@@ -308,7 +382,8 @@ mod tests {
     #[test]
     fn a_vsock_destination_needs_the_enclaves_cid() {
         assert!(destination("vsock:7777").unwrap_err().contains("vsock:CID:7777"));
-        assert!(destination("vsock:16:7777").is_ok());
+        assert!(matches!(destination("vsock:16:7777"), Ok(Destination::Handshake(_))));
+        assert!(matches!(destination("https://h"), Ok(Destination::Public(url)) if url == "https://h"));
         assert!(destination("7777").unwrap_err().contains("unix:PATH"));
     }
 }

@@ -91,6 +91,9 @@ impl Arguments {
         line("boot nonce", &hex::encode(attested.boot_nonce));
         line("counter", &attested.in_force.counter.to_string());
         line("bundle, SHA-256", &hex::encode(attested.in_force.sha256));
+        if let Some(state) = attested.state_sha256 {
+            line("state, SHA-256", &hex::encode(state));
+        }
         text
     }
 
@@ -107,6 +110,7 @@ impl Arguments {
             "boot_nonce": hex::encode(attested.boot_nonce),
             "counter": attested.in_force.counter,
             "bundle_sha256": hex::encode(attested.in_force.sha256),
+            "state_sha256": attested.state_sha256.map(hex::encode),
             "debug_mode": attested.in_debug_mode(),
             "signature_checked": !self.trust.unsigned,
         })

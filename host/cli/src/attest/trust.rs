@@ -1,11 +1,10 @@
 //! The options that say what an operator trusts, for every command that attests an enclave.
 
 use std::cell::Cell;
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use formats::attestation::TEST_ROOT;
 use formats::time::{Utc, now_ms};
 use serde::Deserialize;
@@ -19,12 +18,8 @@ use crate::failure::Failure;
 use crate::keys::fill_random;
 use crate::terminal::say;
 
-/// Time limit of one attempt to get a document.
-const LIMIT: Duration = Duration::from_secs(30);
 /// The clocks may differ by this much without a warning; the daemon warns beyond the same difference.
 const APART: Duration = Duration::from_secs(60);
-/// How often to try again while the daemon asks to wait.
-const RETRIES: u32 = 3;
 /// Largest answer, in bytes: a document of 64 KiB in hexadecimal, and room.
 const LARGEST_ANSWER: u64 = 256 << 10;
 
@@ -117,8 +112,7 @@ impl Expected {
     /// As [`Trust::attest`].
     pub(crate) fn attest(&self, daemon: &Daemon, purpose: Purpose) -> Result<(Attested, Vec<u8>)> {
         let nonce = nonce()?;
-        let url = format!("{}/get_attestation?nonce={}", daemon.endpoint, hex::encode(nonce));
-        let answer = get(daemon, &url)?;
+        let answer = daemon.get(&format!("/get_attestation?nonce={}", hex::encode(nonce)), LARGEST_ANSWER)?;
         let answer: AttestationAnswer =
             serde_json::from_slice(&answer).map_err(|_| not_the_daemon(&daemon.endpoint))?;
         let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(&daemon.endpoint))?;
@@ -142,7 +136,7 @@ impl Expected {
     /// # Errors
     /// As [`Trust::attest`].
     pub(crate) fn standing(&self, daemon: &Daemon, most: Duration) -> Result<Reused> {
-        let document = get(daemon, &format!("{}/attestation", daemon.endpoint))?;
+        let document = daemon.get("/attestation", LARGEST_ANSWER)?;
         self.reused(&document, &daemon.endpoint, most)
     }
 
@@ -227,20 +221,6 @@ fn refused(why: AttestationError, document: &[u8]) -> Failure {
         AttestationError::Chain(ChainError::Root(_)) if is_test_root() => AttestationError::TestRoot.into(),
         why => why.into(),
     }
-}
-
-fn get(daemon: &Daemon, url: &str) -> Result<Vec<u8>> {
-    let agent = daemon.agent(LIMIT);
-    let answer = daemon.ask(RETRIES, || agent.get(url).call())?;
-    let endpoint = &daemon.endpoint;
-    let mut body = Vec::new();
-    let mut reader = answer.into_body().into_reader().take(LARGEST_ANSWER + 1);
-    let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
-    reader.read_to_end(&mut body).with_context(cut)?;
-    if body.len() as u64 > LARGEST_ANSWER {
-        bail!("{endpoint} answered with more than 256 KiB, which teemarkd never does; is this its public port?");
-    }
-    Ok(body)
 }
 
 fn not_the_daemon(endpoint: &str) -> anyhow::Error {

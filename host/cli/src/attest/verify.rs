@@ -38,6 +38,8 @@ pub(crate) struct Attested {
     pub(crate) boot_nonce: BootNonce,
     /// The last sealed bundle in force since then; zeros before the first.
     pub(crate) in_force: BundleId,
+    /// SHA-256 of what is in force ([`formats::state::State`]); `None` from a teemark that takes bundles of version 1 only.
+    pub(crate) state_sha256: Option<Sha256>,
     /// Every register of the document by number.
     pub(crate) pcrs: BTreeMap<u8, Vec<u8>>,
     /// The numbers of those that were compared with the image's and are equal; empty in debug mode.
@@ -209,6 +211,7 @@ fn attested(document: Document, policy: &Policy) -> Result<Attested, Attestation
         allow_list_sha256: told.allow_list_sha256,
         boot_nonce: told.boot_nonce,
         in_force: told.in_force(),
+        state_sha256: told.state_sha256,
         pcrs: document.pcrs,
         compared,
         module_id: document.module_id,

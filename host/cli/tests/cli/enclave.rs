@@ -210,8 +210,15 @@ impl Enclave {
     /// The document that was made then.
     pub(crate) fn document_at(&self, nonce: Option<&[u8]>, made_ms: u64) -> Vec<u8> {
         let Inside { nsm, identity, sealing, boot_nonce, in_force } = &*self.0;
-        let (list, state, in_force) = (Sha256::default(), Sha256::default(), *in_force.lock().unwrap());
-        let user_data = UserData::new(sealing.public(), list, *boot_nonce, in_force, state);
+        let mut user_data = UserData::new(
+            sealing.public(),
+            Sha256::default(),
+            *boot_nonce,
+            *in_force.lock().unwrap(),
+            Sha256::default(),
+        );
+        // An enclave of a release that takes bundles of version 1 only.
+        user_data.state_sha256 = None;
         let mut payload = nsm.payload(nonce.unwrap_or_default());
         if nonce.is_none() {
             nsm::set(&mut payload, "nonce", ciborium::Value::Null);
