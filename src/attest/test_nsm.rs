@@ -2,7 +2,7 @@
 //!
 //! Its documents have the form of real ones and are really signed, by a root that this process makes: whoever is given
 //! that root can try the whole way, and nobody who asks for AWS's is fooled. Its PCRs are zeros, since nothing was
-//! measured, as those of a real enclave in debug mode are. The root is made for the first document: its keys take as
+//! measured, as those of a real enclave in debug mode are; a test may choose others ([`TEST_PCRS`]). The root is made for the first document: its keys take as
 //! long as the rest of the daemon's start.
 
 use std::sync::OnceLock;
@@ -22,7 +22,9 @@ use super::{Claims, Nsm, NsmError, der};
 
 /// The PCRs that a real document names, and their length: SHA-384's.
 const PCRS: u8 = 16;
-const PCR: [u8; 48] = [0; 48];
+const PCR_LENGTH: usize = 48;
+/// The environment variable with which a test chooses PCRs: `0=a0,3=b3` fills PCR0 with the byte a0 and PCR3 with b3.
+const TEST_PCRS: &str = "TEEMARKD_TEST_PCRS";
 /// A member that real documents lack, and readers ignore. With it a document has a little over 5 KiB, where real ones have
 /// 4.4 to 4.8 KB, so that whatever has to take a real one takes it here too.
 const PADDING: [u8; 3 << 10] = [0; 3 << 10];
@@ -78,14 +80,22 @@ fn key(algorithm: &'static EcdsaSigningAlgorithm) -> Result<EcdsaKeyPair, NsmErr
     EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).map_err(|_| cannot("make a key"))
 }
 
+/// The byte that fills a PCR.
+fn chosen(index: u8, pcrs: &str) -> u8 {
+    let mut given = pcrs.split(',').filter_map(|pair| pair.split_once('='));
+    let byte = given.find(|(number, _)| number.parse() == Ok(index)).map(|(_, byte)| byte);
+    byte.and_then(|byte| u8::from_str_radix(byte, 16).ok()).unwrap_or(0)
+}
+
 impl Nsm for TestNsm {
     fn document(&self, claims: &Claims<'_>) -> Result<Vec<u8>, NsmError> {
         let Chain { root, leaf, leaf_key } = self.chain()?;
+        let pcrs = std::env::var(TEST_PCRS).unwrap_or_default();
         let payload = encode(|e| {
             e.map(10)?.str("module_id")?.str(MODULE)?.str("digest")?.str("SHA384")?;
             e.str("timestamp")?.u64(now_ms())?;
             e.str("pcrs")?.map(PCRS.into())?;
-            (0..PCRS).try_for_each(|i| e.u8(i)?.bytes(&PCR).map(drop))?;
+            (0..PCRS).try_for_each(|i| e.u8(i)?.bytes(&[chosen(i, &pcrs); PCR_LENGTH]).map(drop))?;
             e.str("certificate")?.bytes(leaf)?.str("cabundle")?.array(1)?.bytes(root)?;
             e.str("padding")?.bytes(&PADDING)?;
             optional_claims(e, claims)
@@ -116,6 +126,12 @@ impl Nsm for TestNsm {
 mod tests {
     use super::*;
     use crate::attest::cbor;
+
+    #[test]
+    fn its_pcrs_are_zeros_unless_a_test_chooses_others() {
+        let chosen = |pcrs: &str| [0, 1, 3].map(|index| chosen(index, pcrs));
+        assert_eq!((chosen(""), chosen("0=a0,3=b3"), chosen("nonsense")), ([0; 3], [0xa0, 0, 0xb3], [0; 3]));
+    }
 
     #[test]
     fn its_certificates_are_a_chain_that_webpki_follows() {

@@ -116,10 +116,17 @@ fn grant_keys(path: &Path, option: &str) -> Result<Box<RawValue>> {
     let (source, _) = output::open_input(path).with_context(in_file)?;
     let mut text = Vec::new();
     source.take(LARGEST).read_to_end(&mut text).with_context(in_file)?;
-    let set: Box<RawValue> = serde_json::from_slice(without_mark(&text))
-        .map_err(|e| anyhow!("line {}, column {}: it is not JSON", e.line(), e.column()))
-        .with_context(in_file)?;
-    jwks::parse(GRANT_KEYS, &set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}")).with_context(in_file)?;
+    parse_grant_keys(&text).with_context(in_file)
+}
+
+/// Checks a JWK set as the daemon does.
+///
+/// # Errors
+/// It is not one.
+pub(crate) fn parse_grant_keys(text: &[u8]) -> Result<Box<RawValue>> {
+    let set: Box<RawValue> = serde_json::from_slice(without_mark(text))
+        .map_err(|e| anyhow!("line {}, column {}: it is not JSON", e.line(), e.column()))?;
+    jwks::parse(GRANT_KEYS, &set, &mut Vec::new()).map_err(|refusal| anyhow!("{refusal}"))?;
     Ok(set)
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn warn(bytes: &[u8], authority: Authority, what: &str) {
 }
 
 /// Returns a warning, if there is a reason for one. A certificate that cannot be read here is left to the daemon.
-fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
+pub(crate) fn check_dates(bytes: &[u8], authority: Authority, now: Utc) -> Result<Option<String>> {
     let certificates = pem::certificates(Part::Certificate, as_sent(bytes).as_bytes());
     let certificates = certificates.map_err(|e| anyhow!("it {}", e.reason))?;
     let (mut first, mut last, mut invalid) = (None, None, None);
@@ -117,7 +117,27 @@ pub(crate) fn earliest_end(chain: &[CertificateDer<'_>]) -> Option<Utc> {
     ends.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-fn check(bytes: &[u8], content: Content) -> Result<()> {
+/// Checks that a private key is that of the first certificate. A kind of key that cannot be compared is left to the daemon.
+///
+/// # Errors
+/// It is another's, as while a renewed pair is being written.
+pub(crate) fn check_pair(chain: &[u8], key: &[u8]) -> Result<()> {
+    let chain = pem::certificates(Part::Certificate, as_sent(chain).as_bytes()).map_err(|e| anyhow!("{e}"))?;
+    let key = pem::private_key(as_sent(key).as_bytes()).map_err(|e| anyhow!("{e}"))?;
+    let Ok(key) = rustls::crypto::ring::sign::any_supported_type(&key) else { return Ok(()) };
+    match rustls::sign::CertifiedKey::new(chain, key).keys_match() {
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            bail!("{} is not the key of {}", Part::Key.name(), Part::Certificate.name())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks what a file holds; no message repeats any of it.
+///
+/// # Errors
+/// It is not `content`, or in neither form.
+pub(crate) fn check(bytes: &[u8], content: Content) -> Result<()> {
     if bytes.is_empty() {
         bail!("the file is empty");
     }

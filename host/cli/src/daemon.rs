@@ -2,6 +2,7 @@
 //! with the daemon's own message if it refuses.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
@@ -11,8 +12,11 @@ use anyhow::{Context, Result, bail};
 use formats::certificates::Part;
 use formats::pem;
 use serde::Deserialize;
+use ureq::config::Config;
 use ureq::http::{Response, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
 use crate::certificate::{self, Content};
@@ -55,7 +59,7 @@ pub(crate) struct Cacert {
     /// For https: the CA certificates to trust instead of the system's (PEM or DER). TLS ends on the parent or before it, and
     /// proves nothing about the enclave
     #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
+    pub(crate) cacert: Option<PathBuf>,
 }
 
 /// A daemon: its address, and how it is reached.
@@ -63,6 +67,8 @@ pub(crate) struct Daemon {
     /// The base of its addresses, as [`endpoint`] gives it.
     pub(crate) endpoint: String,
     tls: TlsConfig,
+    /// Where to connect, whatever its name resolves to.
+    address: Option<SocketAddr>,
 }
 
 impl Cacert {
@@ -89,7 +95,7 @@ impl Cacert {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = RootCerts::from(roots.iter().map(|der| Certificate::from_der(der).to_owned()));
         let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
-        Ok(Daemon { endpoint, tls })
+        Ok(Daemon { endpoint, tls, address: None })
     }
 }
 
@@ -116,10 +122,27 @@ fn system_roots() -> Result<Vec<Vec<u8>>> {
     Ok(found.certs.into_iter().map(|certificate| certificate.to_vec()).collect())
 }
 
+/// Resolves every name to one address.
+#[derive(Debug)]
+struct Fixed(SocketAddr);
+
+impl Resolver for Fixed {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut addresses = self.empty();
+        addresses.push(self.0);
+        Ok(addresses)
+    }
+}
+
 impl Daemon {
+    /// The daemon at one of the addresses that its name resolves to.
+    pub(crate) fn at(self, address: SocketAddr) -> Daemon {
+        Daemon { address: Some(address), ..self }
+    }
+
     /// No proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
     pub(crate) fn agent(&self, limit: Duration) -> Agent {
-        Agent::config_builder()
+        let config = Agent::config_builder()
             .proxy(None)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -129,8 +152,11 @@ impl Daemon {
             .timeout_global(Some(limit))
             .tls_config(self.tls.clone())
             .user_agent(concat!("teemark/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent()
+            .build();
+        match self.address {
+            None => config.new_agent(),
+            Some(address) => Agent::with_parts(config, DefaultConnector::default(), Fixed(address)),
+        }
     }
 
     /// Gets one of the daemon's own paths, at most `most` bytes of it.

@@ -231,10 +231,7 @@ fn sort(address: &Address, error: io::Error) -> AttemptError {
 fn report(target: &Target, bytes: &[u8]) -> Result<Accepted> {
     let answer = parse(bytes).with_context(|| format!("what answered at {target} is not teemarkd"))?;
     if !answer.ok {
-        let reason = answer.error.as_deref().unwrap_or("no reason given");
-        let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
-        let refused = failure::Failure::refused("bundle_refused", format!("{field}: {reason}"));
-        bail!(refused.with("field", answer.field.clone().into()));
+        bail!(refused(&answer));
     }
     let list = |items: &[String]| items.join(", ");
     if !answer.ignored.is_empty() {
@@ -250,11 +247,35 @@ fn report(target: &Target, bytes: &[u8]) -> Result<Accepted> {
     Ok(Accepted { updated, ignored, warnings, missing })
 }
 
+fn refused(answer: &BundleAnswer) -> failure::Failure {
+    let reason = answer.error.as_deref().unwrap_or("no reason given");
+    let field = answer.field.as_deref().filter(|field| !field.is_empty()).unwrap_or("the bundle");
+    let refused = failure::Failure::refused("bundle_refused", format!("{field}: {reason}"));
+    refused.with("field", answer.field.clone().into())
+}
+
 impl Accepted {
     /// The line that reports it.
     pub(crate) fn line(&self, target: &Target) -> String {
         format!("accepted by {target}: {}\n", printable(&self.updated.join(", ")))
     }
+}
+
+/// Sends a bundle to the daemon's public address, once.
+///
+/// # Errors
+/// The daemon refuses it, or does not answer; what answers is not the daemon.
+pub(crate) fn send_once(daemon: &Daemon, bundle: &[u8]) -> Result<Accepted> {
+    let answer = request(daemon, bundle).map_err(|error| match error {
+        AttemptError::NotYet(why) => failure::Failure::try_again("no_answer", why).into(),
+        AttemptError::Final(error) => error,
+    })?;
+    let answer = parse(&answer).context("what answered is not teemarkd")?;
+    if answer.ok {
+        let BundleAnswer { updated, ignored, warnings, missing, .. } = answer;
+        return Ok(Accepted { updated, ignored, warnings, missing });
+    }
+    Err(refused(&answer).into())
 }
 
 fn parse(bytes: &[u8]) -> Result<BundleAnswer> {

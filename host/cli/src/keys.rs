@@ -71,7 +71,11 @@ impl KeyFile {
         KeyFile::parse(&text).with_context(in_file)
     }
 
-    fn parse(text: &[u8]) -> Result<KeyFile> {
+    /// Checks the text of a key file.
+    ///
+    /// # Errors
+    /// As [`KeyFile::read`]; no message repeats a key.
+    pub(crate) fn parse(text: &[u8]) -> Result<KeyFile> {
         let mut ignored = Vec::new();
         let keys = DeliveredKeys::read(text, &mut ignored).map_err(|refusal| match refusal.field.as_str() {
             FILE_KEYS => anyhow!("it {}", refusal.reason),

@@ -11,6 +11,7 @@ mod attest;
 mod batch;
 mod bundle;
 mod certificate;
+mod changes;
 mod connect;
 mod daemon;
 mod decrypt;
@@ -20,6 +21,7 @@ mod failure;
 mod grant;
 mod handshake;
 mod interrupt;
+mod keeper;
 mod keygen;
 mod keys;
 mod manifest;
@@ -29,6 +31,7 @@ mod progress;
 mod proof;
 mod seal;
 mod secrets;
+mod sign;
 mod state;
 mod terminal;
 mod vsock_proxy;
@@ -73,6 +76,8 @@ enum Command {
     Keygen(keygen::Arguments),
     Encrypt(encrypt::Arguments),
     Secrets(secrets::Arguments),
+    Sign(sign::Arguments),
+    Keeper(keeper::Arguments),
     Grant(grant::Arguments),
     Decrypt(decrypt::Arguments),
     Attest(attest::Arguments),
@@ -95,6 +100,8 @@ fn main() -> ExitCode {
         Command::Keygen(arguments) => keygen::run(&arguments),
         Command::Encrypt(arguments) => encrypt::run(&arguments, json),
         Command::Secrets(arguments) => secrets::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
+        Command::Keeper(arguments) => keeper::run(&arguments),
         Command::Grant(arguments) => grant::run(&arguments),
         Command::Decrypt(arguments) => decrypt::run(&arguments, json),
         Command::Attest(arguments) => attest::run(&arguments),

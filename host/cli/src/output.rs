@@ -23,6 +23,8 @@ pub(crate) enum Readers {
     Owner,
     /// Everyone, as far as the umask allows.
     Umask,
+    /// Those of the file that it replaces: its mode.
+    Mode(u32),
 }
 
 /// What to do with a file that exists at the output's path.
@@ -161,8 +163,16 @@ impl Output {
                 return Ok(Output::Special(file.with_context(|| format!("cannot write to {}", path.display()))?));
             }
         };
-        let mode = if readers == Readers::Owner { 0o600 } else { 0o666 };
-        let file = unfinished(folder_of(&target), mode)?;
+        let (mode, exactly) = match readers {
+            Readers::Owner => (0o600, None),
+            Readers::Umask => (0o666, None),
+            Readers::Mode(mode) => (0o600, Some(mode)),
+        };
+        let mut file = unfinished(folder_of(&target), mode)?;
+        if let Some(mode) = exactly {
+            let set = file.file().set_permissions(Permissions::from_mode(mode));
+            set.with_context(|| format!("cannot set the mode of {}", target.display()))?;
+        }
         Ok(Output::File(PendingFile { target, existing, file }))
     }
 

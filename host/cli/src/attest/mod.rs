@@ -26,8 +26,11 @@ use base64::engine::general_purpose::STANDARD;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
-pub(crate) use trust::{Expected, Nonce, Purpose, Trust, nonce};
-pub(crate) use verify::{Attested, Reused};
+pub(crate) use chain::Root;
+pub(crate) use document::Signature;
+pub(crate) use pcrs::Pcrs;
+pub(crate) use trust::{Expected, Nonce, Purpose, Trust, document, nonce};
+pub(crate) use verify::{Attested, Policy, Reused};
 
 use crate::daemon::{self, Cacert};
 use crate::failure::Done;

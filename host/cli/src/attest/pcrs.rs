@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use ring::digest::{SHA384, digest};
 
 use crate::output;
 
@@ -16,6 +17,10 @@ const LENGTH: usize = 48;
 /// The image, its kernel with boot ramdisk, and its application; every image has these three
 /// (<https://docs.aws.amazon.com/enclaves/latest/user/set-up-attestation.html>).
 const OF_EVERY_IMAGE: [u8; 3] = [0, 1, 2];
+
+/// The IAM role of the parent instance, and its id.
+const INSTANCE_ROLE: u8 = 3;
+const INSTANCE_ID: u8 = 4;
 
 /// The registers of one image by number; 0, 1 and 2 are among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,30 @@ impl Pcrs {
         let mut text = String::new();
         source.take(LARGEST).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
         Pcrs::parse(&text).with_context(|| format!("--pcrs {}", path.display()))
+    }
+
+    /// Whether it says which instance the enclave is on: by PCR3, a hash of the instance's IAM role, or PCR4, a hash of its
+    /// id (<https://docs.aws.amazon.com/enclaves/latest/user/set-up-attestation.html>).
+    pub(crate) fn name_instance(&self) -> bool {
+        [INSTANCE_ROLE, INSTANCE_ID].iter().any(|index| self.0.get(index).is_some_and(|value| !is_zero(value)))
+    }
+
+    /// The same, for an enclave whose parent instance has this IAM role.
+    pub(crate) fn of_role(&self, arn: &str) -> Pcrs {
+        self.with(INSTANCE_ROLE, arn)
+    }
+
+    /// The same, for an enclave whose parent instance has this id.
+    pub(crate) fn of_instance(&self, id: &str) -> Pcrs {
+        self.with(INSTANCE_ID, id)
+    }
+
+    /// A register that is zero and is then extended by the text: the SHA-384 of both.
+    fn with(&self, index: u8, text: &str) -> Pcrs {
+        let value = digest(&SHA384, &[&[0; LENGTH][..], text.as_bytes()].concat());
+        let mut registers = self.0.clone();
+        registers.insert(index, value.as_ref().to_vec());
+        Pcrs(registers)
     }
 
     /// The registers of an enclave that nothing measured.

@@ -67,10 +67,17 @@ struct AttestationAnswer {
 
 /// What documents are checked against: read before anything is sent.
 pub(crate) struct Expected {
-    /// `None` with `--development`: each document's own root.
-    policy: Option<Policy>,
+    basis: Basis,
     /// Whether the warnings of what is not proven have been printed.
     warned: Cell<bool>,
+}
+
+/// Who may vouch for which image.
+enum Basis {
+    /// One root.
+    Root(Policy),
+    /// With `--development`, each document's own root; and for these registers, or for none.
+    OwnRoot(Option<Pcrs>),
 }
 
 impl Trust {
@@ -79,8 +86,8 @@ impl Trust {
     /// # Errors
     /// A file cannot be read, or no image is named.
     pub(crate) fn expected(&self) -> Result<Expected> {
-        let policy = if self.development { None } else { Some(self.policy()?) };
-        Ok(Expected { policy, warned: Cell::new(false) })
+        let basis = if self.development { Basis::OwnRoot(None) } else { Basis::Root(self.policy()?) };
+        Ok(Expected { basis, warned: Cell::new(false) })
     }
 
     /// Asks the daemon for a new document, and checks all of it. Warns on stderr of what it does not prove.
@@ -106,16 +113,23 @@ impl Trust {
 }
 
 impl Expected {
+    /// What AWS, or another root, vouches for.
+    pub(crate) fn by_root(policy: Policy) -> Expected {
+        Expected { basis: Basis::Root(policy), warned: Cell::new(false) }
+    }
+
+    /// What a daemon without a Nitro Secure Module says of itself.
+    pub(crate) fn by_own_root(pcrs: Option<Pcrs>) -> Expected {
+        Expected { basis: Basis::OwnRoot(pcrs), warned: Cell::new(false) }
+    }
+
     /// Asks the daemon for a document for a new nonce, and checks it. Returns its bytes too.
     ///
     /// # Errors
     /// As [`Trust::attest`].
     pub(crate) fn attest(&self, daemon: &Daemon, purpose: Purpose) -> Result<(Attested, Vec<u8>)> {
         let nonce = nonce()?;
-        let answer = daemon.get(&format!("/get_attestation?nonce={}", hex::encode(nonce)), LARGEST_ANSWER)?;
-        let answer: AttestationAnswer =
-            serde_json::from_slice(&answer).map_err(|_| not_the_daemon(&daemon.endpoint))?;
-        let document = hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(&daemon.endpoint))?;
+        let document = document(daemon, &nonce)?;
         let attested = self.made_for(&nonce, &document, &daemon.endpoint, purpose)?;
         Ok((attested, document))
     }
@@ -154,16 +168,18 @@ impl Expected {
     /// What this document is checked against. A daemon without an NSM is checked against its own root, and registers of
     /// zeros.
     fn policy(&self, document: &[u8], from: &str) -> Result<Policy> {
-        if let Some(policy) = &self.policy {
-            return Ok(policy.clone());
-        }
+        let pcrs = match &self.basis {
+            Basis::Root(policy) => return Ok(policy.clone()),
+            Basis::OwnRoot(pcrs) => pcrs,
+        };
         let document = Document::parse(document, Signature::Real);
         let document = document.map_err(|why| Failure::from(AttestationError::Document(why)))?;
         let root = document.cabundle.first().map_or(Root::AWS, |der| Root::of(der));
         if root == Root::AWS {
             bail!("{from} has a Nitro Secure Module: check it with --pcrs instead of --development");
         }
-        Ok(Policy { pcrs: Pcrs::zeros(), root, debug_mode: true, signature: Signature::Real })
+        let (pcrs, debug_mode) = (pcrs.clone().unwrap_or_else(Pcrs::zeros), pcrs.is_none());
+        Ok(Policy { pcrs, root, debug_mode, signature: Signature::Real })
     }
 
     /// Warns once of what is not proven.
@@ -184,7 +200,10 @@ impl Expected {
                 Utc(attested.timestamp_ms / 1000)
             ));
         }
-        let signature = self.policy.as_ref().map(|policy| policy.signature);
+        let signature = match &self.basis {
+            Basis::Root(policy) => Some(policy.signature),
+            Basis::OwnRoot(_) => None,
+        };
         if signature == Some(Signature::Dummy) {
             say(format_args!(
                 "WARNING: --unsigned: neither certificates nor signature are checked, so anybody may have made this \
@@ -221,6 +240,16 @@ fn refused(why: AttestationError, document: &[u8]) -> Failure {
         AttestationError::Chain(ChainError::Root(_)) if is_test_root() => AttestationError::TestRoot.into(),
         why => why.into(),
     }
+}
+
+/// The daemon's document for this nonce, not checked.
+///
+/// # Errors
+/// As [`Daemon::get`]; what answers is not the daemon.
+pub(crate) fn document(daemon: &Daemon, nonce: &Nonce) -> Result<Vec<u8>> {
+    let answer = daemon.get(&format!("/get_attestation?nonce={}", hex::encode(nonce)), LARGEST_ANSWER)?;
+    let answer: AttestationAnswer = serde_json::from_slice(&answer).map_err(|_| not_the_daemon(&daemon.endpoint))?;
+    hex::decode(answer.attestation.trim()).map_err(|_| not_the_daemon(&daemon.endpoint))
 }
 
 fn not_the_daemon(endpoint: &str) -> anyhow::Error {

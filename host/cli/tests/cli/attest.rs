@@ -94,6 +94,7 @@ fn scripts_get_one_json_object() {
         "boot_nonce": "44".repeat(32),
         "counter": nsm::COUNTER,
         "bundle_sha256": hex::encode(nsm::BUNDLE),
+        "state_sha256": null,
         "debug_mode": false,
         "signature_checked": true,
     });

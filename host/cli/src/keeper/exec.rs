@@ -1,0 +1,141 @@
+//! Runs a command for its standard output, within bounds of time and length. The output is a secret: nothing of it is told.
+
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::config::ExecSource;
+
+/// Longest output, in bytes: as large as a bundle can be.
+const LARGEST: u64 = 16 << 20;
+/// How often a command whose output has ended is asked whether it has ended too.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A command and whatever it starts, which are ended together.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its number is its own until it is waited for.
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the command and returns its standard output. It has no standard input, and its standard error is thrown away.
+///
+/// # Errors
+/// It cannot be started, takes too long, prints too much, or ends with another status than 0.
+pub(crate) fn output(source: &ExecSource) -> Result<Vec<u8>> {
+    let (program, arguments) = source.exec.split_first().context("no program is named")?;
+    let given = source.environment.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().envs(given).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let limit = Duration::from_secs(source.timeout);
+    let start = Instant::now();
+    let mut group = Group(command.spawn().with_context(|| format!("cannot run {program}"))?);
+    let stdout = group.0.stdout.take().context("no pipe")?;
+
+    let (sender, receiver) = mpsc::channel();
+    // It ends when the group has been killed, at the latest.
+    thread::Builder::new().name("exec".into()).spawn(move || {
+        let mut bytes = Vec::new();
+        let read = stdout.take(LARGEST + 1).read_to_end(&mut bytes);
+        let _ = sender.send(read.map(|_| bytes));
+    })?;
+    let bytes = match receiver.recv_timeout(limit) {
+        Ok(read) => read.with_context(|| format!("the output of {program} cannot be read"))?,
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            bail!("{program} took longer than {} s, and was ended", limit.as_secs())
+        }
+    };
+    if bytes.len() as u64 > LARGEST {
+        bail!("{program} printed more than 16 MiB, and was ended");
+    }
+    let status = loop {
+        if let Some(status) = group.0.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > limit {
+            bail!("{program} took longer than {} s, and was ended", limit.as_secs());
+        }
+        thread::sleep(PAUSE);
+    };
+    if !status.success() {
+        bail!("{program} {}", told(status));
+    }
+    Ok(bytes)
+}
+
+fn told(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, signal) => format!("was ended by signal {}", signal.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, timeout: u64, environment: &[&str]) -> ExecSource {
+        ExecSource {
+            exec: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            environment: environment.iter().map(|name| (*name).to_owned()).collect(),
+            timeout,
+            every: 1,
+        }
+    }
+
+    fn error(source: &ExecSource) -> String {
+        format!("{:#}", output(source).unwrap_err())
+    }
+
+    #[test]
+    fn a_command_has_the_variables_that_are_named_and_no_others() {
+        assert_eq!(output(&shell("printf secret", 30, &[])).unwrap(), b"secret");
+        // Cargo sets this one for tests.
+        let printed = |names: &[&str]| output(&shell("/usr/bin/env", 30, names)).unwrap();
+        let has = |printed: Vec<u8>| String::from_utf8(printed).unwrap().contains("CARGO_PKG_NAME=");
+        assert!(!has(printed(&[])) && has(printed(&["CARGO_PKG_NAME", "TEEMARK_NOT_SET"])));
+    }
+
+    #[test]
+    fn one_that_fails_is_told_without_a_word_of_its_output() {
+        let told = error(&shell("echo secret; echo secret >&2; exit 7", 30, &[]));
+        assert!(told.ends_with("ended with status 7") && !told.contains("secret"), "{told}");
+        assert!(error(&shell("kill -9 $$", 30, &[])).contains("signal 9"));
+        let missing = ExecSource { exec: vec!["/not/there".into()], ..shell("", 1, &[]) };
+        assert!(error(&missing).contains("cannot run /not/there"));
+    }
+
+    #[test]
+    fn one_that_hangs_is_ended_with_all_that_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("sleep 1000 & echo $! >{}; wait", pid.display());
+        assert!(error(&shell(&script, 1, &[])).contains("longer than 1 s"));
+        let child: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        // Soon it is gone, or a zombie that waits for its new parent.
+        let state = || std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        while !state().is_empty() && !state().contains(") Z ") {
+            thread::sleep(PAUSE);
+        }
+        // The output has ended, and the command has not.
+        assert!(error(&shell("exec >&-; sleep 1000", 1, &[])).contains("longer than 1 s"));
+    }
+
+    #[test]
+    fn one_that_prints_too_much_is_ended() {
+        assert!(error(&shell("exec cat /dev/zero", 600, &[])).contains("more than 16 MiB"));
+    }
+}

@@ -1,0 +1,223 @@
+//! What a keeper has seen, so that it never sends back what an enclave has left.
+//!
+//! The keeper may be stopped at any moment, so this is kept in a file, which holds hashes and times, nothing secret.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use formats::attestation::BootNonce;
+use formats::digest::Sha256;
+use formats::state::Items;
+use serde::{Deserialize, Serialize};
+
+use crate::output::{self, Existing, Readers};
+
+/// The file's name in its folder.
+const FILE: &str = "memory.json";
+/// Most earlier values that are remembered for an item, and most boots.
+const MAX_EARLIER: usize = 1000;
+const MAX_BOOTS: usize = 1000;
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// The items of the sources.
+    items: BTreeMap<String, Known>,
+    /// The boots that have had the present value of items, in the order in which they were first seen.
+    boots: Vec<Boot>,
+    /// Whether there is something that the file does not have.
+    #[serde(skip)]
+    changed: bool,
+}
+
+/// An item of the sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    sha256: Sha256,
+    /// When the sources changed to it, in milliseconds since 1970; 0 if that is not known.
+    changed_ms: u64,
+    /// The values before it, the last one last.
+    earlier: Vec<Sha256>,
+}
+
+/// One boot of one enclave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Boot {
+    boot_nonce: BootNonce,
+    /// The items of which it has had the present value.
+    had: BTreeSet<String>,
+}
+
+impl Memory {
+    /// Takes note of an item of the sources. `modified_ms` is when the newest of its files was changed, if it is from files.
+    /// Returns whether it has changed.
+    pub(crate) fn sources_have(&mut self, name: &str, sha256: Sha256, modified_ms: Option<u64>, now_ms: u64) -> bool {
+        let modified_ms = modified_ms.map(|modified| modified.min(now_ms));
+        let known = match self.items.get_mut(name) {
+            Some(known) if known.sha256 == sha256 => return false,
+            Some(known) => known,
+            None => {
+                let changed_ms = modified_ms.unwrap_or(0);
+                self.items.insert(name.to_owned(), Known { sha256, changed_ms, earlier: Vec::new() });
+                self.changed = true;
+                return true;
+            }
+        };
+        // A file that was put back has an earlier time, and yet it has changed now.
+        let changed_ms = modified_ms.filter(|modified| *modified > known.changed_ms).unwrap_or(now_ms);
+        known.changed_ms = changed_ms.max(known.changed_ms);
+        known.earlier.retain(|earlier| *earlier != sha256);
+        known.earlier.push(std::mem::replace(&mut known.sha256, sha256));
+        let excess = known.earlier.len().saturating_sub(MAX_EARLIER);
+        known.earlier.drain(..excess);
+        for boot in &mut self.boots {
+            boot.had.remove(name);
+        }
+        self.changed = true;
+        true
+    }
+
+    /// Takes note of what a boot has in force.
+    pub(crate) fn boot_has(&mut self, boot_nonce: BootNonce, in_force: &Items) {
+        let has = |(name, known): (&String, &Known)| {
+            in_force.get(name).is_some_and(|item| item.sha256 == known.sha256).then(|| name.clone())
+        };
+        let has: BTreeSet<String> = self.items.iter().filter_map(has).collect();
+        let at = self.boots.iter().position(|boot| boot.boot_nonce == boot_nonce).unwrap_or_else(|| {
+            let excess = (self.boots.len() + 1).saturating_sub(MAX_BOOTS);
+            self.boots.drain(..excess);
+            self.boots.push(Boot { boot_nonce, had: BTreeSet::new() });
+            self.changed = true;
+            self.boots.len() - 1
+        });
+        let had = &mut self.boots[at].had;
+        let before = had.len();
+        had.extend(has);
+        self.changed |= had.len() > before;
+    }
+
+    /// Whether a boot has had the present value of an item.
+    pub(crate) fn has_had(&self, boot_nonce: BootNonce, name: &str) -> bool {
+        self.boots.iter().any(|boot| boot.boot_nonce == boot_nonce && boot.had.contains(name))
+    }
+
+    /// Whether the sources had this value of an item before the present one.
+    pub(crate) fn is_earlier(&self, name: &str, sha256: &Sha256) -> bool {
+        self.items.get(name).is_some_and(|known| known.earlier.contains(sha256))
+    }
+
+    /// When the sources changed to the present value of an item, in milliseconds since 1970; 0 if that is not known.
+    pub(crate) fn changed_ms(&self, name: &str) -> u64 {
+        self.items.get(name).map_or(0, |known| known.changed_ms)
+    }
+}
+
+/// Where the memory is kept.
+pub(crate) struct Store(Option<PathBuf>);
+
+impl Store {
+    /// A folder, or nowhere.
+    pub(crate) fn new(folder: Option<&Path>) -> Store {
+        Store(folder.map(|folder| folder.join(FILE)))
+    }
+
+    /// Reads what is remembered; nothing, if there is no file yet.
+    ///
+    /// # Errors
+    /// The file is there, and cannot be read.
+    pub(crate) fn read(&self) -> Result<Memory> {
+        let Some(path) = self.0.as_deref() else { return Ok(Memory::default()) };
+        let in_file = || format!("the keeper's memory {}", path.display());
+        match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Memory::default()),
+            Err(error) => Err(error).with_context(in_file),
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(in_file),
+        }
+    }
+
+    /// Writes what has changed, if anything has.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn write(&self, memory: &mut Memory) -> Result<()> {
+        if !memory.changed {
+            return Ok(());
+        }
+        if let Some(path) = self.0.as_deref() {
+            let bytes = serde_json::to_vec(memory).context("the keeper's memory is not JSON")?;
+            output::write(path, &bytes, Existing::Replace, Readers::Owner, "")?;
+        }
+        memory.changed = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::digest::sha256;
+    use formats::state::Item;
+
+    use super::*;
+
+    fn has(name: &str, sha256: Sha256) -> Items {
+        [(name.to_owned(), Item { sha256, ..Item::default() })].into()
+    }
+
+    fn boot(byte: u8) -> BootNonce {
+        BootNonce::from_bytes([byte; 32])
+    }
+
+    #[test]
+    fn an_item_is_as_old_as_its_files_and_changes_when_they_do() {
+        let [a, b] = [sha256(b"a"), sha256(b"b")];
+        let mut memory = Memory::default();
+        assert!(memory.sources_have("K", a, Some(100), 1000));
+        assert!(!memory.sources_have("K", a, Some(900), 1000), "a file that was only touched");
+        assert_eq!(memory.changed_ms("K"), 100);
+        memory.sources_have("K", b, Some(200), 1000);
+        assert_eq!((memory.changed_ms("K"), memory.is_earlier("K", &a)), (200, true));
+        // An old file is put back: it is the newest all the same.
+        memory.sources_have("K", a, Some(100), 1000);
+        assert_eq!(
+            (memory.changed_ms("K"), memory.is_earlier("K", &a), memory.is_earlier("K", &b)),
+            (1000, false, true)
+        );
+        memory.sources_have("K", b, Some(9999), 1001);
+        assert_eq!(memory.changed_ms("K"), 1001, "a file from the future is from now");
+        memory.sources_have("E", a, None, 5000);
+        assert_eq!(memory.changed_ms("E"), 0, "nobody knows how old a command's first output is");
+        memory.sources_have("E", b, None, 6000);
+        assert_eq!(memory.changed_ms("E"), 6000);
+    }
+
+    #[test]
+    fn what_a_boot_has_had_is_remembered_until_the_sources_change() {
+        let [a, b] = [sha256(b"a"), sha256(b"b")];
+        let mut memory = Memory::default();
+        memory.sources_have("K", a, Some(1), 9);
+        memory.boot_has(boot(1), &has("K", b));
+        assert!(!memory.has_had(boot(1), "K"));
+        memory.boot_has(boot(1), &has("K", a));
+        memory.boot_has(boot(1), &has("K", b));
+        assert!(memory.has_had(boot(1), "K") && !memory.has_had(boot(2), "K"));
+        memory.sources_have("K", b, Some(2), 9);
+        assert!(!memory.has_had(boot(1), "K"));
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_outlives_the_keeper() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(Some(folder.path()));
+        let mut memory = store.read().unwrap();
+        for n in 0..2 * MAX_EARLIER as u64 {
+            memory.sources_have("K", sha256(&n.to_be_bytes()), Some(n), 9);
+            memory.boot_has(BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes()), &Items::new());
+        }
+        assert_eq!((memory.items["K"].earlier.len(), memory.boots.len()), (MAX_EARLIER, MAX_BOOTS));
+        store.write(&mut memory).unwrap();
+        assert_eq!(store.read().unwrap(), memory);
+        std::fs::write(folder.path().join(FILE), "{").unwrap();
+        assert!(store.read().unwrap_err().to_string().contains("memory.json"));
+    }
+}

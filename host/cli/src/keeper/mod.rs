@@ -1,0 +1,198 @@
+//! `teemark keeper`: gives enclaves their secrets again when they restart, and what changes in the sources, with nobody.
+//!
+//! ```text
+//! config    keeper.toml
+//! sources   the items, from files, credentials and commands (exec)
+//! enclaves  the addresses that are watched
+//! policy    which enclaves may be given secrets
+//! plan      what an enclave is to be sent: no effects
+//! watch     what to do next about one enclave: no effects
+//! act       does it: a thread for each address
+//! memory    what was seen, kept in a file
+//! report    lines and counters
+//! serve     /ready and /metrics
+//! ```
+//!
+//! A keeper that is killed at any moment and started again goes on: what an enclave has in force is in its attestation
+//! document, and the memory only says what it has had before.
+
+mod act;
+mod config;
+mod enclaves;
+mod exec;
+mod memory;
+mod plan;
+mod policy;
+mod report;
+mod serve;
+mod sources;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use formats::time::now_ms;
+use serde_json::json;
+
+use crate::daemon::Cacert;
+use crate::failure::Done;
+use crate::seal::operator_key;
+use act::{Known, Shared};
+use config::{Config, CredentialSource, FileSource, KeySource};
+use enclaves::{Directory, Target};
+use memory::{Memory, Store};
+use policy::Policies;
+use report::Report;
+use sources::{Fault, Snapshot, Sources};
+
+/// Watch enclaves, and give them their secrets whenever they have not got them, or others.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  teemark keeper --config /etc/teemark/keeper.toml
+docs/REFERENCE.md describes the file. It runs until it is ended, and prints a line of JSON for each thing that it does.")]
+pub(crate) struct Arguments {
+    /// What to watch, and what to give
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the file and what it names, and end
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs until the process is ended.
+///
+/// # Errors
+/// The configuration, the key or the policy cannot be read; the address for /metrics cannot be listened on.
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
+    let config = Config::read(&arguments.config)?;
+    let modified = std::fs::metadata(&arguments.config).and_then(|found| found.modified());
+    let config_ms = modified.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let config_ms = config_ms.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(0);
+    let policies = Policies::read(&config.enclaves)?;
+    let operator = operator_key(&match &config.operator_key {
+        KeySource::File(FileSource { file }) => file.clone(),
+        KeySource::Credential(CredentialSource { credential }) => sources::credential_path(credential)?,
+    })?;
+    let mut sources = Sources::new(&config.items, config_ms)?;
+    if arguments.check {
+        return check(&mut sources);
+    }
+    let report = Arc::new(Report::new(config.enclaves.any_instance, config.enclaves.development));
+    let folder = config.state.clone().or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from));
+    let store = Store::new(folder.as_deref());
+    let memory = store.read().unwrap_or_else(|error| {
+        report.line("memory_lost", json!({"error": format!("{error:#}")}));
+        Memory::default()
+    });
+    let address = serve::start(&config.listen, report.clone())?;
+    report.line("started", json!({"listen": address, "remembers": folder.is_some(), "items": sources.names()}));
+    let known = Known { snapshot: Arc::default(), memory, places: [].into(), watched: [].into() };
+    let shared = Arc::new(Shared {
+        operator,
+        policies,
+        cacert: Cacert { cacert: config.enclaves.cacert.clone() },
+        interval: config.interval(),
+        max_enclaves: config.enclaves.max_enclaves,
+        report,
+        store,
+        state: Mutex::new(known),
+        changed: Condvar::new(),
+    });
+    let directory = Directory::new(&config.enclaves);
+    let watches = shared.clone();
+    thread::Builder::new().name("enclaves".into()).spawn(move || keep_watches(&watches, directory))?;
+    keep_sources(&shared, &mut sources)
+}
+
+/// Reads every source once.
+fn check(sources: &mut Sources) -> Result<Done> {
+    let (snapshot, faults) = sources.refresh(SystemTime::now());
+    if let Some(Fault { item, reason }) = faults.first() {
+        bail!("{item}: {reason}");
+    }
+    let items: Vec<_> = snapshot.items.keys().collect();
+    Ok(Done::new("the configuration and what it names are in order\n", json!({"items": items})))
+}
+
+/// Reads the sources again and again, and tells the watches what has changed.
+fn keep_sources(shared: &Shared, sources: &mut Sources) -> Result<Done> {
+    let mut told: BTreeMap<String, String> = BTreeMap::new();
+    let mut revision = None;
+    loop {
+        let names = sources.names();
+        let (snapshot, faults) = sources.refresh(SystemTime::now());
+        for Fault { item, reason } in &faults {
+            shared.report.source_fault(item);
+            if told.get(item) != Some(reason) {
+                shared.report.line("source_fault", json!({"item": item, "error": reason}));
+                told.insert(item.clone(), reason.clone());
+            }
+        }
+        told.retain(|item, _| faults.iter().any(|fault| fault.item == *item));
+        if revision != Some(snapshot.revision) {
+            revision = Some(snapshot.revision);
+            publish(shared, snapshot, &names);
+        }
+        thread::sleep(shared.interval);
+    }
+}
+
+/// Takes note of what has changed, and tells the watches.
+fn publish(shared: &Shared, snapshot: &Snapshot, names: &[&str]) {
+    let mut known = shared.lock();
+    for (name, piece) in snapshot.pieces() {
+        if known.memory.sources_have(name, piece.item.sha256, piece.modified_ms, now_ms()) {
+            shared.report.line("source_changed", json!({"item": name, "sha256": piece.item.sha256}));
+        }
+    }
+    for name in names {
+        let changed = snapshot.items.contains_key(*name).then(|| known.memory.changed_ms(name));
+        shared.report.source(name, changed);
+    }
+    // Before a watch sends anything of it.
+    shared.remember(&mut known);
+    known.snapshot = Arc::new(snapshot.clone());
+    shared.changed.notify_all();
+}
+
+/// Finds the addresses again and again, and starts a watch for each new one.
+fn keep_watches(shared: &Arc<Shared>, mut directory: Directory) {
+    let (mut told, mut number) = (Vec::new(), 0);
+    loop {
+        let (targets, faults) = directory.targets();
+        for fault in faults.iter().filter(|fault| !told.contains(*fault)) {
+            shared.report.line("enclaves_fault", json!({"error": fault}));
+        }
+        told = faults;
+        let mut known = shared.lock();
+        let gone: Vec<_> = known.watched.keys().filter(|target| !targets.contains(target)).cloned().collect();
+        for target in gone {
+            shared.report.line("left", json!({"enclave": target.to_string()}));
+            known.watched.remove(&target);
+        }
+        let new: Vec<_> = targets.into_iter().filter(|target| !known.watched.contains_key(target)).collect();
+        for target in new {
+            number += 1;
+            match start(shared, target.clone(), number) {
+                Ok(()) => drop(known.watched.insert(target, number)),
+                Err(error) => {
+                    let told = json!({"enclave": target.to_string(), "error": format!("{error:#}")});
+                    shared.report.line("not_watched", told);
+                }
+            }
+        }
+        drop(known);
+        shared.changed.notify_all();
+        thread::sleep(shared.interval);
+    }
+}
+
+fn start(shared: &Arc<Shared>, target: Target, number: u64) -> Result<()> {
+    let shared = shared.clone();
+    let watch = move || act::watch(&shared, target, number);
+    thread::Builder::new().name("watch".into()).spawn(watch).map(drop).context("no thread")
+}
