@@ -7,11 +7,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use formats::attestation::BundleId;
+use formats::base64;
 use formats::bundle::Received;
 use formats::digest::Sha256;
 use formats::items::{MAX_BUNDLE, MAX_BUNDLE_V2};
 use formats::sealed_bundle::v2::{self, MAX_LINE};
 use formats::sealed_bundle::{self, Destination};
+use formats::signature::VerifyingKey;
 use formats::state::{Manifest, State};
 use formats::time::now_ms;
 use ring::signature::Ed25519KeyPair;
@@ -101,6 +103,12 @@ pub(crate) fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
     key.with_context(|| format!("--operator-key {}", path.display()))
 }
 
+/// The operators whose signatures verify. Which of them the image accepts is in its settings.
+pub(crate) fn signers(line: &v2::Line) -> Vec<VerifyingKey> {
+    let keys = line.named_signers().into_iter().filter_map(|key| VerifyingKey::from_slice(&base64::decode(key)?));
+    line.signers(&keys.collect::<Vec<_>>())
+}
+
 impl Sealer {
     /// A sealer for the attested enclave.
     ///
@@ -134,7 +142,7 @@ impl Sealer {
     }
 
     /// Tells the state that the enclave attested, so that the one after the bundle is known.
-    pub(crate) fn from_state(mut self, state: State) -> Sealer {
+    pub(crate) fn knowing(mut self, state: State) -> Sealer {
         if let Version::Two { before, .. } = &mut self.version {
             *before = Some(state);
         }
@@ -220,7 +228,6 @@ impl Sealer {
 mod tests {
     use formats::attestation::BootNonce;
     use formats::hpke;
-    use formats::signature::VerifyingKey;
 
     use super::*;
 
@@ -288,7 +295,7 @@ mod tests {
         let operator = Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap();
         let before = State::default();
         let to = Attested { state_sha256: Some(before.sha256()), ..attested(3, BundleId::default()) };
-        let sealer = Sealer::new(&to, operator, None).unwrap().from_state(before.clone());
+        let sealer = Sealer::new(&to, operator, None).unwrap().knowing(before.clone());
         assert!(sealer.has_manifests());
         let bytes = sealer.seal(br#"{"ECS_WATERMARK_ENDPOINT":"https://h:8"}"#).unwrap();
         let sealed = v2::SealedBundle::parse(&bytes).unwrap();

@@ -266,7 +266,7 @@ impl Arguments {
             return Ok(Some(sealer));
         };
         let daemon = self.cacert.daemon(self.attested.as_deref().unwrap_or_default())?;
-        state::fetch(&daemon, &state).map(|state| Some(sealer.from_state(state)))
+        state::fetch(&daemon, &state).map(|state| Some(sealer.knowing(state)))
     }
 
     /// Attests once more, by another connection: behind a balancer that would be another enclave, which could not open what

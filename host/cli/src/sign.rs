@@ -17,7 +17,7 @@ use crate::changes;
 use crate::daemon::{self, Cacert};
 use crate::failure::{Done, Failure};
 use crate::output::{self, Existing, Readers};
-use crate::seal::operator_key;
+use crate::seal::{operator_key, signers};
 use crate::state;
 use crate::terminal::{printable, say};
 
@@ -112,12 +112,6 @@ fn check_destination(line: &Line, manifest: &Manifest, attested: &Attested) -> R
         }
         None => refused("no_state", "the enclave does not attest its state, so it takes no such bundle".to_owned()),
     }
-}
-
-/// The operators whose signatures verify. Which of them the image accepts is in its settings.
-fn signers(line: &Line) -> Vec<VerifyingKey> {
-    let keys = line.named_signers().into_iter().filter_map(|key| VerifyingKey::from_slice(&base64::decode(key)?));
-    line.signers(&keys.collect::<Vec<_>>())
 }
 
 fn as_text(before: &State, line: &Line, changes: &[String], signers: &[VerifyingKey]) -> String {

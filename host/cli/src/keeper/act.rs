@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use formats::attestation::BundleId;
+use formats::attestation::{BootNonce, BundleId};
 use formats::bundle::Received;
 use formats::digest::Sha256;
 use formats::sealed_bundle::Destination;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::enclaves::Target;
 use super::memory::{Memory, Store};
+use super::pass;
 use super::plan::{Held, Plan};
 use super::policy::{self, Policies};
 use super::report::{Report, Standing};
@@ -24,7 +25,6 @@ use super::watch::{Action, Context, Event, Note, Seen, Watch};
 use crate::attest::Attested;
 use crate::daemon::{Cacert, Daemon};
 use crate::failure::{Class, Failure};
-use crate::handshake;
 use crate::keys::{NO_RANDOM, fill_random};
 use crate::manifest;
 
@@ -33,6 +33,9 @@ pub(crate) struct Shared {
     pub(crate) operator: Ed25519KeyPair,
     pub(crate) policies: Policies,
     pub(crate) cacert: Cacert,
+    /// How many operators have to sign a bundle, and the keepers that sign next.
+    pub(crate) signatures: usize,
+    pub(crate) next: Vec<String>,
     pub(crate) interval: Duration,
     pub(crate) max_enclaves: usize,
     pub(crate) report: std::sync::Arc<Report>,
@@ -48,6 +51,8 @@ pub(crate) struct Known {
     pub(crate) memory: Memory,
     /// The addresses whose enclaves have been given secrets.
     pub(crate) places: BTreeSet<String>,
+    /// The boot that was last attested at each address.
+    pub(crate) boots: BTreeMap<Target, BootNonce>,
     /// The addresses that are watched, each with the number of its watch.
     pub(crate) watched: BTreeMap<Target, u64>,
 }
@@ -55,6 +60,11 @@ pub(crate) struct Known {
 impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The CAs that count at an address: those that are named are for https.
+    pub(crate) fn cacert_for(&self, endpoint: &str) -> Cacert {
+        if endpoint.starts_with("https") { self.cacert.clone() } else { Cacert { cacert: None } }
     }
 
     /// Writes the memory, if it has changed. What cannot be written now is written with the next change.
@@ -85,7 +95,7 @@ struct Enclave<'k> {
 /// Watches the enclave at an address until it is no longer to be watched, or by another watch.
 pub(crate) fn watch(shared: &Shared, target: Target, number: u64) {
     let name = target.to_string();
-    let daemon = match shared.cacert.daemon(&target.endpoint) {
+    let daemon = match shared.cacert_for(&target.endpoint).daemon(&target.endpoint) {
         Ok(daemon) => daemon.at(target.address),
         Err(error) => {
             return shared.report.line("not_watched", json!({"enclave": name, "error": format!("{error:#}")}));
@@ -99,6 +109,7 @@ pub(crate) fn watch(shared: &Shared, target: Target, number: u64) {
     if !known.watched.contains_key(&enclave.target) {
         shared.report.forget(&enclave.name);
         known.places.remove(&enclave.name);
+        known.boots.remove(&enclave.target);
     }
 }
 
@@ -168,6 +179,7 @@ impl Enclave<'_> {
                 let Attested { boot_nonce, in_force, state_sha256, .. } = &attested;
                 let seen = Seen { boot_nonce: *boot_nonce, counter: in_force.counter, state_sha256: *state_sha256 };
                 self.attested = Some(attested);
+                self.shared.lock().boots.insert(self.target.clone(), seen.boot_nonce);
                 Event::Attested(seen)
             }
             Err(error) => {
@@ -209,10 +221,8 @@ impl Enclave<'_> {
             }
         };
         let id = sealed.line.id();
-        let answer = match handshake::send_once(&self.daemon, &sealed.to_bytes()) {
-            Ok(accepted) => json!({"ok": true, "warnings": accepted.warnings, "missing": accepted.missing}),
-            Err(error) => json!({"ok": false, "error": format!("{error:#}")}),
-        };
+        let answer = pass::deliver(self.shared, &self.daemon, &sealed);
+        let answer = answer.unwrap_or_else(|error| json!({"ok": false, "error": format!("{error:#}")}));
         let told = json!({"items": plan.send, "counter": id.counter, "bundle_sha256": id.sha256, "answer": answer});
         self.line("sent", told);
         self.sent = Some((id, answer));
@@ -223,7 +233,7 @@ impl Enclave<'_> {
     fn seal(&self, plan: &Plan) -> Result<(SealedBundle, Sha256)> {
         let attested = self.attested.as_ref().context("the enclave is not attested")?;
         let from = attested.state_sha256.context("the enclave attests no state")?;
-        let bundle = self.snapshot.bundle(&plan.send, &self.state.items).to_json();
+        let bundle = self.snapshot.bundle(&plan.send, &self.state.items, plan.all).to_json();
         let items = manifest::describe(&Received::parse_v2(&bundle)?)?;
         let mut after = self.state.clone();
         for name in &plan.send {

@@ -25,9 +25,13 @@ pub(crate) struct Config {
     pub(crate) state: Option<PathBuf>,
     /// The operator's private key.
     pub(crate) operator_key: KeySource,
-    /// With a threshold over 1, the keeper that signs next.
-    pub(crate) next: Option<String>,
-    /// Where this keeper takes bundles that another one passes on.
+    /// How many operators have to sign a bundle: TEEMARK_OPERATOR_THRESHOLD of the image.
+    #[serde(default = "one")]
+    pub(crate) signatures: usize,
+    /// With several, the keepers that sign next: the first that does is enough.
+    #[serde(default)]
+    pub(crate) next: Vec<String>,
+    /// Where this keeper takes bundles that others pass on.
     pub(crate) bundles: Option<String>,
     pub(crate) enclaves: Enclaves,
     pub(crate) items: Items,
@@ -137,6 +141,10 @@ pub(crate) enum KeySource {
     Credential(CredentialSource),
 }
 
+fn one() -> usize {
+    1
+}
+
 fn five() -> u64 {
     5
 }
@@ -199,8 +207,13 @@ impl Config {
         if self.interval == 0 || self.enclaves.max_enclaves == 0 {
             bail!("interval and enclaves.max_enclaves have to be at least 1");
         }
-        if let Some(next) = &self.next {
+        for next in &self.next {
             daemon::endpoint(next).map_err(|why| anyhow!("next: {next}: {why}"))?;
+        }
+        if self.signatures == 0 || (self.signatures > 1) == self.next.is_empty() {
+            bail!(
+                "signatures and next belong together: with more than one signature, next names the keepers that sign too"
+            );
         }
         let items = &self.items;
         if items.certificate.is_none() && items.endpoint.is_none() && items.sources().next().is_none() {
@@ -297,6 +310,9 @@ mod tests {
             ("interval = 2", "intervall = 2", "intervall"),
             ("/usr/bin/aws", "aws", "absolute path"),
             ("every = 60", "every = 0", "at least 1"),
+            ("interval = 2", "signatures = 2", "next names"),
+            ("interval = 2", "next = ['http://h:1']", "belong together"),
+            ("interval = 2", "signatures = 2\nnext = ['h:1']", "http://HOST:PORT"),
             ("every = 60", "often = 60", "file_keys"),
         ] {
             assert!(WHOLE.contains(from), "{from}");

@@ -8,6 +8,7 @@
 //! plan      what an enclave is to be sent: no effects
 //! watch     what to do next about one enclave: no effects
 //! act       does it: a thread for each address
+//! pass      signs what other keepers sealed
 //! memory    what was seen, kept in a file
 //! report    lines and counters
 //! serve     /ready and /metrics
@@ -21,6 +22,7 @@ mod config;
 mod enclaves;
 mod exec;
 mod memory;
+mod pass;
 mod plan;
 mod policy;
 mod report;
@@ -35,6 +37,8 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use formats::items::MAX_BUNDLE_V2;
+use formats::sealed_bundle::v2::MAX_LINE;
 use formats::time::now_ms;
 use serde_json::json;
 
@@ -48,6 +52,9 @@ use memory::{Memory, Store};
 use policy::Policies;
 use report::Report;
 use sources::{Fault, Snapshot, Sources};
+
+/// Largest bundle that is passed on, in bytes.
+const LARGEST: usize = MAX_BUNDLE_V2 + MAX_LINE;
 
 /// Watch enclaves, and give them their secrets whenever they have not got them, or others.
 #[derive(clap::Args)]
@@ -88,13 +95,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         report.line("memory_lost", json!({"error": format!("{error:#}")}));
         Memory::default()
     });
-    let address = serve::start(&config.listen, report.clone())?;
-    report.line("started", json!({"listen": address, "remembers": folder.is_some(), "items": sources.names()}));
-    let known = Known { snapshot: Arc::default(), memory, places: [].into(), watched: [].into() };
+    let numbers = report.clone();
+    let address =
+        serve::start(&config.listen, 0, move |request| serve::numbers(&numbers, request)).context("listen")?;
+    let (places, boots, watched) = Default::default();
+    let known = Known { snapshot: Arc::default(), memory, places, boots, watched };
     let shared = Arc::new(Shared {
         operator,
         policies,
         cacert: Cacert { cacert: config.enclaves.cacert.clone() },
+        signatures: config.signatures,
+        next: config.next.clone(),
         interval: config.interval(),
         max_enclaves: config.enclaves.max_enclaves,
         report,
@@ -102,6 +113,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         state: Mutex::new(known),
         changed: Condvar::new(),
     });
+    let bundles = match &config.bundles {
+        None => None,
+        Some(listen) => {
+            let passed = shared.clone();
+            Some(serve::start(listen, LARGEST, move |request| pass::answer(&passed, request)).context("bundles")?)
+        }
+    };
+    let (items, remembers) = (sources.names(), folder.is_some());
+    let told = json!({"listen": address, "bundles": bundles, "remembers": remembers, "items": items});
+    shared.report.line("started", told);
     let directory = Directory::new(&config.enclaves);
     let watches = shared.clone();
     thread::Builder::new().name("enclaves".into()).spawn(move || keep_watches(&watches, directory))?;

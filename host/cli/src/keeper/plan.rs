@@ -54,6 +54,9 @@ pub(crate) struct Plan {
     pub(crate) held: BTreeMap<String, Held>,
     /// The counter of the bundle.
     pub(crate) counter: u64,
+    /// Whether file keys are to be sent as a whole, even if the difference is known: what was sent before did not come into
+    /// force.
+    pub(crate) all: bool,
 }
 
 impl std::fmt::Display for Held {

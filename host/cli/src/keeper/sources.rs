@@ -1,6 +1,6 @@
 //! The items of the bundle, from files, credentials and commands. A source that fails keeps its last good value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use formats::bundle::{Outgoing, Received};
 use formats::certificates::{self, Part, Parts};
 use formats::digest::Sha256;
 use formats::file_keys::DeliveredKeys;
-use formats::items::{CERTIFICATES, ENDPOINT, FILE_KEYS, GRANT_KEYS};
+use formats::items::{CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS};
 use formats::service::ServiceUrl;
 use formats::state::{Item, Items};
 
@@ -69,8 +69,8 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// The bundle that brings these items to an enclave with this state: the difference alone, where the file keys in force
-    /// are a set that is remembered.
-    pub(crate) fn bundle(&self, names: &[String], in_force: &Items) -> Outgoing {
+    /// are a set that is remembered, unless all of it is asked for.
+    pub(crate) fn bundle(&self, names: &[String], in_force: &Items, all: bool) -> Outgoing {
         let mut whole = Outgoing::default();
         for piece in names.iter().filter_map(|name| self.pieces.get(name)) {
             let Outgoing { mtls_client_cert_json, ecs_watermark_endpoint, file_keys, grant_keys, .. } = &piece.outgoing;
@@ -84,7 +84,7 @@ impl Snapshot {
                 whole.grant_keys.clone_from(grant_keys);
             }
             if let Some(keys) = file_keys {
-                match self.difference(in_force.get(FILE_KEYS)) {
+                match self.difference(in_force.get(FILE_KEYS)).filter(|_| !all) {
                     Some((add, remove)) => {
                         let added = keys.0.iter().filter(|(id, _)| add.contains_key(id)).cloned();
                         let added: DeliveredKeys = added.collect();
@@ -98,20 +98,40 @@ impl Snapshot {
         whole
     }
 
-    /// The keys that come and the ids of those that go, from the keys in force to the present ones. `None` if the keys in
-    /// force are not known, or one has another key under its id.
-    fn difference(&self, in_force: Option<&Item>) -> Option<(Digests, std::collections::BTreeSet<String>)> {
+    /// The keys that come and the ids of those that go, from the keys in force to the present ones: both, of an id that has
+    /// another key. `None` if the keys in force are not known.
+    fn difference(&self, in_force: Option<&Item>) -> Option<(Digests, BTreeSet<String>)> {
         let (_, to) = self.key_sets.last()?;
         let (_, from) = self.key_sets.iter().find(|(hash, _)| in_force.is_some_and(|item| item.sha256 == *hash))?;
-        let mut add = Digests::new();
-        for (id, digest) in to.iter() {
-            match from.get(id) {
-                None => drop(add.insert(id.clone(), *digest)),
-                Some(before) if before == digest => {}
-                Some(_) => return None,
-            }
+        let other = |than: &Digests, (id, digest): &(&String, &Sha256)| than.get(*id) != Some(*digest);
+        let add = to.iter().filter(|key| other(from, key)).map(|(id, digest)| (id.clone(), *digest)).collect();
+        let remove = from.iter().filter(|key| other(to, key)).map(|(id, _)| id.clone()).collect();
+        Some((add, remove))
+    }
+
+    /// The difference, described as in a manifest.
+    pub(crate) fn changes(&self, in_force: Option<&Item>) -> Option<Items> {
+        let (add, remove) = self.difference(in_force)?;
+        let mut items = Items::new();
+        if !add.is_empty() {
+            items.insert(FILE_KEYS_ADD.to_owned(), manifest::keyed(&add));
         }
-        Some((add, from.keys().filter(|id| !to.contains_key(*id)).cloned().collect()))
+        if !remove.is_empty() {
+            items.insert(FILE_KEYS_REMOVE.to_owned(), Item::removed(remove.iter().map(String::as_str)));
+        }
+        Some(items)
+    }
+
+    /// One with these items, and these sets of file keys, the last of which is the present one.
+    #[cfg(test)]
+    pub(crate) fn of(items: &[(&str, Item)], key_sets: &[Digests]) -> Snapshot {
+        let mut items: Items = items.iter().map(|(name, item)| ((*name).to_owned(), item.clone())).collect();
+        let key_sets: Vec<_> =
+            key_sets.iter().map(|keys| (manifest::keyed(keys).sha256, Arc::new(keys.clone()))).collect();
+        if let Some((_, keys)) = key_sets.last() {
+            items.insert(FILE_KEYS.to_owned(), manifest::keyed(keys));
+        }
+        Snapshot { items, key_sets, ..Snapshot::default() }
     }
 
     fn replace(&mut self, name: &str, piece: Piece) -> bool {
@@ -145,12 +165,17 @@ pub(crate) struct Fault {
 /// The sources, and what they had when they were last read.
 pub(crate) struct Sources {
     snapshot: Snapshot,
-    /// What was read for each item, and why it could not be used, if it could not.
-    parsed: BTreeMap<&'static str, (Vec<Arc<Vec<u8>>>, Option<String>)>,
+    parsed: BTreeMap<&'static str, Parsed>,
     certificate: Option<[Reader; 3]>,
     endpoint: Option<Bytes>,
     file_keys: Option<Reader>,
     grant_keys: Option<Reader>,
+}
+
+/// What was read for an item, and why it could not be used, if it could not.
+struct Parsed {
+    bytes: Vec<Arc<Vec<u8>>>,
+    fault: Option<String>,
 }
 
 /// Reads one source.
@@ -262,14 +287,15 @@ impl Sources {
         // A command has not ended for the first time.
         let Some(read) = read else { return Ok(None) };
         let bytes: Vec<_> = read.iter().map(|read| read.bytes.clone()).collect();
-        if let Some((before, fault)) = self.parsed.get(name)
+        if let Some(Parsed { bytes: before, fault }) = self.parsed.get(name)
             && before.len() == bytes.len()
             && before.iter().zip(&bytes).all(|(before, bytes)| Arc::ptr_eq(before, bytes))
         {
             return fault.as_ref().map_or(Ok(None), |fault| Err(anyhow!("{fault}")));
         }
         let piece = piece(name, &read);
-        self.parsed.insert(name, (bytes, piece.as_ref().err().map(|error| format!("{error:#}"))));
+        let fault = piece.as_ref().err().map(|error| format!("{error:#}"));
+        self.parsed.insert(name, Parsed { bytes, fault });
         piece.map(Some)
     }
 }
@@ -474,22 +500,25 @@ mod tests {
         let first = refreshed(&mut sources).0.items;
         folder.keys(&[("b", KEY), ("c", OTHER)]);
         let second = refreshed(&mut sources).0;
-        let bundle = second.bundle(&names, &first);
+        let bundle = second.bundle(&names, &first, false);
         assert!(bundle.file_keys.is_none());
         assert_eq!(bundle.file_keys_add.unwrap().0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["c"]);
         assert_eq!(bundle.file_keys_remove.into_iter().collect::<Vec<_>>(), ["a"]);
-        // Keys that nobody knows are replaced, and so are those with another key under an id.
-        assert_eq!(second.bundle(&names, &Items::new()).file_keys.unwrap().0.len(), 2);
+        assert!(second.bundle(&names, &first, true).file_keys_add.is_none());
+        // Keys that nobody knows are replaced.
+        assert_eq!(second.bundle(&names, &Items::new(), false).file_keys.unwrap().0.len(), 2);
+        // Another key under the same id goes and comes.
         folder.keys(&[("b", OTHER), ("c", OTHER)]);
-        let third = refreshed(&mut sources).0;
-        assert_eq!(third.bundle(&names, &second.items).file_keys.unwrap().0.len(), 2);
+        let third = refreshed(&mut sources).0.bundle(&names, &second.items, false);
+        assert_eq!(third.file_keys_add.unwrap().0.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(third.file_keys_remove.into_iter().collect::<Vec<_>>(), ["b"]);
         // Back to an earlier set, from the one after it.
         folder.keys(&[("b", KEY), ("c", OTHER)]);
         refreshed(&mut sources);
         folder.keys(&[("a", KEY), ("b", KEY)]);
         let back = refreshed(&mut sources).0;
         assert_eq!(back.items, first);
-        assert_eq!(back.bundle(&names, &second.items).file_keys_remove.into_iter().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(back.bundle(&names, &second.items, false).file_keys_remove.into_iter().collect::<Vec<_>>(), ["c"]);
     }
 
     #[test]

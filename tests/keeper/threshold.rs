@@ -1,0 +1,158 @@
+//! Several operators: the enclave wants two of three signatures.
+
+use super::*;
+
+/// A scene with `operator.key`, `second.key` and `third.key`, and an enclave that wants two of them.
+struct Three {
+    scene: Scene,
+    enclave: Daemon,
+    url: String,
+    port: u16,
+}
+
+impl Three {
+    fn new() -> Three {
+        let mut scene = Scene::new();
+        for name in ["second.key", "third.key"] {
+            let public = line(scene.teemark(&["keygen", "--for", "operator", "--output", name]));
+            scene.operator = format!("{},{public}", scene.operator);
+        }
+        let port = free_port();
+        let enclave = scene.enclave_with(port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
+        let root = enclave.get("/get_attestation").json()["test_root"].as_str().unwrap().to_owned();
+        bash(scene.folder.path(), &format!("printf %s {root} | base64 -d >root.der"));
+        Three { url: format!("http://{}", enclave.public), scene, enclave, port }
+    }
+
+    fn seal(&self, more: &[&str]) -> Output {
+        let service = format!("https://localhost:{}", self.scene.service.port);
+        let items = ["secrets", "--client-cert", "client.crt", "--client-key", "client.key", "--ca", "ecs-ca.crt"];
+        let keys = ["--endpoint", &service, "--keys", "keys.json", "--seal", "--attested", &self.url];
+        let trust = ["--pcrs", "image.pcrs", "--root", "root.der", "--operator-key", "operator.key"];
+        self.scene.teemark(&[&items[..], &keys, &trust, more].concat())
+    }
+
+    fn sign(&self, more: &[&str]) -> Output {
+        let sign =
+            ["sign", "--bundle", "bundle", "--attested", &self.url, "--pcrs", "image.pcrs", "--root", "root.der"];
+        self.scene.teemark(&[&sign[..], more].concat())
+    }
+
+    fn send(&self, to: &str) -> Output {
+        self.scene.teemark(&["secrets", "--bundle", "bundle", "--send", to])
+    }
+}
+
+#[test]
+fn two_of_three_operators_have_to_sign_and_each_sees_what_changes() {
+    let three = Three::new();
+    succeeds(three.seal(&["--output", "bundle"]));
+    fails(1, &three.send(&three.url), "2 by different operators");
+    let shown = line(three.sign(&[]));
+    for words in [
+        "in force: nothing",
+        "change     client certificate: a first one, until ",
+        "change     watermark service: https://localhost:",
+        "change     file keys: 1 key come: k",
+    ] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+    assert_eq!(shown.matches("signed by").count(), 1, "{shown}");
+    // The same operator again counts once.
+    succeeds(three.sign(&["--operator-key", "operator.key"]));
+    fails(1, &three.send(&three.url), "hold 1 that verify");
+    bash(three.scene.folder.path(), "chmod 640 bundle");
+    assert_eq!(line(three.sign(&["--operator-key", "third.key"])).matches("signed by").count(), 2);
+    assert_eq!(bash(three.scene.folder.path(), "stat -c %a bundle").trim(), "640");
+    has_nothing(&three.enclave);
+    succeeds(three.send(&three.url));
+    is_ready(&three.enclave);
+    // It has been used.
+    fails(1, &three.send(&three.url), "counter");
+    fails(1, &three.sign(&["--operator-key", "second.key"]), "is in force already");
+}
+
+#[test]
+fn the_handshakes_own_port_takes_it_too_and_keys_come_and_go_one_by_one() {
+    let three = Three::new();
+    let secrets = format!("unix:{}", three.enclave.secrets.display());
+    succeeds(three.seal(&["--output", "bundle"]));
+    succeeds(three.sign(&["--operator-key", "second.key", "--output", "signed"]));
+    fails(1, &three.send(&secrets), "2 by different operators");
+    fs::rename(three.scene.path("signed"), three.scene.path("bundle")).unwrap();
+    succeeds(three.send(&secrets));
+    is_ready(&three.enclave);
+    succeeds(three.scene.teemark(&["keygen", "--id", "new", "--output", "new.json"]));
+    let change = ["secrets", "--add-keys", "new.json", "--remove-key", "k", "--seal", "--attested", &three.url];
+    let trust = ["--pcrs", "image.pcrs", "--root", "root.der", "--operator-key", "operator.key"];
+    fs::remove_file(three.scene.path("bundle")).unwrap();
+    succeeds(three.scene.teemark(&[&change[..], &trust, &["--output", "bundle"]].concat()));
+    let shown = line(three.sign(&["--operator-key", "third.key"]));
+    assert!(shown.contains("file keys: 1 key come: new") && shown.contains("file keys: 1 key go: k"), "{shown}");
+    succeeds(three.send(&three.url));
+    assert_eq!(three.enclave.get("/state").json()["items"]["FILE_KEYS"]["ids"], serde_json::json!(["new"]));
+}
+
+#[test]
+fn a_bundle_for_another_boot_is_not_signed() {
+    let mut three = Three::new();
+    succeeds(three.seal(&["--output", "bundle"]));
+    drop(three.enclave);
+    three.enclave = three.scene.enclave_with(three.port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
+    let root = three.enclave.get("/get_attestation").json()["test_root"].as_str().unwrap().to_owned();
+    bash(three.scene.folder.path(), &format!("printf %s {root} | base64 -d >root.der"));
+    let before = fs::read(three.scene.path("bundle")).unwrap();
+    fails(1, &three.sign(&["--operator-key", "second.key"]), "restarted, or is another");
+    assert_eq!(fs::read(three.scene.path("bundle")).unwrap(), before);
+}
+
+#[test]
+fn a_keeper_alone_is_one_signature_too_few_and_says_so() {
+    let three = Three::new();
+    three.scene.config_of_files(&[three.port]);
+    let mut keeper = three.scene.keeper();
+    keeper.tells("not_confirmed", "2 by different operators");
+    has_nothing(&three.enclave);
+}
+
+/// Two keepers, each with a key of its own, that pass bundles on to each other. The second has the file keys of this file.
+fn two_keepers(three: &Three, second_keys: &str) -> [Keeper; 2] {
+    let ports = [free_port(), free_port()];
+    let names = ["first", "second"];
+    for (n, (key, keys)) in [("operator.key", "keys.json"), ("second.key", second_keys)].into_iter().enumerate() {
+        let (own, other) = (ports[n], ports[1 - n]);
+        let pass = format!("signatures = 2\nbundles = '127.0.0.1:{own}'\nnext = ['http://127.0.0.1:{other}']");
+        three.scene.config(&[three.port], &format!("{{ file = '{keys}' }}"), [&pass, ""]);
+        let config = fs::read_to_string(three.scene.path("keeper.toml")).unwrap();
+        let config = config.replace("operator.key", key).replace("state = '.'", &format!("state = '{}'", names[n]));
+        three.scene.write(&format!("{}.toml", names[n]), config);
+        fs::create_dir(three.scene.path(names[n])).unwrap();
+    }
+    names.map(|name| three.scene.keeper_of(&format!("{name}.toml")))
+}
+
+#[test]
+fn two_keepers_sign_for_each_other_and_an_enclave_that_restarts_has_its_secrets_again() {
+    let mut three = Three::new();
+    let [mut first, mut second] = two_keepers(&three, "keys.json");
+    is_ready(&three.enclave);
+    drop(three.enclave);
+    three.enclave = three.scene.enclave_with(three.port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
+    is_ready(&three.enclave);
+    // A key that comes is passed on too, once both have it.
+    succeeds(three.scene.teemark(&["keygen", "--id", "new", "--output", "keys.json", "--add"]));
+    wait_for("the new key", || three.enclave.get("/state").text().contains("\"new\"").then_some(()));
+    first.tells("confirmed", "");
+    wait_for("the signatures", || (first.count("signed") + second.count("signed") >= 3).then_some(()));
+    second.tells("current", "");
+}
+
+#[test]
+fn a_keeper_does_not_sign_what_its_own_sources_do_not_have() {
+    let three = Three::new();
+    succeeds(three.scene.teemark(&["keygen", "--id", "k", "--output", "other.json"]));
+    let [mut first, mut second] = two_keepers(&three, "other.json");
+    second.tells("not_signed", "it has another FILE_KEYS than this keeper's sources");
+    first.tells("not_confirmed", "another FILE_KEYS");
+    has_nothing(&three.enclave);
+}
