@@ -55,7 +55,8 @@ start_daemon() { # name port NAME=value...
   env "$@" TEEMARKD="$bin/teemarkd" TEEMARK_EGRESS=direct TEEMARK_ENDPOINTS="$out/allowed_endpoints.yaml" \
     TEEMARK_CERTS="$out/certs-of-$name" TEEMARK_PUBLIC="tcp:127.0.0.1:$port_wanted" \
     TEEMARK_ADMIN="unix:$sockets/$name-admin" TEEMARK_SECRETS="unix:$sockets/$name" ./run.sh 2>"$out/$name.log" &
-  pids="$pids $!"
+  daemon=$!
+  pids="$pids $daemon"
   await "$out/$name.log" 'waiting for the handshake' 'teemarkd'
   public=$(sed -n 's/.*public: listening on tcp:\(.*\)$/\1/p' "$out/$name.log")
 }
@@ -169,6 +170,39 @@ fi
 grep -o 'alert certificate required' "$out/no-certificate.log" | head -n 1 | sed 's/^/    /'
 grep -q 'alert' "$out/no-certificate.log" || fail "the service did not refuse"
 
+say "A keeper, on a machine of the operator's, gives the daemon its secrets whenever it has not got them. The daemon is"
+echo "    killed and started again, with nothing; nobody does anything, and a file is decrypted:"
+cat >"$out/keeper.toml" <<TOML
+interval = 1
+listen = "127.0.0.1:0"
+state = "."
+operator_key = { file = "operator.key" }
+[enclaves]
+urls = ["http://$public"]
+development = true
+any_instance = true
+[items]
+endpoint = "https://localhost:$port"
+file_keys = { file = "keys.json" }
+grant_keys = { file = "grants.pub" }
+[items.certificate]
+cert = { file = "certs/client.crt" }
+key = { file = "certs/client.key" }
+ca = { file = "certs/ecs-ca.crt" }
+TOML
+"$bin/teemark" keeper --config "$out/keeper.toml" >"$out/keeper.log" 2>&1 &
+pids="$pids $!"
+await "$out/keeper.log" '"current"' 'the keeper'
+kill -9 "$daemon"
+wait "$daemon" 2>/dev/null || true
+start_daemon teemarkd "${public##*:}" "TEEMARK_OPERATOR_KEYS=$(cat "$out/operator.pub")" TEEMARK_FLEET=demo
+await "$out/keeper.log" '"confirmed"' 'the daemon with its secrets'
+grep -e '"boot"' -e '"confirmed"' "$out/keeper.log" | tail -n 2 | cut -c 1-120 | sed 's/^/    /; s/$/ .../'
+grant original.txt "$out/original.txt.enc"
+decrypt "$out/original.txt.enc" "$out/again.txt" original.txt --grant "$out/grant" --seal --reply-key "$out/reply.key" \
+  --verify --development 2>"$out/decrypt.log" || { cat "$out/decrypt.log" >&2; fail "the text was not decrypted"; }
+"$bin/watermark-service" extract "$out/again.txt" | sed 's/^/    again.txt: /'
+
 say "The plain way, for development: TEEMARK_HANDSHAKE=plain and TEEMARK_GRANTS=off. The daemon says what that gives up:"
 trusted=$public
 start_daemon plain 0 TEEMARK_HANDSHAKE=plain TEEMARK_GRANTS=off
@@ -204,6 +238,7 @@ Done. Each file went in encrypted and came out marked for its user.
     $out/difference.png  the difference, amplified 64 times: the mark
     $out/marked.txt      the text, with the mark in invisible characters
     $out/sealed.json     the secrets as the parent of an enclave sees them
+    $out/keeper.log      what the keeper did
     $out/teemarkd.log    the daemon's log; plain.log and image.log are those of the plain ones, service.log the service's
 EOT
 

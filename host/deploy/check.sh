@@ -19,9 +19,10 @@ mkdir -p "$units" "$root/usr/bin" "$root/usr/local/libexec/teemark" "$root/usr/l
 cp /lib/systemd/system/*.target /lib/systemd/system/*.slice "$root/usr/lib/systemd/system/"
 cp "$here"/systemd/*.service "$units/"
 install -m 755 "$here"/*.sh "$root/usr/local/libexec/teemark/"
-for program in nitro-cli vsock-proxy; do
-  printf '#!/bin/sh\n' >"$root/usr/bin/$program"
-  chmod 755 "$root/usr/bin/$program"
+mkdir -p "$root/usr/local/bin"
+for program in usr/bin/nitro-cli usr/bin/vsock-proxy usr/local/bin/teemark; do
+  printf '#!/bin/sh\n' >"$root/$program"
+  chmod 755 "$root/$program"
 done
 
 wrong() { # unit
@@ -29,7 +30,7 @@ wrong() { # unit
   echo "check.sh: $1 is not correct" >&2
   exit 1
 }
-for unit in teemark-enclave.service teemark-expose.service teemark-vsock-proxy@8101.service; do
+for unit in teemark-enclave.service teemark-expose.service teemark-vsock-proxy@8101.service teemark-keeper.service; do
   # Some mistakes are reported without changing the exit status.
   systemd-analyze --root="$root" --man=no verify "$unit" >"$root/words" 2>&1 || wrong "$unit"
   ! grep -q teemark "$root/words" || wrong "$unit"
@@ -37,7 +38,8 @@ done
 
 # Exposure in tenths: 0 is sandboxed in every way, 100 not at all. Each unit is 2 below its limit, since another version
 # of systemd may rate it differently; a missing line of hardening adds up to 4.
-for unit in teemark-enclave.service:20 teemark-expose.service:22 teemark-vsock-proxy@.service:19; do
+for unit in teemark-enclave.service:20 teemark-expose.service:22 teemark-vsock-proxy@.service:19 \
+  teemark-keeper.service:16; do
   systemd-analyze security --offline=true --threshold="${unit##*:}" "$units/${unit%:*}" >"$root/words" 2>&1 ||
     wrong "${unit%:*}"
 done

@@ -301,6 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_a_configuration() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/keeper.toml");
+        let config = Config::read(&path).unwrap();
+        // What is commented out is right too.
+        let text = std::fs::read_to_string(&path).unwrap().replace("file_keys = { credential", "# file_keys = { credential");
+        let shown = text.replace("# file_keys = { exec", "file_keys = { exec").replace("#   \"--query", "  \"--query");
+        let with_command = Config::parse(&shown).unwrap();
+        assert!(matches!(config.items.file_keys, Some(Source::Credential(_))));
+        assert!(matches!(with_command.items.file_keys, Some(Source::Exec(_))));
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_with_its_name() {
         for (from, to, words) in [
             ("urls = [\"https://enclaves.internal:3000\"]\n        file = \"enclaves\"\n", "", "urls or file"),
