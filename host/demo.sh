@@ -105,13 +105,13 @@ echo "    on this machine nobody measures the code, and --development believes t
 say "The operator seals the secrets to that daemon and signs them. Nobody who relays the file can read or change it"
 "$bin/teemark" secrets --client-cert "$out/certs/client.crt" --client-key "$out/certs/client.key" \
   --ca "$out/certs/ecs-ca.crt" --endpoint "https://localhost:$port" --keys "$out/keys.json" --grant-keys "$out/grants.pub" \
-  --seal --attested "http://$public" --development --operator-key "$out/operator.key" --output "$out/sealed.json" \
+  --seal --attested "http://$public" --development --operator-key "$out/operator.key" --output "$out/sealed.bundle" \
   2>/dev/null || fail "not sealed"
-cut -c 1-100 "$out/sealed.json" | head -n 1 | sed 's/^/    /; s/$/ .../'
-"$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd" || fail "handshake refused"
+cut -c 1-100 "$out/sealed.bundle" | head -n 1 | sed 's/^/    /; s/$/ .../'
+"$bin/teemark" secrets --bundle "$out/sealed.bundle" --send "unix:$sockets/teemarkd" || fail "handshake refused"
 
 say "The same bundle, sent a second time, is refused, and so is one that is not sealed"
-refused "$out/replay.log" "a replayed bundle" "$bin/teemark" secrets --bundle "$out/sealed.json" --send "unix:$sockets/teemarkd"
+refused "$out/replay.log" "a replayed bundle" "$bin/teemark" secrets --bundle "$out/sealed.bundle" --send "unix:$sockets/teemarkd"
 refused "$out/unsealed.log" "a bundle in the clear" "$bin/teemark" secrets --keys "$out/keys.json" --plain \
   --send "unix:$sockets/teemarkd"
 
@@ -237,7 +237,7 @@ Done. Each file went in encrypted and came out marked for its user.
     $out/marked.png      after: looks the same
     $out/difference.png  the difference, amplified 64 times: the mark
     $out/marked.txt      the text, with the mark in invisible characters
-    $out/sealed.json     the secrets as the parent of an enclave sees them
+    $out/sealed.bundle     the secrets as the parent of an enclave sees them
     $out/keeper.log      what the keeper did
     $out/teemarkd.log    the daemon's log; plain.log and image.log are those of the plain ones, service.log the service's
 EOT

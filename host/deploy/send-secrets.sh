@@ -15,20 +15,31 @@ wait=${WAIT:-60}
 
 need socat socat
 need jq jq
-# Read only once, since a pipe cannot be read again for a second attempt. No part of it is ever printed.
-bundle=$(cat -- "$1") || die "$1 cannot be read"
-printf '%s\n' "$bundle" | jq -es 'length == 1 and (.[0] | type == "object")' >/dev/null 2>&1 || die "$1 is not one JSON object"
-find_enclave
-
-reason=$(mktemp)
-trap 'rm -f "$reason"' EXIT
+work=$(mktemp -d)
+reason=$work/reason
+trap 'rm -rf "$work"' EXIT
 # Without these, a signal would not run that trap in every shell.
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
+# A pipe cannot be read again for a second attempt. No part of a bundle is ever printed.
+bundle=$1
+if [ "$1" = - ]; then
+  bundle=$work/bundle
+  cat >"$bundle"
+elif [ ! -f "$1" ]; then
+  bundle=$work/bundle
+  cat -- "$1" >"$bundle" || die "$1 cannot be read"
+fi
+[ -r "$bundle" ] || die "$1 cannot be read"
+# One that is sealed in version 2 is a line of JSON, and then bytes.
+head -c 100 -- "$bundle" | tr -d '\000' | head -n 1 | grep -q '^{"sealed_bundle_v2":' ||
+  jq -es 'length == 1 and (.[0] | type == "object")' <"$bundle" >/dev/null 2>&1 || die "$1 is not one JSON object"
+find_enclave
+
 # The enclave answers within 10 s; socat's own half second would be too short for a busy one.
 attempt() {
-  answer=$(printf '%s\n' "$bundle" | socat -t 15 - "VSOCK-CONNECT:$ENCLAVE_CID:7777" 2>"$reason") || return 1
+  answer=$(socat -t 15 - "VSOCK-CONNECT:$ENCLAVE_CID:7777" <"$bundle" 2>"$reason") || return 1
   [ -n "$answer" ]
 }
 told=
@@ -46,8 +57,11 @@ case $(printf '%s\n' "$answer" | jq .ok 2>/dev/null) in
   true) ;;
   false)
     # The answer to an earlier attempt may have been lost.
-    [ "$(printf '%s\n' "$answer" | jq -r .field)" != sealed_bundle.counter ] ||
-      die "refused; it may be in force already: teemark attest prints the counter and hash of the bundle that is"
+    case $(printf '%s\n' "$answer" | jq -r .field) in
+      sealed_bundle.counter | sealed_bundle_v2.counter)
+        die "refused; it may be in force already: teemark attest prints the counter and hash of the bundle that is"
+        ;;
+    esac
     die "refused"
     ;;
   *) die "what answers on vsock:$ENCLAVE_CID:7777 is not teemarkd" ;;

@@ -42,7 +42,7 @@ fn a_sealed_bundle_that_is_sent_again_is_refused_and_so_is_an_older_one() {
     }
     succeeds(scene.send("new"));
     for late in ["new", "old"] {
-        fails(1, &scene.send(late), "sealed_bundle.counter: is not above 8");
+        fails(1, &scene.send(late), "sealed_bundle_v2.counter: is not above 8");
     }
     assert_eq!(scene.daemon.get("/ready").status, 200);
 }
@@ -51,7 +51,7 @@ fn a_sealed_bundle_that_is_sent_again_is_refused_and_so_is_an_older_one() {
 fn a_bundle_signed_by_somebody_else_is_refused() {
     let scene = Scene::new();
     succeeds(scene.teemark(&["keygen", "--for", "operator", "--output", "mallory.key"]));
-    fails(1, &scene.seal("mallory.key", &["--send", &scene.secrets()]), "sealed_bundle.signature");
+    fails(1, &scene.seal("mallory.key", &["--send", &scene.secrets()]), "sealed_bundle_v2.signatures");
     assert_eq!(scene.daemon.get("/ready").status, 503);
 }
 
@@ -62,7 +62,7 @@ fn a_bundle_that_was_sealed_to_another_enclave_is_refused() {
     let key = one.path("operator.key").display().to_string();
     succeeds(another.seal(&key, &["--output", "sealed"]));
     fs::copy(another.path("sealed"), one.path("sealed")).unwrap();
-    fails(1, &one.send("sealed"), "sealed_bundle.boot_nonce: is from another boot");
+    fails(1, &one.send("sealed"), "sealed_bundle_v2.boot_nonce: is from another boot");
     assert_eq!(one.daemon.get("/ready").status, 503);
 }
 

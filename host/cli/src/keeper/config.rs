@@ -305,7 +305,8 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/keeper.toml");
         let config = Config::read(&path).unwrap();
         // What is commented out is right too.
-        let text = std::fs::read_to_string(&path).unwrap().replace("file_keys = { credential", "# file_keys = { credential");
+        let text =
+            std::fs::read_to_string(&path).unwrap().replace("file_keys = { credential", "# file_keys = { credential");
         let shown = text.replace("# file_keys = { exec", "file_keys = { exec").replace("#   \"--query", "  \"--query");
         let with_command = Config::parse(&shown).unwrap();
         assert!(matches!(config.items.file_keys, Some(Source::Credential(_))));

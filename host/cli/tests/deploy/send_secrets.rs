@@ -35,13 +35,13 @@ fn send(parent: &Parent, file: &str) -> Command {
 }
 
 /// Listens on the enclave's port 7777 and serves senders in turn: reads all that one sends, then does this.
-fn meets(parent: &Parent, answers: Vec<(Duration, &'static str)>) -> thread::JoinHandle<Vec<String>> {
+fn meets(parent: &Parent, answers: Vec<(Duration, &'static str)>) -> thread::JoinHandle<Vec<Vec<u8>>> {
     let listener = UnixListener::bind(parent.path("16.7777")).unwrap();
     thread::spawn(move || {
         let meet = |(pause, answer): (Duration, &str)| {
             let mut stream = listener.accept().unwrap().0;
-            let mut sent = String::new();
-            stream.read_to_string(&mut sent).unwrap();
+            let mut sent = Vec::new();
+            stream.read_to_end(&mut sent).unwrap();
             thread::sleep(pause);
             let _ = stream.write_all(answer.as_bytes());
             sent
@@ -98,7 +98,7 @@ fn it_waits_until_the_enclave_listens_and_answers_and_sends_all_of_it_each_time(
         sending.wait_until_it_says("waiting until the enclave listens on vsock:16:7777");
         let enclave = meets(&parent, vec![(Duration::ZERO, ""), (Duration::ZERO, ACCEPTED)]);
         assert_eq!(sending.ends(), Some(0), "{}", sending.said());
-        assert_eq!(enclave.join().unwrap(), [&**BUNDLE, &BUNDLE]);
+        assert_eq!(enclave.join().unwrap(), [BUNDLE.as_bytes(), BUNDLE.as_bytes()]);
         assert_eq!(sending.said().matches("waiting").count(), 1);
     }
 }
@@ -150,7 +150,27 @@ fn a_bundle_can_come_by_a_pipe() {
         let mut script = parent.script("send-secrets.sh");
         script.arg("-").stdin(fs::File::open(parent.path("mtls_certs.json")).unwrap());
         succeeds(&mut script);
-        assert_eq!(enclave.join().unwrap()[1], *BUNDLE);
+        assert_eq!(enclave.join().unwrap()[1], BUNDLE.as_bytes());
+    }
+}
+
+#[test]
+fn a_sealed_bundle_of_version_2_is_sent_as_it_is_from_a_file_and_by_a_pipe() {
+    let sealed = [&b"{\"sealed_bundle_v2\":{}}\n{}"[..], &[0, 0xff, b'\n', 0, b'\n', b'\n']].concat();
+    for shell in SHELLS {
+        for by_pipe in [false, true] {
+            let parent = with_bundle(shell);
+            let enclave = meets(&parent, vec![(Duration::ZERO, ""), (Duration::ZERO, ACCEPTED)]);
+            fs::write(parent.path("sealed"), &sealed).unwrap();
+            let mut script = parent.script("send-secrets.sh");
+            if by_pipe {
+                script.arg("-").stdin(fs::File::open(parent.path("sealed")).unwrap());
+            } else {
+                script.arg(parent.path("sealed"));
+            }
+            succeeds(&mut script);
+            assert_eq!(enclave.join().unwrap(), [&*sealed, &sealed]);
+        }
     }
 }
 

@@ -108,7 +108,7 @@ impl Outside<'_> {
     }
 
     fn seal_with(&self, counter: u64, operator: &Path) -> Result<Vec<u8>> {
-        let output = self.workshop.path("sealed.json");
+        let output = self.workshop.path("sealed.bundle");
         if output.exists() {
             fs::remove_file(&output)?;
         }

@@ -33,10 +33,10 @@ pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothi
             clock::was_set(stage, &world, "ahead of")
         })?;
     }
-    let sealed = stage.step("the operator seals three bundles to the enclave, in this order", || {
-        [1, 2, 3].into_iter().map(|counter| outside.seal(counter)).collect::<Result<Vec<_>>>()
+    let sealed = stage.step("the operator seals two bundles to the enclave, in this order", || {
+        [1, 2].into_iter().map(|counter| outside.seal(counter)).collect::<Result<Vec<_>>>()
     })?;
-    handshake(stage, &world, &outside, &sealed)?;
+    let last = handshake(stage, &world, &outside, &sealed)?;
     let user = User::new(workshop)?;
     files(stage, workshop, &world, &outside, &user)?;
     stage.step("with bytes changed on the way neither the document nor an answer is believed", || {
@@ -48,46 +48,57 @@ pub(crate) fn a_hostile_parent_relays_everything_reads_nothing_and_changes_nothi
     stage.step("after a restart the bundle that was kept is for another boot", || {
         world.reboot(stage, image, 256, operator::answer_heartbeat)?;
         world.wait_for_listeners()?;
-        refused(&world.handshake(&sealed[2])?, "sealed_bundle.boot_nonce")?;
+        refused(&world.handshake(&last)?, "sealed_bundle_v2.boot_nonce")?;
         world.get("/ready")?.with(503).map(drop)
     })
 }
 
-/// The bundle, first in forms that a hostile parent might choose, then as it is.
-fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]) -> Result<()> {
+/// The bundle, first in forms that a hostile parent might choose, then as it is. Returns the last one that takes effect.
+fn handshake(stage: &Stage, world: &World, outside: &Outside, sealed: &[Vec<u8>]) -> Result<Vec<u8>> {
     stage.step("altered, cut, unsealed and made up, no bundle takes effect", || {
-        let whole: Value = serde_json::from_slice(&sealed[1])?;
-        for member in ["boot_nonce", "enc", "ciphertext", "signature", "counter"] {
+        let end = sealed[1].iter().position(|byte| *byte == b'\n').context("there is no line")?;
+        let (line, rest) = sealed[1].split_at(end);
+        let whole: Value = serde_json::from_slice(line)?;
+        for member in
+            ["/boot_nonce", "/enc", "/counter", "/manifest/sha256", "/ciphertext/sha256", "/signatures/0/signature"]
+        {
             let mut altered = whole.clone();
-            altered["sealed_bundle"][member] = match &whole["sealed_bundle"][member] {
+            let value = altered.pointer_mut(&format!("/sealed_bundle_v2{member}")).context("a member is missing")?;
+            *value = match &*value {
                 Value::String(text) => json!(text.chars().rev().collect::<String>()),
                 number => json!(number.as_u64().unwrap_or_default() + 1),
             };
-            ensure!(world.handshake(altered.to_string().as_bytes())?["ok"] == false, "{member} was altered");
+            let altered = [altered.to_string().as_bytes(), rest].concat();
+            ensure!(world.handshake(&altered)?["ok"] == false, "{member} was altered");
         }
+        let mut altered = sealed[1].clone();
+        *altered.last_mut().context("it is empty")? ^= 1;
+        ensure!(world.handshake(&altered)?["ok"] == false, "the ciphertext was altered");
         for length in [1, sealed[1].len() / 2, sealed[1].len() - 3] {
             ensure!(world.handshake(&sealed[1][..length])?["ok"] == false, "cut to {length} bytes");
         }
         let plain = json!({"ECS_WATERMARK_ENDPOINT": operator::ENDPOINT}).to_string();
         refused(&world.handshake(plain.as_bytes())?, "bundle")?;
         let stranger = outside.seal_as_stranger()?;
-        refused(&world.handshake(&stranger)?, "sealed_bundle.signature")?;
+        refused(&world.handshake(&stranger)?, "sealed_bundle_v2.signatures")?;
         let ready = world.get("/ready")?.with(503)?.json()?;
         ensure!(ready["missing"] == json!(["MTLS_CLIENT_CERT_JSON", "FILE_KEYS", "GRANT_KEYS"]), "{ready}");
         Ok(())
     })?;
     stage.step("socat on the parent relays the second, and the enclave is ready", || {
-        world.parent.put("/tmp/sealed.json", &sealed[1])?;
-        let answer = world.parent.sh("cat /tmp/sealed.json | socat -t 30 - VSOCK-CONNECT:16:7777")?;
+        world.parent.put("/tmp/sealed.bundle", &sealed[1])?;
+        let answer = world.parent.sh("cat /tmp/sealed.bundle | socat -t 30 - VSOCK-CONNECT:16:7777")?;
         ensure!(answer.contains(r#""ok":true"#), "{answer}");
         world.get("/ready")?.with(200).map(drop)
     })?;
-    stage.step("sent again it is refused, and so is the older one; the newer one is taken", || {
-        refused(&world.handshake(&sealed[1])?, "sealed_bundle.counter")?;
-        refused(&world.handshake(&sealed[0])?, "sealed_bundle.counter")?;
-        let answer = world.handshake(&sealed[2])?;
+    stage.step("sent again it is refused, and so is the older one; a newer one is taken", || {
+        refused(&world.handshake(&sealed[1])?, "sealed_bundle_v2.counter")?;
+        refused(&world.handshake(&sealed[0])?, "sealed_bundle_v2.counter")?;
+        let newer = outside.seal(3)?;
+        let answer = world.handshake(&newer)?;
         ensure!(answer["ok"] == true, "{answer}");
-        refused(&world.handshake(&sealed[1])?, "sealed_bundle.counter")
+        refused(&world.handshake(&sealed[1])?, "sealed_bundle_v2.counter")?;
+        Ok(newer)
     })
 }
 

@@ -227,7 +227,7 @@ impl Running<'_> {
 
     /// Seals the bundle and returns its file, which anybody may see.
     fn seal(&self) -> Result<PathBuf> {
-        let sealed = self.folder.join("sealed.json");
+        let sealed = self.folder.join("sealed.bundle");
         if sealed.exists() {
             fs::remove_file(&sealed)?;
         }
