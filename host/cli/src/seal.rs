@@ -7,7 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use formats::attestation::BundleId;
-use formats::base64;
 use formats::bundle::Received;
 use formats::digest::Sha256;
 use formats::items::{MAX_BUNDLE, MAX_BUNDLE_V2};
@@ -105,7 +104,7 @@ pub(crate) fn operator_key(path: &Path) -> Result<Ed25519KeyPair> {
 
 /// The operators whose signatures verify. Which of them the image accepts is in its settings.
 pub(crate) fn signers(line: &v2::Line) -> Vec<VerifyingKey> {
-    let keys = line.named_signers().into_iter().filter_map(|key| VerifyingKey::from_slice(&base64::decode(key)?));
+    let keys = line.signatures.iter().map(|signed| signed.key);
     line.signers(&keys.collect::<Vec<_>>())
 }
 

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use formats::base64;
 use formats::items::{FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE};
 use formats::sealed_bundle::v2::{Line, SealedBundle};
 use formats::state::{Items, Manifest};
@@ -85,8 +84,7 @@ fn sign_and_deliver(shared: &Shared, bytes: &[u8]) -> Result<Value> {
     }
     let in_force = policy::state_of(&daemon, &attested)?;
     check(&manifest, &snapshot, &in_force.items)?;
-    let own = base64::encode(shared.operator.public_key());
-    if sealed.line.named_signers().contains(own.as_str()) {
+    if sealed.line.signatures.iter().any(|signed| signed.key.as_ref() == shared.operator.public_key().as_ref()) {
         bail!("this keeper has signed it already: there are too few keepers for the threshold, or one of them is away");
     }
     sealed.line.sign(&shared.operator);
