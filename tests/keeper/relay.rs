@@ -31,8 +31,11 @@ enum Way {
 struct Parent {
     port: u16,
     way: Arc<Mutex<Way>>,
-    recorded: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    recorded: Arc<Recorded>,
 }
+
+/// What has passed: the path, and a bundle or an answer.
+type Recorded = Mutex<Vec<(String, Vec<u8>)>>;
 
 impl Parent {
     /// In front of an enclave at this port.
@@ -62,7 +65,7 @@ impl Parent {
     }
 }
 
-fn first(recorded: &Mutex<Vec<(String, Vec<u8>)>>, path: &str) -> Option<Vec<u8>> {
+fn first(recorded: &Recorded, path: &str) -> Option<Vec<u8>> {
     recorded.lock().unwrap().iter().find(|(of, _)| of == path).map(|(_, bytes)| bytes.clone())
 }
 
@@ -82,12 +85,7 @@ fn read(stream: &TcpStream) -> std::io::Result<(String, String, Vec<u8>)> {
     Ok((head.lines().next().unwrap().to_owned(), head, body))
 }
 
-fn relay(
-    mut client: TcpStream,
-    enclave: u16,
-    way: Way,
-    recorded: &Mutex<Vec<(String, Vec<u8>)>>,
-) -> std::io::Result<()> {
+fn relay(mut client: TcpStream, enclave: u16, way: Way, recorded: &Recorded) -> std::io::Result<()> {
     if way == Way::Silent {
         return Ok(());
     }

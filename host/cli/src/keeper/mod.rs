@@ -88,7 +88,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     if arguments.check {
         return check(&mut sources);
     }
-    let report = Arc::new(Report::new(config.enclaves.any_instance, config.enclaves.development));
+    let config::Enclaves { any_instance, debug_mode, unsigned, development, .. } = config.enclaves;
+    let marks = [
+        ("any_instance", any_instance),
+        ("debug_mode", debug_mode),
+        ("unsigned", unsigned),
+        ("development", development),
+    ];
+    let marks: Vec<&str> = marks.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
+    let report = Arc::new(Report::new(&marks));
     let folder = config.state.clone().or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from));
     let store = Store::new(folder.as_deref());
     let memory = store.read().unwrap_or_else(|error| {

@@ -42,13 +42,9 @@ pub(crate) struct Standing {
 }
 
 impl Report {
-    pub(crate) fn new(any_instance: bool, development: bool) -> Report {
-        let mut marks = Map::new();
-        for (name, set) in [("any_instance", any_instance), ("development", development)] {
-            if set {
-                marks.insert(name.into(), true.into());
-            }
-        }
+    /// With these marks, by their names, in each line.
+    pub(crate) fn new(set: &[&str]) -> Report {
+        let marks = set.iter().map(|name| ((*name).to_owned(), true.into())).collect();
         Report { marks, numbers: Mutex::default() }
     }
 
@@ -158,7 +154,7 @@ mod tests {
 
     #[test]
     fn metrics_are_text_that_prometheus_reads() {
-        let report = Report::new(true, false);
+        let report = Report::new(&["any_instance"]);
         report.boot();
         report.bundle("confirmed");
         report.source("FILE_KEYS", None);

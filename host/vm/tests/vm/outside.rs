@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -27,6 +27,16 @@ impl User {
         }
         let public = run(Command::new(program("teemark")?).args(["keygen", "--for", "reply", "--output"]).arg(&key))?;
         Ok(User { key, reply_key: String::from_utf8(public)?.trim().to_owned() })
+    }
+}
+
+/// A running keeper, which ends with this.
+pub(crate) struct Keeper(Child);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -117,6 +127,36 @@ impl Outside<'_> {
         secrets.arg("--operator-key").arg(operator).args(["--counter", &counter.to_string(), "--output"]).arg(&output);
         run(&mut secrets)?;
         Ok(fs::read(output)?)
+    }
+
+    /// A keeper that watches the enclave with the sources of the bundle.
+    pub(crate) fn keeper(&self) -> Result<Keeper> {
+        let (certs, folder) = (self.workshop.certs()?, self.workshop.path("keeper"));
+        fs::create_dir_all(&folder)?;
+        let trust = match self.trust.last() {
+            Some(pcrs) if pcrs.ends_with(".pcrs") => format!("pcrs = ['{pcrs}']\nunsigned = true"),
+            _ => "development = true".to_owned(),
+        };
+        let config = format!(
+            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = '{}' }}\n[enclaves]\n\
+             urls = ['{}']\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = '{}' }}\n\
+             grant_keys = {{ file = '{}' }}\n[items.certificate]\ncert = {{ file = '{}' }}\nkey = {{ file = '{}' }}\n\
+             ca = {{ file = '{}' }}\n",
+            self.workshop.operator()?.display(),
+            self.endpoint,
+            operator::ENDPOINT,
+            self.workshop.keys()?.display(),
+            self.workshop.grant_key()?.with_extension("json").display(),
+            certs.join("client.crt").display(),
+            certs.join("client.key").display(),
+            certs.join("ecs-ca.crt").display(),
+        );
+        let file = folder.join("keeper.toml");
+        fs::write(&file, config)?;
+        let output = fs::File::create(folder.join("keeper.log"))?;
+        let mut keeper = self.teemark("keeper");
+        keeper.arg("--config").arg(&file).stdin(Stdio::null()).stdout(output);
+        Ok(Keeper(keeper.spawn().context("no keeper")?))
     }
 
     /// The encrypted file that users ask for.
