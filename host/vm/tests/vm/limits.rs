@@ -80,7 +80,7 @@ pub(crate) fn a_file_of_200_mib_goes_through_an_enclave_of_the_shipped_size(
     })?;
     let enclave = Enclave::boot(&bus, &image, memory, &logs, false)?;
     stage.watch(&enclave.console);
-    let world = World { enclave, parent, bus };
+    let world = World { enclave, parent, bus, logs };
     world.wait_for_listeners()?;
     let (outside, user) = (Outside::new(workshop, &world, &image, 3000)?, User::new(workshop)?);
     stage.step("the operator's sealed bundle makes the enclave ready", || {

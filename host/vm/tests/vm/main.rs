@@ -14,6 +14,7 @@ mod expose;
 mod failures;
 mod graviton;
 mod handshake;
+mod keeper;
 mod limits;
 mod matrix;
 mod memory;
@@ -41,6 +42,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("sealed: a hostile parent relays everything, reads nothing and changes nothing", {
         sealed::a_hostile_parent_relays_everything_reads_nothing_and_changes_nothing
+    }),
+    ("keeper: two enclaves have their secrets back with nobody, whatever their parents do", {
+        keeper::two_enclaves_have_their_secrets_back_with_nobody_whatever_their_parents_do
     }),
     ("clock: an enclave whose clock is behind or runs fast takes fresh grants throughout", {
         clock::an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_throughout

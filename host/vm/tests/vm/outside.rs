@@ -30,13 +30,59 @@ impl User {
     }
 }
 
-/// A running keeper, which ends with this.
-pub(crate) struct Keeper(Child);
+/// A running keeper, which is killed with this.
+pub(crate) struct Keeper {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Keeper {
+    /// Starts one that watches these enclaves with the sources of the bundle, and remembers in the workshop what another
+    /// has seen before.
+    pub(crate) fn start(workshop: &Workshop, enclaves: &[&Outside]) -> Result<Keeper> {
+        let (certs, folder) = (workshop.certs()?, workshop.path("keeper"));
+        fs::create_dir_all(&folder)?;
+        let trust = match enclaves[0].trust.last() {
+            Some(pcrs) if pcrs.ends_with(".pcrs") => format!("pcrs = ['{pcrs}']\nunsigned = true"),
+            _ => "development = true".to_owned(),
+        };
+        let urls: Vec<String> = enclaves.iter().map(|enclave| format!("'{}'", enclave.endpoint)).collect();
+        let config = format!(
+            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = '{}' }}\n[enclaves]\n\
+             urls = [{}]\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = '{}' }}\n\
+             grant_keys = {{ file = '{}' }}\n[items.certificate]\ncert = {{ file = '{}' }}\nkey = {{ file = '{}' }}\n\
+             ca = {{ file = '{}' }}\n",
+            workshop.operator()?.display(),
+            urls.join(", "),
+            operator::ENDPOINT,
+            workshop.keys()?.display(),
+            workshop.grant_key()?.with_extension("json").display(),
+            certs.join("client.crt").display(),
+            certs.join("client.key").display(),
+            certs.join("ecs-ca.crt").display(),
+        );
+        let (file, log) = (folder.join("keeper.toml"), folder.join("keeper.log"));
+        fs::write(&file, config)?;
+        let mut keeper = Command::new(program("teemark")?);
+        keeper.arg("keeper").arg("--config").arg(&file).stdin(Stdio::null()).stdout(fs::File::create(&log)?);
+        Ok(Keeper { process: keeper.spawn().context("no keeper")?, log })
+    }
+
+    /// What it has told of an enclave since its start.
+    pub(crate) fn told(&self, enclave: &Outside, event: &str) -> Result<Vec<Value>> {
+        let lines = fs::read_to_string(&self.log)?;
+        let lines: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let of_enclave = |line: &Value| {
+            line["event"] == event && line["enclave"].as_str().is_some_and(|name| name.starts_with(&enclave.endpoint))
+        };
+        Ok(lines.into_iter().filter(of_enclave).collect())
+    }
+}
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -62,6 +108,12 @@ impl Outside<'_> {
     pub(crate) fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
         let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
         Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
+    }
+
+    /// The state that the enclave attests.
+    pub(crate) fn state(&self) -> Result<Value> {
+        let said = run(self.teemark("attest").args(["--endpoint", &self.endpoint, "--json"]).args(&self.trust))?;
+        Ok(serde_json::from_slice::<Value>(&said)?["state_sha256"].take())
     }
 
     pub(crate) fn teemark(&self, command: &str) -> Command {
@@ -127,36 +179,6 @@ impl Outside<'_> {
         secrets.arg("--operator-key").arg(operator).args(["--counter", &counter.to_string(), "--output"]).arg(&output);
         run(&mut secrets)?;
         Ok(fs::read(output)?)
-    }
-
-    /// A keeper that watches the enclave with the sources of the bundle.
-    pub(crate) fn keeper(&self) -> Result<Keeper> {
-        let (certs, folder) = (self.workshop.certs()?, self.workshop.path("keeper"));
-        fs::create_dir_all(&folder)?;
-        let trust = match self.trust.last() {
-            Some(pcrs) if pcrs.ends_with(".pcrs") => format!("pcrs = ['{pcrs}']\nunsigned = true"),
-            _ => "development = true".to_owned(),
-        };
-        let config = format!(
-            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = '{}' }}\n[enclaves]\n\
-             urls = ['{}']\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = '{}' }}\n\
-             grant_keys = {{ file = '{}' }}\n[items.certificate]\ncert = {{ file = '{}' }}\nkey = {{ file = '{}' }}\n\
-             ca = {{ file = '{}' }}\n",
-            self.workshop.operator()?.display(),
-            self.endpoint,
-            operator::ENDPOINT,
-            self.workshop.keys()?.display(),
-            self.workshop.grant_key()?.with_extension("json").display(),
-            certs.join("client.crt").display(),
-            certs.join("client.key").display(),
-            certs.join("ecs-ca.crt").display(),
-        );
-        let file = folder.join("keeper.toml");
-        fs::write(&file, config)?;
-        let output = fs::File::create(folder.join("keeper.log"))?;
-        let mut keeper = self.teemark("keeper");
-        keeper.arg("--config").arg(&file).stdin(Stdio::null()).stdout(output);
-        Ok(Keeper(keeper.spawn().context("no keeper")?))
     }
 
     /// The encrypted file that users ask for.

@@ -73,7 +73,7 @@ pub(crate) fn thousands_of_connections_at_once_from_both_sides_leave_the_vsock_a
     })?;
     let enclave = Enclave::boot(&bus, &image, 256, &logs, false)?;
     stage.watch(&enclave.console);
-    let world = World { enclave, parent, bus };
+    let world = World { enclave, parent, bus, logs };
     world.enclave.console.wait_for("teemarkd::boot: ready", teemark_vm::BOOT)?;
     let (rings, length) = (world.bus.traffic().rings, of_parent.rings.unwrap_or(OFFERED));
     ensure!(rings.len() == 2 && rings.values().all(|ring| *ring == length), "not {length} descriptors: {rings:?}");

@@ -1,10 +1,10 @@
 //! What scenarios need: certificates, keys, encrypted files and images, each made when it is first needed.
 
-use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -19,15 +19,15 @@ pub(crate) const FLEET: &str = "vm-fleet";
 
 pub(crate) struct Workshop {
     folder: TempDir,
-    certs: OnceCell<PathBuf>,
-    keys: OnceCell<PathBuf>,
-    operator: OnceCell<PathBuf>,
-    grant_key: OnceCell<PathBuf>,
-    sealed: OnceCell<Image>,
-    ordinary: OnceCell<Image>,
-    baked: OnceCell<Image>,
-    baked_with_test_nsm: OnceCell<Image>,
-    debug: OnceCell<Image>,
+    certs: OnceLock<PathBuf>,
+    keys: OnceLock<PathBuf>,
+    operator: OnceLock<PathBuf>,
+    grant_key: OnceLock<PathBuf>,
+    sealed: OnceLock<Image>,
+    ordinary: OnceLock<Image>,
+    baked: OnceLock<Image>,
+    baked_with_test_nsm: OnceLock<Image>,
+    debug: OnceLock<Image>,
 }
 
 impl Workshop {
@@ -222,7 +222,7 @@ impl Workshop {
     }
 }
 
-fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+fn made<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     match cell.get() {
         Some(value) => Ok(value),
         None => make().map(|value| cell.get_or_init(|| value)),

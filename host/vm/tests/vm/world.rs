@@ -19,6 +19,8 @@ pub(crate) struct World {
     pub(crate) enclave: Enclave,
     pub(crate) parent: Parent,
     pub(crate) bus: Bus,
+    /// Where the consoles are written.
+    pub(crate) logs: PathBuf,
 }
 
 impl World {
@@ -35,7 +37,25 @@ impl World {
         shape: impl Into<Shape>,
         on_parent: &[&str],
     ) -> Result<World> {
-        let (bus, logs, certs) = (Bus::start()?, logs()?, workshop.certs()?);
+        World::logging_to(logs()?, stage, workshop, image, shape, on_parent)
+    }
+
+    /// Another world beside the first.
+    pub(crate) fn second(stage: &Stage, workshop: &Workshop, image: &Image, shape: impl Into<Shape>) -> Result<World> {
+        let logs = logs()?.join("second");
+        std::fs::create_dir_all(&logs)?;
+        World::logging_to(logs, stage, workshop, image, shape, &operator::OF_SERVICE)
+    }
+
+    fn logging_to(
+        logs: PathBuf,
+        stage: &Stage,
+        workshop: &Workshop,
+        image: &Image,
+        shape: impl Into<Shape>,
+        on_parent: &[&str],
+    ) -> Result<World> {
+        let (bus, certs) = (Bus::start()?, workshop.certs()?);
         bus.listen_in();
         // The parent is an x86-64 machine in any case.
         let kernel = match image.arch() {
@@ -55,7 +75,7 @@ impl World {
         })?;
         let enclave = Enclave::boot(&bus, image, shape, &logs, false)?;
         stage.watch(&enclave.console);
-        Ok(World { enclave, parent, bus })
+        Ok(World { enclave, parent, bus, logs })
     }
 
     /// Starts the enclave again, from this image, with a parent that answers the heartbeat so.
@@ -70,7 +90,7 @@ impl World {
         // The listener is still there if no enclave has connected to it yet.
         let _ = self.parent.stop("heartbeat");
         answer(&self.parent)?;
-        self.enclave = Enclave::boot(&self.bus, image, shape, &logs()?, false)?;
+        self.enclave = Enclave::boot(&self.bus, image, shape, &self.logs, false)?;
         stage.watch(&self.enclave.console);
         Ok(())
     }
