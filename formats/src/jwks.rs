@@ -68,9 +68,9 @@ impl Kind {
 }
 
 impl GrantKeys {
-    /// The key with this kid.
-    pub fn find(&self, kid: &str) -> Option<&GrantKey> {
-        self.0.iter().find(|key| key.kid == kid)
+    /// The key with this kid, and which it is.
+    pub fn find(&self, kid: &str) -> Option<(usize, &GrantKey)> {
+        self.0.iter().enumerate().find(|(_, key)| key.kid == kid)
     }
 }
 
@@ -304,7 +304,7 @@ mod tests {
         let set = format!(r#"{{"keys":[{ED25519},{P256}],"more":1}}"#);
         for text in [serde_json::Value::String(set.clone()).to_string(), set] {
             let (keys, ignored) = keys(&text).unwrap();
-            let kind = |kid| keys.find(kid).map(|key| (key.kind, key.public.len()));
+            let kind = |kid| keys.find(kid).map(|(_, key)| (key.kind, key.public.len()));
             assert_eq!([kind("a"), kind("b"), kind("c")], [Some((Kind::Ed25519, 32)), Some((Kind::P256, 65)), None]);
             assert_eq!(ignored, ["GRANT_KEYS.more"]);
         }

@@ -20,6 +20,7 @@
 //! jwks           GRANT_KEYS
 //! items          the names of a bundle's items
 //! object         the members of a JSON object           refusal    why a bundle is refused
+//! log            records, checkpoints and acknowledgements of the log and the audit trail
 //! allow_list     where the enclave may connect        address    vsock:PORT, tcp:HOST:PORT, unix:PATH
 //! hpke           sealing to a public key                signature  Ed25519
 //! json           objects and strings, without copies     base64     with or without lines and padding
@@ -43,6 +44,7 @@ pub mod hpke;
 pub mod items;
 pub mod json;
 pub mod jwks;
+pub mod log;
 pub mod object;
 pub mod pem;
 pub mod refusal;

@@ -134,10 +134,15 @@ impl About<'_> {
 impl Statement<'_> {
     /// The bytes that are signed when these bytes are returned.
     pub fn to_bcs(&self, given: &[u8]) -> Vec<u8> {
+        self.to_bcs_of(sha256(given))
+    }
+
+    /// The same, by the SHA-256 of what is returned.
+    pub fn to_bcs_of(&self, given: Sha256) -> Vec<u8> {
         let About { file_id, user_id } = self.about;
         let mut bcs = vec![if self.sealed { INTENT_SEALED_FILE } else { INTENT_FILE }];
         bcs.extend_from_slice(&self.timestamp_ms.to_le_bytes());
-        for part in [sha256(given).as_ref(), self.content_sha256.as_ref(), file_id.as_bytes(), user_id.as_bytes()] {
+        for part in [given.as_ref(), self.content_sha256.as_ref(), file_id.as_bytes(), user_id.as_bytes()] {
             uleb128(part.len(), &mut bcs);
             bcs.extend_from_slice(part);
         }

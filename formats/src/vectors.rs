@@ -22,6 +22,7 @@ use crate::grants::{Issuer, NewGrant};
 use crate::hpke::{self, PrivateKey, PublicKey};
 use crate::items::{ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS};
 use crate::jwks;
+use crate::log::{self, Ack, Boot, Checkpoint, Dropped, Head, Kind, Record, Segment};
 use crate::reply::{self, About, CHUNK, Statement};
 use crate::sealed_bundle::{self, Destination, SealedBundle, v2};
 use crate::service::ServiceUrl;
@@ -62,6 +63,10 @@ const FILE_KEY: u8 = 0xb0;
 const BUNDLE_EPHEMERAL: u8 = 0xc0;
 const ANSWER_EPHEMERAL: u8 = 0xd0;
 const BOOT_NONCE: u8 = 0xe0;
+const LOG: u8 = 0x40;
+const COLLECTOR: u8 = 0x60;
+const SEGMENT_EPHEMERAL: u8 = 0x80;
+const SEGMENT: u8 = 0xa0;
 /// The client's nonce.
 const NONCE: &[u8] = b"sixteen bytes: a";
 
@@ -92,6 +97,8 @@ fn keys() -> Value {
         "grants (Ed25519)": grants,
         "sealing (X25519)": kem(SEALING),
         "reply (X25519)": kem(REPLY),
+        "log (X25519)": kem(LOG),
+        "collector (Ed25519)": pair(COLLECTOR),
         "file (AES-256)": {"id": KEY_ID, "key": hex::encode(bytes(FILE_KEY))},
     })
 }
@@ -390,6 +397,43 @@ fn attested_answer() -> Value {
     })
 }
 
+/// A log of five records, of which one is sealed and the last is a checkpoint; and its acknowledgement.
+fn log_of_a_boot() -> Value {
+    let boot_nonce = BootNonce::from_bytes(bytes(BOOT_NONCE));
+    let boot = Boot {
+        audit: "required".into(),
+        boot_nonce,
+        identity: public(&ed25519(IDENTITY)),
+        log: "sealed".into(),
+        version: "0.1.0".into(),
+    };
+    let sender = hpke::sender_with(&x25519(LOG).public(), log::SEGMENT, &x25519(SEGMENT_EPHEMERAL));
+    let (segment, key) = Segment::new_by(&bytes(SEGMENT), vec![sender], 1).unwrap();
+    let record = "2026-11-30T02:00:00Z INFO  teemarkd: teemarkd 0.1.0 starts";
+    let mut head = Head::default();
+    let mut stream = log::hello(boot_nonce).into_bytes();
+    head.write(Kind::Key, key.as_bytes(), &mut stream);
+    head.write(Kind::Sealed, segment.seal(2, Kind::Log, record.as_bytes()).as_bytes(), &mut stream);
+    head.write(Kind::Boot, &serde_json::to_vec(&boot).unwrap(), &mut stream);
+    let dropped = serde_json::to_vec(&Dropped::Lines { lines: 3 }).unwrap();
+    head.write(Kind::Dropped, &dropped, &mut stream);
+    let sign = |by: u8| move |bytes: &[u8]| ed25519(by).sign(bytes).as_ref().try_into().unwrap();
+    let checkpoint = Checkpoint::new(boot_nonce, head, COUNTER, sign(IDENTITY));
+    head.write(Kind::Checkpoint, &serde_json::to_vec(&checkpoint).unwrap(), &mut stream);
+    let signed = Ack::to_be_signed(head, boot_nonce);
+    let signature: [u8; 64] = sign(COLLECTOR)(&signed);
+    json!({
+        "boot_nonce": boot_nonce,
+        "hpke": kem(&x25519(LOG).public(), log::SEGMENT, SEGMENT_EPHEMERAL),
+        "segment_key": hex::encode(bytes(SEGMENT)),
+        "record": format!("log {record}"),
+        "stream": String::from_utf8(stream).unwrap(),
+        "checkpoint_signed": hex::encode(checkpoint.to_be_signed()),
+        "acknowledgement_signed": hex::encode(signed),
+        "acknowledgement": Ack { head, signature: Some(signature.to_vec()) }.to_string(),
+    })
+}
+
 /// Each file's name and content.
 fn all() -> [(&'static str, Value); 10] {
     [
@@ -403,6 +447,7 @@ fn all() -> [(&'static str, Value); 10] {
         ("sealed_answer", sealed_answer()),
         ("statement", statement()),
         ("attested_answer", attested_answer()),
+        ("log", log_of_a_boot()),
     ]
 }
 
@@ -527,6 +572,35 @@ fn the_vectors_grant_is_good_for_the_vectors_request() {
     assert_eq!(grant.seals_to(asked), Ok(Some(x25519(REPLY).public())));
     let body: Value = serde_json::from_str(request["json"]["body"].as_str().unwrap()).unwrap();
     assert_eq!(decode(body["encrypted_content"].as_str().unwrap()), Some(unhex(&request["raw"]["body"])));
+}
+
+#[test]
+fn the_vectors_log_is_a_chain_that_opens_and_is_signed_and_acknowledged() {
+    let (v, keys) = (read("log"), read("keys"));
+    let stream = text(&v["stream"]);
+    let mut lines = stream.lines();
+    let boot_nonce = log::parse_hello(lines.next().unwrap().as_bytes()).unwrap();
+    let (mut head, mut segment, mut opened, mut boot) = (Head::default(), None, None, None);
+    for line in lines {
+        let record = Record::parse(line.as_bytes()).unwrap();
+        assert!(record.follows(&head), "{line}");
+        match record.kind {
+            Kind::Key => segment = Segment::open(record.body, record.head.number, &x25519(LOG)),
+            Kind::Sealed => opened = segment.as_ref().unwrap().open_record(record.head.number, record.body),
+            Kind::Boot => boot = serde_json::from_str::<Boot>(record.body).ok(),
+            Kind::Checkpoint => {
+                let checkpoint: Checkpoint = serde_json::from_str(record.body).unwrap();
+                assert!(checkpoint.is_by(&boot.as_ref().unwrap().identity) && checkpoint.head == head);
+                assert_eq!(hex::encode(checkpoint.to_be_signed()), v["checkpoint_signed"]);
+            }
+            _ => {}
+        }
+        head = record.head;
+    }
+    assert_eq!(opened.map(|(kind, body)| format!("{} {body}", kind.name())), Some(text(&v["record"])));
+    let ack = Ack::parse(text(&v["acknowledgement"]).trim_end().as_bytes()).unwrap();
+    let collector = VerifyingKey::from_slice(&unhex(&keys["collector (Ed25519)"]["public"])).unwrap();
+    assert!(ack.head == head && collector.verifies(&Ack::to_be_signed(head, boot_nonce), &ack.signature.unwrap()));
 }
 
 #[test]

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 folder = pathlib.Path(sys.argv[1])
-keys, attestation, bundle, bundle_v2, files, grant, request, answer, statement, attested = (
+keys, attestation, bundle, bundle_v2, files, grant, request, answer, statement, attested, log = (
     json.loads((folder / f"{name}.json").read_text())
     for name in (
-        "keys attestation sealed_bundle sealed_bundle_v2 files grant request sealed_answer statement attested_answer"
+        "keys attestation sealed_bundle sealed_bundle_v2 files grant request sealed_answer statement attested_answer log"
     ).split()
 )
 
@@ -180,6 +180,37 @@ verify("attested", headers["Teemark-Identity"], unhex(statement["sealed"]["bcs"]
 told = json.loads(attested["json"]["body"])
 check("attestation", told["attestation"], attested["document"])
 check("sealed_data", base64.b64decode(told["sealed_data"]).hex(), body[length:].hex())
+
+# The log.
+hello, *lines = log["stream"].splitlines()
+check("hello", hello, f"teemark-log 1 {log['boot_nonce']}")
+aead, nonce = hpke(log["hpke"], keys["log (X25519)"])
+before, number_before = bytes(32), 0
+for line in lines:
+    n, digest, rest = line.split(" ", 2)
+    kind, body = rest.split(" ", 1)
+    check("number", int(n), number_before + 1)
+    check(f"record {n}", hashlib.sha256(before + f"{n} {rest}".encode()).hexdigest(), digest)
+    if kind == "key":
+        it = json.loads(body)["keys"][0]
+        check("enc", base64.b64decode(it["enc"]).hex(), log["hpke"]["enc"])
+        segment = aead.decrypt(nonce, base64.b64decode(it["sealed"]), struct.pack(">Q", int(n)))
+        check("segment_key", segment.hex(), log["segment_key"])
+    elif kind == "sealed":
+        opened = AESGCM(segment).decrypt(bytes(4) + struct.pack(">Q", int(n)), base64.b64decode(body), b"")
+        check("record", opened.decode(), log["record"])
+    elif kind == "checkpoint":
+        it = json.loads(body)
+        signed = b"teemark log checkpoint v1" + unhex(it["boot_nonce"]) + struct.pack(">Q", it["number"])
+        signed += unhex(it["hash"]) + struct.pack(">Q", it["time_ms"])
+        check("checkpoint", (it["number"], it["hash"]), (number_before, before.hex()))
+        check("checkpoint_signed", signed.hex(), log["checkpoint_signed"])
+        verify("checkpoint", keys["identity (Ed25519)"]["public"], signed, base64.b64decode(it["signature"]).hex())
+    before, number_before = unhex(digest), int(n)
+word, n, digest, signature = log["acknowledgement"].split()
+signed = b"teemark log ack v1" + unhex(log["boot_nonce"]) + struct.pack(">Q", int(n)) + unhex(digest)
+check("acknowledgement", (word, int(n), digest, signed.hex()), ("ack", number_before, before.hex(), log["acknowledgement_signed"]))
+verify("acknowledgement", keys["collector (Ed25519)"]["public"], signed, base64.b64decode(signature).hex())
 
 # The document's fields.
 told = json.loads(attestation["user_data"])

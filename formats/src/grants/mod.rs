@@ -46,6 +46,12 @@ pub struct Grant {
     pub reply_key: Option<PublicKey>,
     /// Tells whether the grant was used before.
     pub id: Id,
+    /// Its name among the grants of its issuer.
+    pub jti: String,
+    /// Which of the keys signed it.
+    pub key: usize,
+    /// Which of the accepted audiences it is for: the first of them that it names.
+    pub audience: usize,
     /// From when on it is valid, by the fastest clock, in seconds since 1970.
     pub begins: u64,
     /// When it has expired by any clock, in seconds since 1970.
@@ -306,7 +312,7 @@ impl GrantKeys {
             return Err(invalid("its header has crit"));
         }
         let kid = header.kid.ok_or(invalid("its header has no kid"))?;
-        let key = self.find(&kid).ok_or(invalid("no key in GRANT_KEYS has its kid"))?;
+        let (index, key) = self.find(&kid).ok_or(invalid("no key in GRANT_KEYS has its kid"))?;
         if !header.alg.is_some_and(|alg| key.is_for(&alg)) {
             return Err(invalid("its alg does not match its key"));
         }
@@ -314,12 +320,12 @@ impl GrantKeys {
             return Err(invalid("its signature is wrong"));
         }
         let claims: Claims = json::object(&claims).map_err(|_| invalid("its claims cannot be read"))?;
-        claims.check(&kid, audiences, now.into())
+        claims.check((index, &kid), audiences, now.into())
     }
 }
 
 impl Claims<'_> {
-    fn check(self, kid: &str, audiences: &[String], now: Now) -> Result<Grant, GrantError> {
+    fn check(self, (key, kid): (usize, &str), audiences: &[String], now: Now) -> Result<Grant, GrantError> {
         let invalid = GrantError::Invalid;
         let exp = NumericDate::read(self.exp.ok_or(invalid("it has no exp"))?);
         let nbf = NumericDate::read(self.nbf.ok_or(invalid("it has no nbf"))?);
@@ -330,9 +336,8 @@ impl Claims<'_> {
         let user_id = self.sub.ok_or(invalid("it has no sub"))?;
         let file_id = self.file_id.ok_or(invalid("it has no file_id"))?;
         let aud = self.aud.ok_or(invalid("it has no aud"))?;
-        if !is_for(aud, audiences) {
-            return Err(GrantError::Invalid("it is for another enclave or fleet"));
-        }
+        let audience = audience(aud, audiences);
+        let audience = audience.ok_or(GrantError::Invalid("it is for another enclave or fleet"))?;
         let (begins, ends) = (nbf.saturating_sub(LEEWAY), exp.saturating_add(LEEWAY));
         is_in_time(begins, ends, now)?;
         if exp > now.clock.0.saturating_add(MAX_LIFE + LEEWAY) {
@@ -342,8 +347,9 @@ impl Claims<'_> {
         let reply_key = self.reply_key.map(|key| reply_key(&key).ok_or(no_key)).transpose()?;
         let no_hash = GrantError::Invalid("its content_sha256 is not hex of 32 bytes");
         let content_sha256 = self.content_sha256.map(|text| Sha256::from_hex(&text).ok_or(no_hash)).transpose()?;
-        let (user_id, file_id) = (user_id.0.into_owned(), file_id.0.into_owned());
-        Ok(Grant { user_id, file_id, content_sha256, reply_key, id: Id::of(kid, &jti), begins, ends })
+        let id = Id::of(kid, &jti);
+        let [user_id, file_id, jti] = [user_id, file_id, jti].map(|text| text.0.into_owned());
+        Ok(Grant { user_id, file_id, content_sha256, reply_key, id, jti, key, audience, begins, ends })
     }
 }
 
@@ -357,12 +363,12 @@ fn is_in_time(begins: u64, ends: u64, now: Now) -> Result<(), GrantError> {
     }
 }
 
-/// Whether an aud claim, a string or a list of strings (RFC 7519, 4.1.3), names one of these.
-fn is_for(aud: &RawValue, audiences: &[String]) -> bool {
-    let known = |name: &str| audiences.iter().any(|audience| audience == name);
+/// Which of these an aud claim, a string or a list of strings (RFC 7519, 4.1.3), names first.
+fn audience(aud: &RawValue, audiences: &[String]) -> Option<usize> {
+    let known = |name: &str| audiences.iter().position(|audience| audience == name);
     match string(aud) {
         Some(name) => known(&name),
-        None => serde_json::from_str::<Vec<Text>>(aud.get()).is_ok_and(|names| names.iter().any(|name| known(name))),
+        None => serde_json::from_str::<Vec<Text>>(aud.get()).ok()?.iter().find_map(|name| known(name)),
     }
 }
 
