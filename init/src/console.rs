@@ -1,11 +1,12 @@
 //! Prints lines that begin with `[INIT] ` on the console, each in one write if it fits, so that the kernel's own lines do
-//! not break it.
+//! not break it. Outside debug mode there is no console, so the target gets them too, by its standard input, for its log.
 
 use core::fmt::{self, Write};
 
 use rustix::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio;
 
 use crate::errno::Named;
@@ -35,6 +36,8 @@ struct Line {
 
 impl Line {
     fn flush(&mut self) {
+        // One that nobody reads is full at some time, and takes nothing then.
+        let _ = sys::for_target().map(|pipe| rustix::io::write(pipe, &self.bytes[..self.length]));
         let mut rest = &self.bytes[..self.length];
         while !rest.is_empty() {
             match rustix::io::write(sys::stderr(), rest) {
@@ -70,8 +73,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// Makes /dev/console the standard output and error of this process and of the target, and /dev/null the standard input,
-/// since nobody types at an enclave.
+/// Makes /dev/console the standard output and error of this process and of the target. Nobody types at an enclave, so
+/// their standard input is a pipe with the lines that this process prints; /dev/null, if there is no pipe.
 ///
 /// If the kernel has no console, /dev/null takes its place. All three descriptors are opened in any case: otherwise the
 /// next file to be opened would get a free one of them, and lines for the console would be written into it.
@@ -82,12 +85,17 @@ pub fn open_standard_streams() -> Result<(), Error> {
     let null = open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error)?;
     let console = open(c"/dev/console", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty());
     let output = console.as_ref().unwrap_or(&null);
-    stdio::dup2_stdin(&null)
+    let lines = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok();
+    stdio::dup2_stdin(lines.as_ref().map_or(&null, |(read, _)| read))
         .and_then(|()| stdio::dup2_stdout(output))
         .and_then(|()| stdio::dup2_stderr(output))
         .map_err(Error)?;
     keep_standard(null);
     let _ = console.map(keep_standard);
+    if let Some((read, write)) = lines {
+        keep_standard(read);
+        sys::keep_for_target(write);
+    }
     Ok(())
 }
 

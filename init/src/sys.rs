@@ -3,9 +3,10 @@
 use core::ffi::{CStr, c_char, c_int, c_short, c_uint, c_ushort};
 use core::mem::{MaybeUninit, size_of};
 use core::ptr;
+use core::sync::atomic::{AtomicI32, Ordering};
 use core::time::Duration;
 
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::ioctl;
 use rustix::net::AddressFamily;
@@ -19,6 +20,21 @@ pub(crate) fn stderr() -> BorrowedFd<'static> {
     // SAFETY: nothing closes descriptor 2. Where the kernel has opened no console, it is not open before /dev/console
     // is put there, and what is written before fails.
     unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }
+}
+
+/// The pipe's end that [`keep_for_target`] keeps; none yet.
+static FOR_TARGET: AtomicI32 = AtomicI32::new(-1);
+
+/// Keeps the writing end of the pipe that is the target's standard input, as long as this process runs.
+pub(crate) fn keep_for_target(pipe: OwnedFd) {
+    FOR_TARGET.store(pipe.into_raw_fd(), Ordering::Relaxed);
+}
+
+/// The writing end of the pipe that is the target's standard input, if there is one.
+pub(crate) fn for_target() -> Option<BorrowedFd<'static>> {
+    let fd = FOR_TARGET.load(Ordering::Relaxed);
+    // SAFETY: it came from an OwnedFd that nothing closes.
+    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// `struct sockaddr_vm` of linux/vm_sockets.h.
