@@ -23,6 +23,7 @@ use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
+use crate::logging;
 use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::net::{forward, ingress, link};
@@ -61,6 +62,9 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
 
     let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
+    if let Some(log) = logging::log() {
+        log.begin(&attestation);
+    }
     let unsealer = unsealer(&settings.handshake, &attestation);
     let memory = Budget::new(limits.memory, limits.connections);
     let store = Store::new(settings, allowed.clone(), unsealer, Some(attestation.clone()), memory.clone());
@@ -89,6 +93,9 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
     // Held until the process ends: no bundle is being written now, and none begins.
     std::mem::forget(store.exclusive());
     info!("stopped");
+    if let Some(log) = logging::log() {
+        log.checkpoint();
+    }
     Ok(())
 }
 
@@ -289,6 +296,11 @@ fn serve(
     event_loop.every(attest::RENEWAL, move || {
         if let Err(e) = attestation.renew() {
             warn!("no attestation document without a nonce: {e}");
+        }
+    });
+    event_loop.every(logging::CHECKPOINTS, || {
+        if let Some(log) = logging::log() {
+            log.checkpoint();
         }
     });
     let store = api.store.clone();

@@ -189,6 +189,9 @@ mod tests {
             content_sha256: None,
             reply_key: None,
             id: Id::of("k", &n.to_string()),
+            jti: n.to_string(),
+            key: 0,
+            audience: 0,
             begins: 0,
             ends,
         }

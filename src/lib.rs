@@ -26,7 +26,8 @@
 //! net        in: ingress (requests in flight), request, request_id, answer, http, workers; out: egress, tls; wait
 //!            (streams with a deadline), pace; forward; link (loopback, /etc/hosts)
 //! memory     admission        metrics  what is counted
-//! logging    the log's queue
+//! logging    the log: numbered, chained, sealed, and on its way to a collector
+//! audit      what the log says of decisions
 //! allocator  wipes memory that is freed, and keeps some of it for later
 //! ```
 
@@ -36,6 +37,7 @@
 pub mod allocator;
 pub mod api;
 pub mod attest;
+pub mod audit;
 pub mod boot;
 pub mod grants;
 pub mod logging;

@@ -5,7 +5,6 @@
 use std::env;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use env_logger::Target;
 use formats::items::CERTIFICATES;
@@ -13,12 +12,12 @@ use formats::time::Utc;
 use log::{LevelFilter, error, info};
 use teemarkd::allocator::Allocator;
 use teemarkd::boot;
-use teemarkd::logging::Queue;
+use teemarkd::logging::{self, Log};
 use teemarkd::memory::Budget;
 use teemarkd::net::request_id::OfThisThread;
 use teemarkd::secrets::bundle::bundle_of_environment;
 use teemarkd::secrets::store::Store;
-use teemarkd::settings::Settings;
+use teemarkd::settings::{LogForm, LogSettings, Settings};
 
 /// Wipes every block of memory before it is freed: keys, plaintext, and every copy that a library made of them.
 #[global_allocator]
@@ -31,12 +30,9 @@ usage: teemarkd                     run the daemon; settings are environment var
        teemarkd write-certificates  check MTLS_CLIENT_CERT_JSON and write the files of TEEMARK_CERTS, then end
        teemarkd --version | --help";
 
-/// The log's queue, once it is started.
-static LOG: OnceLock<Queue> = OnceLock::new();
-
 fn main() -> ExitCode {
     let code = act();
-    if let Some(log) = LOG.get() {
+    if let Some(log) = logging::log() {
         log.finish();
     }
     code
@@ -65,9 +61,10 @@ fn act() -> ExitCode {
 fn run() -> ExitCode {
     // Before the log starts its thread, which would take a signal otherwise.
     let signals = boot::block_signals();
-    start_log();
+    let settings = Settings::read(|name| env::var_os(name));
+    start_log(settings.as_ref().ok());
     info!("teemarkd {} starts", env!("CARGO_PKG_VERSION"));
-    let ran = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
+    let ran = settings.map_err(|e| e.to_string()).and_then(|settings| {
         signals.and_then(|signals| boot::run(&settings, &signals, &ALLOCATOR)).map_err(|e| e.to_string())
     });
     ended(ran)
@@ -75,8 +72,9 @@ fn run() -> ExitCode {
 
 /// For the launcher: writes the certificate files without jq, with the handshake's own checks.
 fn write_certificates() -> ExitCode {
-    start_log();
-    let wrote = Settings::read(|name| env::var_os(name)).map_err(|e| e.to_string()).and_then(|settings| {
+    let settings = Settings::read(|name| env::var_os(name));
+    start_log(settings.as_ref().ok());
+    let wrote = settings.map_err(|e| e.to_string()).and_then(|settings| {
         let items = bundle_of_environment(&[CERTIFICATES], |name| env::var_os(name));
         let items = items.ok_or_else(|| format!("{CERTIFICATES} is not set"))?;
         let store = Store::new(&settings, Default::default(), None, None, Budget::new(settings.memory, 1));
@@ -95,10 +93,10 @@ fn ended(result: Result<(), String>) -> ExitCode {
     }
 }
 
-/// Log lines go to standard error, which is the enclave's console. Only the daemon's own lines go below warnings: what
-/// libraries write for their developers may contain a request's bytes. A panic is logged with its place and without its
-/// message.
-fn start_log() {
+/// Starts the log in the form that is set, or in the clear if no settings can be read. Only the daemon's own lines go below
+/// warnings: what libraries write for their developers may contain a request's bytes. A panic is logged with its place and
+/// without its message.
+fn start_log(settings: Option<&Settings>) {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {
         writeln!(out, "{} {:5} {}: {OfThisThread}{}", Utc::now(), record.level(), record.target(), record.args())
@@ -106,17 +104,19 @@ fn start_log() {
     for library in ["ureq", "ureq_proto", "tiny_http", "rustls"] {
         log.filter_module(library, LevelFilter::Warn);
     }
-    match Queue::start(std::io::stderr()) {
-        Ok(queue) => log.target(Target::Pipe(Box::new(LOG.get_or_init(|| queue).clone()))),
-        // Without its thread the log still works, but may block the threads that write to it.
-        Err(_) => log.target(Target::Stderr),
+    let settings = settings.map_or_else(LogSettings::default, |settings| settings.log.clone());
+    match Log::start(settings.clone()) {
+        Ok(started) => log.target(Target::Pipe(Box::new(started.clone()))),
+        // Without its thread a log in the clear still works, but may block the threads that write to it.
+        Err(_) if settings.form == LogForm::Clear => log.target(Target::Stderr),
+        Err(_) => log.filter_level(LevelFilter::Off),
     };
     log.init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown place".into(), ToString::to_string);
         error!("panic at {place}");
         // The process may end before the log's thread has gathered its lines.
-        if let Some(log) = LOG.get() {
+        if let Some(log) = logging::log() {
             log.finish();
         }
     }));

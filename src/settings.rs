@@ -11,11 +11,14 @@ use std::time::Duration;
 use formats::address::Address;
 use formats::base64;
 use formats::certificates::Fingerprint;
+use formats::hpke::PublicKey;
 use formats::signature::VerifyingKey;
 
 use crate::net::egress::Route;
+pub use logs::{Audit, LogForm, LogSettings};
 pub use origins::Origins;
 
+mod logs;
 mod origins;
 
 /// The daemon's settings.
@@ -70,6 +73,8 @@ pub struct Settings {
     pub public_metrics: bool,
     /// The web pages that may call the public listener, by their origins.
     pub cors: Origins,
+    /// How the log leaves the enclave.
+    pub log: LogSettings,
 }
 
 /// How the watermark service is called (docs/FORMATS.md).
@@ -169,13 +174,23 @@ impl Settings {
             other => Err(SettingError { name, reason: format!("{other:?} is neither {yes} nor {no}") }),
         };
         let switch = |name| either(name, "off", ["on", "off"]);
-        let operators = list("TEEMARK_OPERATOR_KEYS", &text("TEEMARK_OPERATOR_KEYS", "")?, OPERATOR_KEY, operator_key)?;
+        let operators = list("TEEMARK_OPERATOR_KEYS", &text("TEEMARK_OPERATOR_KEYS", "")?, ED25519_KEY, ed25519_key)?;
         let threshold = count(THRESHOLD, &text(THRESHOLD, "1")?, MOST_SIGNERS)?;
         let fleet = text("TEEMARK_FLEET", "")?;
         let hosts = text("TEEMARK_HOSTS", "/etc/hosts")?;
+        let public = address("TEEMARK_PUBLIC", "vsock:3000")?;
+        let given = |name| variable(name).is_some().then(|| text(name, "")).transpose();
+        let log = LogSettings::read(logs::Given {
+            log: given(logs::LOG)?.as_deref(),
+            keys: list(logs::LOG_KEYS, &text(logs::LOG_KEYS, "")?, LOG_KEY, PublicKey::from_base64)?,
+            to: given(logs::LOG_TO)?.as_deref(),
+            public: &public,
+            audit: given(logs::AUDIT)?.as_deref(),
+            audit_keys: list(logs::AUDIT_KEYS, &text(logs::AUDIT_KEYS, "")?, ED25519_KEY, ed25519_key)?,
+        })?;
         let grants = either("TEEMARK_GRANTS", "required", ["required", "off"])?;
         Ok(Settings {
-            public: address("TEEMARK_PUBLIC", "vsock:3000")?,
+            public,
             admin: address("TEEMARK_ADMIN", "vsock:3001")?,
             secrets: address("TEEMARK_SECRETS", "vsock:7777")?,
             endpoints: text("TEEMARK_ENDPOINTS", "/allowed_endpoints.yaml")?.into(),
@@ -214,12 +229,13 @@ impl Settings {
             public_metrics: switch("TEEMARK_PUBLIC_METRICS")?,
             cors: Origins::read(&items(&text(CORS, "")?), grants)
                 .map_err(|reason| SettingError { name: CORS, reason })?,
+            log,
         })
     }
 }
 
 /// Every setting, without [`PREFIX`].
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 30] = [
     "PUBLIC",
     "ADMIN",
     "SECRETS",
@@ -245,6 +261,11 @@ const NAMES: [&str; 25] = [
     "PUBLIC_METRICS",
     "CORS",
     "IDLE",
+    "LOG",
+    "LOG_KEYS",
+    "LOG_TO",
+    "AUDIT",
+    "AUDIT_KEYS",
 ];
 const PREFIX: &str = "TEEMARK_";
 const CORS: &str = "TEEMARK_CORS";
@@ -287,7 +308,8 @@ fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
         .map_err(|_| SettingError { name, reason: format!("{text:?} is not a time from 1s to 3600s") })
 }
 
-const OPERATOR_KEY: &str = "an Ed25519 public key in base64";
+const ED25519_KEY: &str = "an Ed25519 public key in base64";
+const LOG_KEY: &str = "an X25519 public key in base64";
 const FINGERPRINT: &str = "a SHA-256 fingerprint in hex";
 
 /// Items separated by commas.
@@ -307,7 +329,7 @@ fn is_not(name: &'static str, item: &str, what: &str) -> SettingError {
     SettingError { name, reason: format!("{item:?} is not {what}") }
 }
 
-fn operator_key(text: &str) -> Option<VerifyingKey> {
+fn ed25519_key(text: &str) -> Option<VerifyingKey> {
     base64::decode(text).and_then(|bytes| VerifyingKey::from_slice(&bytes))
 }
 
@@ -428,6 +450,11 @@ mod tests {
             ("TEEMARK_PIN_CA", "aa:bb"),
             ("TEEMARK_PUBLIC_METRICS", "yes"),
             ("TEEMARK_CORS", "app.example"),
+            ("TEEMARK_LOG", "on"),
+            ("TEEMARK_LOG_KEYS", "AAAA"),
+            ("TEEMARK_LOG_TO", "9001"),
+            ("TEEMARK_AUDIT", "on"),
+            ("TEEMARK_AUDIT_KEYS", "AAAA"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -97,7 +97,10 @@ impl Stream {
     }
 
     /// Takes the error that the system keeps for it, such as that of a connection that could not be made.
-    pub(crate) fn take_error(&self) -> io::Result<Option<io::Error>> {
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         each!(Stream, self, s => s.take_error())
     }
 

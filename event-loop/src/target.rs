@@ -53,7 +53,7 @@ impl Target {
     ///
     /// # Errors
     /// The system's, for the last place; `NotFound` if none is left.
-    pub(crate) fn begin(&self, next: &mut usize) -> io::Result<Stream> {
+    pub fn begin(&self, next: &mut usize) -> io::Result<Stream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         while let Some(place) = self.places.get(*next) {
             *next += 1;
@@ -66,7 +66,7 @@ impl Target {
     }
 
     /// Whether there is a place from `next` on.
-    pub(crate) fn has(&self, next: usize) -> bool {
+    pub fn has(&self, next: usize) -> bool {
         next < self.places.len()
     }
 }

@@ -435,7 +435,7 @@ fn log_of_a_boot() -> Value {
 }
 
 /// Each file's name and content.
-fn all() -> [(&'static str, Value); 10] {
+fn all() -> [(&'static str, Value); 11] {
     [
         ("keys", keys()),
         ("attestation", attestation()),

@@ -15,6 +15,7 @@ use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
 use super::public::readiness;
 use super::request::{Target, allow, body};
+use crate::logging;
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
 use crate::net::request::Request;
@@ -27,6 +28,7 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
     match *target.path() {
         ["ping"] => ("ping", allow(request, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, "GET").map(|()| status(api))),
+        ["admin", "log"] => ("log", allow(request, "GET").and_then(|()| log_lines(target))),
         ["metrics"] => ("metrics", allow(request, "GET").map(|()| metrics(api))),
         ["admin", "update-secrets"] => {
             ("update_secrets", allow(request, "POST").and_then(|()| update_secrets(api, request)))
@@ -41,6 +43,19 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
         }
         _ => ("unknown", Err(ApiError::NotFound)),
     }
+}
+
+/// How many records of the log are given where none are asked for, and at most.
+const LINES: &str = "200";
+const MOST_LINES: RangeInclusive<u64> = 1..=10_000;
+
+/// The last records of the log.
+fn log_lines(target: &Target<'_>) -> Result<Answer, ApiError> {
+    let lines = target.query("lines")?.unwrap_or(LINES).parse().ok().filter(|lines| MOST_LINES.contains(lines));
+    let wrong =
+        || ApiError::Invalid(format!("lines is not a number from {} to {}", MOST_LINES.start(), MOST_LINES.end()));
+    let lines = lines.ok_or_else(wrong)?;
+    Ok(Answer::text(&String::from_utf8_lossy(&logging::log().map_or_else(Vec::new, |log| log.tail(lines)))))
 }
 
 /// How long a drain may take, in seconds.

@@ -49,6 +49,8 @@ pub enum ApiError {
     Overloaded,
     /// This enclave has been taken out of service.
     Drained,
+    /// No collector has acknowledged the record of what was about to be given.
+    AuditUnavailable,
     /// There is no Nitro Secure Module that could sign an attestation document.
     CannotAttest,
     /// More attestation documents were requested than the module can make; try again after this many seconds.
@@ -60,6 +62,12 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Status and code.
+    pub(crate) fn code(&self) -> (u16, &'static str) {
+        let (status, code, _) = self.row();
+        (status, code)
+    }
+
     /// Status, code and message.
     fn row(&self) -> (u16, &'static str, String) {
         match self {
@@ -99,6 +107,9 @@ impl ApiError {
             }
             ApiError::NotReady(missing) => {
                 (503, "not_ready", format!("waiting for the handshake; missing: {}", missing.join(", ")))
+            }
+            ApiError::AuditUnavailable => {
+                (503, "audit_unavailable", "no audit record can be kept now, so nothing is given".into())
             }
             ApiError::Overloaded => (503, "overloaded", "no memory for this request now".into()),
             ApiError::Drained => (503, "drained", "this enclave is out of service; ask another".into()),
@@ -158,7 +169,7 @@ impl From<ApiError> for Answer {
             ApiError::Grant(_) if status == 401 => {
                 answer.headers.push(("WWW-Authenticate", "Bearer error=\"invalid_token\"".into()));
             }
-            ApiError::NotReady(_) => answer.headers.push(("Retry-After", "5".into())),
+            ApiError::NotReady(_) | ApiError::AuditUnavailable => answer.headers.push(("Retry-After", "5".into())),
             ApiError::MethodNotAllowed(allowed) => answer.headers.push(("Allow", allowed.into())),
             _ => {}
         }

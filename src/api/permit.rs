@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::limits::TooLarge;
 use super::request::header;
 use crate::attest::{Asker, Attestation, DocumentError};
+use crate::audit::Trail;
 use crate::grants::{GrantTime, Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
@@ -50,6 +51,7 @@ impl Grants {
 }
 
 /// The right to one answer.
+#[expect(clippy::large_enum_variant, reason = "there is one in a request, on its thread's stack")]
 pub(crate) enum Permit<'a> {
     /// Grants are not required.
     Open,
@@ -100,6 +102,14 @@ impl<'a> Permit<'a> {
         let grant = grants.check(request, &secrets)?;
         let taken = grants.used.take(&grant, grants.time.now().latest).map_err(refused)?;
         Ok(Permit::Granted(grant, taken, secrets.grants))
+    }
+
+    /// Tells the trail which grant it is.
+    pub(crate) fn tell(&self, grants: &Grants, trail: &mut Trail) {
+        let Permit::Granted(grant, _, keys) = self else { return };
+        trail.text("jti", &grant.jti);
+        trail.text("kid", keys.0.get(grant.key).map_or("", |key| &key.kid));
+        trail.text("aud", grants.audiences.get(grant.audience).map_or("", String::as_str));
     }
 
     /// Checks that the request may have what it asks for.

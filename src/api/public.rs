@@ -15,6 +15,7 @@ use super::forms::Form;
 use super::health::health_check;
 use super::request::{Target, allow, nonce};
 use crate::attest::{Asker, DocumentError, RENEWAL};
+use crate::logging::{self, Log};
 use crate::net::answer::{Answer, Content};
 use crate::net::request::{BodyError, Progress, Request};
 use crate::secrets::listener::{Failed, Sender, Takes};
@@ -42,6 +43,12 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
         ["state"] => ("state", get(request).map(|()| state(api))),
         // Also while the enclave is drained, since it may be taken back.
         ["sealed-bundle"] => ("sealed_bundle", allow(request, "POST").and_then(|()| sealed_bundle(api, request))),
+        ["log", "checkpoint"] => (
+            "log_checkpoint",
+            get(request)
+                .and_then(|()| logging::log().and_then(Log::live).ok_or(ApiError::NotFound))
+                .map(|live| Answer::json(200, &json!(live))),
+        ),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
         ["files", "decrypt"] => ("decrypt", admit(request, "POST").and_then(|()| decrypt(api, &Form::Json, request))),
         ["files", file_id, "decrypt"] => {
@@ -63,7 +70,9 @@ pub(super) fn readiness(api: &Api) -> (bool, Value) {
     let clock = api.attestation.clock_fault();
     let draining = api.drain.is_on();
     let complete_at = secrets.complete_at();
-    let ready = missing.is_empty() && fault.is_none() && clock.is_none() && complete_at.is_none() && !draining;
+    let audit = logging::log().and_then(Log::audit_fault);
+    let works = fault.is_none() && clock.is_none() && audit.is_none();
+    let ready = missing.is_empty() && works && complete_at.is_none() && !draining;
     let mut answer = json!({"ready": ready, "missing": missing});
     if let Some(fault) = fault {
         answer["client_certificate"] = fault.into();
@@ -73,6 +82,9 @@ pub(super) fn readiness(api: &Api) -> (bool, Value) {
     }
     if let Some(state) = complete_at {
         answer["complete_at"] = json!(state);
+    }
+    if let Some(audit) = audit {
+        answer["audit"] = audit.into();
     }
     if draining {
         answer["draining"] = true.into();

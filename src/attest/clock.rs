@@ -13,6 +13,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use super::raw;
+use crate::audit;
 use crate::metrics::METRICS;
 
 /// Differences up to this are left alone.
@@ -94,12 +95,14 @@ impl Clock {
                 if is_new {
                     info!("the clock is {words}, and is slewed");
                 }
+                audit::clock(difference.milliseconds(), "slewed");
                 raw::slew(-difference.milliseconds())
             }
             Correction::Step => {
                 if is_new {
                     warn!("the clock is {words}, and is set");
                 }
+                audit::clock(difference.milliseconds(), "stepped");
                 step(difference)
             }
             Correction::Impossible => {

@@ -20,13 +20,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use formats::attestation::{BootNonce, BundleId, UserData};
 use formats::digest::Sha256;
 use formats::hpke;
+use formats::log::{Checkpoint, Head};
 use formats::signature::VerifyingKey;
 use formats::state::State;
+use formats::time::now_ms;
 use log::warn;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use self::clock::Clock;
+use crate::audit;
 pub use nsm::DevNsm;
 #[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
@@ -280,6 +283,11 @@ impl Attestation {
         result
     }
 
+    /// A document for the log, which shows whose log it is; `None` if there is none to be had.
+    pub fn of_boot(&self) -> Option<Vec<u8>> {
+        self.make(self.nsm.as_deref()?, None).ok()
+    }
+
     fn make(&self, nsm: &dyn Nsm, nonce: Option<&[u8]>) -> Result<Vec<u8>, NsmError> {
         let user_data = self.user_data().to_json();
         let claims = Claims {
@@ -287,7 +295,8 @@ impl Attestation {
             user_data: Some(user_data.as_bytes()),
             nonce,
         };
-        self.ask(nsm, &claims).map(|(document, _)| document)
+        let made = self.ask(nsm, &claims).map(|(document, _)| document);
+        made.inspect(|document| audit::document(nonce, document))
     }
 
     /// A document, and the module's name in it. The clock is held against the document's time.
@@ -308,6 +317,11 @@ impl Attestation {
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let signature = self.identity.sign(message);
         signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
+    }
+
+    /// Signs the log up to this record.
+    pub fn checkpoint(&self, head: Head) -> Checkpoint {
+        Checkpoint::new(self.boot_nonce, head, now_ms(), |bytes| self.sign(bytes))
     }
 
     /// The public half of the identity key.

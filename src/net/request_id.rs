@@ -80,6 +80,15 @@ impl fmt::Display for OfThisThread {
     }
 }
 
+/// Calls `tell` with the ids of this thread's request, if there is one.
+pub fn of_this_thread(tell: impl FnOnce(u64, &str)) {
+    let _ = CURRENT.try_with(|current| {
+        if let Some(RequestId { number, name }) = &*current.borrow() {
+            tell(*number, name);
+        }
+    });
+}
+
 /// 1 to 64 of A-Z a-z 0-9 - _ .: nothing that could break a line of a log, here or elsewhere.
 fn is_usable(name: &[u8]) -> bool {
     (1..=LONGEST).contains(&name.len()) && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))

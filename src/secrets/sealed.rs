@@ -8,6 +8,7 @@ use formats::refusal::{Refusal, refuse};
 use formats::sealed_bundle::{self, SealedBundle, v2};
 use formats::signature::VerifyingKey;
 
+use super::store::Signed;
 use crate::attest::Attestation;
 use crate::settings::Operators;
 
@@ -39,6 +40,11 @@ impl CheckedLine {
     /// How many bytes follow.
     pub fn following(&self) -> usize {
         self.line.following()
+    }
+
+    /// The bundle, and who signed it.
+    pub fn signed(&self) -> Signed {
+        Signed { id: self.line.id(), signers: self.signers.clone() }
     }
 
     /// The bundle's counter.

@@ -17,6 +17,7 @@ use formats::items::{
 use formats::jwks::GrantKeys;
 use formats::refusal::{Refusal, WHOLE, refuse};
 use formats::sealed_bundle::v2;
+use formats::signature::VerifyingKey;
 use formats::state::{Item, State, Told};
 use formats::time::Utc;
 use log::{info, warn};
@@ -26,6 +27,8 @@ use super::bundle::{Bundle, Service};
 use super::sealed::{CheckedLine, Opened, Unsealer};
 use super::validity::{Remark, Validity};
 use crate::attest::Attestation;
+use crate::audit;
+use crate::logging;
 use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::mtls::{Calls, Identity, MutualTls};
@@ -138,12 +141,25 @@ pub struct Accepted {
     pub warnings: Vec<String>,
     /// The items that are still missing.
     pub missing: Vec<&'static str>,
+    /// Who signed it, if it came sealed.
+    pub signed: Option<Signed>,
+    /// SHA-256 of the state in force by it.
+    pub state: Sha256,
+}
+
+/// A sealed bundle, and who signed it.
+#[derive(Debug)]
+pub struct Signed {
+    /// Identifies the bundle.
+    pub id: BundleId,
+    /// Who signed it.
+    pub signers: Vec<VerifyingKey>,
 }
 
 impl Accepted {
     /// The handshake's answer.
     pub fn to_json(&self) -> Value {
-        let Accepted { updated, ignored, warnings, missing } = self;
+        let Accepted { updated, ignored, warnings, missing, .. } = self;
         json!({"ok": true, "updated": updated, "ignored": ignored, "warnings": warnings, "missing": missing})
     }
 }
@@ -201,7 +217,7 @@ impl Store {
     pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
         // Checking takes memory, so bundles are checked one at a time too.
         let _one_at_a_time = self.exclusive();
-        tell(self.accept_whole(bytes))
+        tell(self.accept_whole(bytes), None)
     }
 
     fn accept_whole(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
@@ -237,14 +253,16 @@ impl Store {
     pub fn accept_v2(&self, line: CheckedLine, rest: Vec<u8>) -> Result<Accepted, Refusal> {
         let _one_at_a_time = self.exclusive();
         let Some(unsealer) = &self.unsealer else { return refuse(WHOLE, "is sealed") };
-        tell(unsealer.open_v2(line, rest).and_then(|opened| self.replace_by(opened)))
+        let signed = line.signed();
+        tell(unsealer.open_v2(line, rest).and_then(|opened| self.replace_by(opened)), Some(signed))
     }
 
     fn replace_by(&self, Opened { bundle, id, manifest, signers }: Opened) -> Result<Accepted, Refusal> {
         let received = if manifest.is_some() { Received::parse_v2(&bundle) } else { Received::parse(&bundle) };
-        let accepted = self.check_and_replace(received?, By { id: Some(id), manifest: manifest.as_deref() })?;
-        let signers: Vec<String> = signers.iter().map(formats::base64::encode).collect();
-        info!("the bundle of counter {} is signed by {}", id.counter, signers.join(", "));
+        let mut accepted = self.check_and_replace(received?, By { id: Some(id), manifest: manifest.as_deref() })?;
+        let names: Vec<String> = signers.iter().map(formats::base64::encode).collect();
+        info!("the bundle of counter {} is signed by {}", id.counter, names.join(", "));
+        accepted.signed = Some(Signed { id, signers });
         Ok(accepted)
     }
 
@@ -293,7 +311,8 @@ impl Store {
         let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
         let updated = NAMES.into_iter().filter(|name| bundle.items.contains_key(*name)).collect();
         self.replace(bundle, file_keys, grant_keys, by.id, manifest.and_then(|manifest| manifest.complete_at));
-        Ok(Accepted { updated, ignored, warnings, missing: self.now().missing() })
+        let now = self.now();
+        Ok(Accepted { updated, ignored, warnings, missing: now.missing(), signed: None, state: now.state.sha256() })
     }
 
     /// Sets aside memory for the file keys to come, and for those that they replace while requests hold them.
@@ -408,18 +427,30 @@ impl Store {
 const NAMES: [&str; 8] =
     [CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD, GRANT_KEYS_REMOVE];
 
-fn tell(result: Result<Accepted, Refusal>) -> Result<Accepted, Refusal> {
-    if let Ok(done) = &result {
-        METRICS.handshakes_accepted.add(1);
-        info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
+fn tell(result: Result<Accepted, Refusal>, signed: Option<Signed>) -> Result<Accepted, Refusal> {
+    match &result {
+        Ok(done) => {
+            METRICS.handshakes_accepted.add(1);
+            info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
+            audit::bundle_accepted(done);
+            if let Some(log) = logging::log() {
+                log.checkpoint();
+            }
+        }
+        Err(refusal) => refused(refusal, signed.as_ref()),
     }
-    result.inspect_err(tell_refusal)
+    result
 }
 
 /// Counts and logs a refusal.
 pub(super) fn tell_refusal(refusal: &Refusal) {
+    refused(refusal, None);
+}
+
+fn refused(refusal: &Refusal, signed: Option<&Signed>) {
     METRICS.handshakes_refused.add(1);
     warn!("handshake refused, nothing changed: {refusal}");
+    audit::bundle_refused(refusal, signed);
 }
 
 fn list(names: &[&str]) -> String {

@@ -1,0 +1,196 @@
+//! The audit trail: a record in the log for each decision. docs/REFERENCE.md lists their members.
+//!
+//! A record is an object that grows with what becomes known of a request, in one buffer, which then is the record.
+
+use std::sync::{Mutex, PoisonError};
+
+use formats::base64;
+use formats::digest::{Sha256, sha256};
+use formats::log::Kind;
+use formats::refusal::Refusal;
+use formats::time::now_ms;
+use serde::Serialize;
+
+use crate::logging::{Log, log};
+use crate::net::request_id;
+use crate::secrets::store::{Accepted, Signed};
+use crate::settings::Audit;
+
+/// A record that is being made. Without an audit trail it stays empty, and nothing is recorded.
+pub struct Trail {
+    json: Vec<u8>,
+    log: Option<&'static Log>,
+}
+
+impl Trail {
+    /// Begins a record.
+    pub fn new() -> Trail {
+        let log = log().filter(|log| log.audit() != Audit::Off);
+        // Enough for most requests, so that the buffer does not grow.
+        let json = if log.is_some() { Vec::with_capacity(768) } else { Vec::new() };
+        Trail { json, log }
+    }
+
+    /// Begins the record of this thread's request.
+    pub fn of_request() -> Trail {
+        let mut trail = Trail::new();
+        request_id::of_this_thread(|number, name| {
+            trail.number("request", number);
+            trail.text("request_id", name);
+        });
+        trail
+    }
+
+    fn member(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.log.is_none() {
+            return;
+        }
+        self.json.extend_from_slice(if self.json.is_empty() { b"{\"" } else { b",\"" });
+        self.json.extend_from_slice(name.as_bytes());
+        self.json.extend_from_slice(b"\":");
+        write(&mut self.json);
+    }
+
+    /// Adds a text.
+    pub fn text(&mut self, name: &str, text: &str) {
+        // Writing to a Vec cannot fail.
+        self.member(name, |json| _ = serde_json::to_writer(json, text));
+    }
+
+    /// Adds a number.
+    pub fn number(&mut self, name: &str, number: u64) {
+        self.member(name, |json| json.extend_from_slice(number.to_string().as_bytes()));
+    }
+
+    /// Adds a hash, in hex.
+    pub fn hash(&mut self, name: &str, hash: Sha256) {
+        self.hex(name, hash.as_ref());
+    }
+
+    /// Adds bytes, in hex.
+    pub fn hex(&mut self, name: &str, bytes: &[u8]) {
+        self.member(name, |json| {
+            json.push(b'"');
+            let start = json.len();
+            json.resize(start + 2 * bytes.len(), 0);
+            hex::encode_to_slice(bytes, &mut json[start..]).expect("twice as long");
+            json.push(b'"');
+        });
+    }
+
+    /// Adds a list of names.
+    pub fn names(&mut self, name: &str, names: &[impl Serialize]) {
+        self.member(name, |json| _ = serde_json::to_writer(json, names));
+    }
+
+    /// Adds who signed a bundle.
+    fn signed(&mut self, signed: Option<&Signed>) {
+        let Some(Signed { id, signers }) = signed else { return };
+        let signers: Vec<String> = signers.iter().map(base64::encode).collect();
+        self.names("signers", &signers);
+        self.number("counter", id.counter);
+        self.hash("bundle_sha256", id.sha256);
+    }
+
+    /// Adds a truth.
+    pub fn flag(&mut self, name: &str, is: bool) {
+        self.member(name, |json| json.extend_from_slice(if is { b"true" } else { b"false" }));
+    }
+
+    /// Records it as this event; gives its number, unless there is no audit trail or no room. The trail is empty then.
+    pub fn record(&mut self, event: &str) -> Option<u64> {
+        self.text("event", event);
+        self.number("time_ms", now_ms());
+        let mut json = std::mem::take(&mut self.json);
+        json.push(b'}');
+        self.log.take()?.record(Kind::Audit, json)
+    }
+}
+
+impl Default for Trail {
+    fn default() -> Trail {
+        Trail::new()
+    }
+}
+
+/// Records that a file is about to be given and, where a collector has to have that record first, waits for its word.
+/// Then records that it is given. Returns whether it may be.
+#[must_use]
+pub fn gives(trail: &mut Trail) -> bool {
+    let Some(log) = log() else { return true };
+    if log.audit() != Audit::Required {
+        trail.record("given");
+        return true;
+    }
+    let acknowledged = log.acknowledged(|| trail.record("about_to_give"));
+    let mut outcome = Trail::of_request();
+    if let Some(number) = acknowledged.number() {
+        outcome.number("about", number);
+    }
+    let given = acknowledged.is_good();
+    outcome.record(if given { "given" } else { "withheld" });
+    given
+}
+
+/// Most records a second of requests without a valid grant: whoever reaches the port can make as many as he likes.
+const ANONYMOUS: u32 = 10;
+
+/// The second, how many were recorded in it, and how many were not since the last that was.
+static REFUSED: Mutex<(u64, u32, u64)> = Mutex::new((0, 0, 0));
+
+/// Records that a request is refused before it has shown a valid grant.
+pub fn refuses_stranger(trail: &mut Trail) {
+    let second = now_ms() / 1000;
+    let mut refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if refused.0 != second {
+        (refused.0, refused.1) = (second, 0);
+    }
+    refused.1 += 1;
+    if refused.1 > ANONYMOUS {
+        refused.2 += 1;
+        return;
+    }
+    let left_out = std::mem::take(&mut refused.2);
+    drop(refused);
+    if left_out > 0 {
+        trail.number("not_recorded_before", left_out);
+    }
+    trail.record("refused");
+}
+
+/// Records that a bundle is in force.
+pub fn bundle_accepted(accepted: &Accepted) {
+    let mut trail = Trail::of_request();
+    trail.signed(accepted.signed.as_ref());
+    trail.names("names", &accepted.updated);
+    trail.hash("state_sha256", accepted.state);
+    trail.record("bundle_accepted");
+}
+
+/// Records that a bundle was refused; who signed it is known if its signatures were checked.
+pub fn bundle_refused(refusal: &Refusal, signed: Option<&Signed>) {
+    let mut trail = Trail::of_request();
+    trail.signed(signed);
+    trail.text("field", &refusal.field);
+    trail.text("reason", &refusal.reason);
+    trail.record("bundle_refused");
+}
+
+/// Records that an attestation document was made.
+pub fn document(nonce: Option<&[u8]>, document: &[u8]) {
+    let mut trail = Trail::of_request();
+    if let Some(nonce) = nonce {
+        trail.hex("nonce", nonce);
+    }
+    trail.hash("document_sha256", sha256(document));
+    trail.record("document");
+}
+
+/// Records that the clock was set, which was so many milliseconds ahead of the Nitro Secure Module's.
+pub fn clock(ahead_ms: i64, how: &str) {
+    let mut trail = Trail::new();
+    trail.text("correction", how);
+    trail.flag("ahead", ahead_ms > 0);
+    trail.number("by_ms", ahead_ms.unsigned_abs());
+    trail.record("clock");
+}

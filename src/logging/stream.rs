@@ -1,0 +1,241 @@
+//! The stream to a collector, TEEMARK_LOG_TO: records go out, and acknowledgements come back.
+//!
+//! The other end is not trusted. What it sends is bounded, and an acknowledgement counts only if it names a record that
+//! was sent, by the record's hash. If nothing moves for [`STALLED`], the stream begins anew. A new stream begins after
+//! the last acknowledged record, since what was sent on the last one may be lost.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use event_loop::Outbox;
+use event_loop::socket::Stream;
+use event_loop::target::Target;
+use formats::address::Address;
+use formats::attestation::BootNonce;
+use formats::log::{Ack, Dropped, MAX_ACK, hello};
+use nix::poll::PollFlags;
+
+use super::ring::Ring;
+use crate::metrics::METRICS;
+
+/// Time limit to connect.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A stream that takes nothing for this long, though there is something to take, is given up.
+const STALLED: Duration = Duration::from_secs(30);
+/// Pauses before the next attempt to connect: the first, and the longest, each twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Bytes of lines that are taken from the ring at once.
+const ENOUGH: usize = 64 << 10;
+
+/// The stream, or the wait for the next one.
+pub(super) struct Outgoing {
+    to: Address,
+    target: Option<Target>,
+    state: State,
+    pause: Duration,
+    /// The last record that was acknowledged.
+    acked: u64,
+    /// The last record that was reported as gone.
+    told: u64,
+}
+
+enum State {
+    Waiting(Instant),
+    /// The stream, the target's place to try next, and since when.
+    Connecting(Stream, usize, Instant),
+    Connected(Connected),
+}
+
+struct Connected {
+    stream: Stream,
+    outbox: Outbox,
+    /// The next record to be sent.
+    next: u64,
+    inbox: Vec<u8>,
+    /// When something moved, or nothing was to be moved.
+    moved: Instant,
+}
+
+/// What the stream has to say to the log.
+#[derive(Default)]
+pub(super) struct News {
+    /// Records that are gone before they could be sent.
+    pub(super) gone: Option<Dropped>,
+    /// The collector has every record up to this one.
+    pub(super) acked: Option<u64>,
+}
+
+/// What an acknowledgement is held against.
+pub(super) struct Judge<'a> {
+    pub(super) ring: &'a Ring,
+    pub(super) boot: BootNonce,
+    /// Whether its signature counts: by one of the measured keys, if there are any.
+    pub(super) signed: &'a dyn Fn(&Ack) -> bool,
+}
+
+impl Outgoing {
+    pub(super) fn new(to: Address, now: Instant) -> Outgoing {
+        Outgoing { to, target: None, state: State::Waiting(now), pause: FIRST_PAUSE, acked: 0, told: 0 }
+    }
+
+    /// Moves what can be moved now.
+    pub(super) fn step(&mut self, judge: &Judge<'_>, now: Instant) -> News {
+        let mut news = News::default();
+        if let Err(e) = self.try_step(judge, now, &mut news) {
+            log::debug!("log: no stream to {}: {e}", self.to);
+            self.state = State::Waiting(now + self.pause);
+            self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        }
+        news
+    }
+
+    fn try_step(&mut self, judge: &Judge<'_>, now: Instant, news: &mut News) -> io::Result<()> {
+        match &mut self.state {
+            State::Waiting(until) if now < *until => return Ok(()),
+            State::Waiting(_) => {
+                // A name is looked up once.
+                if self.target.is_none() {
+                    self.target = Some(Target::find(&self.to)?);
+                }
+                let (Some(target), mut next) = (&self.target, 0) else { return Ok(()) };
+                let stream = target.begin(&mut next)?;
+                self.state = State::Connecting(stream, next, now);
+            }
+            State::Connecting(stream, next, since) => {
+                if !is_writable(stream) {
+                    let late = now.saturating_duration_since(*since) >= CONNECT_LIMIT;
+                    return if late { Err(ErrorKind::TimedOut.into()) } else { Ok(()) };
+                }
+                match (stream.take_error()?, &self.target) {
+                    (None, _) => {}
+                    (Some(_), Some(target)) if target.has(*next) => {
+                        *stream = target.begin(next)?;
+                        return Ok(());
+                    }
+                    (Some(e), _) => return Err(e),
+                }
+                let State::Connecting(stream, ..) = std::mem::replace(&mut self.state, State::Waiting(now)) else {
+                    return Ok(());
+                };
+                let outbox = Outbox::new(hello(judge.boot).into_bytes());
+                let next = self.acked + 1;
+                self.state = State::Connected(Connected { stream, outbox, next, inbox: Vec::new(), moved: now });
+                log::info!("log: the stream to {} is open", self.to);
+                return self.try_step(judge, now, news);
+            }
+            State::Connected(connected) => {
+                if let Some(acked) = connected.read(judge, self.acked)? {
+                    self.acked = acked;
+                    self.pause = FIRST_PAUSE;
+                    news.acked = Some(acked);
+                }
+                return connected.send(judge.ring, &mut self.told, now, news);
+            }
+        }
+        Ok(())
+    }
+
+    /// What it waits for.
+    pub(super) fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        match &self.state {
+            State::Waiting(_) => None,
+            State::Connecting(stream, ..) => Some((stream.as_fd(), PollFlags::POLLOUT)),
+            State::Connected(connected) => {
+                let mut flags = PollFlags::POLLIN;
+                flags.set(PollFlags::POLLOUT, !connected.outbox.is_empty());
+                Some((connected.stream.as_fd(), flags))
+            }
+        }
+    }
+
+    /// When it is to be called again, if nothing happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Waiting(until) => Some(*until),
+            State::Connecting(_, _, since) => Some(*since + CONNECT_LIMIT),
+            State::Connected(connected) => (!connected.outbox.is_empty()).then(|| connected.moved + STALLED),
+        }
+    }
+
+    /// Whether a collector may still take something.
+    pub(super) fn is_behind(&self, ring: &Ring) -> bool {
+        match &self.state {
+            State::Connected(connected) => {
+                let last = ring.last();
+                !connected.outbox.is_empty() || connected.next <= last || (self.acked > 0 && self.acked < last)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn is_writable(stream: &Stream) -> bool {
+    use nix::poll::{PollFd, PollTimeout, poll};
+    poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO).unwrap_or(0) > 0
+}
+
+impl Connected {
+    /// Reads what has come, and gives the last record that it acknowledges.
+    fn read(&mut self, judge: &Judge<'_>, before: u64) -> io::Result<Option<u64>> {
+        let mut acked = None;
+        let mut bytes = [0; 4 * MAX_ACK];
+        match (&self.stream).read(&mut bytes) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => self.inbox.extend_from_slice(&bytes[..n]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        let wrong = || io::Error::new(ErrorKind::InvalidData, "it answers with something else than acknowledgements");
+        while let Some(end) = self.inbox.iter().position(|&b| b == b'\n') {
+            let ack = Ack::parse(&self.inbox[..end]).ok_or_else(wrong)?;
+            self.inbox.drain(..=end);
+            let number = ack.head.number;
+            // What is known already, or gone, costs no look at its signature.
+            if number <= acked.unwrap_or(before) || number >= self.next || judge.ring.gone().number >= number {
+                continue;
+            }
+            if judge.ring.hash(number) != Some(ack.head.hash) || !(judge.signed)(&ack) {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "it acknowledges what it was not sent, or in another's name",
+                ));
+            }
+            acked = Some(number);
+        }
+        if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
+    }
+
+    fn send(&mut self, ring: &Ring, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {
+        loop {
+            if self.outbox.is_empty() {
+                self.moved = now;
+                let gone = ring.gone();
+                if self.next <= gone.number {
+                    // On a stream after the first they may have arrived nevertheless.
+                    let from = self.next.max(*told + 1);
+                    if from <= gone.number {
+                        METRICS.log_lines_dropped.add(gone.number + 1 - from);
+                        news.gone = Some(Dropped::Records { from: self.next, last: gone });
+                        *told = gone.number;
+                    }
+                    self.next = gone.number + 1;
+                }
+                let mut lines = Vec::new();
+                self.next = ring.copy(self.next, ENOUGH, &mut lines);
+                if lines.is_empty() {
+                    return Ok(());
+                }
+                self.outbox = Outbox::new(lines);
+            }
+            if self.outbox.flush(&mut &self.stream)? > 0 {
+                self.moved = now;
+            }
+            if !self.outbox.is_empty() {
+                let stalled = now.saturating_duration_since(self.moved) >= STALLED;
+                return if stalled { Err(ErrorKind::TimedOut.into()) } else { Ok(()) };
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! TEEMARK_LOG_TO: a collector that is slow, gone, or not to be trusted.
+
+use std::io::Read;
+use std::net::TcpListener;
+
+use formats::digest::Sha256;
+use formats::log::{Ack, Dropped, Head, Kind};
+
+use super::support::{Setup, free_port, wait_for};
+use super::{Taker, check_chain, identity, record};
+
+/// A line in the log for each request, of some size: a path that does not exist, at level debug.
+fn ask(daemon: &super::Daemon, times: usize) {
+    (0..times).for_each(|_| assert_eq!(daemon.get("/nothing").status, 404));
+}
+
+#[test]
+fn a_stream_that_breaks_goes_on_after_the_last_record_that_was_acknowledged() {
+    let taker = Taker::new();
+    let daemon = Setup::new(1).env("TEEMARK_LOG_TO", &taker.address()).start();
+    let mut first = taker.accept();
+    let lines = first.lines_until(|record| record.kind == Kind::Checkpoint);
+    let acked = record(&lines[2]).head;
+    check_chain(&lines, Head::default(), None);
+    first.say(&Ack { head: acked, signature: None }.to_string());
+    ask(&daemon, 20);
+    drop(first);
+
+    let mut second = taker.accept();
+    let line = second.line();
+    // It was acknowledged or not when the stream broke.
+    let begins = record(&line).head.number;
+    assert!(begins == 1 || begins == acked.number + 1, "{begins}");
+    ask(&daemon, 1);
+    let mut again = vec![line];
+    while again.len() < lines.len() + 21 {
+        again.push(second.line());
+    }
+    let before = if begins == 1 { Head::default() } else { acked };
+    check_chain(&again, before, Some(&identity(&daemon)));
+}
+
+#[test]
+fn a_collector_that_is_late_gets_what_is_left_and_is_told_what_is_gone() {
+    let port = free_port();
+    let daemon = Setup::new(1).env("TEEMARK_LOG_TO", &format!("tcp:127.0.0.1:{port}")).start();
+    let gone = || {
+        let first = daemon.get_admin("/admin/log?lines=10000").text();
+        record(first.lines().next().unwrap()).head.number > 1
+    };
+    // More than the memory for it holds.
+    wait_for("the first records to go", || {
+        ask(&daemon, 200);
+        gone().then_some(())
+    });
+    let taker = Taker(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    let mut taken = taker.accept();
+    let lines = taken.lines_until(|record| record.kind == Kind::Dropped);
+    let told: Dropped = serde_json::from_str(record(lines.last().unwrap()).body).unwrap();
+    let Dropped::Records { from: 1, last } = told else { panic!("{told:?}") };
+    let first = record(&lines[0]);
+    assert_eq!(first.head.number, last.number + 1);
+    check_chain(&lines, last, Some(&identity(&daemon)));
+    assert!(daemon.metric("teemark_log_lines_dropped_total") > 0.0);
+}
+
+#[test]
+fn what_is_not_an_acknowledgement_of_what_was_sent_ends_the_stream_and_nothing_else() {
+    let taker = Taker::new();
+    let daemon = Setup::new(1).env("TEEMARK_LOG_TO", &taker.address()).start();
+    let (garbage, long) = ("GET / HTTP/1.1\n".to_owned(), "x".repeat(5000));
+    let forged = Ack { head: Head { number: 2, hash: Sha256::default() }, signature: None }.to_string();
+    for answer in [garbage, long, forged] {
+        let mut taken = taker.accept();
+        taken.lines_until(|record| record.kind == Kind::Checkpoint);
+        taken.say(&answer);
+        // The daemon closes; what it had sent before is still read.
+        let mut rest = Vec::new();
+        let _ = taken.reader.read_to_end(&mut rest);
+        assert_eq!(daemon.get("/health").status, 200);
+    }
+    let mut taken = taker.accept();
+    let lines = taken.lines_until(|record| record.kind == Kind::Checkpoint);
+    assert_eq!(record(&lines[0]).head.number, 1, "nothing was acknowledged");
+    // A number from the future is ignored, whatever it may become.
+    taken.say(&Ack { head: Head { number: u64::MAX, hash: Sha256::default() }, signature: None }.to_string());
+    ask(&daemon, 1);
+    taken.lines_until(|record| record.body.contains("404"));
+}
+
+#[test]
+fn at_the_end_the_log_is_signed_and_goes_out() {
+    let taker = Taker::new();
+    let mut daemon = Setup::new(1).env("TEEMARK_LOG_TO", &taker.address()).start();
+    let mut taken = taker.accept();
+    daemon.process.signal("TERM");
+    let mut all = Vec::new();
+    loop {
+        let line = taken.line();
+        if line.is_empty() {
+            break;
+        }
+        all.push(line);
+    }
+    check_chain(&all, Head::default(), None);
+    assert!(all.iter().any(|line| line.ends_with("teemarkd::boot: stopped")));
+    assert_eq!(record(all.last().unwrap()).kind, Kind::Checkpoint);
+    wait_for("the daemon's end", || daemon.process.child.try_wait().unwrap());
+}
