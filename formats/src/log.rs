@@ -150,7 +150,12 @@ impl<'a> Record<'a> {
 
     /// Whether its hash is the one that it has after this one.
     pub fn is_after(&self, before: Sha256) -> bool {
-        Head { hash: before, ..Head::default() }.after(self.head.number, &[self.rest.as_bytes()]) == self.head
+        self.hash_after(before) == self.head.hash
+    }
+
+    /// The hash that a record with its number and content has after this one.
+    pub fn hash_after(&self, before: Sha256) -> Sha256 {
+        Head { hash: before, ..Head::default() }.after(self.head.number, &[self.rest.as_bytes()]).hash
     }
 }
 

@@ -59,6 +59,10 @@ enum KeyKind {
     Grants,
     /// X25519, to have answers sealed to: the public half is a reply_key
     Reply,
+    /// X25519, to have the log sealed to: TEEMARK_LOG_KEYS takes the public half
+    Log,
+    /// Ed25519, to sign acknowledgements of the log with: TEEMARK_AUDIT_KEYS takes the public half
+    Collector,
 }
 
 fn key_id(text: &str) -> Result<String, String> {
@@ -77,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let Some(purpose) = arguments.purpose.of_pair() else {
         if arguments.public.is_some() || arguments.public_output.is_some() {
             bail!(Failure::usage(
-                "a file key has no public half; for another kind of key say which: --for operator, grants or reply"
+                "a file key has no public half; for another kind of key say which: --for operator, grants, reply, log or collector"
             ));
         }
         return file_key(arguments);
@@ -152,6 +156,8 @@ fn public_half(purpose: private_key::Use, key: PrivateKey) -> Result<String> {
         private_key::Use::Operator => Ok(STANDARD.encode(key.operators()?.public_key())),
         private_key::Use::Grants => Ok(key.issuer()?.public().to_jwk_set()),
         private_key::Use::Reply => Ok(STANDARD.encode(key.reply()?.public())),
+        private_key::Use::Log => Ok(STANDARD.encode(key.log()?.public())),
+        private_key::Use::Collector => Ok(STANDARD.encode(key.collectors()?.public_key())),
     }
 }
 
@@ -163,6 +169,8 @@ impl KeyKind {
             KeyKind::Operator => Some(private_key::Use::Operator),
             KeyKind::Grants => Some(private_key::Use::Grants),
             KeyKind::Reply => Some(private_key::Use::Reply),
+            KeyKind::Log => Some(private_key::Use::Log),
+            KeyKind::Collector => Some(private_key::Use::Collector),
         }
     }
 }

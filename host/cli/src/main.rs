@@ -1,6 +1,6 @@
 //! `teemark`, the command line of operators, grant issuers and users: makes keys, encrypts files, sends the bundle, signs
-//! grants, has a running daemon decrypt files, attests an enclave, prints the parent's side of the allow list, and exposes
-//! the enclave's ports on the parent.
+//! grants, has a running daemon decrypt files, attests an enclave, prints the parent's side of the allow list, exposes
+//! the enclave's ports on the parent, and carries, keeps, verifies and reads its log.
 //!
 //! A command returns what it did ([`failure::Done`]) or why it failed ([`failure::Failure`]). Only `main` writes results
 //! to standard output, except for files that are to go there.
@@ -24,6 +24,7 @@ mod interrupt;
 mod keeper;
 mod keygen;
 mod keys;
+mod log;
 mod manifest;
 mod output;
 mod private_key;
@@ -83,6 +84,7 @@ enum Command {
     Attest(attest::Arguments),
     VsockProxy(vsock_proxy::Arguments),
     Expose(expose::Arguments),
+    Log(log::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: teemark completions bash > ~/.local/share/bash-completion/completions/teemark")]
     Completions {
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         Command::Attest(arguments) => attest::run(&arguments),
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
         Command::Expose(arguments) => expose::run(&arguments),
+        Command::Log(arguments) => log::run(&arguments),
         Command::Completions { shell } => Ok(completions(shell)),
     };
     let printed = done.and_then(|Done { text, json: object }| {

@@ -45,10 +45,14 @@ pub(crate) enum Use {
     Grants,
     /// To have answers sealed to.
     Reply,
+    /// To have the log sealed to.
+    Log,
+    /// To sign acknowledgements of the log with.
+    Collector,
 }
 
 impl Use {
-    const ALL: [Use; 3] = [Use::Operator, Use::Grants, Use::Reply];
+    const ALL: [Use; 5] = [Use::Operator, Use::Grants, Use::Reply, Use::Log, Use::Collector];
 
     /// The value of `keygen --for`, and of the line in the file.
     pub(crate) fn name(self) -> &'static str {
@@ -56,6 +60,8 @@ impl Use {
             Use::Operator => "operator",
             Use::Grants => "grants",
             Use::Reply => "reply",
+            Use::Log => "log",
+            Use::Collector => "collector",
         }
     }
 }
@@ -66,6 +72,8 @@ impl fmt::Display for Use {
             Use::Operator => "an operator's key",
             Use::Grants => "a key to sign grants with",
             Use::Reply => "a key for replies",
+            Use::Log => "a key for sealed logs",
+            Use::Collector => "a collector's key",
         };
         write!(f, "{what} (keygen --for {})", self.name())
     }
@@ -102,8 +110,8 @@ impl PrivateKey {
     /// The system has no random numbers to give.
     pub(crate) fn generate(purpose: Use) -> Result<(PrivateKey, String)> {
         let mut der = match purpose {
-            Use::Operator | Use::Grants => ED25519.to_vec(),
-            Use::Reply => X25519.to_vec(),
+            Use::Operator | Use::Grants | Use::Collector => ED25519.to_vec(),
+            Use::Reply | Use::Log => X25519.to_vec(),
         };
         der.resize(der.len() + 32, 0);
         fill_random(&mut der[16..])?;
@@ -152,6 +160,28 @@ impl PrivateKey {
         match self {
             PrivateKey::Ed25519(key) => Ok(key),
             other => bail!("it is {other}, and an operator's is an Ed25519 key: teemark keygen --for operator"),
+        }
+    }
+
+    /// The key, if it can be a collector's.
+    ///
+    /// # Errors
+    /// It is of another kind.
+    pub(crate) fn collectors(self) -> Result<Ed25519KeyPair> {
+        match self {
+            PrivateKey::Ed25519(key) => Ok(key),
+            other => bail!("it is {other}, and a collector's is an Ed25519 key: teemark keygen --for collector"),
+        }
+    }
+
+    /// The key, if logs can be sealed to it.
+    ///
+    /// # Errors
+    /// It is of another kind.
+    pub(crate) fn log(self) -> Result<hpke::PrivateKey> {
+        match self {
+            PrivateKey::X25519(key) => Ok(key),
+            other => bail!("it is {other}, and a log key is an X25519 key: teemark keygen --for log"),
         }
     }
 

@@ -68,6 +68,11 @@ impl Reused {
         self.0.identity
     }
 
+    /// The boot that it was.
+    pub(crate) fn boot_nonce(&self) -> BootNonce {
+        self.0.boot_nonce
+    }
+
     /// Checks that the document is at most this old.
     ///
     /// # Errors
@@ -184,6 +189,17 @@ pub(crate) fn verify_reused(
 ) -> Result<Reused, AttestationError> {
     let document = signed(document, policy, now)?;
     check_age(document.timestamp_ms, most, now)?;
+    attested(document, policy).map(Reused)
+}
+
+/// Checks a document of teemarkd that was recorded when it was made, however long ago: as of its own time, which the module
+/// signed.
+///
+/// # Errors
+/// The first check that it does not pass.
+pub(crate) fn verify_recorded(document: &[u8], policy: &Policy) -> Result<Reused, AttestationError> {
+    let made = Document::parse(document, policy.signature).map_err(AttestationError::Document)?.timestamp_ms;
+    let document = signed(document, policy, UNIX_EPOCH + Duration::from_millis(made))?;
     attested(document, policy).map(Reused)
 }
 

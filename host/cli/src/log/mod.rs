@@ -1,0 +1,53 @@
+//! `teemark log`: the log of an enclave, and its audit trail, from the parent to whoever reads them.
+//!
+//! ```text
+//! relay      on the parent: carries the stream on, and knows nothing about it
+//! collect    behind it: keeps records in files, and acknowledges them
+//! files      the files of a boot, as collect writes them and the others read them
+//! verify     whether records are as the enclave wrote them, and all there
+//! read       open, show, grep, follow
+//! ```
+
+mod collect;
+mod files;
+mod read;
+mod relay;
+mod verify;
+
+use anyhow::Result;
+
+use crate::failure::Done;
+
+/// Carry, keep, verify and read the log and the audit trail of an enclave.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Relay(relay::Arguments),
+    Collect(collect::Arguments),
+    Verify(verify::Arguments),
+    Open(read::OpenArguments),
+    Show(read::ShowArguments),
+    Grep(read::GrepArguments),
+    Follow(read::FollowArguments),
+}
+
+/// Runs one of the commands.
+///
+/// # Errors
+/// That command's.
+pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
+    match &arguments.command {
+        Command::Relay(arguments) => relay::run(arguments),
+        Command::Collect(arguments) => collect::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Open(arguments) => read::open(arguments),
+        Command::Show(arguments) => read::show(arguments),
+        Command::Grep(arguments) => read::grep(arguments),
+        Command::Follow(arguments) => read::follow(arguments),
+    }
+}
