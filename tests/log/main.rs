@@ -1,6 +1,9 @@
 //! The log as it leaves the enclave: to a collector, to standard error, and on the admin listener.
 
+mod audit;
+mod collector;
 mod forms;
+mod manipulations;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;

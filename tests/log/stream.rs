@@ -85,7 +85,7 @@ fn what_is_not_an_acknowledgement_of_what_was_sent_ends_the_stream_and_nothing_e
     // A number from the future is ignored, whatever it may become.
     taken.say(&Ack { head: Head { number: u64::MAX, hash: Sha256::default() }, signature: None }.to_string());
     ask(&daemon, 1);
-    taken.lines_until(|record| record.body.contains("404"));
+    taken.lines_until(|record| record.body.contains("unknown 404"));
 }
 
 #[test]

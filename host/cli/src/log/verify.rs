@@ -176,8 +176,13 @@ impl Checker<'_> {
     fn check(&self, files: &[PathBuf]) -> Result<Verdict> {
         let name =
             files[0].parent().and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
-        let mut check =
-            Check { verdict: Verdict::new(name.unwrap_or_default()), gaps: Vec::new(), other: None, checker: self };
+        let mut check = Check {
+            verdict: Verdict::new(name.unwrap_or_default()),
+            gaps: Vec::new(),
+            other: None,
+            stray: None,
+            checker: self,
+        };
         for path in files {
             let mut file = BufReader::new(File::open(path).with_context(|| path.display().to_string())?);
             let (mut number, mut line) = (0, Vec::new());
@@ -203,12 +208,18 @@ struct Check<'a> {
     gaps: Vec<Gap>,
     /// The hash that the last record has by its content, if that is another one than it says.
     other: Option<Sha256>,
+    /// The last record of another chain that stands here too.
+    stray: Option<Head>,
     checker: &'a Checker<'a>,
 }
 
 impl Check<'_> {
     fn record(&mut self, record: &Record<'_>, line: &[u8]) {
         let (head, number) = (self.verdict.head, record.head.number);
+        if self.stray.is_some_and(|stray| record.follows(&stray)) {
+            self.stray = Some(record.head);
+            return;
+        }
         if number <= head.number {
             return self.out_of_place(record);
         }
@@ -252,10 +263,11 @@ impl Check<'_> {
         }
         let known =
             usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).and_then(|i| self.verdict.hashes.get(i));
-        if known == Some(&record.head.hash) {
+        if number == 1 {
+            self.stray = Some(record.head);
+            self.verdict.find(format!("another chain begins after record {last}: of another start, or replayed"));
+        } else if known == Some(&record.head.hash) {
             self.verdict.find(format!("record {number} stands again after record {last}: replayed"));
-        } else if number == 1 {
-            self.verdict.find(format!("another chain begins after record {last}: of another start, or made up"));
         } else {
             self.verdict.find(format!("another record {number} stands after record {last}: put in"));
         }
@@ -302,7 +314,7 @@ impl Check<'_> {
         let Some(expected) = &self.checker.expected else { return };
         let number = record.head.number;
         let document = STANDARD.decode(record.body).unwrap_or_default();
-        match expected.recorded(&document, &format!("record {number}")) {
+        match expected.recorded(&document, &format!("boot {}", self.verdict.name)) {
             Ok(attested) => {
                 if (Some(attested.identity()), Some(attested.boot_nonce()))
                     == (self.verdict.identity, self.verdict.nonce)

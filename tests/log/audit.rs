@@ -1,0 +1,333 @@
+//! The audit trail: what is recorded, and what is not given without it.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use formats::digest::sha256;
+use serde_json::{Value, json};
+
+use super::Taker;
+use super::collector::{Collector, audits, keygen};
+use super::support::issuer::{Issuer, claims};
+use super::support::{Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, request, wait_for};
+
+static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
+
+/// A daemon with its service, and a collector that does not run yet.
+struct Scene {
+    daemon: Daemon,
+    _service: Service,
+    collector: Collector,
+    file: Vec<u8>,
+}
+
+impl Scene {
+    fn new(settings: &[(&str, &str)]) -> Scene {
+        Scene::with(settings, Collector::new())
+    }
+
+    fn with(settings: &[(&str, &str)], collector: Collector) -> Scene {
+        let service = Service::start(&CERTS, &[]);
+        let setup = Setup::new(service.port).env("TEEMARK_LOG_TO", &collector.address());
+        let setup = setup.env("TEEMARK_AUDIT_KEYS", &collector.public).env("TEEMARK_FLEET", "fleet");
+        let setup = setup.env("RUST_LOG", "info");
+        let daemon = settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value)).start();
+        let mut bundle = CERTS.full_bundle(service.port);
+        bundle["GRANT_KEYS"] = Issuer::new().jwks();
+        assert_eq!(daemon.handshake(bundle.to_string().as_bytes())["missing"], json!([]));
+        let file = encrypt(&KEY, &b"A text that is long enough to be marked. ".repeat(40));
+        Scene { daemon, _service: service, collector, file }
+    }
+
+    fn ask(&self, token: &str, id: &str) -> Answer {
+        ask(self.daemon.public, &self.file, token, id)
+    }
+
+    fn is_ready(&self) -> Option<()> {
+        (self.daemon.get("/ready").status == 200).then_some(())
+    }
+}
+
+fn ask(public: std::net::SocketAddr, file: &[u8], token: &str, id: &str) -> Answer {
+    let length = file.len();
+    let head = format!(
+        "POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: {id}\r\n\
+         Content-Length: {length}\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    request(public, &head, file)
+}
+
+fn token(jti: &str) -> String {
+    Issuer::new().token(&claims(jti))
+}
+
+const REQUIRED: &[(&str, &str)] = &[("TEEMARK_AUDIT", "required"), ("TEEMARK_GRANTS", "required")];
+
+#[test]
+fn each_decision_is_a_record_with_who_got_what_by_which_grant() {
+    let mut scene = Scene::new(&[("TEEMARK_GRANTS", "required")]);
+    scene.collector.start();
+    let given = scene.ask(&token("one"), "given-1");
+    assert_eq!(given.status, 200);
+    assert_eq!(scene.ask(&token("one"), "again-1").code(), "grant_used");
+    assert_eq!(scene.ask("x.y.z", "stranger-1").code(), "grant_invalid");
+    let other = ask(scene.daemon.public, &encrypt(&[9; 32], b"x"), &token("two"), "broken-1");
+    assert_eq!(other.code(), "decrypt_failed");
+    assert_eq!(scene.daemon.handshake(b"{\"FILE_KEYS\": 7}")["ok"], false);
+    assert_eq!(scene.daemon.get("/get_attestation?nonce=0badcafe").status, 200);
+    scene.collector.wait_for("0badcafe", 1);
+    let all = audits(&scene.collector.lines());
+    let of = |name: &str, value: &str| -> Value {
+        let found: Vec<_> = all.iter().filter(|record| record[name] == value).collect();
+        assert_eq!(found.len(), 1, "{name} {value} in {all:?}");
+        found[0].clone()
+    };
+    let record = of("request_id", "given-1");
+    let expected = json!({
+        "request": record["request"], "request_id": "given-1", "jti": "one", "kid": "own", "aud": "fleet",
+        "file_id": "f", "user_id": "alice", "content_sha256": sha256(&scene.file), "given_sha256": sha256(&given.body),
+        "watermarked": true, "sealed": false, "status": 200, "event": "given", "time_ms": record["time_ms"],
+    });
+    assert_eq!(record, expected);
+    for (id, status, code, jti) in [
+        ("again-1", 403, "grant_used", Value::Null),
+        ("stranger-1", 401, "grant_invalid", Value::Null),
+        ("broken-1", 422, "decrypt_failed", json!("two")),
+    ] {
+        let record = of("request_id", id);
+        assert_eq!(
+            (&record["event"], &record["status"], &record["code"]),
+            (&json!("refused"), &json!(status), &json!(code))
+        );
+        assert_eq!(record["jti"], jti, "{record}");
+    }
+    assert_eq!(of("event", "bundle_accepted")["names"].as_array().unwrap().len(), 4);
+    assert_eq!(of("event", "bundle_refused")["field"], "FILE_KEYS");
+    assert_eq!(of("nonce", "0badcafe")["event"], "document");
+    let verified = scene.collector.verify(&["--development"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+#[test]
+fn requests_without_a_valid_grant_cannot_fill_the_trail_and_are_counted() {
+    let mut scene = Scene::new(&[("TEEMARK_GRANTS", "required")]);
+    scene.collector.start();
+    let is_over = |all: &[Value]| {
+        let refused = || all.iter().filter(|record| record["code"] == "grant_invalid");
+        let left_out: u64 = refused().filter_map(|record| record["not_recorded_before"].as_u64()).sum();
+        (refused().count() as u64, left_out)
+    };
+    let mut asked = 0;
+    // As many within a second as are recorded, and more: on whatever machine, at some time.
+    let (recorded, left_out) = wait_for("some to be left out", || {
+        (0..50).for_each(|_| assert_eq!(scene.ask("x.y.z", "s").status, 401));
+        asked += 50;
+        let told = is_over(&audits(&scene.collector.lines()));
+        (told.1 > 0).then_some(told)
+    });
+    assert!(recorded + left_out <= asked && recorded < asked, "{recorded} {left_out} of {asked}");
+}
+
+#[test]
+fn no_answer_leaves_without_its_record_while_the_collector_is_killed_ten_times() {
+    let mut scene = Scene::new(REQUIRED);
+    assert_eq!(scene.daemon.get("/ready").json()["audit"], "no collector has acknowledged a record yet");
+    scene.collector.start();
+    wait_for("the daemon to be ready", || scene.is_ready());
+    let (stop, given) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (public, file) = (scene.daemon.public, scene.file.clone());
+    let ids: BTreeSet<String> = thread::scope(|scope| {
+        let asker = |name: &'static str| {
+            let (stop, given, file) = (&stop, &given, &file);
+            move || {
+                let mut ids = Vec::new();
+                for n in 0.. {
+                    if stop.load(Ordering::Acquire) {
+                        break;
+                    }
+                    let id = format!("{name}-{n}");
+                    let answer = ask(public, file, &token(&id), &id);
+                    if answer.status == 200 {
+                        given.fetch_add(1, Ordering::AcqRel);
+                        ids.push(id);
+                    } else {
+                        assert_eq!((answer.status, answer.code().as_str()), (503, "audit_unavailable"));
+                    }
+                }
+                ids
+            }
+        };
+        let askers: Vec<_> = ["a", "b", "c"].into_iter().map(|name| scope.spawn(asker(name))).collect();
+        for round in 0..10 {
+            let before = given.load(Ordering::Acquire);
+            wait_for("more answers", || (given.load(Ordering::Acquire) > before + 2 + round).then_some(()));
+            scene.collector.kill();
+            scene.collector.start();
+        }
+        let before = given.load(Ordering::Acquire);
+        wait_for("answers after the last time", || (given.load(Ordering::Acquire) > before + 5).then_some(()));
+        stop.store(true, Ordering::Release);
+        askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect()
+    });
+    let lines = scene.collector.lines();
+    let recorded: BTreeSet<String> = audits(&lines)
+        .iter()
+        .filter(|record| record["event"] == "about_to_give")
+        .map(|record| record["request_id"].as_str().unwrap().to_owned())
+        .collect();
+    let without: Vec<_> = ids.difference(&recorded).collect();
+    assert!(ids.len() > 60 && without.is_empty(), "{} given, without a record: {without:?}", ids.len());
+    // The second record of each comes too; nobody waits for it.
+    scene.collector.wait_for("\"event\":\"given\"", ids.len());
+    let verified = scene.collector.verify(&["--development"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+#[test]
+fn without_a_collector_nothing_is_given_and_the_grant_and_the_memory_are_free_afterwards() {
+    let mut scene = Scene::new(REQUIRED);
+    scene.collector.start();
+    wait_for("the daemon to be ready", || scene.is_ready());
+    let left = scene.daemon.metric("teemark_memory_left_bytes");
+    scene.collector.kill();
+    let token = token("kept");
+    let refused = scene.ask(&token, "no-1");
+    assert_eq!((refused.status, refused.code().as_str()), (503, "audit_unavailable"));
+    assert_eq!(refused.field("Retry-After"), Some("5"));
+    let ready = scene.daemon.get("/ready");
+    assert!(ready.status == 503 && ready.json()["audit"].as_str().unwrap().contains("no collector has acknowledged"));
+    assert_eq!(scene.daemon.metric("teemark_memory_left_bytes"), left);
+    scene.collector.start();
+    wait_for("the daemon to be ready again", || scene.is_ready());
+    assert_eq!(scene.ask(&token, "yes-1").status, 200, "the grant was good still");
+    scene.collector.wait_for("\"event\":\"given\"", 1);
+    let of = |id: &str| -> Vec<Value> {
+        let all = audits(&scene.collector.lines());
+        all.into_iter().filter(|record| record["request_id"] == id).map(|record| record["event"].clone()).collect()
+    };
+    assert_eq!(of("no-1"), ["about_to_give", "withheld", "refused"].map(Value::from)[..of("no-1").len()]);
+    assert!(of("no-1").contains(&json!("withheld")) && of("yes-1") == ["about_to_give", "given"]);
+}
+
+#[test]
+fn an_acknowledgement_counts_only_by_a_measured_key() {
+    let mut scene = Scene::new(REQUIRED);
+    // Another's key.
+    let other = tempfile::tempdir().unwrap();
+    keygen(other.path(), "collector");
+    scene.collector.start_with(&other.path().join("collector.key"), &[]);
+    scene.collector.wait_for(" boot ", 1);
+    assert_eq!(scene.ask(&token("t"), "x").code(), "audit_unavailable");
+    assert_eq!(scene.daemon.get("/ready").status, 503);
+    scene.collector.kill();
+    scene.collector.start();
+    wait_for("the daemon to be ready", || scene.is_ready());
+    assert_eq!(scene.ask(&token("t"), "y").status, 200);
+}
+
+#[test]
+fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
+    const REQUESTS: usize = 20_000;
+    const AT_ONCE: usize = 200;
+    let mut scene = Scene::new(&[]);
+    scene.collector.start();
+    let mut stream = TcpStream::connect(scene.daemon.public).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    for asked in (AT_ONCE..=REQUESTS).step_by(AT_ONCE) {
+        // A file that does not open: its decision is recorded as any other.
+        let many: String = (asked - AT_ONCE..asked)
+            .map(|n| {
+                format!("POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nX-Request-Id: r-{n}\r\nContent-Length: 1\r\n\r\nx")
+            })
+            .collect();
+        stream.write_all(many.as_bytes()).unwrap();
+        (0..AT_ONCE).for_each(|_| assert_eq!(read_answer(&mut stream).expect("an answer").status, 422));
+        // As fast as this machine's disk: what nobody takes in time would be dropped.
+        let last = format!("\"r-{}\"", asked - 1);
+        wait_for("the records in the files", || {
+            let tail = format!("tail -qc 4000 {}/*/*.log", scene.collector.files().display());
+            let found = Command::new("sh").arg("-c").arg(tail).output().unwrap();
+            String::from_utf8_lossy(&found.stdout).contains(&last).then_some(())
+        });
+    }
+    let all = audits(&scene.collector.lines());
+    let ids: BTreeSet<&str> = all.iter().filter_map(|record| record["request_id"].as_str()).collect();
+    assert!((0..REQUESTS).all(|n| ids.contains(format!("r-{n}").as_str())));
+    assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
+    let url = format!("http://{}", scene.daemon.public);
+    let verified = scene.collector.verify(&["--development", "--attested", &url]);
+    let text = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(text.contains("signed up to record") && !text.contains("dropped"), "{text}");
+}
+
+#[test]
+fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
+    let calls = |reads: bool| {
+        let taker = Taker::new();
+        let folder = tempfile::tempdir().unwrap();
+        let trace = folder.path().join("trace");
+        let strace = [
+            "strace",
+            "--daemonize",
+            "--follow-forks",
+            "--quiet=all",
+            "--signal=none",
+            "--output",
+            trace.to_str().unwrap(),
+        ];
+        let setup = Setup::new(1).by(&strace).env("TEEMARK_LOG_TO", &taker.address()).env("RUST_LOG", "debug");
+        let mut daemon = setup.start();
+        let mut taken = taker.accept();
+        taken.lines_until(|record| record.body.contains("teemarkd::boot: public: listening"));
+        let pid = daemon.process.child.id();
+        let log_thread = wait_for("the log's thread", || {
+            std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().find_map(|task| {
+                let path = task.unwrap().path();
+                let name = std::fs::read_to_string(path.join("comm")).ok()?;
+                (name.trim() == "log").then(|| path.file_name().unwrap().to_str().unwrap().to_owned())
+            })
+        });
+        let mut stream = TcpStream::connect(daemon.public).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // More than the socket's buffers and the memory for records hold.
+        let mut ask = |times: usize| {
+            for _ in 0..times {
+                stream
+                    .write_all(
+                        format!("GET /{} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {}\r\n\r\n", "n", "i".repeat(64))
+                            .as_bytes(),
+                    )
+                    .unwrap();
+                assert_eq!(read_answer(&mut stream).unwrap().status, 404);
+            }
+        };
+        let reader = reads.then(|| thread::spawn(move || while !taken.line().is_empty() {}));
+        ask(300);
+        drop(stream);
+        daemon.process.signal("TERM");
+        wait_for("the daemon's end", || daemon.process.child.try_wait().unwrap());
+        drop(reader.map(thread::JoinHandle::join));
+        let text = wait_for("the end of the trace", || {
+            let text = std::fs::read_to_string(&trace).unwrap();
+            text.contains("exit_group(").then_some(text)
+        });
+        // What the threads of requests and the event loop call, but for the bytes that wake a thread, which never wait.
+        let others = text.lines().filter(|line| !line.starts_with(&log_thread) && !line.contains("\".\", 1"));
+        let (mut sent, mut names) = (0, BTreeSet::new());
+        for line in others {
+            let call = line.split_once(' ').unwrap().1.trim_start();
+            let name = call.trim_start_matches("<... ").split(['(', ' ']).next().unwrap();
+            assert!(!call.starts_with("write(2,"), "only the log's thread writes to standard error: {call}");
+            sent += usize::from(call.starts_with("sendto("));
+            names.insert(name.to_owned());
+        }
+        (sent, names)
+    };
+    assert_eq!(calls(true), calls(false));
+}

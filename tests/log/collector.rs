@@ -1,0 +1,108 @@
+//! `teemark log collect` as a process, and what `teemark log verify` says of its files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use formats::log::Record;
+use tempfile::TempDir;
+
+use super::support::{Process, free_port, program, run, wait_for};
+
+/// A collector's place: its folder, its keys, its port, and its process while it runs.
+pub(super) struct Collector {
+    pub(super) folder: TempDir,
+    pub(super) port: u16,
+    /// The public half of its key.
+    pub(super) public: String,
+    process: Option<Process>,
+}
+
+pub(super) fn keygen(folder: &Path, purpose: &str) -> String {
+    let key = folder.join(format!("{purpose}.key"));
+    let mut command = Command::new(program("teemark"));
+    let public = run(command.args(["keygen", "--for", purpose, "--output"]).arg(key).stderr(Stdio::null()));
+    String::from_utf8(public).unwrap().trim().to_owned()
+}
+
+impl Collector {
+    pub(super) fn new() -> Collector {
+        let folder = tempfile::tempdir().unwrap();
+        let public = keygen(folder.path(), "collector");
+        Collector { folder, port: free_port(), public, process: None }
+    }
+
+    pub(super) fn address(&self) -> String {
+        format!("tcp:127.0.0.1:{}", self.port)
+    }
+
+    pub(super) fn key(&self) -> PathBuf {
+        self.folder.path().join("collector.key")
+    }
+
+    pub(super) fn files(&self) -> PathBuf {
+        self.folder.path().join("files")
+    }
+
+    /// Starts it, and waits until it listens.
+    pub(super) fn start(&mut self) {
+        self.start_with(&self.key().clone(), &[]);
+    }
+
+    pub(super) fn start_with(&mut self, key: &Path, more: &[&str]) {
+        let mut command = Command::new(program("teemark"));
+        command.args(["log", "collect", "--listen", &self.address(), "--into"]).arg(self.files());
+        command.arg("--key").arg(key).args(more).stdout(Stdio::null());
+        let process = Process::spawn(&mut command, self.folder.path().join("log"));
+        assert!(process.has_logged("keeps records in"), "{}", process.log());
+        self.process = Some(process);
+    }
+
+    /// Kills it, as a crash would.
+    pub(super) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// All records in its files, in their order.
+    pub(super) fn lines(&self) -> Vec<String> {
+        lines_of(&self.files())
+    }
+
+    /// Waits until this text is in so many records of its files.
+    pub(super) fn wait_for(&self, text: &str, times: usize) {
+        wait_for(&format!("{times} records with {text} in the files"), || {
+            let found = self.lines().iter().filter(|line| line.contains(text)).count();
+            (found >= times).then_some(())
+        });
+    }
+
+    pub(super) fn verify(&self, more: &[&str]) -> Output {
+        verify(&self.files(), more)
+    }
+}
+
+pub(super) fn lines_of(files: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let Ok(boots) = fs::read_dir(files) else { return all };
+    for boot in boots {
+        let mut days: Vec<_> = fs::read_dir(boot.unwrap().path()).unwrap().map(|day| day.unwrap().path()).collect();
+        days.sort();
+        for day in days {
+            let text = fs::read_to_string(day).unwrap();
+            all.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
+        }
+    }
+    all
+}
+
+/// `teemark log verify`.
+pub(super) fn verify(files: &Path, more: &[&str]) -> Output {
+    Command::new(program("teemark")).args(["log", "verify"]).arg(files).args(more).output().unwrap()
+}
+
+/// The audit records in these lines.
+pub(super) fn audits(lines: &[String]) -> Vec<serde_json::Value> {
+    let records = lines.iter().map(|line| Record::parse(line.as_bytes()).unwrap());
+    let audits = records.filter(|record| record.kind == formats::log::Kind::Audit);
+    audits.map(|record| serde_json::from_str(record.body).unwrap()).collect()
+}

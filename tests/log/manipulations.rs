@@ -1,0 +1,240 @@
+//! What a hostile parent, or anybody else who holds the files, can do to them: `teemark log verify` names it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use formats::digest::Sha256;
+use formats::log::{Checkpoint, Head, Kind, Record};
+use ring::signature::Ed25519KeyPair;
+use tempfile::TempDir;
+
+use super::collector::{Collector, lines_of, verify};
+use super::record;
+use super::support::{Daemon, Setup, wait_for};
+
+/// In the line of each request for a path that does not exist.
+const MISSED: &str = "unknown 404";
+
+/// The genuine records of two boots, of which the second still runs.
+struct Genuine {
+    collector: Collector,
+    daemon: Daemon,
+    boots: [(String, Vec<String>); 2],
+}
+
+/// The records of a scene whose programs have ended.
+static BOOTS: LazyLock<[(String, Vec<String>); 2]> = LazyLock::new(|| Genuine::new().boots);
+
+impl Genuine {
+    fn new() -> Genuine {
+        let mut collector = Collector::new();
+        collector.start();
+        let boot = |collector: &Collector| {
+            let setup = Setup::new(1).env("TEEMARK_LOG_TO", &collector.address());
+            let daemon = setup.start();
+            (0..20).for_each(|_| assert_eq!(daemon.get("/nothing").status, 404));
+            daemon
+        };
+        let known = |collector: &Collector| -> Vec<String> {
+            let Ok(entries) = fs::read_dir(collector.files()) else { return Vec::new() };
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        let mut first = boot(&collector);
+        first.process.signal("TERM");
+        wait_for("the first boot's end", || first.process.child.try_wait().unwrap());
+        wait_for("its last record", || {
+            let lines = lines_of(&collector.files());
+            let stopped = lines.iter().any(|line| line.ends_with("boot: stopped"));
+            (stopped && record(lines.last()?).kind == Kind::Checkpoint).then_some(())
+        });
+        let of_first = (known(&collector)[0].clone(), collector.lines());
+        let daemon = boot(&collector);
+        let second = wait_for("the second boot's records", || {
+            let name = known(&collector).into_iter().find(|name| *name != of_first.0)?;
+            let lines = lines_of_boot(&collector.files(), &name);
+            (lines.iter().filter(|line| line.contains(MISSED)).count() == 20).then_some((name, lines))
+        });
+        Genuine { collector, daemon, boots: [of_first, second] }
+    }
+}
+
+fn lines_of_boot(files: &Path, boot: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for day in fs::read_dir(files.join(boot)).unwrap() {
+        all.extend(fs::read_to_string(day.unwrap().path()).unwrap().lines().map(str::to_owned));
+    }
+    all
+}
+
+/// The first boot's records, after something was done to them.
+fn with(change: impl FnOnce(&mut Vec<String>)) -> (TempDir, PathBuf) {
+    let (name, lines) = &BOOTS[0];
+    let mut lines = lines.clone();
+    change(&mut lines);
+    write(name, &lines)
+}
+
+fn write(name: &str, lines: &[String]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let boot = folder.path().join(name);
+    fs::create_dir(&boot).unwrap();
+    fs::write(boot.join("2026-11-30.log"), lines.join("\n") + "\n").unwrap();
+    let path = folder.path().to_owned();
+    (folder, path)
+}
+
+/// Where a record in the middle is, of which all before and after it are lines of the daemon.
+fn middle(lines: &[String]) -> usize {
+    lines.iter().position(|line| line.contains(MISSED)).unwrap() + 8
+}
+
+#[track_caller]
+fn names(what: &(TempDir, PathBuf), words: &str) {
+    let output = verify(&what.1, &["--development"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(words), "{words:?} in {told}");
+}
+
+fn number(line: &str) -> u64 {
+    record(line).head.number
+}
+
+#[test]
+fn genuine_records_verify_over_restarts_and_against_the_running_enclave() {
+    let Genuine { collector, daemon, .. } = Genuine::new();
+    let url = format!("http://{}", daemon.public);
+    let output = collector.verify(&["--development", "--attested", &url]);
+    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    assert_eq!(text.matches("; identity known by ").count(), 2, "{text}");
+    // The same as an object.
+    let output = collector.verify(&["--development", "--json"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(object["boots"].as_array().unwrap().iter().all(|boot| boot["findings"].as_array().unwrap().is_empty()));
+    // Without anything to trust it says so.
+    let output = verify(&with(|_| {}).1, &[]);
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("is not attested"));
+    let output = verify(&with(|_| {}).1, &["--identity", &"7".repeat(64)]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("none of those that were given"));
+}
+
+#[test]
+fn a_record_that_was_dropped_is_named() {
+    let mut gone = 0;
+    let dropped = with(|lines| gone = number(&lines.remove(middle(lines))));
+    names(&dropped, &format!("record {gone} is missing"));
+    let beginning = with(|lines| drop(lines.drain(..3)));
+    names(&beginning, "records 1 to 3 are missing");
+}
+
+#[test]
+fn records_that_were_moved_are_named() {
+    let mut at = 0;
+    let moved = with(|lines| {
+        at = middle(lines);
+        lines.swap(at, at + 1);
+    });
+    names(&moved, &format!("record {} stands after record {}: moved", at + 1, at + 2));
+}
+
+#[test]
+fn a_record_that_was_edited_is_named_also_if_its_hash_was_made_to_fit() {
+    let mut at = 0;
+    let edited = with(|lines| {
+        at = middle(lines);
+        lines[at] = lines[at].replace(MISSED, "unknown 200");
+    });
+    names(&edited, &format!("record {} does not fit: it was changed", at + 1));
+    // All hashes after it as well: they fit each other, and not what was signed.
+    let rewritten = with(|lines| {
+        at = middle(lines);
+        let mut head = record(&lines[at - 1]).head;
+        for line in &mut lines[at..] {
+            let (kind, body) = (record(line).kind, record(line).body.replace(MISSED, "unknown 200"));
+            let mut written = Vec::new();
+            head.write(kind, body.as_bytes(), &mut written);
+            *line = String::from_utf8(written).unwrap().trim_end().to_owned();
+        }
+    });
+    names(&rewritten, "are not those that the enclave signed, though their hashes fit each other");
+}
+
+#[test]
+fn records_that_were_replayed_are_named() {
+    let mut at = 0;
+    let replayed = with(|lines| {
+        at = middle(lines);
+        lines.insert(at + 4, lines[at].clone());
+    });
+    names(&replayed, &format!("record {} stands again after record {}: replayed", at + 1, at + 4));
+    let (name, lines) = &BOOTS[0];
+    let twice = write(name, lines);
+    fs::create_dir(twice.1.join("f".repeat(64))).unwrap();
+    fs::write(twice.1.join("f".repeat(64)).join("2026-11-30.log"), lines.join("\n") + "\n").unwrap();
+    names(&twice, "in another's folder");
+}
+
+#[test]
+fn a_restart_that_is_passed_off_as_one_boot_is_named() {
+    let restarted = with(|lines| lines.extend(BOOTS[1].1.clone()));
+    names(&restarted, "another chain begins after record");
+}
+
+#[test]
+fn a_log_that_was_cut_is_named_while_the_enclave_runs() {
+    let Genuine { daemon, boots: [_, (name, lines)], collector: _collector } = Genuine::new();
+    let cut = write(&name, &lines[..lines.len() - 5]);
+    let url = format!("http://{}", daemon.public);
+    let output = verify(&cut.1, &["--development", "--attested", &url]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && told.contains("the end is missing: records"), "{told}");
+    // A whole boot.
+    let output = verify(&with(|_| {}).1, &["--development", "--attested", &url]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("none of its records is here"));
+}
+
+#[test]
+fn a_record_that_was_put_in_is_named() {
+    let mut at = 0;
+    let put_in = with(|lines| {
+        at = middle(lines);
+        let mut head = record(&lines[at - 1]).head;
+        let mut line = Vec::new();
+        head.write(Kind::Audit, b"{\"event\":\"given\"}", &mut line);
+        lines.insert(at + 1, String::from_utf8(line).unwrap().trim_end().to_owned());
+    });
+    names(&put_in, &format!("another record {} stands after record {}: put in", at + 1, at + 1));
+    names(&with(|lines| lines.insert(4, "a line".into())), "line 5 of");
+}
+
+#[test]
+fn a_checkpoint_that_was_forged_or_moved_is_named() {
+    let last = |lines: &[String]| lines.len() - 1;
+    let forged = with(|lines| {
+        let at = last(lines);
+        let genuine: Checkpoint = serde_json::from_str(record(&lines[at]).body).unwrap();
+        let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+        let sign = |bytes: &[u8]| key.sign(bytes).as_ref().try_into().unwrap();
+        let forged = Checkpoint::new(genuine.boot_nonce, genuine.head, genuine.time_ms, sign);
+        replace(lines, at, &serde_json::to_string(&forged).unwrap());
+    });
+    names(&forged, "is forged: it is not signed by this boot's identity key");
+    let moved = with(|lines| {
+        let at = last(lines);
+        let first = lines.iter().find(|line| record(line).kind == Kind::Checkpoint).unwrap();
+        let body = record(first).body.to_owned();
+        replace(lines, at, &body);
+    });
+    names(&moved, "was moved: it is about record");
+}
+
+/// The record at `at` with this body, and a hash that fits.
+fn replace(lines: &mut [String], at: usize, body: &str) {
+    let mut head: Head = record(&lines[at - 1]).head;
+    let mut line = Vec::new();
+    head.write(record(&lines[at]).kind, body.as_bytes(), &mut line);
+    lines[at] = String::from_utf8(line).unwrap().trim_end().to_owned();
+    assert!(Record::parse(lines[at].as_bytes()).is_some_and(|record| record.head.hash != Sha256::default()));
+}
