@@ -57,8 +57,8 @@ fn settings_in(text: &str) -> BTreeSet<&str> {
 
 /// The code that reads the daemon's settings.
 fn settings_source() -> String {
-    let source = read("src/settings.rs");
-    source.split("#[cfg(test)]").next().unwrap().to_owned()
+    let sources = ["src/settings.rs", "src/settings/logs.rs"].map(read);
+    sources.iter().map(|source| source.split("#[cfg(test)]").next().unwrap()).collect()
 }
 
 /// The name by which GitHub links to a heading.
