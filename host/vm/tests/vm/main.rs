@@ -17,6 +17,7 @@ mod handshake;
 mod keeper;
 mod limits;
 mod matrix;
+mod log;
 mod memory;
 mod outside;
 mod sealed;
@@ -55,6 +56,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("expose: clients are served through teemark expose and through socat", {
         expose::clients_are_served_through_teemark_expose_and_through_socat
     }),
+    ("log: every record comes out over vsock and verifies", log::every_record_comes_out_over_vsock_and_verifies),
     ("memory: with 64 MiB of memory files of 1 MiB are served", {
         memory::with_64_mib_of_memory_files_of_1_mib_are_served
     }),
