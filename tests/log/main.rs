@@ -4,6 +4,7 @@ mod audit;
 mod collector;
 mod forms;
 mod manipulations;
+mod reading;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;

@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         Command::Attest(arguments) => attest::run(&arguments),
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
         Command::Expose(arguments) => expose::run(&arguments),
-        Command::Log(arguments) => log::run(&arguments),
+        Command::Log(arguments) => log::run(&arguments, json),
         Command::Completions { shell } => Ok(completions(shell)),
     };
     let printed = done.and_then(|Done { text, json: object }| {

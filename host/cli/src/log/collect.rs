@@ -76,6 +76,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let key = key.as_deref().map(|path| PrivateKey::read(path, Use::Collector)?.collectors()).transpose()?;
     std::fs::create_dir_all(into).with_context(|| format!("--into {}", into.display()))?;
     let journal = journald.clone().map(|path| UnixDatagram::unbound().map(|socket| (socket, path))).transpose()?;
+    if let Some((socket, _)) = &journal {
+        // A journal that is behind must not hold up acknowledgements.
+        socket.set_nonblocking(true)?;
+    }
     let listener = Listener::open(listen).with_context(|| format!("--listen {listen}"))?;
     let address = listener.address()?.to_string();
     let signs = if key.is_some() { "acknowledges" } else { "acknowledges without a signature" };

@@ -40,14 +40,14 @@ enum Command {
 ///
 /// # Errors
 /// That command's.
-pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<Done> {
     match &arguments.command {
         Command::Relay(arguments) => relay::run(arguments),
         Command::Collect(arguments) => collect::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
-        Command::Open(arguments) => read::open(arguments),
-        Command::Show(arguments) => read::show(arguments),
-        Command::Grep(arguments) => read::grep(arguments),
-        Command::Follow(arguments) => read::follow(arguments),
+        Command::Open(arguments) => read::open(arguments, json),
+        Command::Show(arguments) => read::show(arguments, json),
+        Command::Grep(arguments) => read::grep(arguments, json),
+        Command::Follow(arguments) => read::follow(arguments, json),
     }
 }

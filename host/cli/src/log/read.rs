@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use formats::hpke;
 use formats::log::{Kind, Record, Segment};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::files;
-use crate::failure::Done;
+use crate::failure::{Done, Failure};
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::printable;
 
@@ -66,63 +66,66 @@ pub(crate) struct FollowArguments {
     source: Source,
 }
 
-pub(crate) fn open(arguments: &OpenArguments) -> Result<Done> {
-    let mut out = io::stdout().lock();
-    let printed = arguments.source.read(&mut |record: &Record<'_>, opened: Opened<'_>| {
-        let (kind, body) = opened.unwrap_or((record.kind, record.body));
-        writeln!(out, "{} {} {} {body}", record.head.number, record.head.hash, kind.name())
-    })?;
-    Ok(Done::new("", json!({"records": printed})))
+pub(crate) fn open(arguments: &OpenArguments, json: bool) -> Result<Done> {
+    arguments.source.print(json, |record, (kind, body)| {
+        Some(format!("{} {} {} {body}", record.head.number, record.head.hash, kind.name()))
+    })
 }
 
-pub(crate) fn show(arguments: &ShowArguments) -> Result<Done> {
-    let mut out = io::stdout().lock();
-    let printed = arguments.source.read(&mut |record, opened| writeln!(out, "{}", line(record, opened)))?;
-    Ok(Done::new("", json!({"records": printed})))
+pub(crate) fn show(arguments: &ShowArguments, json: bool) -> Result<Done> {
+    arguments.source.print(json, |record, opened| Some(line(record, opened)))
 }
 
-pub(crate) fn grep(arguments: &GrepArguments) -> Result<Done> {
-    let (mut out, mut found) = (io::stdout().lock(), 0);
-    arguments.source.read(&mut |record, opened| {
-        let (_, body) = opened.unwrap_or((record.kind, record.body));
-        if !body.contains(&arguments.text) {
-            return Ok(());
-        }
-        found += 1;
-        writeln!(out, "{}", line(record, opened))
-    })?;
-    Ok(Done::new("", json!({"records": found})))
+pub(crate) fn grep(arguments: &GrepArguments, json: bool) -> Result<Done> {
+    let GrepArguments { text, source } = arguments;
+    source.print(json, |record, (kind, body)| body.contains(text).then(|| line(record, (kind, body))))
 }
 
-pub(crate) fn follow(arguments: &FollowArguments) -> Result<Done> {
-    let mut out = io::stdout().lock();
+pub(crate) fn follow(arguments: &FollowArguments, json: bool) -> Result<Done> {
+    if json {
+        bail!(Failure::usage("follow never ends, so it has no object to print; teemark log show --json does"));
+    }
     let mut reader = Reader::new(&arguments.source)?;
     loop {
-        reader.read(&arguments.source, &mut |record, opened| {
-            writeln!(out, "{}", line(record, opened))?;
-            out.flush()
-        })?;
+        reader.read(&arguments.source, &mut |record, opened| to_stdout(&line(record, opened)))?;
         thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// A sealed record's kind and body, if it could be opened.
-type Opened<'a> = Option<(Kind, &'a str)>;
+/// A record's kind and body; those of the record in it, if it is sealed and could be opened.
+type Opened<'a> = (Kind, &'a str);
 
 /// A record as people read it.
-fn line(record: &Record<'_>, opened: Opened<'_>) -> String {
-    let (kind, body) = opened.unwrap_or((record.kind, record.body));
+fn line(record: &Record<'_>, (kind, body): Opened<'_>) -> String {
     let body = if matches!(kind, Kind::Document | Kind::Sealed | Kind::Key) { "…" } else { body };
     format!("{:>8} {:10} {}", record.head.number, kind.name(), printable(body))
 }
 
-type Each<'a> = &'a mut dyn FnMut(&Record<'_>, Opened<'_>) -> io::Result<()>;
+/// Prints a line; ends the command once nobody reads any more.
+fn to_stdout(line: &str) -> Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        printed => Ok(printed?),
+    }
+}
+
+type Each<'a> = &'a mut dyn FnMut(&Record<'_>, Opened<'_>) -> Result<()>;
 
 impl Source {
-    fn read(&self, each: Each<'_>) -> Result<u64> {
-        let mut reader = Reader::new(self)?;
-        reader.read(self, each)?;
-        Ok(reader.records)
+    /// Prints what `form` makes of each record, or all of those records as one object.
+    fn print(&self, json: bool, form: impl Fn(&Record<'_>, Opened<'_>) -> Option<String>) -> Result<Done> {
+        let mut records = Vec::new();
+        Reader::new(self)?.read(self, &mut |record, (kind, body)| {
+            let Some(text) = form(record, (kind, body)) else { return Ok(()) };
+            if !json {
+                return to_stdout(&text);
+            }
+            let body = serde_json::from_str::<Value>(body).unwrap_or_else(|_| body.into());
+            let head = record.head;
+            records.push(json!({"number": head.number, "hash": head.hash, "kind": kind.name(), "body": body}));
+            Ok(())
+        })?;
+        Ok(Done::new("", json!({"records": records})))
     }
 }
 
@@ -133,7 +136,6 @@ struct Reader {
     seen: Vec<Place>,
     /// The last segment of each boot, by the first of its files.
     segments: HashMap<PathBuf, Segment>,
-    records: u64,
 }
 
 struct Place {
@@ -146,7 +148,7 @@ struct Place {
 impl Reader {
     fn new(source: &Source) -> Result<Reader> {
         let key = source.key.as_deref().map(|path| PrivateKey::read(path, Use::Log)?.log());
-        Ok(Reader { key: key.transpose()?, seen: Vec::new(), segments: HashMap::new(), records: 0 })
+        Ok(Reader { key: key.transpose()?, seen: Vec::new(), segments: HashMap::new() })
     }
 
     fn read(&mut self, source: &Source, each: Each<'_>) -> Result<()> {
@@ -172,7 +174,7 @@ impl Reader {
     }
 
     fn read_file(&mut self, at: usize, segment: &mut Option<Segment>, each: Each<'_>) -> Result<()> {
-        let Reader { key, seen, records, .. } = self;
+        let Reader { key, seen, .. } = self;
         let Place { file, partial, .. } = &mut seen[at];
         while file.read_until(b'\n', partial)? > 0 {
             if partial.last() != Some(&b'\n') {
@@ -188,13 +190,7 @@ impl Reader {
                 }
                 _ => {}
             }
-            *records += 1;
-            let printed = each(&record, opened.as_ref().map(|(kind, body)| (*kind, body.as_str())));
-            match printed {
-                // Whoever reads has had enough.
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-                printed => printed?,
-            }
+            each(&record, opened.as_ref().map_or((record.kind, record.body), |(kind, body)| (*kind, body)))?;
         }
         Ok(())
     }

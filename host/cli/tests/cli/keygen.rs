@@ -181,7 +181,7 @@ fn options_that_make_no_sense_together_are_refused_and_nothing_is_made() {
         ("--for operator --public x25519.key", "is an X25519 key"),
         ("--for grants --public x25519.key", "is an X25519 key"),
         ("--for reply --public none.key", "cannot open the key file none.key"),
-        ("--for somebody --output new.key", "[possible values: file, operator, grants, reply]"),
+        ("--for somebody --output new.key", "[possible values: file, operator, grants, reply, log, collector]"),
     ] {
         let arguments: Vec<_> = ["keygen"].into_iter().chain(arguments.split_whitespace()).collect();
         let told = fails(2, &place.teemark(&arguments));
