@@ -57,9 +57,6 @@ fn refuses(trail: &mut Trail, e: &ApiError, record: impl FnOnce(&mut Trail)) {
 fn tell(asked: &Asked, trail: &mut Trail) {
     trail.text("file_id", &asked.file_id);
     trail.text("user_id", &asked.user_id);
-    if let Some(key_id) = &asked.key_id {
-        trail.text("key_id", key_id);
-    }
 }
 
 /// A request that may send its file.
@@ -145,7 +142,11 @@ impl<'a> Received<'a> {
         }
         METRICS.file_bytes_in.add(file.len() as u64);
         let start = Instant::now();
-        let key = secrets.keys.choose(&file, key_id.as_deref())?;
+        let chosen = secrets.keys.choose(&file, key_id.as_deref());
+        if let Some(key_id) = chosen.as_ref().map_or(key_id.as_deref(), |key| Some(key.id())) {
+            trail.borrow_mut().text("key_id", key_id);
+        }
+        let key = chosen?;
         let opened = key.open(file, file_id);
         METRICS.decrypt_time.observe(start.elapsed());
         let plain = opened?;

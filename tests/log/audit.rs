@@ -90,7 +90,7 @@ fn each_decision_is_a_record_with_who_got_what_by_which_grant() {
     let record = of("request_id", "given-1");
     let expected = json!({
         "request": record["request"], "request_id": "given-1", "jti": "one", "kid": "own", "aud": "fleet",
-        "file_id": "f", "user_id": "alice", "content_sha256": sha256(&scene.file), "given_sha256": sha256(&given.body),
+        "file_id": "f", "user_id": "alice", "key_id": "k", "content_sha256": sha256(&scene.file), "given_sha256": sha256(&given.body),
         "watermarked": true, "sealed": false, "status": 200, "event": "given", "time_ms": record["time_ms"],
     });
     assert_eq!(record, expected);
