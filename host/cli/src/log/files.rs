@@ -3,12 +3,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use formats::attestation::BootNonce;
-use formats::log::{Head, MAX_LINE, Record};
+use formats::log::{Head, Record};
 use formats::time::Utc;
 
 /// A boot's files, the oldest first.
@@ -60,7 +60,7 @@ pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
 /// A boot's records that are being kept.
 pub(super) struct Kept {
     folder: PathBuf,
-    head: Head,
+    chains: Chains,
     /// The day's file, and its day.
     open: Option<(String, File)>,
     unsynced: bool,
@@ -77,28 +77,70 @@ pub(super) enum Took {
     After(u64),
 }
 
+/// Runs of records without a gap: the number of the first, and the last. Nobody can tell whether the first record after a
+/// gap is genuine. So each run goes on, and a record with a made-up number keeps no genuine one out.
+#[derive(Default)]
+struct Chains {
+    runs: Vec<(u64, Head)>,
+    /// The run that the last record is in.
+    last: usize,
+}
+
+/// Most runs that go on.
+const RUNS: usize = 8;
+
+impl Chains {
+    /// Takes the next record; `None` if it fits nowhere.
+    fn take(&mut self, record: &Record<'_>) -> Option<Took> {
+        let (number, head) = (record.head.number, record.head);
+        if let Some(at) = self.runs.iter().position(|(_, last)| record.follows(last)) {
+            (self.runs[at].1, self.last) = (head, at);
+            return Some(Took::Written);
+        }
+        if self.runs.iter().any(|(first, last)| (*first..=last.number).contains(&number)) {
+            return Some(Took::Known);
+        }
+        let before = self.runs.iter().map(|(_, last)| last.number).filter(|last| *last < number).max();
+        let missing = number - before.unwrap_or(0) - 1;
+        // The next record of a run that does not fit it, or the first of all that is not one.
+        if missing == 0 && (before.is_some() || !record.follows(&Head::default())) {
+            return None;
+        }
+        if self.runs.len() == RUNS {
+            self.runs.remove(1);
+        }
+        self.runs.push((number, head));
+        self.last = self.runs.len() - 1;
+        Some(if missing == 0 { Took::Written } else { Took::After(missing) })
+    }
+
+    fn head(&self) -> Head {
+        self.runs.get(self.last).map_or_else(Head::default, |(_, head)| *head)
+    }
+}
+
 impl Kept {
     /// Goes on with the boot's files, if there are any. A line that was not written whole is removed.
     ///
     /// # Errors
-    /// The system's; the last line is not a record.
+    /// The system's; a line of the last file is not a record.
     pub(super) fn open(root: &Path, boot: BootNonce) -> Result<Kept> {
         let folder = root.join(boot.to_string());
-        let mut head = Head::default();
+        let mut chains = Chains::default();
         if folder.is_dir() {
             for path in of_boot(&folder)?.iter().rev() {
-                if let Some(last) = last_record(path).with_context(|| path.display().to_string())? {
-                    head = last;
+                read_chains(path, &mut chains).with_context(|| path.display().to_string())?;
+                if !chains.runs.is_empty() {
                     break;
                 }
             }
         }
-        Ok(Kept { folder, head, open: None, unsynced: false })
+        Ok(Kept { folder, chains, open: None, unsynced: false })
     }
 
-    /// The last record.
+    /// The last record that was taken, or that was there.
     pub(super) fn head(&self) -> Head {
-        self.head
+        self.chains.head()
     }
 
     /// Takes the next line, without its end.
@@ -107,19 +149,16 @@ impl Kept {
     /// It is not a record, or not as it was written; the system's error.
     pub(super) fn take(&mut self, line: &[u8], now: Utc) -> Result<Took> {
         let Some(record) = Record::parse(line) else { bail!("not a record of a log") };
-        let number = record.head.number;
-        if number <= self.head.number {
-            return Ok(Took::Known);
+        let Some(took) = self.chains.take(&record) else {
+            let number = record.head.number;
+            bail!("record {number} does not follow the one before it: it was changed on its way");
+        };
+        if took != Took::Known {
+            let day = now.to_string()[..10].to_owned();
+            self.of_day(day)?.write_all(&[line, b"\n"].concat())?;
+            self.unsynced = true;
         }
-        let missing = number - self.head.number - 1;
-        if missing == 0 && !record.follows(&self.head) {
-            bail!("record {number} does not follow record {}: it was changed on its way", self.head.number);
-        }
-        let day = now.to_string()[..10].to_owned();
-        let file = self.of_day(day)?;
-        file.write_all(&[line, b"\n"].concat())?;
-        (self.head, self.unsynced) = (record.head, true);
-        Ok(if missing == 0 { Took::Written } else { Took::After(missing) })
+        Ok(took)
     }
 
     fn of_day(&mut self, day: String) -> Result<&mut File> {
@@ -152,23 +191,26 @@ impl Kept {
     }
 }
 
-/// A file's last record, after the part of a line that may come behind it was removed; `None` if there is none.
-fn last_record(path: &Path) -> Result<Option<Head>> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let length = file.metadata()?.len();
-    let start = length.saturating_sub(2 * MAX_LINE as u64);
-    file.seek(SeekFrom::Start(start))?;
-    let mut end = Vec::new();
-    file.read_to_end(&mut end)?;
-    let whole = end.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-    if whole < end.len() {
-        file.set_len(start + whole as u64)?;
-        file.sync_all()?;
+/// Reads what runs a file has, after the part of a line that may stand at its end was removed.
+fn read_chains(path: &Path, chains: &mut Chains) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if line.pop_if(|last| *last == b'\n').is_none() {
+            file.set_len(whole)?;
+            file.sync_all()?;
+            break;
+        }
+        whole += line.len() as u64 + 1;
+        let record = Record::parse(&line).context("a line of it is not a record; move the file away")?;
+        if chains.runs.is_empty() {
+            chains.runs.push((record.head.number, record.head));
+        } else {
+            chains.take(&record);
+        }
+        line.clear();
     }
-    let Some(lines) = end[..whole].strip_suffix(b"\n") else { return Ok(None) };
-    let line = lines.rsplit(|&b| b == b'\n').next().unwrap_or_default();
-    let record = Record::parse(line).context("its last line is not a record; move the file away")?;
-    Ok(Some(record.head))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -213,8 +255,15 @@ mod tests {
         *changed.last_mut().unwrap() ^= 1;
         assert!(kept.take(&changed, day(1)).unwrap_err().to_string().contains("changed on its way"));
         assert_eq!(kept.take(&lines[5], day(1)).unwrap(), Took::After(2));
+        // What came after a gap may be made up; what is missing is still taken.
+        assert_eq!(kept.take(&lines[3], day(1)).unwrap(), Took::Written);
+        assert_eq!(kept.head(), Record::parse(&lines[3]).unwrap().head);
+        assert_eq!(kept.take(&lines[5], day(1)).unwrap(), Took::Known);
+        drop(kept);
+        let mut kept = Kept::open(root.path(), BOOT).unwrap();
+        assert_eq!(kept.take(&lines[4], day(1)).unwrap(), Took::Written);
         let text = fs::read_to_string(&files[1]).unwrap();
-        assert_eq!(text.lines().map(str::as_bytes).collect::<Vec<_>>(), [&lines[1], &lines[2], &lines[5]]);
+        assert_eq!(text.lines().map(str::as_bytes).collect::<Vec<_>>(), [1, 2, 5, 3, 4].map(|i| &lines[i][..]));
         assert_eq!(boots(&[root.path().to_owned()]).unwrap(), [files]);
     }
 }

@@ -1,5 +1,6 @@
 //! `teemark log verify`: whether the records of a boot are as the enclave wrote them, and all there.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -155,8 +156,8 @@ struct Verdict {
     by: &'static str,
     records: u64,
     head: Head,
-    /// Each record's hash; zeros for those that are missing.
-    hashes: Vec<Sha256>,
+    /// Each record's hash by its number.
+    hashes: HashMap<u64, Sha256>,
     signed: Option<Checkpoint>,
     /// What is not as the enclave wrote it.
     findings: Vec<String>,
@@ -234,11 +235,7 @@ impl Check<'_> {
             self.other = Some(record.hash_after(head.hash));
             self.verdict.find(format!("record {number} does not fit: it was changed, or record {} was", head.number));
         }
-        let missing = usize::try_from(number - 1).unwrap_or(usize::MAX);
-        if missing < 1 << 32 {
-            self.verdict.hashes.resize(missing, Sha256::default());
-            self.verdict.hashes.push(record.head.hash);
-        }
+        self.verdict.hashes.insert(number, record.head.hash);
         let (before, followed) = (head, number == head.number + 1);
         self.verdict.head = record.head;
         self.content(record, before, followed);
@@ -256,13 +253,10 @@ impl Check<'_> {
             if from < number {
                 self.gaps.insert(at, Gap { from, to: number - 1, next });
             }
-            if let Some(hash) = usize::try_from(number - 1).ok().and_then(|i| self.verdict.hashes.get_mut(i)) {
-                *hash = record.head.hash;
-            }
+            self.verdict.hashes.insert(number, record.head.hash);
             return self.verdict.find(format!("record {number} stands after record {last}: moved"));
         }
-        let known =
-            usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).and_then(|i| self.verdict.hashes.get(i));
+        let known = self.verdict.hashes.get(&number);
         if number == 1 {
             self.stray = Some(record.head);
             self.verdict.find(format!("another chain begins after record {last}: of another start, or replayed"));
@@ -405,7 +399,7 @@ impl Verdict {
             by: "",
             records: 0,
             head: Head::default(),
-            hashes: Vec::new(),
+            hashes: HashMap::new(),
             signed: None,
             findings: Vec::new(),
             dropped: Vec::new(),
@@ -429,14 +423,15 @@ impl Verdict {
     /// Compares with what the running enclave has signed.
     fn compare(&mut self, live: &Checkpoint) {
         let number = live.head.number;
-        let here =
-            usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).and_then(|i| self.hashes.get(i)).copied();
+        let here = self.hashes.get(&number).copied();
         match here {
+            // It is in a gap, which is named.
+            None if number <= self.head.number => {}
             None => self.find(format!(
                 "the end is missing: records {} to {number} are not here, and the enclave has written them",
                 self.head.number + 1
             )),
-            Some(hash) if hash != live.head.hash && hash != Sha256::default() => {
+            Some(hash) if hash != live.head.hash => {
                 self.find(format!("record {number} is not the one that the running enclave signs"));
             }
             Some(_) => self.signed = Some(live.clone()),
