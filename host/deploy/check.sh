@@ -19,7 +19,6 @@ mkdir -p "$units" "$root/usr/bin" "$root/usr/local/bin" "$root/usr/local/libexec
 cp /lib/systemd/system/*.target /lib/systemd/system/*.slice "$root/usr/lib/systemd/system/"
 cp "$here"/systemd/*.service "$units/"
 install -m 755 "$here"/*.sh "$root/usr/local/libexec/teemark/"
-mkdir -p "$root/usr/local/bin"
 for program in usr/bin/nitro-cli usr/bin/vsock-proxy usr/local/bin/teemark; do
   printf '#!/bin/sh\n' >"$root/$program"
   chmod 755 "$root/$program"

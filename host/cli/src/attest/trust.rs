@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::chain::{ChainError, Root};
 use super::document::{Document, Signature};
 use super::pcrs::Pcrs;
-use super::verify::{AttestationError, Attested, Policy, Reused, verify, verify_reused};
+use super::verify::{AttestationError, Attested, Policy, Reused, verify, verify_recorded, verify_reused};
 use crate::daemon::Daemon;
 use crate::failure::Failure;
 use crate::keys::fill_random;
@@ -163,6 +163,17 @@ impl Expected {
         let reused = reused.map_err(|why| refused(why, document))?;
         self.warn(from, &reused.0, Purpose::Reuse);
         Ok(reused)
+    }
+
+    /// Checks a document that was recorded when it was made, however long ago. `from` is where it is from, for messages.
+    ///
+    /// # Errors
+    /// It does not pass ([`AttestationError`]).
+    pub(crate) fn recorded(&self, document: &[u8], from: &str) -> Result<Reused> {
+        let recorded = verify_recorded(document, &self.policy(document, from)?);
+        let recorded = recorded.map_err(|why| refused(why, document))?;
+        self.warn(from, &recorded.0, Purpose::Reuse);
+        Ok(recorded)
     }
 
     /// What this document is checked against. A daemon without an NSM is checked against its own root, and registers of

@@ -12,13 +12,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use formats::attestation::BootNonce;
 use formats::digest::Sha256;
-use formats::log::{Boot, Checkpoint, Dropped, Head, Kind, Record};
+use formats::log::{Boot, Checkpoint, Dropped, Head, Kind, MAX_LINE, Record};
 use formats::signature::VerifyingKey;
 use formats::time::Utc;
 use serde_json::{Value, json};
 
 use super::files;
-use crate::attest::{self, Expected, Purpose, Trust};
+use crate::attest::{Expected, Purpose, Trust};
 use crate::daemon::{self, Cacert};
 use crate::failure::{Done, Failure};
 use crate::terminal::{printable, say};
@@ -127,7 +127,7 @@ impl Arguments {
         };
         let daemon = self.cacert.daemon(url)?;
         let (attested, _) = expected.attest(&daemon, Purpose::Look)?;
-        let answer = daemon.get("/log/checkpoint", LARGEST_ANSWER)?;
+        let answer = daemon.get("/log/checkpoint", MAX_LINE as u64)?;
         let checkpoint: Checkpoint = serde_json::from_slice(&answer)
             .with_context(|| format!("{url} answers with something else than a checkpoint"))?;
         if checkpoint.boot_nonce != attested.boot_nonce || !checkpoint.is_by(&attested.identity) {
