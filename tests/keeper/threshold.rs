@@ -156,3 +156,20 @@ fn a_keeper_does_not_sign_what_its_own_sources_do_not_have() {
     first.tells("not_confirmed", "another FILE_KEYS");
     has_nothing(&three.enclave);
 }
+
+#[test]
+fn an_enclave_is_not_ready_before_the_state_that_its_bundle_names() {
+    let three = Three::new();
+    let last = "ab".repeat(32);
+    succeeds(three.seal(&["--complete-at", &last, "--output", "bundle"]));
+    let shown = line(three.sign(&["--operator-key", "second.key"]));
+    assert!(shown.contains(&format!("the enclave is not ready before it has state {last}")), "{shown}");
+    succeeds(three.send(&three.url));
+    let ready = three.enclave.get("/ready");
+    assert_eq!((ready.status, &ready.json()["complete_at"]), (503, &last.into()), "{}", ready.text());
+    fs::remove_file(three.scene.path("bundle")).unwrap();
+    succeeds(three.seal(&["--output", "bundle"]));
+    succeeds(three.sign(&["--operator-key", "third.key"]));
+    succeeds(three.send(&three.url));
+    is_ready(&three.enclave);
+}

@@ -233,4 +233,14 @@ mod tests {
             assert!(matches!(error, PcrsError::Differs { index: 1, .. }), "{error}");
         }
     }
+
+    #[test]
+    fn the_registers_of_a_role_and_of_an_instance_are_hashed_as_aws_shows() {
+        // "Where to get an enclave's measurements", PCR3, of the page above.
+        let pcrs = Pcrs::zeros().of_role("arn:aws:iam::123456789012:role/Webserver");
+        let expected =
+            "78fce75db17cd4e0a3fb8dad3ad128ca5e77edbb2b2c7f75329dccd99aa5f6ef4fc1f1a452e315b9e98f9e312e6921e6";
+        assert_eq!(hex::encode(&pcrs.0[&3]), expected);
+        assert!(pcrs.name_instance() && pcrs.of_instance("i-1").0[&4] != pcrs.0[&3] && !Pcrs::zeros().name_instance());
+    }
 }

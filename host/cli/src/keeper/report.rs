@@ -10,6 +10,9 @@ use serde_json::{Map, Value, json};
 use crate::output;
 use crate::terminal::json_line;
 
+/// Longest member of a line, in characters.
+const LONGEST: usize = 2000;
+
 /// Writes lines and counts.
 pub(crate) struct Report {
     /// Members of each line: what the configuration does not prove.
@@ -52,7 +55,7 @@ impl Report {
     pub(crate) fn line(&self, event: &str, members: Value) {
         let mut line = json!({"time": Utc::now().to_string(), "event": event});
         for (name, value) in self.marks.clone().into_iter().chain(members.as_object().cloned().unwrap_or_default()) {
-            line[name] = value;
+            line[name] = bounded(value);
         }
         // Standard output may be closed.
         let _ = output::to_stdout(json_line(&line).as_bytes());
@@ -143,6 +146,15 @@ impl Report {
     }
 }
 
+/// A member of a line, without most of what is too long: an answer is somebody else's.
+fn bounded(value: Value) -> Value {
+    let text = value.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
+        None => value,
+    }
+}
+
 /// A label's value as Prometheus' text format has it.
 fn escaped(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
@@ -151,6 +163,14 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_answer_does_not_make_a_long_line() {
+        let short = json!({"ok": false, "error": "é".repeat(100)});
+        assert_eq!(bounded(short.clone()), short);
+        let long = bounded(json!({"error": "é".repeat(60_000)}));
+        assert!(long.as_str().unwrap().len() < 5000 && long.as_str().unwrap().contains("(120012 bytes)"), "{long}");
+    }
 
     #[test]
     fn metrics_are_text_that_prometheus_reads() {

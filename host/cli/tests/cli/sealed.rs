@@ -298,3 +298,19 @@ fn the_counter_is_above_the_attested_one_though_this_machines_clock_is_behind() 
     let told = fails(2, &scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--counter", "7"]));
     assert!(told.contains(&format!("--counter has to be above {}", ahead + 2)), "{told}");
 }
+
+#[test]
+fn what_an_enclave_of_an_earlier_release_cannot_take_is_not_sent_to_it() {
+    let scene = Scene::new();
+    let output = scene.seals(&scene.enclave, &["--endpoint", ENDPOINT, "--send", "http://127.0.0.1:1"]);
+    assert!(fails(2, &output).contains("sealed in version 2"), "{}", stderr(&output));
+    scene.place.keys(&["new"]);
+    for change in [
+        &["--add-keys", "keys.json"][..],
+        &["--remove-key", "old"],
+        &["--endpoint", ENDPOINT, "--complete-at", &"ab".repeat(32)],
+    ] {
+        let output = scene.seals(&scene.enclave, change);
+        assert!(fails(2, &output).contains("does not attest its state"), "{change:?}: {}", stderr(&output));
+    }
+}
