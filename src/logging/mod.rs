@@ -86,6 +86,8 @@ struct Acked {
     since: Option<Instant>,
     /// How many requests wait for an acknowledgement.
     waiting: usize,
+    /// Whether one has waited in vain since the last one came.
+    in_vain: bool,
 }
 
 /// Whether a record was acknowledged.
@@ -155,8 +157,16 @@ impl Log {
         });
         // PID 1 gives its target a pipe with its own lines for standard input.
         let init = link::in_enclave().then(Vec::new);
-        let writer =
-            Writer { shared: shared.clone(), woken, head: Head::default(), sealer, console, outgoing: None, init };
+        let writer = Writer {
+            shared: shared.clone(),
+            woken,
+            head: Head::default(),
+            line: Vec::new(),
+            sealer,
+            console,
+            outgoing: None,
+            init,
+        };
         Ok((Log(shared), writer))
     }
 
@@ -228,6 +238,7 @@ impl Log {
         let waited = self.0.acks.wait_timeout_while(acked, PATIENCE, late);
         let mut acked = waited.unwrap_or_else(PoisonError::into_inner).0;
         acked.waiting -= 1;
+        acked.in_vain |= number.is_none_or(|number| acked.number < number);
         match number {
             None => Acknowledged::Dropped,
             Some(number) if acked.number >= number => Acknowledged::Yes(number),
@@ -241,7 +252,7 @@ impl Log {
         match acked.since.map(|since| since.elapsed()) {
             _ if self.audit() != Audit::Required => None,
             _ if acked.number == 0 => Some("no collector has acknowledged a record yet".into()),
-            Some(late) if late >= PATIENCE => {
+            Some(late) if acked.in_vain || late >= PATIENCE => {
                 Some(format!("no collector has acknowledged a record for {} s", late.as_secs()))
             }
             _ => None,
@@ -310,6 +321,8 @@ struct Writer {
     shared: Arc<Shared>,
     woken: UnixStream,
     head: Head,
+    /// The buffer of each line, used again.
+    line: Vec<u8>,
     sealer: Option<Sealer>,
     console: Console<io::Stderr>,
     outgoing: Option<Outgoing>,
@@ -371,7 +384,8 @@ impl Writer {
             Kind::Log => !stays_clear(&body),
             _ => false,
         };
-        let mut line = Vec::new();
+        let mut line = std::mem::take(&mut self.line);
+        line.clear();
         match &mut self.sealer {
             Some(sealer) if is_secret => {
                 let sealed = sealer.segment.seal(number, kind, &body);
@@ -385,6 +399,7 @@ impl Writer {
             _ => self.head.write(kind, &body, &mut line),
         }
         lock(&self.shared.ring).push(&line, self.head.hash);
+        self.line = line;
         if self.shared.settings.audit == Audit::Required {
             lock(&self.shared.acked).since.get_or_insert_with(Instant::now);
         }
@@ -409,7 +424,7 @@ impl Writer {
         let News { gone, acked } = outgoing.step(&Judge { ring: &ring, boot, signed: &signed }, now);
         if let Some(number) = acked {
             let mut acked = lock(&shared.acked);
-            acked.number = number;
+            (acked.number, acked.in_vain) = (number, false);
             acked.since = (number < ring.last()).then_some(now);
             shared.acks.notify_all();
         }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use teemarkd::allocator::Allocator;
 use teemarkd::boot;
+use teemarkd::logging::Log;
 use teemarkd::settings::Settings;
 
 use crate::client;
@@ -71,6 +72,8 @@ pub(crate) fn daemon() -> ExitCode {
     log::set_logger(&Lines).map(|()| log::set_max_level(log::LevelFilter::Info)).expect("it is the first");
     let signals = boot::block_signals();
     let settings = Settings::read(|name| env::var_os(name)).expect("settings");
+    // Decisions are records in it, as in the daemon's own.
+    Log::start(settings.log.clone()).expect("a log");
     boot::run(&settings, &signals.expect("signals"), &ALLOCATOR.allocator).expect("the daemon runs");
     let (blocks, bytes) = (&ALLOCATOR.blocks, &ALLOCATOR.bytes);
     eprintln!("{COUNTED}{} {}", blocks.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
