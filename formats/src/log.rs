@@ -139,7 +139,9 @@ impl<'a> Record<'a> {
         let (number, rest) = str::from_utf8(line).ok()?.split_once(' ')?;
         let (hash, rest) = rest.split_once(' ')?;
         let (kind, body) = rest.split_once(' ')?;
-        let head = Head { number: decimal(number)?, hash: lower_hex(hash)? };
+        // So that there is always a next number.
+        let number = decimal(number).filter(|number| (1..u64::MAX).contains(number))?;
+        let head = Head { number, hash: lower_hex(hash)? };
         Some(Record { head, kind: Kind::from_name(kind)?, body, rest })
     }
 
@@ -399,7 +401,7 @@ mod tests {
             head = record.head;
         }
         assert_eq!(head, last);
-        for bad in ["", "1", "1 00 log x", "01 ", "+1 "] {
+        for bad in ["", "1", "1 00 log x", "0 ", "01 ", "+1 ", "18446744073709551615 ", "18446744073709551616 "] {
             let bad = if bad.ends_with(' ') { format!("{bad}{} log x", "0".repeat(64)) } else { bad.to_owned() };
             assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
         }

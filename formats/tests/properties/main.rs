@@ -1,9 +1,11 @@
-//! Properties of the formats that hold for every input: sealed bundles, grants, answers, the allow list, encrypted files.
+//! Properties of the formats that hold for every input: sealed bundles, grants, answers, the allow list, encrypted files,
+//! lines of a log.
 //!
 //! The inputs are the same in each run. PROPTEST_CASES=100000 tries more, PROPTEST_RNG_SEED=7 tries others.
 
 mod allow_list;
 mod files;
+mod log;
 mod trust;
 
 use proptest::test_runner::{Config, RngSeed};

@@ -331,14 +331,14 @@ impl Check<'_> {
         let (Some(identity), Some(nonce)) = (verdict.identity, verdict.nonce) else {
             return verdict.find(format!("the checkpoint in record {number} comes before the boot has a name"));
         };
-        let since = verdict.signed.as_ref().map_or(1, |signed| signed.head.number + 1);
+        let since = verdict.signed.as_ref().map_or(1, |signed| signed.head.number.saturating_add(1));
         if !checkpoint.is_by(&identity) {
             verdict.find(format!(
                 "the checkpoint in record {number} is forged: it is not signed by this boot's identity key"
             ));
         } else if checkpoint.boot_nonce != nonce {
             verdict.find(format!("the checkpoint in record {number} is of another boot"));
-        } else if checkpoint.head.number + 1 != number {
+        } else if checkpoint.head.number != number - 1 {
             verdict.find(format!(
                 "the checkpoint in record {number} was moved: it is about record {}",
                 checkpoint.head.number
@@ -467,7 +467,7 @@ impl Verdict {
             _ => {}
         }
         text.push('\n');
-        let unsigned = self.head.number - self.signed.as_ref().map_or(0, |signed| signed.head.number);
+        let unsigned = self.head.number.saturating_sub(self.signed.as_ref().map_or(0, |signed| signed.head.number));
         if unsigned > 1 {
             text.push_str(&format!("  the last {unsigned} records are not signed yet\n"));
         }
