@@ -1,5 +1,8 @@
 //! What the sources bring while the keeper runs, and what they do wrong.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
 use super::*;
 
 #[test]
@@ -62,6 +65,44 @@ fn a_file_key_that_comes_while_it_runs_is_sent_alone() {
     }
     let log = enclave.process.log();
     assert_eq!(log.matches("handshake accepted: FILE_KEYS_ADD in force").count(), 2, "{log}");
+}
+
+#[test]
+fn while_32_clients_work_a_key_comes_each_round_and_a_certificate_is_renewed_and_no_request_fails() {
+    const CLIENTS: usize = 32;
+    const KEYS: usize = 6;
+    let (scene, port) = (Scene::new(), free_port());
+    scene.config_of_files(&[port]);
+    let enclave = scene.enclave(port, PCRS);
+    let _keeper = scene.keeper();
+    is_ready(&enclave);
+    scene.decrypts(&enclave, "k");
+    let file = fs::read(scene.path("file.enc")).unwrap();
+    let (done, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    let answer = enclave.post("/files/f/decrypt?user_id=u&key_id=k", &file);
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    served.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+        }
+        for n in 0..KEYS {
+            let id = format!("creator-{n}");
+            succeeds(scene.teemark(&["keygen", "--id", &id, "--output", "keys.json", "--add"]));
+            if n == KEYS / 2 {
+                let make = repository().join("certs/make-certs.sh");
+                run(Command::new(make).args(["--client-only", "--force"]).arg(scene.folder.path()));
+            }
+            let before = served.load(Ordering::Acquire);
+            wait_for("the new key", || enclave.get("/state").text().contains(&id).then_some(()));
+            wait_for("more files", || (served.load(Ordering::Acquire) > before + CLIENTS).then_some(()));
+        }
+        done.store(true, Ordering::Release);
+    });
+    scene.decrypts(&enclave, "creator-0");
 }
 
 #[test]
