@@ -143,19 +143,21 @@ impl Budget {
         state.total(&self.0).saturating_sub(state.held)
     }
 
-    /// Sets aside this many bytes, and no others, for what outlives requests. Those that are running keep what they hold.
+    /// Whether this many bytes may be set aside for what outlives requests.
     ///
     /// # Errors
-    /// It would be more than half of the whole budget, which is this many bytes. Nothing changes then.
-    pub fn keep(&self, bytes: usize) -> Result<(), usize> {
+    /// It would be more than half of the whole budget, which is this many bytes.
+    pub fn may_keep(&self, bytes: usize) -> Result<(), usize> {
         let most = self.0.total / 2;
-        if bytes > most {
-            return Err(most);
-        }
+        if bytes > most { Err(most) } else { Ok(()) }
+    }
+
+    /// Sets aside this many bytes, and no others, for what outlives requests: half of the whole budget at most. Requests
+    /// that are running keep what they hold.
+    pub fn keep(&self, bytes: usize) {
         let mut state = self.state();
-        state.kept = bytes;
+        state.kept = bytes.min(self.0.total / 2);
         self.0.wake_waiting(&state);
-        Ok(())
     }
 
     /// Counts the requests that wait for a thread; the code that hands out threads updates it.
@@ -259,6 +261,19 @@ impl Reservation {
     /// # Errors
     /// There is no memory for it, now or ever.
     pub fn cover(&mut self, bytes: usize) -> Result<Duration, NoMemory> {
+        self.cover_by(bytes, true)
+    }
+
+    /// The same, but it waits for [`PATIENCE`] at most, also if it is the oldest of all: for whoever holds something that
+    /// others wait for.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn cover_soon(&mut self, bytes: usize) -> Result<Duration, NoMemory> {
+        self.cover_by(bytes, false)
+    }
+
+    fn cover_by(&mut self, bytes: usize, oldest_waits: bool) -> Result<Duration, NoMemory> {
         let shared = &*self.budget.0;
         let more = bytes.saturating_sub(self.bytes);
         let fits_never = |state: &State| more > 0 && bytes > state.total(shared);
@@ -269,7 +284,7 @@ impl Reservation {
             state.waiting.insert(self.age, Waiting { since: start, more });
             let waited = start.elapsed();
             let left = shared.patience.saturating_sub(waited);
-            if left.is_zero() && !state.is_oldest(self.age) {
+            if left.is_zero() && !(oldest_waits && state.is_oldest(self.age)) {
                 result = Err(NoMemory::Now);
                 break;
             }
@@ -443,17 +458,26 @@ mod tests {
     #[test]
     fn what_is_kept_is_for_no_request_and_at_most_half() {
         let budget = impatient(1000, 9);
-        assert_eq!((budget.keep(501), budget.total()), (Err(500), 1000));
+        assert_eq!((budget.may_keep(501), budget.may_keep(500)), (Err(500), Ok(())));
         let running = request(&budget, None, 800);
-        budget.keep(400).unwrap();
+        budget.keep(400);
         assert_eq!((budget.total(), budget.left()), (600, 0));
         let mut next = budget.open();
         assert_eq!(next.cover(601), Err(NoMemory::Ever(600)));
         assert_eq!(next.cover(1), Err(NoMemory::Now));
         drop(running);
         next.cover(600).unwrap();
-        budget.keep(0).unwrap();
+        budget.keep(0);
         assert_eq!(budget.left(), 400);
+    }
+
+    #[test]
+    fn who_covers_soon_gives_up_though_it_is_the_oldest() {
+        let budget = impatient(1000, 9);
+        let mut oldest = budget.open();
+        let _younger = request(&budget, None, 800);
+        assert_eq!(oldest.cover_soon(300), Err(NoMemory::Now));
+        oldest.cover_soon(200).unwrap();
     }
 
     #[test]
@@ -465,7 +489,7 @@ mod tests {
             while budget.state().waiting.is_empty() {
                 thread::yield_now();
             }
-            budget.keep(400).unwrap();
+            budget.keep(400);
             assert_eq!(waits.join().unwrap(), Err(NoMemory::Ever(600)));
         });
         drop(running);

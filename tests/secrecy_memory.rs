@@ -7,7 +7,8 @@ mod needles;
 mod support;
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::thread;
@@ -15,8 +16,13 @@ use std::thread;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use formats::attestation::BootNonce;
+use formats::bundle::Outgoing;
+use formats::digest::sha256;
+use formats::file_keys::DeliveredKey;
+use formats::files::{FileKey, FileKeys};
 use formats::hpke::{PrivateKey, PublicKey};
-use formats::sealed_bundle::{Destination, seal};
+use formats::sealed_bundle::{Destination, seal, v2};
+use formats::state::Manifest;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 
@@ -230,6 +236,49 @@ fn sealed_bundles_and_answers_leave_nothing_in_memory() {
     let log = daemon.process.log();
     assert!(log.contains("handshake accepted"), "{log}");
     assert_eq!(sent.find(log.as_bytes()), None, "in the log:\n{log}");
+}
+
+#[test]
+fn keys_that_come_by_the_public_listener_are_left_on_no_thread_that_goes_on() {
+    let certs = Certs::make();
+    let service = Service::start(&certs, &[]);
+    let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
+    let public = STANDARD.encode(operator.public_key().as_ref());
+    let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &public);
+    let daemon = setup.start();
+    if !may_look(&daemon) {
+        return;
+    }
+    // One connection, so that one thread takes one bundle after the other and goes on.
+    let mut stream = TcpStream::connect(daemon.public).unwrap();
+    let mut install = |byte: u8| {
+        let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89).wrapping_add(byte) ^ 0xa5);
+        let delivered = DeliveredKey::new(Box::new(key), false);
+        let keys: FileKeys = [("k".to_owned(), FileKey::from(&delivered))].into_iter().collect();
+        let file_keys = Some([("k".to_owned(), delivered)].into_iter().collect());
+        let bundle = Outgoing { file_keys, ..Outgoing::default() };
+        let from = sha256(daemon.get("/state").text().as_bytes());
+        let items = [("FILE_KEYS".to_owned(), keys.describe())].into();
+        let manifest = Manifest { complete_at: None, from, items };
+        let mut sealed = v2::seal(&bundle.to_json(), &manifest, &destination(&daemon), byte.into()).unwrap();
+        sealed.line.sign(&operator);
+        let bytes = sealed.to_bytes();
+        let head = format!("POST /sealed-bundle HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", bytes.len());
+        stream.write_all(&[head.as_bytes(), &bytes].concat()).unwrap();
+        let answer = read_answer(&mut stream).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let (mut used, mut sent) = (Needles::default(), Needles::default());
+        used.add("file key", &key);
+        sent.add("base64 of the file key", STANDARD.encode(key).as_bytes());
+        (used, sent)
+    };
+    let (old, old_sent) = install(1);
+    assert_eq!(found(&daemon, &old).len(), 1, "in force, and nowhere else");
+    let (new, new_sent) = install(2);
+    assert_eq!((found(&daemon, &old).len(), found(&daemon, &new).len()), (0, 1));
+    for sent in [old_sent, new_sent] {
+        assert_eq!(found(&daemon, &sent), Vec::<String>::new());
+    }
 }
 
 /// The keys of a daemon as its attestation document tells them; the user data is JSON in it.

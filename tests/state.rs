@@ -39,12 +39,17 @@ fn operator(byte: u8) -> Ed25519KeyPair {
 }
 
 fn scene(threshold: usize) -> Scene {
+    scene_with(threshold, &[])
+}
+
+fn scene_with(threshold: usize, settings: &[(&str, &str)]) -> Scene {
     let keys: Vec<String> = [1, 2, 3].map(|byte| STANDARD.encode(operator(byte).public_key())).into();
     let service = Service::start(&CERTS, &[]);
     let setup = Setup::new(service.port)
         .env("TEEMARK_HANDSHAKE", "sealed")
         .env("TEEMARK_OPERATOR_KEYS", &keys.join(","))
         .env("TEEMARK_OPERATOR_THRESHOLD", &threshold.to_string());
+    let setup = settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
     Scene { daemon: setup.start(), service }
 }
 
@@ -298,10 +303,50 @@ fn until_the_last_of_several_bundles_has_come_the_enclave_is_not_ready() {
     let ready = scene.daemon.get("/ready");
     assert_eq!((ready.status, &ready.json()["complete_at"]), (503, &json!(at)), "{}", ready.text());
     assert_eq!(ready.json()["missing"], json!([]));
+    // A bundle of somebody who knows nothing of it changes nothing about it.
+    let rotated = Outgoing { file_keys: Some(keys([1])), ..Outgoing::default() };
+    scene.accepted(&scene.sealed(&rotated, &[2]));
+    assert_eq!(scene.daemon.get("/ready").json()["complete_at"], json!(at));
     scene.accepted(&scene.sealed_with(&add([2]), &[1], |manifest| manifest.complete_at = Some(at)));
     let ready = scene.daemon.get("/ready");
     assert_eq!((scene.state(), ready.status), (at, 200), "{}", ready.text());
     assert!(ready.json()["complete_at"].is_null());
+    // Whoever gives up such a series names the state that the next bundle leads to.
+    scene.accepted(&scene.sealed_with(&add([3]), &[1], |manifest| manifest.complete_at = Some(sha256(b"never"))));
+    assert_eq!(scene.daemon.get("/ready").status, 503);
+    state.items.insert(FILE_KEYS.into(), expanded(&keys([1, 2, 3, 4])).describe());
+    let at = state.sha256();
+    scene.accepted(&scene.sealed_with(&add([4]), &[1], |manifest| manifest.complete_at = Some(at)));
+    assert_eq!((scene.state(), scene.daemon.get("/ready").status), (at, 200));
+}
+
+#[test]
+fn senders_of_the_public_listener_who_send_no_line_keep_nobody_out() {
+    let scene = scene(1);
+    let idle: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(scene.daemon.public).unwrap();
+            stream.write_all(b"POST /sealed-bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{").unwrap();
+            stream
+        })
+        .collect();
+    scene.accepted(&scene.sealed(&add([1]), &[1]));
+    let answer = scene.daemon.handshake(&scene.sealed(&add([2]), &[1]).to_bytes());
+    assert_eq!(answer["ok"], true, "{answer}");
+    drop(idle);
+}
+
+#[test]
+fn keys_for_which_there_is_no_memory_are_refused_before_they_are_expanded() {
+    const MEMORY: u64 = 64 << 10;
+    let scene = scene_with(1, &[("TEEMARK_MEMORY", "64MiB")]);
+    let many: DeliveredKeys = (0..100_000).map(|n| (format!("{n:x}"), key(1))).collect();
+    let whole = Outgoing { file_keys: Some(many), ..Outgoing::default() };
+    scene.refused(&scene.sealed(&whole, &[1]), "FILE_KEYS");
+    // The daemon stays under five quarters of TEEMARK_MEMORY.
+    let peak = scene.daemon.process.memory("VmHWM");
+    assert!(peak < MEMORY / 4 * 5, "{peak} KiB");
+    assert_eq!(scene.daemon.metric("teemark_memory_left_bytes"), as_metric(64 << 20));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::certificates::{self, Parts};
-use crate::file_keys::DeliveredKeys;
+use crate::file_keys::{DeliveredKeys, MAX_KEY_ID};
 use crate::items::{
     CERTIFICATES, CHANGES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD,
     GRANT_KEYS_REMOVE, ITEMS, MAX_BUNDLE, MAX_BUNDLE_V2,
@@ -146,6 +146,9 @@ fn ids(name: &str, value: &RawValue) -> Result<BTreeSet<String>, Refusal> {
     };
     let mut ids = BTreeSet::new();
     for Text(id) in list {
+        if id.is_empty() || id.len() > MAX_KEY_ID {
+            return refuse(name, format!("holds one that is not a key id of 1 to {MAX_KEY_ID} bytes"));
+        }
         if !ids.insert(id.into_owned()) {
             return refuse(name, "names a key twice");
         }
@@ -228,9 +231,13 @@ mod tests {
         assert_eq!(received.removed_grant_keys, Some(outgoing.grant_keys_remove.clone()));
         let refusal = Received::parse(&outgoing.to_json()).err().unwrap();
         assert!(refusal.field == "FILE_KEYS_ADD" && refusal.reason.contains("version 2"), "{refusal}");
-        for (list, reason) in
-            [("[]", "no key"), ("[\"a\",\"a\"]", "twice"), ("[7]", "not a list"), ("{}", "not a list")]
-        {
+        for (list, reason) in [
+            ("[]", "no key"),
+            ("[\"a\",\"a\"]", "twice"),
+            ("[7]", "not a list"),
+            ("{}", "not a list"),
+            ("[\"\"]", "1 to 128"),
+        ] {
             let bundle = format!(r#"{{"FILE_KEYS_REMOVE":{list}}}"#);
             let refusal = Received::parse_v2(bundle.as_bytes()).err().unwrap();
             assert!(refusal.field == "FILE_KEYS_REMOVE" && refusal.reason.contains(reason), "{refusal}");

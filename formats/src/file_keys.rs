@@ -19,6 +19,8 @@ use crate::refusal::{Refusal, refuse};
 pub const KEY_LEN: usize = 32;
 /// Most keys in FILE_KEYS, and most in force.
 pub const MAX_KEYS: usize = 100_000;
+/// Memory of a key in force, in bytes, besides its id: the expanded key, the table's entry, and what an allocator adds.
+pub const KEY_COST: usize = 832;
 /// Longest key id, in bytes.
 pub const MAX_KEY_ID: usize = 128;
 /// The only kind of associated data.
@@ -91,6 +93,11 @@ impl DeliveredKeys {
     /// The first error.
     pub fn read(text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {
         DeliveredKeys::parse_text(FILE_KEYS, text, ignored)
+    }
+
+    /// About how much memory the keys will take once they are expanded, in bytes.
+    pub fn memory(&self) -> usize {
+        self.0.iter().map(|(id, _)| KEY_COST + id.len()).sum()
     }
 
     fn parse_text(name: &str, text: &[u8], ignored: &mut Vec<String>) -> Result<DeliveredKeys, Refusal> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 use crate::digest::Sha256;
-use crate::file_keys::{ChangeError, DeliveredKey, MAX_KEYS};
+use crate::file_keys::{ChangeError, DeliveredKey, KEY_COST, MAX_KEYS};
 use crate::object::shown;
 use crate::state::Item;
 
@@ -84,9 +84,6 @@ pub fn head(prefix: Option<[u8; PREFIX_LEN]>, iv: [u8; NONCE_LEN]) -> Vec<u8> {
 /// The keys in force, with unique ids. A set that was changed shares its keys with the one that it was made from.
 #[derive(Clone, Default)]
 pub struct FileKeys(HashMap<Arc<str>, Arc<FileKey>>);
-
-/// Memory of a key in force, in bytes, besides its id: the expanded key, the table's entry, and what an allocator adds.
-pub const KEY_COST: usize = 832;
 
 /// The key that a file is to be opened with.
 #[derive(Clone)]

@@ -133,7 +133,7 @@ fn status(api: &Api) -> Answer {
 fn update_secrets(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiError> {
     let mut memory = api.memory.open();
     let bundle = body(request, BUNDLE, &mut memory, |n| n.saturating_mul(4))?;
-    match api.store.accept(&bundle) {
+    match api.handshakes.accept(bundle) {
         Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
         Err(refusal) => Ok(refused(&refusal)),
     }

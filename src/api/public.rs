@@ -1,6 +1,6 @@
 //! Routes of the public listener, for users.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use formats::base64;
 use formats::time::Utc;
@@ -13,12 +13,13 @@ use super::decrypt::decrypt;
 use super::error::{ApiError, Routed};
 use super::forms::Form;
 use super::health::health_check;
-use super::request::{Target, allow, nonce};
+use super::request::{CHECK_EVERY, Target, allow, nonce};
 use crate::attest::{Asker, DocumentError, RENEWAL};
 use crate::logging::{self, Log};
+use crate::memory::Reservation;
 use crate::net::answer::{Answer, Content};
-use crate::net::request::{BodyError, Progress, Request};
-use crate::secrets::listener::{Failed, Sender, Takes};
+use crate::net::request::{Progress, Request};
+use crate::secrets::listener::{Failed, Sender};
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
     match serve(api, target, request) {
@@ -132,39 +133,46 @@ fn state(api: &Api) -> Answer {
 
 /// The handshake by the public listener, for sealed bundles.
 fn sealed_bundle(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiError> {
-    let place = api.handshakes.place().ok_or(ApiError::TooManyBundles)?;
-    match api.handshakes.receive(&mut Body { request }, place, Takes::SealedV2) {
+    let mut memory = api.memory.open();
+    memory.receiving(Instant::now());
+    match api.handshakes.receive(&mut Body { request, memory }) {
         Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
         Err(Failed::Refused(refusal)) => Ok(refused(&refusal)),
         Err(Failed::Busy) => Err(ApiError::TooManyBundles),
         Err(Failed::NoMemory(e)) => Err(e.into()),
-        Err(Failed::Lost(e)) => Err(e.into()),
+        Err(Failed::Lost(e)) => Err(e),
     }
 }
-
-/// How long a body is waited for before its pace is looked at again.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A bundle that comes as the body of a request.
 struct Body<'a, 'r> {
     request: &'a mut Request<'r>,
+    /// Nothing is reserved in it. By it the request gives way to others while it is silent.
+    memory: Reservation,
 }
 
 impl Sender for Body<'_, '_> {
-    type Error = BodyError;
+    type Error = ApiError;
 
-    fn more(&mut self, into: &mut Vec<u8>, room: usize) -> Result<bool, BodyError> {
+    fn more(&mut self, into: &mut Vec<u8>, room: usize) -> Result<bool, ApiError> {
         loop {
-            match self.request.read(into, room, PATIENCE)? {
-                Progress::Content => return Ok(true),
+            match self.request.read(into, room, CHECK_EVERY)? {
+                Progress::Content => {
+                    self.memory.receiving(Instant::now());
+                    return Ok(true);
+                }
                 Progress::End => return Ok(false),
                 Progress::Nothing => {}
+            }
+            if self.memory.gives_way(Instant::now()) {
+                return Err(ApiError::Overloaded);
             }
         }
     }
 
     fn goes_on(&mut self, waited: Duration) {
         self.request.pause(waited);
+        self.memory.receiving(Instant::now());
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn nonce(name: &str, hex: &str) -> Result<Vec<u8>, ApiError> {
 }
 
 /// How often a silent request checks whether it has to give way.
-const CHECK_EVERY: Duration = Duration::from_millis(100);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Reads the body, at most `limit`. Memory is reserved as it arrives; once it is complete, `cost` of its length.
 ///

@@ -7,7 +7,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use event_loop::socket::Stream;
@@ -41,15 +42,17 @@ const COST: usize = 5;
 pub struct Handshakes {
     store: Arc<Store>,
     memory: Budget,
-    // Each sender holds a reference to one of these.
+    // Each sender of the handshake's listener holds a reference to one of these.
     senders: Arc<()>,
     refused: Arc<()>,
+    /// And each line of the public listener while it is checked.
+    checked: Arc<()>,
     /// The counters of the bundles that follow a signed line now.
     transfers: Mutex<Vec<u64>>,
 }
 
 /// A place among the senders, until it is dropped.
-pub struct Place(#[expect(dead_code, reason = "counts by being there")] Arc<()>);
+struct Place(#[expect(dead_code, reason = "counts by being there")] Arc<()>);
 
 /// A bundle that follows its signed line, until this is dropped.
 struct Transfer<'h> {
@@ -78,15 +81,6 @@ pub trait Sender {
     fn goes_on(&mut self, waited: Duration);
 }
 
-/// Which bundles a listener takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Takes {
-    /// All that the daemon's handshake does.
-    Any,
-    /// Sealed ones of version 2.
-    SealedV2,
-}
-
 /// Why a bundle did not take effect.
 #[derive(Debug)]
 pub enum Failed<E> {
@@ -109,12 +103,19 @@ impl<E> From<Refusal> for Failed<E> {
 impl Handshakes {
     /// Passes bundles to this store. Large ones count in `memory`.
     pub fn new(store: Arc<Store>, memory: Budget) -> Handshakes {
-        Handshakes { store, memory, senders: Arc::default(), refused: Arc::default(), transfers: Mutex::default() }
+        Handshakes {
+            store,
+            memory,
+            senders: Arc::default(),
+            refused: Arc::default(),
+            checked: Arc::default(),
+            transfers: Mutex::default(),
+        }
     }
 
-    /// A place for a sender, if one is free.
-    pub fn place(&self) -> Option<Place> {
-        (Arc::strong_count(&self.senders) <= SENDERS).then(|| Place(self.senders.clone()))
+    /// A place among these, if one is free.
+    fn place(among: &Arc<()>) -> Option<Place> {
+        (Arc::strong_count(among) <= SENDERS).then(|| Place(among.clone()))
     }
 
     /// Serves a sender of the handshake's listener, in a thread of its own.
@@ -122,7 +123,7 @@ impl Handshakes {
     /// # Errors
     /// The system has no threads left.
     pub fn serve(self: &Arc<Self>, stream: Stream) -> io::Result<()> {
-        let place = self.place();
+        let place = Handshakes::place(&self.senders);
         let refused = (place.is_none() && Arc::strong_count(&self.refused) <= REFUSED).then(|| self.refused.clone());
         if place.is_none() && refused.is_none() {
             return Ok(());
@@ -143,7 +144,7 @@ impl Handshakes {
         };
         let timed = Timed::new(stream, Some(Instant::now() + LIMIT))?;
         let mut sender = OfConnection { timed, pace: None };
-        let answer = match self.receive(&mut sender, place, Takes::Any) {
+        let answer = match self.receive_from(&mut sender, Some(place)) {
             Ok(accepted) => format!("{}\n", accepted.to_json()),
             Err(Failed::Refused(refusal)) => format!("{}\n", refusal.to_json()),
             Err(Failed::Busy) => told(&busy()),
@@ -154,11 +155,17 @@ impl Handshakes {
         reply(sender.timed, &answer)
     }
 
-    /// Receives a bundle and puts it in force.
+    /// Receives a bundle from the public listener and puts it in force.
     ///
     /// # Errors
     /// See [`Failed`]; nothing has changed then.
-    pub fn receive<S: Sender>(&self, sender: &mut S, place: Place, takes: Takes) -> Result<Accepted, Failed<S::Error>> {
+    pub fn receive<S: Sender>(&self, sender: &mut S) -> Result<Accepted, Failed<S::Error>> {
+        self.receive_from(sender, None)
+    }
+
+    /// The same from either listener. A sender of the handshake's listener has a `place`. One of the public listener gets
+    /// one for as long as its line is checked: until then it is a request that sends its body, and gives way as others do.
+    fn receive_from<S: Sender>(&self, sender: &mut S, place: Option<Place>) -> Result<Accepted, Failed<S::Error>> {
         let mut bytes = Vec::new();
         let end = loop {
             if let Some(at) = bytes.iter().position(|byte| *byte == b'\n') {
@@ -171,9 +178,9 @@ impl Handshakes {
         };
         if Line::is_one(&bytes) {
             let rest = bytes.split_off(end);
-            return self.receive_v2(sender, place, takes, &bytes, rest);
+            return self.receive_v2(sender, place, &bytes, rest);
         }
-        if takes == Takes::SealedV2 {
+        if place.is_none() {
             return Err(whole("does not begin with the line of a sealed bundle of version 2").into());
         }
         while bytes.len() <= MAX_BUNDLE {
@@ -182,21 +189,22 @@ impl Handshakes {
                 break;
             }
         }
-        Ok(self.store.accept(&bytes)?)
+        Ok(self.accept(bytes)?)
     }
 
     fn receive_v2<S: Sender>(
         &self,
         sender: &mut S,
-        place: Place,
-        takes: Takes,
+        place: Option<Place>,
         line: &[u8],
         mut rest: Vec<u8>,
     ) -> Result<Accepted, Failed<S::Error>> {
-        // Strangers must not be able to fill the log by the public listener.
+        let is_public = place.is_none();
+        let Some(place) = place.or_else(|| Handshakes::place(&self.checked)) else { return Err(Failed::Busy) };
         let checked = self.store.check_line(line);
+        // Strangers must not be able to fill the log by the public listener.
         let line = checked.inspect_err(|refusal| {
-            if takes == Takes::Any {
+            if !is_public {
                 tell_refusal(refusal)
             }
         })?;
@@ -213,7 +221,28 @@ impl Handshakes {
                 break;
             }
         }
-        Ok(self.store.accept_v2(line, rest)?)
+        Ok(self.apart(move |store| store.accept_v2(line, rest))?)
+    }
+
+    /// Puts a bundle in force that has come whole.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing has changed then.
+    pub fn accept(&self, bundle: Vec<u8>) -> Result<Accepted, Refusal> {
+        self.apart(move |store| store.accept(&bundle))
+    }
+
+    /// Does this in a thread of its own: what is left of keys on its stack goes with it, while a thread of requests may
+    /// serve others for long.
+    fn apart(
+        &self,
+        act: impl FnOnce(&Store) -> Result<Accepted, Refusal> + Send + 'static,
+    ) -> Result<Accepted, Refusal> {
+        let (store, (tell, told)) = (self.store.clone(), mpsc::channel());
+        let started = threads::start("handshake", move || drop(tell.send(act(&store))));
+        let thread = started.map_err(|_| whole("finds no thread to be checked in: try again"))?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        told.recv().map_err(|_| whole("was not checked"))?
     }
 
     /// A place for what follows a signed line.
@@ -278,7 +307,7 @@ fn told(refusal: &Refusal) -> String {
 }
 
 fn busy() -> Refusal {
-    whole(format!("cannot be received now: {SENDERS} others are, or this one is already: try again"))
+    whole("cannot be received now: as many are as can be, or this one is already: try again")
 }
 
 fn no_memory() -> Refusal {

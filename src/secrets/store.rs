@@ -9,6 +9,7 @@ use formats::attestation::BundleId;
 use formats::bundle::Received;
 use formats::certificates::Fingerprint;
 use formats::digest::Sha256;
+use formats::file_keys::DeliveredKeys;
 use formats::files::FileKeys;
 use formats::items::{
     CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD, GRANT_KEYS_REMOVE,
@@ -29,7 +30,7 @@ use super::validity::{Remark, Validity};
 use crate::attest::Attestation;
 use crate::audit;
 use crate::logging;
-use crate::memory::Budget;
+use crate::memory::{Budget, Reservation};
 use crate::metrics::METRICS;
 use crate::mtls::{Calls, Identity, MutualTls};
 use crate::net::egress::Route;
@@ -289,6 +290,7 @@ impl Store {
                 );
             }
         }
+        let _room = self.room_for_keys(&received, &old)?;
         let mut bundle = Bundle::check(received, &self.allowed, &self.pinned, Utc::now())?;
         if let Some(manifest) = &manifest {
             manifest.describes(&bundle.items)?;
@@ -297,9 +299,6 @@ impl Store {
         let [names, grant_names] = [[FILE_KEYS_REMOVE, FILE_KEYS_ADD], [GRANT_KEYS_REMOVE, GRANT_KEYS_ADD]];
         let file_keys = take(&mut bundle.file_keys).apply(old.keys.as_deref(), names, FileKeys::changed)?;
         let grant_keys = take(&mut bundle.grant_keys).apply(old.grants.as_deref(), grant_names, GrantKeys::changed)?;
-        if let Some(keys) = &file_keys {
-            self.keep_memory(keys, replaced)?;
-        }
         if let Some(identity) = &bundle.identity {
             identity.write(&self.certs).map_err(|e| Refusal {
                 field: CERTIFICATES.into(),
@@ -311,36 +310,54 @@ impl Store {
         let warnings = bundle.identity.as_ref().map(|identity| identity.warnings.clone()).unwrap_or_default();
         let updated = NAMES.into_iter().filter(|name| bundle.items.contains_key(*name)).collect();
         self.replace(bundle, file_keys, grant_keys, by.id, manifest.and_then(|manifest| manifest.complete_at));
+        // Requests may hold the old keys for a while. Sets that were changed one by one share their keys.
+        let leaving = replaced.map(|keys| (Arc::downgrade(keys), keys.memory()));
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving);
         let now = self.now();
+        drop(old);
+        self.account();
         Ok(Accepted { updated, ignored, warnings, missing: now.missing(), signed: None, state: now.state.sha256() })
     }
 
-    /// Sets aside memory for the file keys to come, and for those that they replace while requests hold them.
-    /// Sets that were changed one by one share their keys.
-    fn keep_memory(&self, new: &FileKeys, replaced: Option<&Arc<FileKeys>>) -> Result<(), Refusal> {
+    /// Reserves memory for the file keys of a bundle before they are expanded, until they are accounted for.
+    fn room_for_keys(&self, received: &Received, old: &Secrets) -> Result<Reservation, Refusal> {
+        let Received { file_keys, added_file_keys, .. } = received;
+        let new: usize = [file_keys, added_file_keys].into_iter().flatten().map(DeliveredKeys::memory).sum();
+        let needed = self.memory_of_keys(old) + new;
+        if new > 0
+            && let Err(most) = self.memory.may_keep(needed.saturating_sub(FEW_KEYS))
+        {
+            let half = "half of TEEMARK_MEMORY";
+            return refuse(
+                FILE_KEYS,
+                format!("would take {needed} bytes of memory, and file keys may have {most}, {half}"),
+            );
+        }
+        let mut room = self.memory.open();
+        // Other bundles wait for this one.
+        let covered = room.cover_soon(new.saturating_sub(FEW_KEYS));
+        covered.or_else(|_| refuse(WHOLE, "finds no memory for its keys now (TEEMARK_MEMORY): try again"))?;
+        Ok(room)
+    }
+
+    /// Memory of the file keys in force, and of those that were replaced while requests hold them.
+    fn memory_of_keys(&self, secrets: &Secrets) -> usize {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.retain(|(keys, _)| keys.strong_count() > 0);
-        let mut needed = new.memory() + leaving.iter().map(|(_, bytes)| bytes).sum::<usize>();
-        needed += replaced.map_or(0, |keys| keys.memory());
-        let too_many = |most| {
-            let half = "half of TEEMARK_MEMORY";
-            refuse(FILE_KEYS, format!("would take {needed} bytes of memory, and file keys may have {most}, {half}"))
-        };
-        self.memory.keep(needed.saturating_sub(FEW_KEYS)).or_else(too_many)?;
-        leaving.extend(replaced.map(|keys| (Arc::downgrade(keys), keys.memory())));
-        Ok(())
+        secrets.keys.as_ref().map_or(0, |keys| keys.memory()) + leaving.iter().map(|(_, bytes)| bytes).sum::<usize>()
+    }
+
+    /// Sets aside the memory of file keys.
+    fn account(&self) {
+        let needed = self.memory_of_keys(&self.now());
+        self.memory.keep(needed.saturating_sub(FEW_KEYS));
     }
 
     /// Returns the memory of file keys that were replaced, once no request holds them.
     pub fn trim(&self) {
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = leaving.len();
-        leaving.retain(|(keys, _)| keys.strong_count() > 0);
-        if leaving.len() < before {
-            let in_force = self.now().keys.as_ref().map_or(0, |keys| keys.memory());
-            let needed = in_force + leaving.iter().map(|(_, bytes)| bytes).sum::<usize>();
-            // Less than before, so there is room.
-            let _ = self.memory.keep(needed.saturating_sub(FEW_KEYS));
+        let is_leaving = !self.leaving.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if is_leaving {
+            self.account();
         }
     }
 
@@ -411,7 +428,7 @@ impl Store {
         secrets.state = State { items };
         secrets.state_json = Some(secrets.state.to_json().into());
         let state = secrets.state.sha256();
-        secrets.complete_at = complete_at.filter(|at| *at != state);
+        secrets.complete_at = complete_at.or(secrets.complete_at).filter(|at| *at != state);
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
         if let Some(attestation) = &self.attestation {
             attestation.put_in_force(id, state);
