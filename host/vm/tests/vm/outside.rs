@@ -4,6 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -30,6 +32,26 @@ impl User {
     }
 }
 
+/// What a keeper seals: a folder with the files of the workshop, which may change.
+pub(crate) struct Sources {
+    pub(crate) folder: PathBuf,
+}
+
+impl Sources {
+    /// The workshop's certificates and keys.
+    pub(crate) fn new(workshop: &Workshop) -> Result<Sources> {
+        let folder = workshop.path("keeper");
+        fs::create_dir_all(&folder)?;
+        for name in ["client.crt", "client.key", "ecs-ca.crt", "ca.crt", "ca.key"] {
+            fs::copy(workshop.certs()?.join(name), folder.join(name)).context(name)?;
+        }
+        fs::copy(workshop.keys()?, folder.join("keys.json"))?;
+        fs::copy(workshop.grant_key()?.with_extension("json"), folder.join("grants.json"))?;
+        fs::copy(workshop.operator()?, folder.join("operator.key"))?;
+        Ok(Sources { folder })
+    }
+}
+
 /// A running keeper, which is killed with this.
 pub(crate) struct Keeper {
     process: Child,
@@ -37,35 +59,39 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts one that watches these enclaves with the sources of the bundle, and remembers in the workshop what another
-    /// has seen before.
-    pub(crate) fn start(workshop: &Workshop, enclaves: &[&Outside]) -> Result<Keeper> {
-        let (certs, folder) = (workshop.certs()?, workshop.path("keeper"));
-        fs::create_dir_all(&folder)?;
+    /// Starts one that watches these enclaves with the sources in [`Sources`], and remembers there what another has seen
+    /// before.
+    pub(crate) fn start(sources: &Sources, enclaves: &[&Outside]) -> Result<Keeper> {
         let trust = match enclaves[0].trust.last() {
             Some(pcrs) if pcrs.ends_with(".pcrs") => format!("pcrs = ['{pcrs}']\nunsigned = true"),
             _ => "development = true".to_owned(),
         };
         let urls: Vec<String> = enclaves.iter().map(|enclave| format!("'{}'", enclave.endpoint)).collect();
         let config = format!(
-            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = '{}' }}\n[enclaves]\n\
-             urls = [{}]\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = '{}' }}\n\
-             grant_keys = {{ file = '{}' }}\n[items.certificate]\ncert = {{ file = '{}' }}\nkey = {{ file = '{}' }}\n\
-             ca = {{ file = '{}' }}\n",
-            workshop.operator()?.display(),
+            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
+             urls = [{}]\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = 'keys.json' }}\n\
+             grant_keys = {{ file = 'grants.json' }}\n[items.certificate]\ncert = {{ file = 'client.crt' }}\n\
+             key = {{ file = 'client.key' }}\nca = {{ file = 'ecs-ca.crt' }}\n",
             urls.join(", "),
             operator::ENDPOINT,
-            workshop.keys()?.display(),
-            workshop.grant_key()?.with_extension("json").display(),
-            certs.join("client.crt").display(),
-            certs.join("client.key").display(),
-            certs.join("ecs-ca.crt").display(),
         );
-        let (file, log) = (folder.join("keeper.toml"), folder.join("keeper.log"));
+        let (file, log) = (sources.folder.join("keeper.toml"), sources.folder.join("keeper.log"));
         fs::write(&file, config)?;
         let mut keeper = Command::new(program("teemark")?);
         keeper.arg("keeper").arg("--config").arg(&file).stdin(Stdio::null()).stdout(fs::File::create(&log)?);
         Ok(Keeper { process: keeper.spawn().context("no keeper")?, log })
+    }
+
+    /// Waits until it has told this of an enclave.
+    pub(crate) fn tells(&self, enclave: &Outside, event: &str) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            if let Some(line) = self.told(enclave, event)?.pop() {
+                return Ok(line);
+            }
+            ensure!(start.elapsed() < teemark_vm::BOOT, "the keeper does not tell {event}");
+            sleep(Duration::from_millis(10));
+        }
     }
 
     /// What it has told of an enclave since its start.
@@ -188,7 +214,12 @@ impl Outside<'_> {
 
     /// A grant for that file, and the file that holds it.
     pub(crate) fn grant(&self, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
-        let file = self.workshop.path("grant");
+        self.grant_in("grant", file_id, user_id, reply_key)
+    }
+
+    /// The same in a file of this name.
+    pub(crate) fn grant_in(&self, name: &str, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
+        let file = self.workshop.path(&format!("{name}.grant"));
         let mut grant = self.teemark("grant");
         grant.args(["--file-id", file_id, "--user-id", user_id, "--audience", FLEET, "--reply-key", reply_key]);
         grant.arg("--content").arg(self.encrypted());

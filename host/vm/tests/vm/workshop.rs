@@ -205,7 +205,7 @@ impl Workshop {
     }
 
     /// A private key for this purpose, and its public half, as `teemark keygen` makes them.
-    fn key_pair(&self, private: &str, purpose: &str, public: &str) -> Result<PathBuf> {
+    pub(crate) fn key_pair(&self, private: &str, purpose: &str, public: &str) -> Result<PathBuf> {
         let (private, public) = (self.path(private), self.path(public));
         let mut keygen = Command::new(program("teemark")?);
         keygen.args(["keygen", "--for", purpose, "--output"]).arg(&private).arg("--public-output").arg(&public);
