@@ -173,7 +173,7 @@ impl Log {
     /// The enclave's keys are made: the boot gets its name, checkpoints are signed, and the stream to the collector
     /// begins.
     pub fn begin(&self, attestation: &Arc<Attestation>) {
-        let LogSettings { form, audit, .. } = &self.0.settings;
+        let LogSettings { form, to, audit, .. } = &self.0.settings;
         if self.0.boot.set(attestation.clone()).is_err() {
             return;
         }
@@ -189,6 +189,8 @@ impl Log {
             self.record(Kind::Document, base64::encode(document).into_bytes());
         }
         self.checkpoint();
+        let to = to.as_ref().map_or("nowhere else".into(), ToString::to_string);
+        log::info!("the log is {}, and goes to {to}; audit trail: {}", form.name(), audit.name());
     }
 
     /// Has the records so far signed.
