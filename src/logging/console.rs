@@ -24,13 +24,15 @@ pub(super) struct Console<W> {
     /// What is being written, and how much of it was.
     pending: Vec<u8>,
     written: usize,
+    /// Lines of the ring, in memory that is used again.
+    lines: Vec<u8>,
     /// Whether writing has failed, so that nothing more is tried.
     broken: bool,
 }
 
 impl<W: Write + AsFd> Console<W> {
     pub(super) fn new(out: W, whole: bool) -> Console<W> {
-        Console { out, whole, next: 1, pending: Vec::new(), written: 0, broken: false }
+        Console { out, whole, next: 1, pending: Vec::new(), written: 0, lines: Vec::new(), broken: false }
     }
 
     /// Writes what the stream takes now. `missed` counts records that went before they could be written.
@@ -75,9 +77,9 @@ impl<W: Write + AsFd> Console<W> {
             self.next = gone + 1;
         }
         while self.pending.is_empty() && self.next <= ring.last() {
-            let mut lines = Vec::new();
-            self.next = ring.copy(self.next, ENOUGH, &mut lines);
-            for line in lines.split_inclusive(|&b| b == b'\n') {
+            self.lines.clear();
+            self.next = ring.copy(self.next, ENOUGH, &mut self.lines);
+            for line in self.lines.split_inclusive(|&b| b == b'\n') {
                 match Record::parse(line.trim_ascii_end()) {
                     Some(record) if record.kind == Kind::Log => {
                         self.pending.extend_from_slice(record.body.as_bytes());

@@ -16,6 +16,7 @@ mod queue;
 mod ring;
 mod stream;
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -334,18 +335,16 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
+        let (shared, mut entries) = (self.shared.clone(), VecDeque::new());
         loop {
-            let shared = self.shared.clone();
             let queue = lock(&shared.queue);
             let gathers = !queue.is_empty() && !queue.finishing;
             drop(queue);
             if gathers && lock(&shared.acked).waiting == 0 {
                 thread::sleep(GATHERING);
             }
-            let entries = lock(&shared.queue).take();
-            for entry in entries {
-                self.write(entry);
-            }
+            lock(&shared.queue).take(&mut entries);
+            entries.drain(..).for_each(|entry| self.write(entry));
             let now = Instant::now();
             let behind = self.step(now);
             let mut queue = lock(&shared.queue);
@@ -442,15 +441,17 @@ impl Writer {
         let console_waits = self.console.is_behind(&ring);
         drop(ring);
         let stdin = io::stdin();
-        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
+        // The three that are not always there are the first one again, and wait for nothing.
+        let mut fds = [PollFlags::POLLIN, PollFlags::empty(), PollFlags::empty(), PollFlags::empty()]
+            .map(|flags| PollFd::new(self.woken.as_fd(), flags));
         if let Some((fd, flags)) = self.outgoing.as_ref().and_then(Outgoing::watch) {
-            fds.push(PollFd::new(fd, flags));
+            fds[1] = PollFd::new(fd, flags);
         }
         if console_waits {
-            fds.push(PollFd::new(self.console.fd(), PollFlags::POLLOUT));
+            fds[2] = PollFd::new(self.console.fd(), PollFlags::POLLOUT);
         }
         if self.init.is_some() {
-            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+            fds[3] = PollFd::new(stdin.as_fd(), PollFlags::POLLIN);
         }
         let until = self.outgoing.as_ref().and_then(Outgoing::deadline);
         let timeout = until.map_or(PollTimeout::NONE, |at| {
@@ -458,8 +459,7 @@ impl Writer {
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         let _ = poll(&mut fds, timeout);
-        let said = self.init.is_some() && fds.last().is_some_and(|fd| fd.any() == Some(true));
-        drop(fds);
+        let said = self.init.is_some() && fds[3].any() == Some(true);
         if said {
             self.read_init();
         }

@@ -51,10 +51,10 @@ impl Queue {
         self.last
     }
 
-    /// Takes all that waits.
-    pub(super) fn take(&mut self) -> VecDeque<Entry> {
+    /// Takes all that waits, and leaves this empty queue, whose memory is used again.
+    pub(super) fn take(&mut self, empty: &mut VecDeque<Entry>) {
         self.bytes = 0;
-        std::mem::take(&mut self.entries)
+        std::mem::swap(&mut self.entries, empty);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -72,9 +72,12 @@ mod tests {
         let push = |queue: &mut Queue| queue.push(Kind::Log, vec![b'x'; 1 << 10]);
         let numbers: Vec<_> = (0..3000).filter_map(|_| push(&mut queue)).collect();
         assert_eq!(numbers, (1..=1024).collect::<Vec<_>>());
-        assert_eq!(queue.take().len(), 1024);
+        let mut entries = VecDeque::new();
+        queue.take(&mut entries);
+        assert_eq!(entries.len(), 1024);
+        entries.clear();
         assert_eq!(push(&mut queue), Some(1026));
-        let entries = queue.take();
+        queue.take(&mut entries);
         assert_eq!(entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [Kind::Dropped, Kind::Log]);
         let told: Dropped = serde_json::from_slice(&entries[0].body).unwrap();
         assert_eq!(told, Dropped::Lines { lines: 3000 - 1024 });
