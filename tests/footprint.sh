@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 MOST_BYTES=2900000
 MOST_RSS_KIB=2560
-MOST_INSTRUCTIONS=1000000
+MOST_INSTRUCTIONS=1500000
 
 daemon=$(image/programs.sh | sed -n 1p)
 
