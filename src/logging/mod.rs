@@ -75,7 +75,14 @@ struct Shared {
     acks: Condvar,
     wake: UnixStream,
     /// The enclave's keys, once they are made.
-    boot: OnceLock<Arc<Attestation>>,
+    boot: OnceLock<Begun>,
+}
+
+/// The boot has a name.
+struct Begun {
+    attestation: Arc<Attestation>,
+    /// The records that say which boot this is. They come again where others are missing: they may be among those.
+    names: Vec<(Kind, Vec<u8>)>,
 }
 
 /// What collectors have acknowledged.
@@ -175,9 +182,6 @@ impl Log {
     /// begins.
     pub fn begin(&self, attestation: &Arc<Attestation>) {
         let LogSettings { form, to, audit, .. } = &self.0.settings;
-        if self.0.boot.set(attestation.clone()).is_err() {
-            return;
-        }
         let boot = Boot {
             audit: audit.name().into(),
             boot_nonce: attestation.boot_nonce(),
@@ -185,9 +189,11 @@ impl Log {
             log: form.name().into(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
-        self.record(Kind::Boot, serde_json::to_vec(&boot).expect("texts are JSON"));
-        if let Some(document) = attestation.of_boot() {
-            self.record(Kind::Document, base64::encode(document).into_bytes());
+        let mut names = vec![(Kind::Boot, serde_json::to_vec(&boot).expect("texts are JSON"))];
+        names.extend(attestation.of_boot().map(|document| (Kind::Document, base64::encode(document).into_bytes())));
+        names.iter().for_each(|(kind, body)| _ = self.record(*kind, body.clone()));
+        if self.0.boot.set(Begun { attestation: attestation.clone(), names }).is_err() {
+            return;
         }
         self.checkpoint();
         let to = to.as_ref().map_or("nowhere else".into(), ToString::to_string);
@@ -203,7 +209,7 @@ impl Log {
 
     /// A checkpoint of what is written now, if the keys are made.
     pub fn live(&self) -> Option<Checkpoint> {
-        let attestation = self.0.boot.get()?;
+        let Begun { attestation, .. } = self.0.boot.get()?;
         let ring = lock(&self.0.ring);
         let head = Head { number: ring.last(), hash: ring.hash(ring.last()).unwrap_or(ring.gone().hash) };
         drop(ring);
@@ -366,7 +372,7 @@ impl Writer {
         let number = self.head.number + 1;
         match (kind, &mut self.sealer, &self.shared.settings.form) {
             (Kind::Checkpoint, ..) => {
-                let made = self.shared.boot.get().map(|attestation| attestation.checkpoint(self.head));
+                let made = self.shared.boot.get().map(|begun| begun.attestation.checkpoint(self.head));
                 body = serde_json::to_vec(&made).expect("texts and numbers are JSON");
             }
             // The first one's is made already.
@@ -410,14 +416,14 @@ impl Writer {
     fn step(&mut self, now: Instant) -> bool {
         let shared = &self.shared;
         let ring = lock(&shared.ring);
-        let Some(boot) = shared.boot.get() else {
+        let Some(Begun { attestation, names }) = shared.boot.get() else {
             self.console.write(&ring, true);
             return self.console.is_behind(&ring);
         };
         self.console.write(&ring, shared.settings.to.is_none());
         let Some(to) = &shared.settings.to else { return self.console.is_behind(&ring) };
         let outgoing = self.outgoing.get_or_insert_with(|| Outgoing::new(to.clone(), now));
-        let (boot, keys) = (boot.boot_nonce(), &shared.settings.audit_keys);
+        let (boot, keys) = (attestation.boot_nonce(), &shared.settings.audit_keys);
         let signed = |ack: &Ack| {
             let by = |key: &VerifyingKey, signature| key.verifies(&Ack::to_be_signed(ack.head, boot), signature);
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))
@@ -430,7 +436,10 @@ impl Writer {
             shared.acks.notify_all();
         }
         if let Some(gone) = gone {
-            lock(&shared.queue).push(Kind::Dropped, serde_json::to_vec(&gone).expect("numbers are JSON"));
+            let mut queue = lock(&shared.queue);
+            queue.push(Kind::Dropped, serde_json::to_vec(&gone).expect("numbers are JSON"));
+            names.iter().for_each(|(kind, body)| _ = queue.push(*kind, body.clone()));
+            queue.push(Kind::Checkpoint, Vec::new());
         }
         self.console.is_behind(&ring) || outgoing.is_behind(&ring)
     }

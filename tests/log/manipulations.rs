@@ -147,6 +147,16 @@ fn a_record_that_was_edited_is_named_also_if_its_hash_was_made_to_fit() {
         lines[at] = lines[at].replace(MISSED, "unknown 200");
     });
     names(&edited, &format!("record {} does not fit: it was changed", at + 1));
+    // Only its hash, right before a checkpoint, which signs the true one: nothing else is wrong.
+    let rehashed = with(|lines| {
+        at = lines.len() - 2;
+        let digit = if lines[at].ends_with("boot: stopped") { lines[at].find(' ').unwrap() + 1 } else { 0 };
+        let other = if &lines[at][digit..=digit] == "0" { "1" } else { "0" };
+        lines[at].replace_range(digit..=digit, other);
+    });
+    let output = verify(&rehashed.1, &["--development"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.matches("WRONG").count() == 1 && told.contains(&format!("record {} does not fit", at + 1)), "{told}");
     // All hashes after it as well: they fit each other, and not what was signed.
     let rewritten = with(|lines| {
         at = middle(lines);
@@ -237,4 +247,35 @@ fn replace(lines: &mut [String], at: usize, body: &str) {
     head.write(record(&lines[at]).kind, body.as_bytes(), &mut line);
     lines[at] = String::from_utf8(line).unwrap().trim_end().to_owned();
     assert!(Record::parse(lines[at].as_bytes()).is_some_and(|record| record.head.hash != Sha256::default()));
+}
+
+#[test]
+fn what_the_enclave_says_it_dropped_is_told_and_only_that_may_be_missing() {
+    let mut collector = Collector::new();
+    let daemon = Setup::new(1).env("TEEMARK_LOG_TO", &collector.address()).start();
+    // The collector is late, and the boot's own records are gone by then.
+    wait_for("the first records to go", || {
+        (0..200).for_each(|_| assert_eq!(daemon.get("/nothing").status, 404));
+        let tail = daemon.get_admin("/admin/log?lines=10000").text();
+        (number(tail.lines().next().unwrap()) > 100).then_some(())
+    });
+    collector.start();
+    collector.wait_for(" boot ", 1);
+    let name = fs::read_dir(collector.files()).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    let lines = wait_for("a checkpoint after it", || {
+        let lines = lines_of_boot(&collector.files(), &name);
+        let boot = lines.iter().position(|line| record(line).kind == Kind::Boot)?;
+        lines[boot..].iter().any(|line| record(line).kind == Kind::Checkpoint).then_some(lines)
+    });
+    let output = verify(&write(&name, &lines).1, &["--development"]);
+    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let dropped = format!("dropped by the enclave: records 1 to {}, which nobody took in time", number(&lines[0]) - 1);
+    assert!(text.contains(&dropped) && text.contains("signed up to record"), "{text}");
+    // One more at the beginning, and the first that is left, changed.
+    let first = number(&lines[0]);
+    names(&write(&name, &lines[1..]), &format!("records 1 to {first} are missing"));
+    let mut changed = lines.clone();
+    changed[0] = changed[0].replacen(" log ", " log x", 1);
+    names(&write(&name, &changed), &format!("record {first} does not fit: it was changed"));
 }

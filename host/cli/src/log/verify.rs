@@ -182,6 +182,7 @@ impl Checker<'_> {
             gaps: Vec::new(),
             other: None,
             stray: None,
+            early: Vec::new(),
             checker: self,
         };
         for path in files {
@@ -204,6 +205,13 @@ impl Checker<'_> {
     }
 }
 
+/// The hash of the record before one: as it says, and by its content if that is another one.
+#[derive(Clone, Copy)]
+struct Before {
+    says: Sha256,
+    is: Option<Sha256>,
+}
+
 struct Check<'a> {
     verdict: Verdict,
     gaps: Vec<Gap>,
@@ -211,6 +219,8 @@ struct Check<'a> {
     other: Option<Sha256>,
     /// The last record of another chain that stands here too.
     stray: Option<Head>,
+    /// Checkpoints from before the boot had a name, with their records' numbers.
+    early: Vec<(u64, Checkpoint, Option<Before>)>,
     checker: &'a Checker<'a>,
 }
 
@@ -224,6 +234,7 @@ impl Check<'_> {
         if number <= head.number {
             return self.out_of_place(record);
         }
+        let before = Before { says: head.hash, is: self.other };
         self.verdict.records += 1;
         if number > head.number + 1 {
             self.gaps.push(Gap { from: head.number + 1, to: number - 1, next: line.to_vec() });
@@ -236,7 +247,7 @@ impl Check<'_> {
             self.verdict.find(format!("record {number} does not fit: it was changed, or record {} was", head.number));
         }
         self.verdict.hashes.insert(number, record.head.hash);
-        let (before, followed) = (head, number == head.number + 1);
+        let followed = number == head.number + 1;
         self.verdict.head = record.head;
         self.content(record, before, followed);
     }
@@ -267,10 +278,12 @@ impl Check<'_> {
         }
     }
 
-    fn content(&mut self, record: &Record<'_>, before: Head, followed: bool) {
+    fn content(&mut self, record: &Record<'_>, before: Before, followed: bool) {
         let number = record.head.number;
         match record.kind {
             Kind::Boot => match serde_json::from_str::<Boot>(record.body) {
+                // It comes again after a gap.
+                Ok(boot) if self.verdict.is_of(&boot) => {}
                 Ok(_) if self.verdict.nonce.is_some() => {
                     self.verdict.find(format!("record {number} begins another boot in the same chain"));
                 }
@@ -288,11 +301,14 @@ impl Check<'_> {
                     if self.checker.live.is_some_and(|live| live.identity == boot.identity) {
                         self.verdict.by = "the running enclave's attestation";
                     }
+                    for (number, checkpoint, before) in std::mem::take(&mut self.early) {
+                        self.judge(number, checkpoint, before, boot.boot_nonce, &boot.identity);
+                    }
                 }
                 Err(_) => self.verdict.find(format!("record {number} does not say which boot this is")),
             },
             Kind::Document => self.document(record),
-            Kind::Checkpoint => self.checkpoint(record, before, followed),
+            Kind::Checkpoint => self.checkpoint(record, followed.then_some(before)),
             Kind::Dropped => match serde_json::from_str(record.body) {
                 Ok(Dropped::Lines { lines }) => {
                     self.verdict.dropped.push(format!("{lines} lines before record {number}, which had no number yet"));
@@ -322,17 +338,29 @@ impl Check<'_> {
         }
     }
 
-    fn checkpoint(&mut self, record: &Record<'_>, before: Head, followed: bool) {
+    fn checkpoint(&mut self, record: &Record<'_>, before: Option<Before>) {
         let number = record.head.number;
-        let verdict = &mut self.verdict;
         let Ok(checkpoint) = serde_json::from_str::<Checkpoint>(record.body) else {
-            return verdict.find(format!("record {number} is not a checkpoint"));
+            return self.verdict.find(format!("record {number} is not a checkpoint"));
         };
-        let (Some(identity), Some(nonce)) = (verdict.identity, verdict.nonce) else {
-            return verdict.find(format!("the checkpoint in record {number} comes before the boot has a name"));
-        };
+        match (self.verdict.nonce, self.verdict.identity) {
+            (Some(nonce), Some(identity)) => self.judge(number, checkpoint, before, nonce, &identity),
+            // After a gap at the beginning the boot has its name later.
+            _ => self.early.push((number, checkpoint, before)),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        number: u64,
+        checkpoint: Checkpoint,
+        before: Option<Before>,
+        nonce: BootNonce,
+        identity: &VerifyingKey,
+    ) {
+        let verdict = &mut self.verdict;
         let since = verdict.signed.as_ref().map_or(1, |signed| signed.head.number.saturating_add(1));
-        if !checkpoint.is_by(&identity) {
+        if !checkpoint.is_by(identity) {
             verdict.find(format!(
                 "the checkpoint in record {number} is forged: it is not signed by this boot's identity key"
             ));
@@ -343,10 +371,12 @@ impl Check<'_> {
                 "the checkpoint in record {number} was moved: it is about record {}",
                 checkpoint.head.number
             ));
-        } else if followed && checkpoint.head != before && self.other != Some(checkpoint.head.hash) {
+        } else if before
+            .is_some_and(|Before { says, is }| says != checkpoint.head.hash && is != Some(checkpoint.head.hash))
+        {
             verdict.find(format!(
                 "records {since} to {} are not those that the enclave signed, though their hashes fit each other",
-                before.number
+                number - 1
             ));
         } else {
             verdict.signed = Some(checkpoint);
@@ -413,6 +443,11 @@ impl Verdict {
         } else {
             self.more += 1;
         }
+    }
+
+    /// Whether this is the boot.
+    fn is_of(&self, boot: &Boot) -> bool {
+        (self.nonce, self.identity) == (Some(boot.boot_nonce), Some(boot.identity))
     }
 
     /// Whether the record that a checkpoint is about is here.
