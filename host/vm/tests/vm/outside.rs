@@ -132,8 +132,13 @@ impl Outside<'_> {
 
     /// The same people, reached by another port of the parent.
     pub(crate) fn at(&self, world: &World, port: u32) -> Result<Outside<'_>> {
-        let endpoint = format!("http://{}", forward::forward("port", 0, world.parent.dialer(), port)?);
-        Ok(Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() })
+        Ok(self.by(forward::forward("port", 0, world.parent.dialer(), port)?))
+    }
+
+    /// The same people, who reach the enclave by this address.
+    pub(crate) fn by(&self, address: SocketAddr) -> Outside<'_> {
+        let endpoint = format!("http://{address}");
+        Outside { workshop: self.workshop, teemark: self.teemark.clone(), endpoint, trust: self.trust.clone() }
     }
 
     /// The state that the enclave attests.
