@@ -274,7 +274,9 @@ fn serve(
         let queued = if side == Side::Public { api.memory.queued() } else { Arc::default() };
         let bundle = if side == Side::Public { MAX_LINE + MAX_BUNDLE_V2 } else { MAX_BUNDLE };
         let max_body = api.limits.any_body().bytes.max(bundle) as u64;
-        let options = ingress::Options { limit, max_body, idle: settings.idle, queued, stopping: stopping.clone() };
+        let by_state = if side == Side::Public { &METRICS.public } else { &METRICS.admin };
+        let (idle, stopping) = (settings.idle, stopping.clone());
+        let options = ingress::Options { limit, max_body, idle, queued, stopping, by_state };
         let service = Arc::new(Served { api: api.clone(), side });
         ingress::add(&mut event_loop, listener, service, options).map_err(cannot()).map(drop)?;
     }

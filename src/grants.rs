@@ -27,7 +27,7 @@ impl GrantTime {
 }
 
 /// Most grants that are remembered at once: 8 MiB. One user may have half of them.
-const MOST: usize = 1 << 16;
+pub const MOST: usize = 1 << 16;
 const MOST_OF_ONE: usize = MOST / 2;
 /// How often a grant may be tried in vain through its user's own fault.
 const TRIES: u8 = 3;
@@ -79,7 +79,7 @@ impl UsedGrants {
             Some(state) => state.taken = true,
             None => {
                 if !remembered.has_room(owner) {
-                    remembered.forget(|state| state.ends <= now.0);
+                    remembered.forget_expired(now);
                 }
                 if !remembered.has_room(owner) {
                     return Err(GrantError::Full);
@@ -93,6 +93,13 @@ impl UsedGrants {
         Ok(Use { grants: self, id: Some(grant.id) })
     }
 
+    /// How many are remembered that have not expired. `now` is the latest time that the clock ever showed.
+    pub fn count(&self, now: Utc) -> usize {
+        let mut remembered = self.remembered();
+        remembered.forget_expired(now);
+        remembered.grants.len()
+    }
+
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,10 +110,10 @@ impl Remembered {
         self.grants.len() < MOST && self.owners.get(&owner).is_none_or(|n| *n < MOST_OF_ONE)
     }
 
-    fn forget(&mut self, which: impl Fn(&State) -> bool) {
+    fn forget_expired(&mut self, now: Utc) {
         let owners = &mut self.owners;
         self.grants.retain(|_, state| {
-            let kept = !which(state);
+            let kept = state.ends > now.0;
             if !kept && let Some(n) = owners.get_mut(&state.owner) {
                 *n -= 1;
             }
@@ -214,7 +221,10 @@ mod tests {
         (0..MOST).for_each(|n| used.take(&grant(n, 5), Utc(0)).unwrap().use_up());
         assert_eq!(used.take(&grant(MOST, 5), Utc(4)).err(), Some(GrantError::Full));
         assert_eq!(used.take(&grant(0, 5), Utc(4)).err(), Some(GrantError::Used));
+        assert_eq!(used.count(Utc(4)), MOST);
+        assert_eq!(used.count(Utc(5)), 0, "expired grants do not count");
         assert!(used.take(&grant(MOST, 9), Utc(5)).is_ok());
+        assert_eq!(used.count(Utc(5)), 0, "it was dropped unused");
         assert_eq!(used.take(&grant(0, 5), Utc(5)).err(), Some(GrantError::Expired), "though it is forgotten");
     }
 

@@ -1,12 +1,12 @@
 //! What the daemon counts, as Prometheus reads it (text format 0.0.4).
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write};
-use std::sync::Mutex;
+use std::fmt::Write;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use formats::time::Utc;
+use formats::items::{FILE_KEYS, GRANT_KEYS};
 
 /// The counters of this process.
 pub static METRICS: Metrics = Metrics::new();
@@ -43,34 +43,50 @@ impl Gauge {
         self.0.store(n, Relaxed);
     }
 
+    /// One more, until the value is dropped.
+    pub fn one_more(&'static self) -> OneMore {
+        self.0.fetch_add(1, Relaxed);
+        OneMore(self)
+    }
+
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// A number of either sign, once it is known.
+/// Counts in a gauge until it is dropped.
+pub struct OneMore(&'static Gauge);
+
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A number of either sign, once it is known. What is not known is stored as 0, as everything here is at first: so these
+/// statics take no bytes in the program's file.
 pub struct Signed(AtomicI64);
 
 impl Signed {
     const UNKNOWN: i64 = i64::MIN;
 
     const fn new() -> Signed {
-        Signed(AtomicI64::new(Signed::UNKNOWN))
+        Signed(AtomicI64::new(0))
     }
 
     fn get(&self) -> Option<i64> {
-        Some(self.0.load(Relaxed)).filter(|n| *n != Signed::UNKNOWN)
+        Some(self.0.load(Relaxed) ^ Signed::UNKNOWN).filter(|n| *n != Signed::UNKNOWN)
     }
 
     /// Sets the number.
     pub fn set(&self, n: i64) {
-        self.0.store(n, Relaxed);
+        self.0.store(n ^ Signed::UNKNOWN, Relaxed);
     }
 }
 
 /// Upper bounds of the histograms' buckets, in milliseconds.
-const BUCKETS: [u64; 12] = [1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
+const BUCKETS: [u64; 9] = [1, 5, 25, 100, 250, 1_000, 2_500, 10_000, 30_000];
 
 /// A histogram of durations: a count per bucket, and the sum in microseconds.
 pub struct Histogram {
@@ -90,21 +106,104 @@ impl Histogram {
         self.sum.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    fn print(&self, name: &str, help: &str, out: &mut String) {
-        describe(name, "histogram", help, out);
+    /// Its samples. `label` is a label and a comma, or nothing.
+    fn print(&self, name: &str, label: &str, out: &mut String) {
         let mut total = 0;
         for (count, bound) in self.buckets.iter().zip(BUCKETS.iter().map(Some).chain([None])) {
             total += count.load(Relaxed);
             let le = bound.map_or("+Inf".to_owned(), |ms| seconds(ms * 1000));
-            let _ = writeln!(out, "{name}_bucket{{le=\"{le}\"}} {total}");
+            let _ = writeln!(out, "{name}_bucket{{{label}le=\"{le}\"}} {total}");
         }
-        let _ = writeln!(out, "{name}_sum {}\n{name}_count {total}", seconds(self.sum.load(Relaxed)));
+        let of = label.strip_suffix(',').map_or_else(String::new, |label| format!("{{{label}}}"));
+        let _ = writeln!(out, "{name}_sum{of} {}\n{name}_count{of} {total}", seconds(self.sum.load(Relaxed)));
     }
+}
+
+/// The names of the routes, and of what answers where there is none.
+const ROUTES: [&str; 20] = [
+    "attestation",
+    "decrypt",
+    "decrypt_raw",
+    "drain",
+    "get_attestation",
+    "health",
+    "health_check",
+    "log",
+    "log_checkpoint",
+    "metrics",
+    "panicked",
+    "ping",
+    "ready",
+    "refused",
+    "root",
+    "sealed_bundle",
+    "state",
+    "status",
+    "unknown",
+    "update_secrets",
+];
+
+/// The state of a listener's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// It waits for the first byte of a request.
+    Idle,
+    /// A request's head is coming.
+    Head,
+    /// A complete head waits for a thread.
+    Queued,
+    /// A request is being served.
+    InFlight,
+    /// The last answer is being sent.
+    Closing,
+}
+
+/// The states' names, in their order.
+const STATES: [&str; 5] = ["idle", "head", "queued", "in_flight", "closing"];
+
+/// A listener's connections by state.
+pub struct ByState([Gauge; STATES.len()]);
+
+impl ByState {
+    const fn new() -> ByState {
+        ByState([const { Gauge::new() }; STATES.len()])
+    }
+
+    /// How many are in this state.
+    pub fn at(&self, state: ConnectionState) -> &Gauge {
+        &self.0[state as usize]
+    }
+}
+
+/// What is looked at when the metrics are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Live {
+    /// Whether files can be had.
+    pub ready: bool,
+    /// Whether this enclave is being taken out of service.
+    pub draining: bool,
+    /// What is left of the memory of all requests, in bytes.
+    pub memory_left: usize,
+    /// All of it.
+    pub memory: usize,
+    /// The largest file, in bytes.
+    pub max_file: usize,
+    /// Most connections of a listener, and most requests in flight.
+    pub connections: usize,
+    /// Grants that are remembered, and the most that are.
+    pub grants: [usize; 2],
+    /// File keys and grant keys in force.
+    pub keys: [usize; 2],
+    /// The counter of the last sealed bundle in force; 0 if none is.
+    pub counter: u64,
+    /// When the daemon started, in seconds since 1970.
+    pub started: u64,
 }
 
 /// Everything that is counted.
 pub struct Metrics {
-    requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    answers: Mutex<Answers>,
+    durations: [Histogram; ROUTES.len()],
     /// Bytes of encrypted files received.
     pub file_bytes_in: Counter,
     /// Bytes of files returned.
@@ -121,6 +220,10 @@ pub struct Metrics {
     pub connections_refused: Counter,
     /// Connections open now.
     pub connections_open: Gauge,
+    /// The public listener's connections.
+    pub public: ByState,
+    /// The admin listener's.
+    pub admin: ByState,
     /// Bundles that took effect.
     pub handshakes_accepted: Counter,
     /// Bundles that changed nothing.
@@ -133,16 +236,31 @@ pub struct Metrics {
     pub log_lines_dropped: Counter,
     /// Requests for a file without a valid grant.
     pub grants_refused: Counter,
+    /// Attestation documents that the module made.
+    pub documents_made: Counter,
+    /// Documents that were refused, since too many were requested.
+    pub documents_refused: Counter,
+    /// Documents that the module failed to make.
+    pub documents_failed: Counter,
     /// Milliseconds by which this machine's clock was ahead of the Nitro Secure Module's when they were last compared.
     pub clock_drift: Signed,
     /// When the client certificate expires, in seconds since 1970; 0 if there is none.
     pub certificate_ends: Gauge,
 }
 
+#[derive(Default)]
+struct Answers {
+    /// By route and status code.
+    requests: BTreeMap<(&'static str, u16), u64>,
+    /// Those that are errors, by the error's code.
+    refusals: BTreeMap<&'static str, u64>,
+}
+
 impl Metrics {
     const fn new() -> Metrics {
         Metrics {
-            requests: Mutex::new(BTreeMap::new()),
+            answers: Mutex::new(Answers { requests: BTreeMap::new(), refusals: BTreeMap::new() }),
+            durations: [const { Histogram::new() }; ROUTES.len()],
             file_bytes_in: Counter::new(),
             file_bytes_out: Counter::new(),
             decrypt_time: Histogram::new(),
@@ -151,30 +269,50 @@ impl Metrics {
             connections: Counter::new(),
             connections_refused: Counter::new(),
             connections_open: Gauge::new(),
+            public: ByState::new(),
+            admin: ByState::new(),
             handshakes_accepted: Counter::new(),
             handshakes_refused: Counter::new(),
             tls_handshakes: Counter::new(),
             panics: Counter::new(),
             log_lines_dropped: Counter::new(),
             grants_refused: Counter::new(),
+            documents_made: Counter::new(),
+            documents_refused: Counter::new(),
+            documents_failed: Counter::new(),
             clock_drift: Signed::new(),
             certificate_ends: Gauge::new(),
         }
     }
 
-    /// Counts one answer. `route` is one of the daemon's own names, never something that a client sent.
-    pub fn answered(&self, route: &'static str, code: u16) {
-        *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry((route, code)).or_default() += 1;
+    /// Counts one answer, and the code in it if it is an error. Both names are the daemon's own, never something that a
+    /// client sent.
+    pub fn answered(&self, route: &'static str, status: u16, code: Option<&'static str>) {
+        let mut answers = self.answers();
+        *answers.requests.entry((route, status)).or_default() += 1;
+        if let Some(code) = code {
+            *answers.refusals.entry(code).or_default() += 1;
+        }
     }
 
-    /// All metrics as text. `memory_left` is what admission has left, in bytes.
-    pub fn print(&self, memory_left: usize) -> String {
-        let mut out = String::with_capacity(6 << 10);
-        describe("teemark_requests_total", "counter", "Answers by route and status code.", &mut out);
-        for ((route, code), n) in self.requests.lock().unwrap_or_else(|e| e.into_inner()).iter() {
-            let _ = writeln!(out, "teemark_requests_total{{route=\"{route}\",code=\"{code}\"}} {n}");
+    /// Counts how long a request took, from its complete head to the end of its answer.
+    pub fn took(&self, route: &'static str, took: Duration) {
+        let found = ROUTES.iter().position(|name| *name == route);
+        debug_assert!(found.is_some(), "{route} is not in ROUTES");
+        if let Some(route) = found {
+            self.durations[route].observe(took);
         }
-        let counters = [
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All metrics as text.
+    pub fn print(&self, live: &Live) -> String {
+        let mut out = String::with_capacity(16 << 10);
+        self.print_answers(&mut out);
+        for (name, help, counter) in [
             ("file_bytes_in_total", "Bytes of encrypted files received.", &self.file_bytes_in),
             ("file_bytes_out_total", "Bytes of files returned.", &self.file_bytes_out),
             ("watermark_retries_total", "Calls repeated after a stale pooled connection.", &self.watermark_retries),
@@ -184,35 +322,94 @@ impl Metrics {
             ("handshakes_refused_total", "Bundles that changed nothing.", &self.handshakes_refused),
             ("tls_handshakes_total", "TLS handshakes completed with the watermark service.", &self.tls_handshakes),
             ("grants_refused_total", "Requests for a file without a valid grant.", &self.grants_refused),
-            ("log_lines_dropped_total", "Log lines dropped because the queue was full.", &self.log_lines_dropped),
+            ("log_lines_dropped_total", "Records of the log that were dropped.", &self.log_lines_dropped),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
-        ];
-        for (name, help, counter) in counters {
-            simple(name, "counter", help, signed(counter.get()), &mut out);
+        ] {
+            sample(name, "counter", help, counter.get(), &mut out);
         }
-        simple("connections_open", "gauge", "Connections open now.", signed(self.connections_open.get()), &mut out);
-        simple(
-            "memory_left_bytes",
-            "gauge",
-            "Bytes that admission can still give.",
-            signed(memory_left as u64),
-            &mut out,
-        );
-        if let Some(ms) = self.clock_drift.get() {
-            let help = "Seconds by which the clock was ahead of the Nitro Secure Module's when last compared.";
-            let sign = if ms < 0 { "-" } else { "" };
-            let drift = format_args!("{sign}{}", seconds(ms.unsigned_abs() * 1000)).to_string();
-            simple("clock_drift_seconds", "gauge", help, drift, &mut out);
+        family("attestation_documents_total", "counter", "Attestation documents by what became of them.", &mut out);
+        for (result, counter) in
+            [("made", &self.documents_made), ("refused", &self.documents_refused), ("failed", &self.documents_failed)]
+        {
+            labelled("attestation_documents_total", "result", result, counter.get(), &mut out);
         }
-        if self.certificate_ends.get() > 0 {
-            let left = signed(self.certificate_ends.get()) - signed(Utc::now().0);
-            let help = "Seconds until the client certificate expires; negative afterwards.";
-            simple("client_certificate_expires_seconds", "gauge", help, left, &mut out);
-        }
-        self.decrypt_time.print("teemark_decrypt_seconds", "Time to decrypt a file.", &mut out);
-        self.watermark_time.print("teemark_watermark_seconds", "Time of a call of the watermark service.", &mut out);
+        self.print_gauges(live, &mut out);
         out
     }
+
+    fn print_answers(&self, out: &mut String) {
+        {
+            let answers = self.answers();
+            family("requests_total", "counter", "Answers by route and status code.", out);
+            for ((route, status), n) in &answers.requests {
+                let _ = writeln!(out, "teemark_requests_total{{route=\"{route}\",code=\"{status}\"}} {n}");
+            }
+            family("refusals_total", "counter", "Answers that are errors, by the error's code.", out);
+            for (code, n) in &answers.refusals {
+                labelled("refusals_total", "code", code, *n, out);
+            }
+        }
+        let help = "Time from a request's complete head to the end of its answer, by route.";
+        family("request_duration_seconds", "histogram", help, out);
+        for (route, durations) in ROUTES.iter().zip(&self.durations) {
+            if durations.buckets.iter().any(|n| n.load(Relaxed) > 0) {
+                durations.print("teemark_request_duration_seconds", &format!("route=\"{route}\","), out);
+            }
+        }
+        for (name, help, histogram) in [
+            ("decrypt_seconds", "Time to decrypt a file.", &self.decrypt_time),
+            ("watermark_seconds", "Time of a call of the watermark service.", &self.watermark_time),
+        ] {
+            family(name, "histogram", help, out);
+            histogram.print(&format!("teemark_{name}"), "", out);
+        }
+    }
+
+    fn print_gauges(&self, live: &Live, out: &mut String) {
+        family("listener_connections", "gauge", "Connections of clients by listener and state.", out);
+        for (listener, by_state) in [("public", &self.public), ("admin", &self.admin)] {
+            for (state, gauge) in STATES.iter().zip(&by_state.0) {
+                let n = gauge.get();
+                let _ = writeln!(out, "teemark_listener_connections{{listener=\"{listener}\",state=\"{state}\"}} {n}");
+            }
+        }
+        family("keys_in_force", "gauge", "Keys in force by item.", out);
+        for (item, n) in [FILE_KEYS, GRANT_KEYS].iter().zip(live.keys) {
+            labelled("keys_in_force", "item", item, n as u64, out);
+        }
+        family("build_info", "gauge", "The daemon's version; always 1.", out);
+        labelled("build_info", "version", env!("CARGO_PKG_VERSION"), 1, out);
+        let ends = self.certificate_ends.get();
+        for (name, help, value) in [
+            ("ready", "Whether files can be had, as /ready says.", u64::from(live.ready)),
+            ("draining", "Whether this enclave is being taken out of service.", u64::from(live.draining)),
+            ("start_time_seconds", "When the daemon started, since 1970.", live.started),
+            ("connections_open", "Connections open now, those that are forwarded too.", self.connections_open.get()),
+            ("connections_limit", "Most connections of a listener, and most requests in flight.", n(live.connections)),
+            ("memory_left_bytes", "Bytes that admission can still give.", n(live.memory_left)),
+            ("memory_limit_bytes", "Bytes that all requests together may hold.", n(live.memory)),
+            ("file_limit_bytes", "Bytes of the largest file.", n(live.max_file)),
+            ("grants_remembered", "Grants in use, used up or tried in vain that have not expired.", n(live.grants[0])),
+            ("grants_remembered_limit", "Most grants that are remembered.", n(live.grants[1])),
+            ("bundle_counter", "Counter of the last sealed bundle in force; 0 if none is.", live.counter),
+            ("client_certificate_not_after_timestamp_seconds", "When the client certificate ends, since 1970.", ends),
+        ] {
+            // There may be no certificate yet.
+            if value > 0 || ends > 0 || !name.starts_with("client") {
+                sample(name, "gauge", help, value, out);
+            }
+        }
+        if let Some(ms) = self.clock_drift.get() {
+            let help = "Seconds by which the clock was ahead of the Nitro Secure Module's when last compared.";
+            family("clock_drift_seconds", "gauge", help, out);
+            let (sign, drift) = (if ms < 0 { "-" } else { "" }, seconds(ms.unsigned_abs() * 1000));
+            let _ = writeln!(out, "teemark_clock_drift_seconds {sign}{drift}");
+        }
+    }
+}
+
+fn n(n: usize) -> u64 {
+    n as u64
 }
 
 /// Microseconds as seconds, by integers only: code that prints floats weighs 20 KB.
@@ -221,18 +418,20 @@ fn seconds(us: u64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn describe(name: &str, kind: &str, help: &str, out: &mut String) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+/// What a metric is called, and is, without `teemark_`.
+fn family(name: &str, kind: &str, help: &str, out: &mut String) {
+    let _ = writeln!(out, "# HELP teemark_{name} {help}\n# TYPE teemark_{name} {kind}");
 }
 
-fn signed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
+/// A metric without labels.
+fn sample(name: &str, kind: &str, help: &str, value: u64, out: &mut String) {
+    family(name, kind, help, out);
+    let _ = writeln!(out, "teemark_{name} {value}");
 }
 
-fn simple(name: &str, kind: &str, help: &str, value: impl Display, out: &mut String) {
-    let name = format!("teemark_{name}");
-    describe(&name, kind, help, out);
-    let _ = writeln!(out, "{name} {value}");
+/// A sample of a metric whose samples differ in one label.
+fn labelled(name: &str, label: &str, value: &str, n: u64, out: &mut String) {
+    let _ = writeln!(out, "teemark_{name}{{{label}=\"{value}\"}} {n}");
 }
 
 #[cfg(test)]
@@ -246,20 +445,50 @@ mod tests {
         h.observe(Duration::from_millis(30));
         h.observe(Duration::from_secs(3600));
         let mut out = String::new();
-        h.print("x", "Help.", &mut out);
-        for line in ["x_bucket{le=\"0.001\"} 1", "x_bucket{le=\"0.05\"} 2", "x_bucket{le=\"+Inf\"} 3", "x_count 3"] {
+        h.print("x", "", &mut out);
+        for line in ["x_bucket{le=\"0.001\"} 1", "x_bucket{le=\"0.1\"} 2", "x_bucket{le=\"+Inf\"} 3", "x_count 3"] {
             assert!(out.lines().any(|l| l == line), "{line} is missing in\n{out}");
         }
         assert!(out.contains("x_sum 3600.031"));
+        let of_route = Histogram::new();
+        of_route.observe(Duration::from_secs(61));
+        let mut out = String::new();
+        of_route.print("x", "route=\"y\",", &mut out);
+        for line in
+            ["x_bucket{route=\"y\",le=\"30\"} 0", "x_bucket{route=\"y\",le=\"+Inf\"} 1", "x_sum{route=\"y\"} 61"]
+        {
+            assert!(out.lines().any(|l| l == line), "{line} is missing in\n{out}");
+        }
     }
 
     #[test]
     fn every_line_is_a_comment_or_a_name_with_a_number() {
         let metrics = Metrics::new();
-        metrics.answered("decrypt", 200);
-        for line in metrics.print(7).lines().filter(|l| !l.starts_with("# ")) {
+        metrics.answered("decrypt", 422, Some("decrypt_failed"));
+        metrics.took("decrypt", Duration::from_millis(7));
+        metrics.clock_drift.set(-1500);
+        let text = metrics.print(&Live::default());
+        for line in [
+            "teemark_refusals_total{code=\"decrypt_failed\"} 1",
+            "teemark_request_duration_seconds_count{route=\"decrypt\"} 1",
+            "teemark_clock_drift_seconds -1.5",
+            "teemark_ready 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+        for line in text.lines().filter(|l| !l.starts_with("# ")) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(name.starts_with("teemark_") && value.parse::<f64>().is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_connection_is_counted_in_one_state_until_it_leaves_it() {
+        static STATES: ByState = ByState::new();
+        let head = STATES.at(ConnectionState::Head).one_more();
+        let other = STATES.at(ConnectionState::Closing).one_more();
+        assert_eq!(STATES.0.each_ref().map(Gauge::get), [0, 1, 0, 0, 1]);
+        drop((head, other));
+        assert_eq!(STATES.0.each_ref().map(Gauge::get), [0; 5]);
     }
 }

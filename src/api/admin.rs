@@ -16,7 +16,7 @@ use super::limits::BUNDLE;
 use super::public::readiness;
 use super::request::{Target, allow, body};
 use crate::logging;
-use crate::metrics::METRICS;
+use crate::metrics::{Live, METRICS};
 use crate::net::answer::Answer;
 use crate::net::request::Request;
 
@@ -103,7 +103,19 @@ fn is_local(host: &str) -> bool {
 
 /// The metrics in Prometheus' text format.
 pub(crate) fn metrics(api: &Api) -> Answer {
-    Answer::text(&METRICS.print(api.memory.left()))
+    let secrets = api.store.now();
+    Answer::text(&METRICS.print(&Live {
+        ready: readiness(api).0,
+        draining: api.drain.is_on(),
+        memory_left: api.memory.left(),
+        memory: api.limits.memory,
+        max_file: api.limits.max_file,
+        connections: api.limits.connections,
+        grants: api.grants.remembered(),
+        keys: secrets.keys_in_force(),
+        counter: api.attestation.in_force().bundle.counter,
+        started: api.started_at.0,
+    }))
 }
 
 fn status(api: &Api) -> Answer {

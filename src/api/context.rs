@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use formats::allow_list::AllowList;
+use formats::time::Utc;
 
 use super::cors::Cors;
 use super::drain::Drain;
@@ -47,6 +48,8 @@ pub struct Api {
     pub drain: Drain,
     /// When the daemon started.
     pub started: Instant,
+    /// The same by the clock.
+    pub started_at: Utc,
     /// The last health check.
     pub health: Health,
 }
@@ -77,6 +80,7 @@ impl Api {
             cors: Cors::new(settings.cors.clone()),
             drain: Drain::default(),
             started: Instant::now(),
+            started_at: Utc::now(),
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) type Routed = (&'static str, Result<Answer, ApiError>);
 
 /// What went wrong with a request, in the caller's terms.
 #[derive(Debug)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     /// The request cannot be understood: which part, and why.
     Invalid(String),
     /// The request breaks HTTP's rules or limits.
@@ -152,11 +152,12 @@ fn grant_row(e: &GrantError) -> (u16, &'static str) {
     }
 }
 
-impl From<ApiError> for Answer {
-    fn from(error: ApiError) -> Answer {
-        let (status, code, message) = error.row();
+impl ApiError {
+    /// The answer that says so, and the code in it.
+    pub(crate) fn answer(self) -> (Answer, Option<&'static str>) {
+        let (status, code, message) = self.row();
         let mut answer = Answer::json(status, &json!({"error": message, "code": code}));
-        match error {
+        match self {
             ApiError::Overloaded
             | ApiError::TooManyBundles
             | ApiError::Drained
@@ -173,7 +174,7 @@ impl From<ApiError> for Answer {
             ApiError::MethodNotAllowed(allowed) => answer.headers.push(("Allow", allowed.into())),
             _ => {}
         }
-        answer
+        (answer, Some(code))
     }
 }
 

@@ -70,6 +70,7 @@ impl Service for Served {
             ("decrypt" | "decrypt_raw" | "update_secrets" | "sealed_bundle" | "panicked", _) => Level::Info,
             _ => Level::Debug,
         };
+        METRICS.took(route, took);
         log!(level, "{route} {status} {bytes} bytes in {} ms", took.as_millis());
         if self.side == Side::Public {
             self.api.drain.ended();
@@ -103,9 +104,12 @@ fn answer(route: impl FnOnce() -> Routed) -> Answer {
         METRICS.panics.add(1);
         ("panicked", Err(ApiError::Internal))
     });
-    let answer = Answer { route, ..result.unwrap_or_else(Answer::from) };
-    METRICS.answered(route, answer.status);
-    answer
+    let (answer, code) = match result {
+        Ok(answer) => (answer, None),
+        Err(e) => e.answer(),
+    };
+    METRICS.answered(route, answer.status, code);
+    Answer { route, ..answer }
 }
 
 fn route(api: &Api, side: Side, request: &mut Request<'_>) -> Routed {

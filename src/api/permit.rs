@@ -14,7 +14,7 @@ use super::limits::TooLarge;
 use super::request::header;
 use crate::attest::{Asker, Attestation, DocumentError};
 use crate::audit::Trail;
-use crate::grants::{GrantTime, Use, UsedGrants};
+use crate::grants::{GrantTime, MOST, Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
@@ -35,6 +35,11 @@ impl Grants {
     pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
         Grants { required: settings.grants, audiences, used: UsedGrants::default(), time: GrantTime::default() }
+    }
+
+    /// How many grants are remembered, and how many may be.
+    pub(crate) fn remembered(&self) -> [usize; 2] {
+        [self.used.count(self.time.now().latest), MOST]
     }
 
     /// The request's grant, if it is valid now.
@@ -160,7 +165,7 @@ impl<'a> Permit<'a> {
     pub(crate) fn document(&self, attestation: &Attestation, nonce: &[u8]) -> Result<Vec<u8>, DocumentError> {
         let Permit::Granted(_, taken, _) = self else { return attestation.document(Some(nonce), Asker::Anyone) };
         let now = Instant::now();
-        taken.may_attest(now).map_err(DocumentError::TooMany)?;
+        taken.may_attest(now).map_err(DocumentError::too_many)?;
         let made = attestation.document(Some(nonce), Asker::GrantHolder);
         if matches!(made, Ok(_) | Err(DocumentError::Nsm(_))) {
             taken.attested(now);

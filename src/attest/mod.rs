@@ -30,6 +30,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use self::clock::Clock;
 use crate::audit;
+use crate::metrics::METRICS;
 pub use nsm::DevNsm;
 #[cfg(feature = "test-nsm")]
 pub use test_nsm::TestNsm;
@@ -124,6 +125,14 @@ pub enum DocumentError {
     Nsm(NsmError),
 }
 
+impl DocumentError {
+    /// Counts and tells that one was refused.
+    pub fn too_many(wait: Duration) -> DocumentError {
+        METRICS.documents_refused.add(1);
+        DocumentError::TooMany(wait)
+    }
+}
+
 /// Who asks for a document. Each kind has turns of its own, so that anonymous clients cannot use up those of users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
@@ -145,7 +154,7 @@ impl Turns {
         let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let due = (*next).max(now);
         match (due - now).checked_sub(INTERVAL * (BURST - 1)) {
-            Some(wait) if !wait.is_zero() => Err(DocumentError::TooMany(wait)),
+            Some(wait) if !wait.is_zero() => Err(DocumentError::too_many(wait)),
             _ => {
                 *next = due + INTERVAL;
                 Ok(())
@@ -296,6 +305,7 @@ impl Attestation {
             nonce,
         };
         let made = self.ask(nsm, &claims).map(|(document, _)| document);
+        if made.is_ok() { &METRICS.documents_made } else { &METRICS.documents_failed }.add(1);
         made.inspect(|document| audit::document(nonce, document))
     }
 

@@ -24,7 +24,7 @@ use super::request::{Connection, Request};
 use super::request_id::{self, RequestId};
 use super::wait;
 use super::workers::Workers;
-use crate::metrics::METRICS;
+use crate::metrics::{ByState, ConnectionState, METRICS, OneMore};
 
 /// Time limit for the first byte, and for a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -69,6 +69,7 @@ pub struct Ingress {
     queued: Arc<AtomicUsize>,
     /// Set when the daemon stops: each answer is then the last on its connection.
     stopping: Arc<AtomicBool>,
+    by_state: &'static ByState,
 }
 
 /// The options of an ingress.
@@ -84,6 +85,8 @@ pub struct Options {
     pub queued: Arc<AtomicUsize>,
     /// Set when the daemon stops.
     pub stopping: Arc<AtomicBool>,
+    /// Counts the connections by state.
+    pub by_state: &'static ByState,
 }
 
 /// Makes the event loop serve a listener's connections.
@@ -96,7 +99,7 @@ pub fn add(
     service: Arc<dyn Service>,
     with: Options,
 ) -> io::Result<Arc<Ingress>> {
-    let Options { limit, max_body, idle, queued, stopping } = with;
+    let Options { limit, max_body, idle, queued, stopping, by_state } = with;
     let (waker, acceptor) = (event_loop.waker(), event_loop.next_acceptor());
     let (wake, waiting, stops) = (waker.clone(), queued.clone(), stopping.clone());
     let workers = Workers::new(limit, move || {
@@ -105,8 +108,19 @@ pub fn add(
         }
     });
     let unused = AtomicUsize::new(0);
-    let ingress =
-        Arc::new(Ingress { service, workers, waker, acceptor, limit, max_body, idle, unused, queued, stopping });
+    let ingress = Arc::new(Ingress {
+        service,
+        workers,
+        waker,
+        acceptor,
+        limit,
+        max_body,
+        idle,
+        unused,
+        queued,
+        stopping,
+        by_state,
+    });
     let of_new = ingress.clone();
     let open = move |stream| -> event_loop::Opened {
         METRICS.connections.add(1);
@@ -126,6 +140,8 @@ struct Waiting {
     state: State,
     /// When it entered its state.
     since: Instant,
+    /// Counts it in the metrics, by its state.
+    counted: OneMore,
 }
 
 enum State {
@@ -145,11 +161,22 @@ impl State {
     fn closing(bytes: Vec<u8>) -> State {
         State::Closing { outbox: Outbox::new(bytes), ended: false }
     }
+
+    /// What it is called in the metrics.
+    fn counted_as(&self) -> ConnectionState {
+        match self {
+            State::Idle { .. } => ConnectionState::Idle,
+            State::Head | State::Unread => ConnectionState::Head,
+            State::Queued(_) => ConnectionState::Queued,
+            State::Closing { .. } => ConnectionState::Closing,
+        }
+    }
 }
 
 impl Waiting {
     fn new(stream: Arc<Stream>, inbox: Vec<u8>, state: State, ingress: Arc<Ingress>) -> Waiting {
-        let waiting = Waiting { ingress, stream, inbox, state, since: Instant::now() };
+        let counted = ingress.by_state.at(state.counted_as()).one_more();
+        let waiting = Waiting { ingress, stream, inbox, state, since: Instant::now(), counted };
         waiting.count_in();
         waiting
     }
@@ -179,6 +206,7 @@ impl Waiting {
     fn enter(&mut self, state: State, now: Instant) -> State {
         self.count_out();
         self.since = now;
+        self.counted = self.ingress.by_state.at(state.counted_as()).one_more();
         let before = std::mem::replace(&mut self.state, state);
         self.count_in();
         before
@@ -266,7 +294,12 @@ impl Waiting {
         self.enter(State::Unread, now);
         let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
         let (ingress, in_flight) = (self.ingress.clone(), self.ingress.waker.in_flight());
-        if self.ingress.workers.run(Box::new(move || ingress.serve(connection, head, in_flight))).is_err() {
+        let counted = self.ingress.by_state.at(ConnectionState::InFlight).one_more();
+        let job = move || {
+            let _counted = counted;
+            ingress.serve(connection, head, in_flight);
+        };
+        if self.ingress.workers.run(Box::new(job)).is_err() {
             self.refuse(HttpError::Overloaded, now);
             return Turn::GoOn;
         }

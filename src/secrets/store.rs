@@ -88,6 +88,11 @@ impl Secrets {
         self.complete_at
     }
 
+    /// How many file keys and grant keys there are.
+    pub fn keys_in_force(&self) -> [usize; 2] {
+        [self.keys.as_ref().map_or(0, |keys| keys.len()), self.grants.as_ref().map_or(0, |grants| grants.0.len())]
+    }
+
     /// Why the client certificate, if there is one, cannot be used at `now`, although it was valid when it came.
     pub fn certificate_fault(&self, now: Utc) -> Option<String> {
         self.validity?.fault(now)

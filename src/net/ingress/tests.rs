@@ -77,8 +77,14 @@ impl Scene {
         let ((sender, begun), (allow, receiver)) = (channel(), channel());
         let service = Arc::new(Echo { begun: sender, allowed: Mutex::new(receiver) });
         let mut event_loop = EventLoop::new(|_| {}).unwrap();
-        let options =
-            Options { limit, max_body: 1 << 20, idle: 75 * SECOND, queued: Arc::default(), stopping: Arc::default() };
+        let options = Options {
+            limit,
+            max_body: 1 << 20,
+            idle: 75 * SECOND,
+            queued: Arc::default(),
+            stopping: Arc::default(),
+            by_state: &METRICS.public,
+        };
         let ingress = add(&mut event_loop, Listener::open(&listening).unwrap(), service, options).unwrap();
         Scene { ingress, begun, allow, event_loop, listening, _folder: folder }
     }

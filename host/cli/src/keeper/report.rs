@@ -125,7 +125,7 @@ impl Report {
         metric("source_faults_total", "counter", "Faults of the items' sources.", faults.collect());
         let changed = numbers.sources.iter().filter_map(|(item, ms)| Some((labelled("item", item), (*ms)? / 1000)));
         metric(
-            "source_changed_seconds",
+            "source_changed_timestamp_seconds",
             "gauge",
             "When an item's sources changed, since 1970; 0 if unknown.",
             changed.collect(),
@@ -195,7 +195,7 @@ mod tests {
         report.forget("http://h\"\\\n");
         let text = report.metrics();
         assert!(
-            text.contains("source_changed_seconds{item=\"FILE_KEYS\"} 7\n") && !text.contains("http://h"),
+            text.contains("source_changed_timestamp_seconds{item=\"FILE_KEYS\"} 7\n") && !text.contains("http://h"),
             "{text}"
         );
         assert!(report.missing().is_empty());
