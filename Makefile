@@ -29,7 +29,7 @@ help:
 	@echo '                                    to fail. UNPATCHED=parent: only the parent lacks them; it has to pass'
 	@echo '                   RINGS=128        only the scenario `vsock`, with rings of that length: 128, 256, 512, 1024'
 	@echo 'make reproduce   builds the image twice and compares'
-	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units'
+	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units, alerts'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
 	@echo 'make bench       measures teemarkd next to what people would run instead, for docs/PERFORMANCE.md; with'
 	@echo '                   FULL=1           the whole grid, for more than an hour'
@@ -109,6 +109,8 @@ check:
 	shellcheck run.sh .ci/run image/aarch64-static-pie-gcc certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
 	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat host/cli/tests/deploy/teemark
 	host/deploy/check.sh
+	promtool check rules host/deploy/monitoring/alerts.yml
+	promtool test rules host/deploy/monitoring/alerts.test.yml
 	PATH="$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/teemark/hadolint/bin" hadolint Containerfile
 
 footprint:

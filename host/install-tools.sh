@@ -33,6 +33,7 @@ case $part in
     need_file /usr/sbin/haproxy haproxy
     need chromium chromium
     need chromedriver chromium-driver
+    need promtool prometheus
     ;;
 esac
 case $part in
@@ -73,6 +74,7 @@ fi
 if [ "$part" = check ]; then
   need shellcheck shellcheck
   need systemd-analyze systemd
+  need promtool prometheus
   need pkg-config pkg-config
   need_file /usr/include/openssl/opensslv.h libssl-dev
 fi

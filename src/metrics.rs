@@ -391,7 +391,7 @@ impl Metrics {
             ("file_limit_bytes", "Bytes of the largest file.", n(live.max_file)),
             ("grants_remembered", "Grants in use, used up or tried in vain that have not expired.", n(live.grants[0])),
             ("grants_remembered_limit", "Most grants that are remembered.", n(live.grants[1])),
-            ("bundle_counter", "Counter of the last sealed bundle in force; 0 if none is.", live.counter),
+            ("bundle_in_force", "Counter of the last sealed bundle in force; 0 if none is.", live.counter),
             ("client_certificate_not_after_timestamp_seconds", "When the client certificate ends, since 1970.", ends),
         ] {
             // There may be no certificate yet.

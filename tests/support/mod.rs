@@ -389,7 +389,7 @@ impl Answer {
     }
 }
 
-fn get_from(to: SocketAddr, path: &str) -> Answer {
+pub(crate) fn get_from(to: SocketAddr, path: &str) -> Answer {
     request(to, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), b"")
 }
 

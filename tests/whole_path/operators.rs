@@ -129,6 +129,8 @@ fn the_metrics_move_as_they_should() {
         ("teemark_requests_total{route=\"decrypt_raw\",code=\"422\"}", 1.0),
         ("teemark_requests_total{route=\"decrypt\",code=\"200\"}", 1.0),
         ("teemark_requests_total{route=\"unknown\",code=\"404\"}", 1.0),
+        ("teemark_refusals_total{code=\"decrypt_failed\"}", 1.0),
+        ("teemark_refusals_total{code=\"not_found\"}", 1.0),
         ("teemark_file_bytes_in_total", as_metric(3 * file.len() - 1)),
         ("teemark_file_bytes_out_total", as_metric(2 * marked.body.len())),
         ("teemark_decrypt_seconds_count", 3.0),
@@ -146,10 +148,75 @@ fn the_metrics_move_as_they_should() {
     }
     assert!(after["teemark_watermark_seconds_sum"] > 0.0 && after["teemark_connections_open"] >= 1.0);
     assert_eq!((after["teemark_handshakes_accepted_total"], before["teemark_watermark_seconds_count"]), (1.0, 0.0));
+    // What is left is beside its limit.
+    for (left, limit) in [
+        ("teemark_memory_left_bytes", "teemark_memory_limit_bytes"),
+        ("teemark_connections_open", "teemark_connections_limit"),
+        ("teemark_grants_remembered", "teemark_grants_remembered_limit"),
+    ] {
+        assert!(after[left] <= after[limit] && after[limit] > 0.0, "{left}");
+    }
+    assert_eq!((after["teemark_ready"], after["teemark_draining"], after["teemark_bundle_in_force"]), (1.0, 0.0, 0.0));
+    assert_eq!(after["teemark_keys_in_force{item=\"FILE_KEYS\"}"], 1.0);
+    let version = concat!("teemark_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    assert_eq!((after[version], after["teemark_file_limit_bytes"]), (1.0, as_metric(64 << 20)));
     let year = 365.0 * 86_400.0;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let age = now - after["teemark_start_time_seconds"];
+    assert!((-1.0..=3600.0).contains(&age), "{age}");
     let left = after["teemark_client_certificate_not_after_timestamp_seconds"] - now;
     assert!((year - 3600.0..=year).contains(&left), "{left}");
+}
+
+#[test]
+fn the_metrics_tell_how_long_each_route_took() {
+    let (_service, daemon) = pair(&[]);
+    let file = encrypt(&KEY, b"a text");
+    for _ in 0..3 {
+        assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);
+    }
+    assert_eq!(daemon.get("/nothing").status, 404);
+    // An answer counts once it has been sent, so its client may be here before.
+    let count =
+        |route: &str| daemon.metric_if_any(&format!("teemark_request_duration_seconds_count{{route=\"{route}\"}}"));
+    wait_for("the requests to be counted", || {
+        (count("decrypt_raw") == Some(3.0) && count("unknown") == Some(1.0)).then_some(())
+    });
+    assert!(daemon.metric("teemark_request_duration_seconds_sum{route=\"decrypt_raw\"}") > 0.0);
+    assert_eq!(count("drain"), None, "it was not asked for");
+}
+
+#[test]
+fn the_metrics_tell_what_state_each_connection_is_in_and_that_the_enclave_is_drained() {
+    let (_service, daemon) = pair(&[]);
+    let state =
+        |state: &str| daemon.metric(&format!("teemark_listener_connections{{listener=\"public\",state=\"{state}\"}}"));
+    // Each is over after some seconds, so on a busy machine it is tried again.
+    let mut open = Vec::new();
+    for (name, sent) in [
+        ("idle", ""),
+        ("head", "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\n"),
+        ("in_flight", "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"),
+        ("closing", "nonsense\r\n\r\n"),
+    ] {
+        wait_for(name, || {
+            let mut stream = TcpStream::connect(daemon.public).unwrap();
+            stream.write_all(sent.as_bytes()).unwrap();
+            open.push(stream);
+            (state(name) >= 1.0).then_some(())
+        });
+    }
+    assert_eq!(state("queued"), 0.0);
+    drop(open);
+    for name in ["idle", "head", "in_flight", "closing"] {
+        wait_for(name, || (state(name) == 0.0).then_some(()));
+    }
+    let asking = "teemark_listener_connections{listener=\"admin\",state=\"in_flight\"}";
+    wait_for("nobody but the one that asks", || (daemon.metric(asking) == 1.0).then_some(()));
+    let drain =
+        "POST /admin/drain?seconds=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert_eq!(request(daemon.admin, drain, b"").status, 200);
+    assert_eq!((daemon.metric("teemark_ready"), daemon.metric("teemark_draining")), (0.0, 1.0));
 }
 
 #[test]
