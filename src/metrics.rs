@@ -379,7 +379,6 @@ impl Metrics {
         }
         family("build_info", "gauge", "The daemon's version; always 1.", out);
         labelled("build_info", "version", env!("CARGO_PKG_VERSION"), 1, out);
-        let ends = self.certificate_ends.get();
         for (name, help, value) in [
             ("ready", "Whether files can be had, as /ready says.", u64::from(live.ready)),
             ("draining", "Whether this enclave is being taken out of service.", u64::from(live.draining)),
@@ -392,12 +391,13 @@ impl Metrics {
             ("grants_remembered", "Grants in use, used up or tried in vain that have not expired.", n(live.grants[0])),
             ("grants_remembered_limit", "Most grants that are remembered.", n(live.grants[1])),
             ("bundle_in_force", "Counter of the last sealed bundle in force; 0 if none is.", live.counter),
-            ("client_certificate_not_after_timestamp_seconds", "When the client certificate ends, since 1970.", ends),
         ] {
-            // There may be no certificate yet.
-            if value > 0 || ends > 0 || !name.starts_with("client") {
-                sample(name, "gauge", help, value, out);
-            }
+            sample(name, "gauge", help, value, out);
+        }
+        let ends = self.certificate_ends.get();
+        if ends > 0 {
+            let help = "When the client certificate ends, since 1970.";
+            sample("client_certificate_not_after_timestamp_seconds", "gauge", help, ends, out);
         }
         if let Some(ms) = self.clock_drift.get() {
             let help = "Seconds by which the clock was ahead of the Nitro Secure Module's when last compared.";

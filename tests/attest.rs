@@ -80,6 +80,9 @@ fn documents_that_are_asked_for_too_fast_are_put_off_and_others_served() {
     });
     let put_off: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
     assert!(!put_off.is_empty() && put_off.len() <= 50, "{} of 60", put_off.len());
+    let documents = |result| daemon.metric(&format!("teemark_attestation_documents_total{{result=\"{result}\"}}"));
+    assert_eq!(documents("refused"), as_metric(put_off.len()));
+    assert!(documents("made") >= as_metric(60 - put_off.len()) && documents("failed") == 0.0);
     for answer in put_off {
         assert_eq!((answer.status, answer.code()), (429, "too_many_requests".into()));
         assert!(answer.head.contains("Retry-After: 1\r\n"), "{}", answer.head);

@@ -478,6 +478,7 @@ mod tests {
 
     #[test]
     fn the_document_without_a_nonce_is_the_same_until_it_is_renewed_and_an_old_one_is_never_given() {
+        let failed = METRICS.documents_failed.get();
         let module = Counting(Mutex::new(0..3));
         let attestation = Attestation::new(Some(Box::new(module)), Sha256::default()).unwrap();
         for expected in 0..3 {
@@ -485,6 +486,7 @@ mod tests {
             assert_eq!(attestation.renew().is_ok(), expected < 2);
         }
         assert!(matches!(attestation.standing(), Err(DocumentError::Nsm(_))));
+        assert!(METRICS.documents_failed.get() >= failed + 2, "each is counted");
     }
 
     #[cfg(feature = "test-nsm")]

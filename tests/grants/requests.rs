@@ -30,6 +30,9 @@ fn without_a_good_grant_no_file_is_given_and_each_refusal_has_its_code() {
     assert_eq!(refusal(&scene.ask_with(&token, "f", "alice")), is(403, "grant_used"));
     assert!(!scene.daemon.process.log().contains(&token[token.len() - 40..]), "a token is in the log");
     assert!(scene.daemon.metric("teemark_grants_refused_total") >= 10.0);
+    assert_eq!(scene.daemon.metric("teemark_refusals_total{code=\"grant_used\"}"), 1.0);
+    assert_eq!(scene.daemon.metric("teemark_grants_remembered"), 1.0, "the one that was used");
+    assert_eq!(scene.daemon.metric("teemark_keys_in_force{item=\"GRANT_KEYS\"}"), 1.0);
 }
 
 #[test]
