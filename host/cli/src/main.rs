@@ -12,6 +12,7 @@ mod batch;
 mod bundle;
 mod certificate;
 mod changes;
+mod command;
 mod connect;
 mod daemon;
 mod decrypt;

@@ -1,34 +1,13 @@
 //! Runs a command for its standard output, within bounds of time and length. The output is a secret: nothing of it is told.
 
-use std::io::Read;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::config::ExecSource;
-
-/// Longest output, in bytes: as large as a bundle can be.
-const LARGEST: u64 = 16 << 20;
-/// How often a command whose output has ended is asked whether it has ended too.
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// A command and whatever it starts, which are ended together.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its number is its own until it is waited for.
-        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        let _ = self.0.wait();
-    }
-}
+use crate::command;
 
 /// Runs the command and returns its standard output. It has no standard input, and its standard error is thrown away.
 ///
@@ -38,38 +17,8 @@ pub(crate) fn output(source: &ExecSource) -> Result<Vec<u8>> {
     let (program, arguments) = source.exec.split_first().context("no program is named")?;
     let given = source.environment.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(given).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let limit = Duration::from_secs(source.timeout);
-    let start = Instant::now();
-    let mut group = Group(command.spawn().with_context(|| format!("cannot run {program}"))?);
-    let stdout = group.0.stdout.take().context("no pipe")?;
-
-    let (sender, receiver) = mpsc::channel();
-    // It ends when the group has been killed, at the latest.
-    thread::Builder::new().name("exec".into()).spawn(move || {
-        let mut bytes = Vec::new();
-        let read = stdout.take(LARGEST + 1).read_to_end(&mut bytes);
-        let _ = sender.send(read.map(|_| bytes));
-    })?;
-    let bytes = match receiver.recv_timeout(limit) {
-        Ok(read) => read.with_context(|| format!("the output of {program} cannot be read"))?,
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            bail!("{program} took longer than {} s, and was ended", limit.as_secs())
-        }
-    };
-    if bytes.len() as u64 > LARGEST {
-        bail!("{program} printed more than 16 MiB, and was ended");
-    }
-    let status = loop {
-        if let Some(status) = group.0.try_wait()? {
-            break status;
-        }
-        if start.elapsed() > limit {
-            bail!("{program} took longer than {} s, and was ended", limit.as_secs());
-        }
-        thread::sleep(PAUSE);
-    };
+    command.args(arguments).env_clear().envs(given).stderr(Stdio::null());
+    let (bytes, status) = command::run(&mut command, program, Duration::from_secs(source.timeout))?;
     if !status.success() {
         bail!("{program} {}", told(status));
     }
@@ -85,7 +34,10 @@ fn told(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+    use crate::command::PAUSE;
 
     fn shell(script: &str, timeout: u64, environment: &[&str]) -> ExecSource {
         ExecSource {
