@@ -12,6 +12,18 @@ impl Utc {
     pub fn now() -> Utc {
         Utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
+
+    /// Reads a time as it is printed here; `None` if it is written in another way, or is not one.
+    pub fn parse(text: &str) -> Option<Utc> {
+        let number = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let seconds = number(11, 13)? * 3600 + number(14, 16)? * 60 + number(17, 19)?;
+        // A year before, days are counted in whole years; the day is one of the 366 that follow.
+        let first = year.checked_sub(1970)? * 365;
+        let time = (first..first + 366 + year / 4).find(|&days| date(days) == (year, month, day))? * 86_400 + seconds;
+        // What is not printed so is not a time: another form, or a number out of its range.
+        Some(Utc(time)).filter(|time| time.to_string() == text)
+    }
 }
 
 /// The system clock's time in milliseconds since 1970-01-01T00:00:00Z; a clock before that counts as 0.
@@ -56,6 +68,25 @@ mod tests {
             (253_402_300_799, "9999-12-31T23:59:59Z"),
         ] {
             assert_eq!(Utc(seconds).to_string(), text);
+            assert_eq!(Utc::parse(text), Some(Utc(seconds)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_moment_is_not_read() {
+        for text in [
+            "",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01 00:00:00Z",
+            "2026-01-01T00:00:00",
+            "+026-01-01T00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "2026-01-01T00:00:00Zx",
+            "２０２６-01-01T00:00:00Z",
+        ] {
+            assert_eq!(Utc::parse(text), None, "{text}");
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Its documents have the form of real ones and are really signed, by a root that this process makes: whoever is given
 //! that root can try the whole way, and nobody who asks for AWS's is fooled. Its PCRs are zeros, since nothing was
-//! measured, as those of a real enclave in debug mode are; a test may choose others ([`TEST_PCRS`]). The root is made for the first document: its keys take as
-//! long as the rest of the daemon's start.
+//! measured, as those of a real enclave in debug mode are; a test may choose others ([`TEST_PCRS`]), and let its clock be
+//! wrong ([`TEST_CLOCK`]). The root is made for the first document: its keys take as long as the rest of the daemon's start.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,6 +25,8 @@ const PCRS: u8 = 16;
 const PCR_LENGTH: usize = 48;
 /// The environment variable with which a test chooses PCRs: `0=a0,3=b3` fills PCR0 with the byte a0 and PCR3 with b3.
 const TEST_PCRS: &str = "TEEMARKD_TEST_PCRS";
+/// The environment variable with which a test sets the module's clock ahead, by so many seconds.
+const TEST_CLOCK: &str = "TEEMARKD_TEST_CLOCK";
 /// A member that real documents lack, and readers ignore. With it a document has a little over 5 KiB, where real ones have
 /// 4.4 to 4.8 KB, so that whatever has to take a real one takes it here too.
 const PADDING: [u8; 3 << 10] = [0; 3 << 10];
@@ -91,9 +93,10 @@ impl Nsm for TestNsm {
     fn document(&self, claims: &Claims<'_>) -> Result<Vec<u8>, NsmError> {
         let Chain { root, leaf, leaf_key } = self.chain()?;
         let pcrs = std::env::var(TEST_PCRS).unwrap_or_default();
+        let ahead = std::env::var(TEST_CLOCK).ok().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0);
         let payload = encode(|e| {
             e.map(10)?.str("module_id")?.str(MODULE)?.str("digest")?.str("SHA384")?;
-            e.str("timestamp")?.u64(now_ms())?;
+            e.str("timestamp")?.u64(now_ms() + ahead * 1000)?;
             e.str("pcrs")?.map(PCRS.into())?;
             (0..PCRS).try_for_each(|i| e.u8(i)?.bytes(&[chosen(i, &pcrs); PCR_LENGTH]).map(drop))?;
             e.str("certificate")?.bytes(leaf)?.str("cabundle")?.array(1)?.bytes(root)?;

@@ -1,6 +1,7 @@
 //! `teemark`, the command line of operators, grant issuers and users: makes keys, encrypts files, sends the bundle, signs
 //! grants, has a running daemon decrypt files, attests an enclave, prints the parent's side of the allow list, exposes
-//! the enclave's ports on the parent, and carries, keeps, verifies and reads its log.
+//! the enclave's ports on the parent, goes through the checklist of a deployment, and carries, keeps, verifies and reads
+//! the enclave's log.
 //!
 //! A command returns what it did ([`failure::Done`]) or why it failed ([`failure::Failure`]). Only `main` writes results
 //! to standard output, except for files that are to go there.
@@ -16,6 +17,7 @@ mod command;
 mod connect;
 mod daemon;
 mod decrypt;
+mod doctor;
 mod encrypt;
 mod expose;
 mod failure;
@@ -85,6 +87,7 @@ enum Command {
     Attest(attest::Arguments),
     VsockProxy(vsock_proxy::Arguments),
     Expose(expose::Arguments),
+    Doctor(doctor::Arguments),
     Log(log::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: teemark completions bash > ~/.local/share/bash-completion/completions/teemark")]
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Command::Attest(arguments) => attest::run(&arguments),
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
         Command::Expose(arguments) => expose::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments, json),
         Command::Log(arguments) => log::run(&arguments, json),
         Command::Completions { shell } => Ok(completions(shell)),
     };

@@ -27,7 +27,7 @@ use formats::time::Utc;
 use serde_json::{Value, json};
 
 pub(crate) use chain::Root;
-pub(crate) use document::Signature;
+pub(crate) use document::{Signature, told_time_ms};
 pub(crate) use pcrs::Pcrs;
 pub(crate) use trust::{Expected, Nonce, Purpose, Trust, document, nonce};
 pub(crate) use verify::{Attested, Policy, Reused};

@@ -81,6 +81,17 @@ enum Basis {
 }
 
 impl Trust {
+    /// Whether it says what has to run there.
+    pub(crate) fn is_given(&self) -> bool {
+        self.pcrs.is_some() || self.development
+    }
+
+    /// The option because of which a document proves nothing, if there is one.
+    pub(crate) fn unproven(&self) -> Option<&'static str> {
+        let options = [(self.development, "--development"), (self.unsigned, "--unsigned")];
+        options.into_iter().find_map(|(given, option)| given.then_some(option))
+    }
+
     /// Reads what documents are checked against.
     ///
     /// # Errors

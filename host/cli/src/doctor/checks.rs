@@ -1,0 +1,514 @@
+//! The checklist: each line is judged by a function of the facts alone.
+
+use std::time::Duration;
+
+use formats::time::Utc;
+use serde_json::{Value, json};
+
+use super::facts::{Exposed, Facts, Found, Listener, Parent, Place};
+use super::last_words::explain;
+use super::processes::exposed_cid;
+
+/// A clock that is off by this much is told, and by this much makes fresh grants fail: the daemon allows 10 s.
+const DRIFT: Duration = Duration::from_secs(2);
+const GRANTS_FAIL: Duration = Duration::from_secs(10);
+/// A certificate that ends within this time is told, and within this one is wrong; the daemon's log warns at both.
+const RENEW: Duration = Duration::from_secs(30 * 86_400);
+const ENDS: Duration = Duration::from_secs(7 * 86_400);
+
+/// How a line of the checklist is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verdict {
+    Ok,
+    Warning,
+    Wrong,
+}
+
+impl Verdict {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Wrong => "wrong",
+        }
+    }
+}
+
+/// A line of the checklist, judged.
+#[derive(Debug)]
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) verdict: Verdict,
+    /// What was found.
+    pub(super) found: String,
+    /// What to do about it; empty if nothing.
+    pub(super) advice: String,
+}
+
+impl Check {
+    pub(super) fn to_json(&self) -> Value {
+        json!({"check": self.name, "verdict": self.verdict.name(), "found": self.found, "do": self.advice})
+    }
+}
+
+/// What was found, or what is not as it should be and what to do.
+type Judged = Result<String, (Verdict, String, String)>;
+
+fn warning(found: impl Into<String>, advice: impl Into<String>) -> Judged {
+    Err((Verdict::Warning, found.into(), advice.into()))
+}
+
+fn wrong(found: impl Into<String>, advice: impl Into<String>) -> Judged {
+    Err((Verdict::Wrong, found.into(), advice.into()))
+}
+
+/// All lines that the facts are about, in the order in which they depend on each other.
+pub(super) fn all(facts: &Facts) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut add = |name, judged: Judged| {
+        checks.push(match judged {
+            Ok(found) => Check { name, verdict: Verdict::Ok, found, advice: String::new() },
+            Err((verdict, found, advice)) => Check { name, verdict, found, advice },
+        });
+    };
+    if let Some(parent) = &facts.parent {
+        add("device", device(parent));
+        add("allocator", allocator(parent));
+        add("image", image(parent, facts));
+        add("enclave", enclave(parent, facts));
+        for exposed in &parent.exposed {
+            add(if exposed.name == "public" { "public port" } else { "admin port" }, port(exposed, facts));
+        }
+    }
+    add("ready", ready(facts));
+    add("attestation", attestation(facts));
+    add("allow list", allow_list(facts));
+    if let Some(parent) = &facts.parent {
+        add("proxies", proxies(parent, facts));
+    }
+    add("endpoints", endpoints(facts));
+    add("service", service(facts));
+    add("clock", clock(facts));
+    if let Some(status) = &facts.enclave.status {
+        add("certificate", certificate(status, facts.now));
+    }
+    if let Some(parent) = &facts.parent {
+        add("log", log(parent, facts));
+    }
+    if let Some(keeper) = &facts.keeper {
+        add("keeper", self::keeper(keeper));
+    }
+    checks
+}
+
+fn device(parent: &Parent) -> Judged {
+    if parent.device {
+        return Ok("/dev/nitro_enclaves is there".into());
+    }
+    wrong(
+        "/dev/nitro_enclaves is not there",
+        "launch the instance with enclaves enabled (--enclave-options Enabled=true), of a type that has them",
+    )
+}
+
+fn allocator(parent: &Parent) -> Judged {
+    let (set_aside, wanted) = (&parent.allocator, parent.wanted);
+    if set_aside.memory_mib == 0 {
+        return wrong(
+            "no memory is set aside for enclaves",
+            "systemctl enable --now nitro-enclaves-allocator; journalctl -u nitro-enclaves-allocator says why it failed",
+        );
+    }
+    // A running enclave has its memory and CPUs already.
+    let runs = parent.enclaves.as_ref().is_ok_and(|enclaves| enclaves.iter().any(|enclave| enclave.runs()));
+    let memory = if runs { set_aside.memory_mib } else { set_aside.free_mib };
+    if memory < wanted.memory_mib {
+        return wrong(
+            format!("{memory} MiB are set aside for enclaves, and ENCLAVE_MEMORY is {} (E27)", wanted.memory_mib),
+            "raise memory_mib in /etc/nitro_enclaves/allocator.yaml and restart nitro-enclaves-allocator, or lower \
+             ENCLAVE_MEMORY in /etc/teemark/parent.env",
+        );
+    }
+    match set_aside.cpus {
+        None => wrong(
+            "the module nitro_enclaves is not loaded, so no CPUs are set aside",
+            "systemctl enable --now nitro-enclaves-allocator",
+        ),
+        Some(cpus) if cpus < wanted.cpus => wrong(
+            format!("{cpus} CPUs are set aside for enclaves, and ENCLAVE_CPUS is {} (E22)", wanted.cpus),
+            "raise cpu_count in /etc/nitro_enclaves/allocator.yaml and restart nitro-enclaves-allocator; on x86, CPUs \
+             come in pairs",
+        ),
+        Some(cpus) => Ok(format!("{} MiB and {cpus} CPUs are set aside", set_aside.memory_mib)),
+    }
+}
+
+fn image(parent: &Parent, facts: &Facts) -> Judged {
+    let (file, measured) = &parent.eif;
+    let measured = match measured {
+        Ok(measured) => measured,
+        Err(why) => return warning(format!("{file}: {why}"), "name the image's file with --eif"),
+    };
+    let Some(pcrs) = &facts.pcrs else {
+        return warning(format!("{file} is not compared"), "name the .pcrs file of the image's build with --pcrs");
+    };
+    if let Err(why) = pcrs.check(measured, false) {
+        return wrong(
+            format!("{file} is not the image of --pcrs: {why}"),
+            "copy the .eif and the .pcrs file of one build; teemark attest refuses any other image",
+        );
+    }
+    let started = facts.described().and_then(|enclave| enclave.measurements.get("PCR0")).and_then(Value::as_str);
+    let debug = facts.described().is_some_and(|enclave| enclave.flags.contains("DEBUG"));
+    match (started, measured.get(&0)) {
+        (Some(started), Some(pcr0)) if !debug && !started.eq_ignore_ascii_case(&hex::encode(pcr0)) => warning(
+            format!("{file} is the image of --pcrs, and the enclave was started from another one"),
+            "systemctl restart teemark-enclave, and send its secrets again",
+        ),
+        _ => Ok(format!("{file} is the image of --pcrs")),
+    }
+}
+
+fn enclave(parent: &Parent, facts: &Facts) -> Judged {
+    let enclaves = match &parent.enclaves {
+        Ok(enclaves) => enclaves,
+        Err(why) => return wrong(why, "run this as root or in group ne, after: dnf install aws-nitro-enclaves-cli"),
+    };
+    if let Some(enclave) = facts.described() {
+        let found = format!("{} runs, CID {}", enclave.enclave_name, enclave.cid);
+        if enclave.flags.contains("DEBUG") {
+            return warning(
+                format!("{found}, in debug mode: its PCRs are zeros, and the parent reads its console"),
+                "give it no real secrets; set ENCLAVE_DEBUG=0 and restart teemark-enclave",
+            );
+        }
+        return Ok(found);
+    }
+    let running: Vec<String> = enclaves
+        .iter()
+        .filter(|enclave| enclave.runs())
+        .map(|enclave| format!("{} (CID {})", enclave.enclave_name, enclave.cid))
+        .collect();
+    let others = running.join(", ");
+    match parent.cid {
+        _ if running.is_empty() => {
+            let why = explain(&parent.last_words);
+            let found =
+                why.map_or_else(|| "no enclave is running".into(), |why| format!("no enclave is running; {why}"));
+            wrong(found, "systemctl start teemark-enclave; journalctl -u teemark-enclave says how it goes")
+        }
+        Some(cid) => wrong(
+            format!("no enclave has CID {cid}; running: {others}"),
+            "an enclave has another CID after each start: leave ENCLAVE_CID and --enclave out, and it is found by its name",
+        ),
+        None if enclaves.iter().any(|enclave| enclave.runs() && enclave.enclave_name == parent.name) => wrong(
+            format!("several enclaves are named {}: {others}", parent.name),
+            "end one of them (nitro-cli terminate-enclave --enclave-id), or say which with --enclave CID",
+        ),
+        None => wrong(
+            format!("no enclave named {} is running; running: {others}", parent.name),
+            "set ENCLAVE_NAME, or start it: systemctl start teemark-enclave",
+        ),
+    }
+}
+
+fn port(exposed: &Exposed, facts: &Facts) -> Judged {
+    let Exposed { name, address, listener } = exposed;
+    let process = match listener {
+        Listener::Nobody => {
+            return wrong(
+                format!("nobody listens on {address}"),
+                "systemctl start teemark-expose; journalctl -u teemark-expose says why it ended",
+            );
+        }
+        Listener::Unseen => {
+            return warning(format!("who listens on {address} cannot be seen"), "run this as root");
+        }
+        Listener::Process(process) => process,
+    };
+    let Some(cid) = exposed_cid(&process.words) else {
+        let program = process.words.first().map_or("?", String::as_str);
+        return wrong(
+            format!("{address} is taken by {program} (process {}), which does not lead to the enclave", process.number),
+            format!("end it, or set EXPOSE_{} in /etc/teemark/parent.env to another port", name.to_uppercase()),
+        );
+    };
+    match facts.described() {
+        Some(enclave) if enclave.cid != cid => wrong(
+            format!("{address} leads to CID {cid}, and the enclave has CID {}", enclave.cid),
+            "systemctl restart teemark-expose: an enclave has another CID after each start",
+        ),
+        _ => Ok(format!("{address} leads to CID {cid}")),
+    }
+}
+
+fn ready(facts: &Facts) -> Judged {
+    let (is_ready, answer) = match &facts.enclave.ready {
+        Ok(answer) => answer,
+        Err(why) => {
+            let advice =
+                "see the lines above: the enclave, the public port; nitro-cli console shows a debug enclave's start";
+            let outside = "is the address right, does the security group admit this machine, does the enclave run?";
+            return wrong(why, if facts.parent.is_some() { advice } else { outside });
+        }
+    };
+    if *is_ready {
+        return Ok("it serves files".into());
+    }
+    let text = |name: &str| answer[name].as_str().map(|why| format!("{name}: {why}"));
+    let missing: Vec<&str> = answer["missing"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !missing.is_empty() {
+        return wrong(
+            format!("secrets are missing: {}", missing.join(", ")),
+            "seal them with teemark secrets and send them, or look at the keeper's log; a restarted enclave has lost them",
+        );
+    }
+    if let Some(why) = text("client_certificate") {
+        return wrong(why, "send another client certificate with teemark secrets");
+    }
+    if let Some(why) = text("clock") {
+        return wrong(why, "terminate the enclave and start it anew; if it happens again, stop and start the instance");
+    }
+    if let Some(why) = text("audit") {
+        return wrong(why, "mend the log's collector or relay, see below; TEEMARK_AUDIT=required waits for them");
+    }
+    if answer["draining"] == true {
+        return wrong("it is drained", "/usr/local/libexec/teemark/drain.sh --back puts it back into service");
+    }
+    if let Some(state) = answer["complete_at"].as_str() {
+        return wrong(format!("more bundles are to come, up to state {state}"), "send the rest of them");
+    }
+    wrong("/ready is 503", "ask /ready what is missing")
+}
+
+fn attestation(facts: &Facts) -> Judged {
+    match &facts.enclave.attested {
+        Some(Ok(attested)) if attested.in_debug_mode() => warning(
+            "the enclave's registers are zeros: nothing is proven about its code",
+            "for anything but a trial, start the image without debug mode, on an instance with a Nitro Secure Module",
+        ),
+        Some(Ok(_)) if facts.enclave.unproven.is_some() => warning(
+            format!("with {} nobody vouches for the enclave", facts.enclave.unproven.unwrap_or_default()),
+            "for anything but a trial, name the .pcrs file alone",
+        ),
+        Some(Ok(attested)) => Ok(format!("module {} vouches for the image of --pcrs", attested.module_id)),
+        Some(Err(why)) => wrong(
+            why,
+            "give it no secrets; is the .pcrs file from the build of the image that runs, and is this its address?",
+        ),
+        None => warning("not attested", "name the .pcrs file of the image's build with --pcrs"),
+    }
+}
+
+fn allow_list(facts: &Facts) -> Judged {
+    let (file, here) = &facts.allow_list;
+    let there = facts.enclave.status.as_ref().and_then(|status| status.as_ref().ok());
+    let there: Option<Vec<&str>> =
+        there.and_then(|status| Some(status["endpoints"].as_array()?.iter().filter_map(Value::as_str).collect()));
+    let here = match here {
+        Ok(here) => here,
+        Err(why) => return warning(why, "name the image's allow list with --endpoints, to compare it"),
+    };
+    let advice = "copy the allowed_endpoints.yaml that the image was built from, print vsock-proxy.yaml and vsock-proxy.env \
+                  anew with teemark vsock-proxy, and restart the proxies; or build and deploy the image with this one";
+    let differs = |what: String| wrong(format!("{file} is not the enclave's allow list: {what}"), advice);
+    // What is attested counts before what is only told.
+    match (&facts.enclave.attested, there) {
+        (_, Some(there)) if there != here.endpoints => {
+            differs(format!("it has {}, and the enclave has {}", here.endpoints.join(", "), there.join(", ")))
+        }
+        (Some(Ok(attested)), _) if attested.allow_list_sha256 != here.sha256 => differs(format!(
+            "its SHA-256 is {}, and {} is attested",
+            hex::encode(here.sha256),
+            hex::encode(attested.allow_list_sha256)
+        )),
+        (Some(Ok(_)), _) => Ok(format!("{file} is the attested one")),
+        (_, Some(_)) => Ok(format!("{file} has the entries that the enclave tells of")),
+        (_, None) => warning(
+            format!("{file} is not compared: the enclave neither attests its allow list nor tells of it"),
+            "mend the lines above first",
+        ),
+    }
+}
+
+fn proxies(parent: &Parent, facts: &Facts) -> Judged {
+    let mut faults = Vec::new();
+    let (mut down, mut moved) = (Vec::new(), false);
+    for (port, endpoint) in (facts.base_port..).zip(&facts.endpoints) {
+        let here: Vec<_> = parent.proxies.iter().filter(|proxy| proxy.port == port).collect();
+        if here.is_empty() {
+            down.push(port);
+            faults.push(format!("nothing runs for vsock port {port}, which leads to {}", endpoint.name));
+        }
+        for proxy in here.iter().filter(|proxy| !proxy.to.is(endpoint)) {
+            moved |= facts.endpoints.iter().any(|other: &Place| other.is(&proxy.to));
+            let (to, process) = (&proxy.to.name, proxy.process);
+            faults.push(format!("vsock port {port} leads to {to} and not to {} (process {process})", endpoint.name));
+        }
+    }
+    if facts.endpoints.is_empty() {
+        return warning("no allow list is known", "name the image's allow list with --endpoints");
+    }
+    let units =
+        |ports: &[u32]| ports.iter().map(|port| format!("teemark-vsock-proxy@{port}")).collect::<Vec<_>>().join(" ");
+    match (faults.is_empty(), moved) {
+        (true, _) => Ok(format!("{} in the order of the allow list", facts.endpoints.len())),
+        (false, true) => wrong(
+            format!("the proxies are in another order than the allow list: {}", faults.join("; ")),
+            "teemark vsock-proxy --format environment | sudo tee /etc/teemark/vsock-proxy.env, from the image's list; then \
+             systemctl restart 'teemark-vsock-proxy@*'",
+        ),
+        (false, false) if down.is_empty() => {
+            wrong(faults.join("; "), "print vsock-proxy.env anew with teemark vsock-proxy, and restart the proxies")
+        }
+        (false, false) => wrong(faults.join("; "), format!("systemctl enable --now {}", units(&down))),
+    }
+}
+
+fn endpoints(facts: &Facts) -> Judged {
+    let health = match &facts.enclave.health {
+        Ok(health) => health,
+        Err(why) => return wrong(why, "mend the lines above first"),
+    };
+    let status = health["endpoints_status"].as_object();
+    let unreached: Vec<&str> =
+        status.into_iter().flatten().filter(|(_, reached)| **reached != true).map(|(name, _)| name.as_str()).collect();
+    match (status.map_or(0, serde_json::Map::len), unreached.as_slice()) {
+        (0, _) => warning("/health_check names no endpoint yet", "ask again in some seconds"),
+        (number, []) => Ok(format!("the enclave reaches {number} of {number}")),
+        (_, unreached) => wrong(
+            format!("the enclave does not reach {}", unreached.join(", ")),
+            "is its vsock-proxy running, does vsock-proxy.yaml allow the host, and does the host listen?",
+        ),
+    }
+}
+
+fn service(facts: &Facts) -> Judged {
+    let service = match &facts.enclave.health {
+        Ok(health) => &health["watermark"],
+        Err(why) => return wrong(why, "mend the lines above first"),
+    };
+    if service["healthy"] == true {
+        return Ok("the watermark service is healthy".into());
+    }
+    match service["error"].as_str() {
+        Some(why) => wrong(format!("the watermark service: {why}"), "docs/TROUBLE.md has a row for each fault of TLS"),
+        None => wrong(
+            "the watermark service answers /health with an error, such as 503",
+            "the way to it works, TLS too: see the service's own log",
+        ),
+    }
+}
+
+fn clock(facts: &Facts) -> Judged {
+    let ahead = match &facts.enclave.ahead_ms {
+        Ok(ahead) => *ahead,
+        Err(why) => return warning(format!("the clocks are not compared: {why}"), "mend the lines above first"),
+    };
+    let off = Duration::from_millis(ahead.unsigned_abs());
+    let (seconds, side) = (off.as_secs(), if ahead > 0 { "behind" } else { "ahead of" });
+    let advice = "set this machine's clock: chronyc tracking; on EC2, chrony asks 169.254.169.123";
+    // What the enclave found when it last compared its clock with the module's.
+    let metrics = facts.enclave.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
+    let drift = metrics.and_then(|text| metric(text, "teemark_clock_drift_seconds"));
+    if off > GRANTS_FAIL {
+        return wrong(
+            format!("this machine's clock is {seconds} s {side} the enclave's module; grants that are made here fail"),
+            advice,
+        );
+    }
+    match drift {
+        Some(drift) if drift.abs() > GRANTS_FAIL.as_secs_f64() => wrong(
+            format!(
+                "the enclave's clock was {:.1} s {} its module's when they were last compared",
+                drift.abs(),
+                if drift > 0.0 { "ahead of" } else { "behind" }
+            ),
+            "it sets its clock every TEEMARK_CLOCK_INTERVAL: ask again then, or restart the enclave",
+        ),
+        _ if off > DRIFT => warning(format!("this machine's clock is {seconds} s {side} the enclave's module"), advice),
+        _ => Ok(format!("within {} s of the enclave's module", DRIFT.as_secs())),
+    }
+}
+
+fn certificate(status: &Found<Value>, now: Utc) -> Judged {
+    let status = match status {
+        Ok(status) => status,
+        Err(why) => return warning(why, "expose the admin port on the parent, at EXPOSE_ADMIN"),
+    };
+    let renew = "make a new one (certs/make-certs.sh --client-only --force) and send it with teemark secrets";
+    match status["client_certificate"].as_str() {
+        None => return wrong("there is no client certificate", "send one with teemark secrets"),
+        Some("valid") => {}
+        Some(fault) => return wrong(fault, renew),
+    }
+    let told = status["client_certificate_expires"].as_str().unwrap_or_default();
+    let Some(ends) = Utc::parse(told) else {
+        return warning(format!("it is not known when the client certificate expires: {told:?}"), "update teemark");
+    };
+    let left = Duration::from_secs(ends.0.saturating_sub(now.0));
+    let found = format!("the client certificate expires in {} days, at {ends}", left.as_secs() / 86_400);
+    match left {
+        _ if left < ENDS => wrong(found, renew),
+        _ if left < RENEW => warning(found, renew),
+        _ => Ok(found),
+    }
+}
+
+fn log(parent: &Parent, facts: &Facts) -> Judged {
+    let dropped = facts.enclave.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
+    let dropped = dropped.and_then(|text| metric(text, "teemark_log_lines_dropped_total")).unwrap_or(0.0);
+    let lost = if dropped > 0.0 { format!("; {dropped} records are lost already") } else { String::new() };
+    let waits = facts.enclave.ready.as_ref().is_ok_and(|(_, answer)| answer["audit"].is_string());
+    let Some(relay) = &parent.relay else {
+        let found = format!("nobody collects the enclave's log: teemark log relay does not run{lost}");
+        let advice = "systemctl enable --now teemark-log-relay, with LOG_RELAY_TO in /etc/teemark/log-relay.env; if there is \
+                      to be no collector, build the image with TEEMARK_LOG_TO=off";
+        return if waits { wrong(found, advice) } else { warning(found, advice) };
+    };
+    if let Err(why) = &relay.reached {
+        return wrong(
+            format!("nobody collects the enclave's log: the relay leads to {}, where {why}{lost}", relay.to),
+            "start teemark-log-collect on that machine, and let the parent reach its port",
+        );
+    }
+    if waits {
+        return wrong(
+            format!("a collector at {} takes the log, and its acknowledgements do not count", relay.to),
+            "its key (teemark keygen --for collector --public) has to be in the image's TEEMARK_AUDIT_KEYS",
+        );
+    }
+    match dropped > 0.0 {
+        true => warning(
+            format!("the log goes to {}, and {dropped} records were lost before", relay.to),
+            "teemark log verify names them; keep relay and collector running",
+        ),
+        false => Ok(format!("it goes to {}", relay.to)),
+    }
+}
+
+fn keeper(metrics: &Found<String>) -> Judged {
+    let text = match metrics {
+        Ok(text) => text,
+        Err(why) => return wrong(why, "is the keeper running, and does it listen where this machine reaches it?"),
+    };
+    let lines = text.lines().filter(|line| line.starts_with("teemark_keeper_enclave_current{"));
+    let (current, behind): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.ends_with(" 1"));
+    let name = |line: &str| line.split('"').nth(1).unwrap_or("?").to_owned();
+    match (current.len(), behind.as_slice()) {
+        (0, []) => wrong("the keeper watches no enclave", "name its addresses in enclaves.urls of keeper.toml"),
+        (number, []) => Ok(format!("{number} enclaves have everything that the keeper's sources have")),
+        (_, behind) => wrong(
+            format!(
+                "the keeper could not bring up to date: {}",
+                behind.iter().map(|line| name(line)).collect::<Vec<_>>().join(", ")
+            ),
+            "journalctl -u teemark-keeper says why: not_attested, not_confirmed, held, no_place",
+        ),
+    }
+}
+
+/// The value of a metric without labels.
+fn metric(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
