@@ -119,8 +119,8 @@ fn allocator(parent: &Parent) -> Judged {
             "systemctl enable --now nitro-enclaves-allocator; journalctl -u nitro-enclaves-allocator says why it failed",
         );
     }
-    // A running enclave has its memory and CPUs already.
-    let runs = parent.enclaves.as_ref().is_ok_and(|enclaves| enclaves.iter().any(|enclave| enclave.runs()));
+    // A running enclave has its memory and CPUs already. Where it is not known whether one runs, its line says so.
+    let runs = parent.enclaves.as_ref().map_or(true, |enclaves| enclaves.iter().any(|enclave| enclave.runs()));
     let memory = if runs { set_aside.memory_mib } else { set_aside.free_mib };
     if memory < wanted.memory_mib {
         return wrong(
@@ -511,4 +511,232 @@ fn keeper(metrics: &Found<String>) -> Judged {
 /// The value of a metric without labels.
 fn metric(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::digest::sha256;
+
+    use super::super::facts::{Allocator, AllowList, Described, Enclave, Process, Proxy, Relay, Size};
+    use super::*;
+
+    const DAY: u64 = 86_400;
+    const NOW: Utc = Utc(1_800_000_000);
+
+    fn place(name: &str) -> Place {
+        Place { name: name.into(), addresses: vec![] }
+    }
+
+    fn described(name: &str, cid: u32, flags: &str) -> Described {
+        let (enclave_name, state, flags) = (name.into(), "RUNNING".into(), flags.into());
+        Described { enclave_name, cid, state, flags, measurements: Default::default() }
+    }
+
+    fn exposed(name: &'static str, line: &str) -> Exposed {
+        let process = Process { number: 7, words: line.split(' ').map(str::to_owned).collect() };
+        Exposed { name, address: "127.0.0.1:3000".into(), listener: Listener::Process(process) }
+    }
+
+    fn status(ends: u64) -> Value {
+        json!({
+            "client_certificate": "valid",
+            "client_certificate_expires": Utc(NOW.0 + ends).to_string(),
+            "endpoints": ["a.example:443", "b.example:443"],
+        })
+    }
+
+    /// A deployment on which nothing is wrong, but that nobody said which image is expected.
+    fn well() -> Facts {
+        let names = ["a.example:443", "b.example:443"];
+        let proxies = [8101, 8102].into_iter().zip(names).map(|(port, to)| Proxy { port, to: place(to), process: 8 });
+        let parent = Parent {
+            device: true,
+            allocator: Allocator { memory_mib: 512, free_mib: 0, cpus: Some(2) },
+            wanted: Size { memory_mib: 512, cpus: 2 },
+            eif: ("teemark.eif".into(), Ok([(0, vec![1; 48])].into())),
+            name: "teemark".into(),
+            cid: None,
+            enclaves: Ok(vec![described("teemark", 16, "NONE"), described("other", 17, "NONE")]),
+            last_words: vec![],
+            exposed: vec![exposed("public", "teemark expose --enclave 16")],
+            proxies: proxies.collect(),
+            relay: Some(Relay { to: "tcp:collector:9002".into(), reached: Ok(()) }),
+        };
+        let enclave = Enclave {
+            endpoint: "http://127.0.0.1:3000".into(),
+            ready: Ok((true, json!({"ready": true, "missing": []}))),
+            health: Ok(json!({"endpoints_status": {"a.example:443": true}, "watermark": {"healthy": true}})),
+            status: Some(Ok(status(90 * DAY))),
+            metrics: Some(Ok("teemark_clock_drift_seconds 0.2\nteemark_log_lines_dropped_total 0\n".into())),
+            attested: None,
+            unproven: None,
+            ahead_ms: Ok(0),
+        };
+        let list = AllowList { endpoints: names.map(str::to_owned).to_vec(), sha256: sha256(b"") };
+        Facts {
+            now: NOW,
+            parent: Some(parent),
+            enclave,
+            pcrs: None,
+            allow_list: ("allowed_endpoints.yaml".into(), Ok(list)),
+            endpoints: names.map(place).to_vec(),
+            base_port: 8101,
+            keeper: None,
+        }
+    }
+
+    /// The lines that are not ok once this was changed, without the two of an image that nobody named.
+    fn after(change: impl FnOnce(&mut Facts, &mut Parent)) -> Vec<String> {
+        let mut facts = well();
+        let mut parent = facts.parent.take().unwrap();
+        change(&mut facts, &mut parent);
+        facts.parent = Some(parent);
+        let lines = all(&facts).into_iter().filter(|check| check.verdict != Verdict::Ok);
+        let lines = lines.filter(|check| !["image", "attestation"].contains(&check.name));
+        lines.map(|check| format!("{} {}: {}", check.verdict.name(), check.name, check.found)).collect()
+    }
+
+    #[track_caller]
+    fn only(lines: Vec<String>, begins: &str) {
+        assert!(lines.len() == 1 && lines[0].starts_with(begins), "{begins}: {lines:#?}");
+    }
+
+    #[test]
+    fn what_is_well_is_ok_and_an_image_that_nobody_named_is_a_warning() {
+        assert_eq!(after(|_, _| {}), [""; 0]);
+        let warned: Vec<_> =
+            all(&well()).into_iter().filter(|c| c.verdict == Verdict::Warning).map(|c| c.name).collect();
+        assert_eq!(warned, ["image", "attestation"]);
+    }
+
+    #[test]
+    fn what_is_set_aside_has_to_be_enough_and_free_only_where_no_enclave_runs() {
+        only(after(|_, p| p.wanted.memory_mib = 513), "wrong allocator: 512 MiB are set aside");
+        only(
+            after(|_, p| p.wanted.cpus = 4),
+            "wrong allocator: 2 CPUs are set aside for enclaves, and ENCLAVE_CPUS is 4",
+        );
+        only(after(|_, p| p.allocator.cpus = None), "wrong allocator: the module nitro_enclaves is not loaded");
+        let lines = after(|_, p| p.enclaves = Ok(vec![]));
+        assert!(lines[0].starts_with("wrong allocator: 0 MiB") && lines[1].starts_with("wrong enclave"), "{lines:#?}");
+    }
+
+    #[test]
+    fn the_enclave_that_is_meant_is_the_one_of_the_name_or_the_cid() {
+        only(
+            after(|_, p| p.enclaves.as_mut().unwrap()[0].flags = "DEBUG_MODE".into()),
+            "warning enclave: teemark runs",
+        );
+        let twice = after(|_, p| p.enclaves.as_mut().unwrap()[1].enclave_name = "teemark".into());
+        only(twice, "wrong enclave: several enclaves are named teemark: teemark (CID 16), teemark (CID 17)");
+        only(after(|_, p| p.name = "none".into()), "wrong enclave: no enclave named none is running");
+        only(after(|_, p| p.cid = Some(18)), "wrong enclave: no enclave has CID 18");
+        only(
+            after(|_, p| p.cid = Some(17)),
+            "wrong public port: 127.0.0.1:3000 leads to CID 16, and the enclave has CID 17",
+        );
+        only(after(|_, p| p.enclaves = Err("nitro-cli is not here".into())), "wrong enclave: nitro-cli is not here");
+    }
+
+    #[test]
+    fn a_port_is_nobodys_somebodys_or_not_known() {
+        only(after(|_, p| p.exposed[0].listener = Listener::Nobody), "wrong public port: nobody listens");
+        only(after(|_, p| p.exposed[0].listener = Listener::Unseen), "warning public port: who listens");
+        let taken = after(|_, p| p.exposed[0] = exposed("public", "nginx: master"));
+        only(taken, "wrong public port: 127.0.0.1:3000 is taken by nginx: (process 7)");
+    }
+
+    #[test]
+    fn what_ready_lacks_is_told() {
+        for (answer, found) in [
+            (json!({"missing": ["FILE_KEYS"]}), "secrets are missing: FILE_KEYS"),
+            (json!({"missing": [], "client_certificate": "expired"}), "client_certificate: expired"),
+            (json!({"missing": [], "clock": "is off"}), "clock: is off"),
+            (json!({"missing": [], "draining": true}), "it is drained"),
+            (json!({"missing": [], "complete_at": "ab"}), "more bundles are to come, up to state ab"),
+            (json!({}), "/ready is 503"),
+        ] {
+            only(after(|f, _| f.enclave.ready = Ok((false, answer))), &format!("wrong ready: {found}"));
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_leads_elsewhere_is_named_and_one_by_another_name_of_the_same_place_is_not() {
+        only(
+            after(|_, p| p.proxies[1].to = place("c.example:443")),
+            "wrong proxies: vsock port 8102 leads to c.example",
+        );
+        let same = [([10, 0, 0, 1], 443).into()];
+        let by_address = after(|f, p| {
+            p.proxies[1].to = Place { name: "10.0.0.1:443".into(), addresses: same.to_vec() };
+            f.endpoints[1].addresses = same.to_vec();
+        });
+        assert_eq!(by_address, [""; 0]);
+        only(after(|_, p| p.proxies.truncate(1)), "wrong proxies: nothing runs for vsock port 8102");
+    }
+
+    #[test]
+    fn a_clock_is_told_from_two_seconds_on_and_is_wrong_from_ten() {
+        for (ahead, line) in [
+            (2_000, None),
+            (-2_001, Some("warning clock: this machine's clock is 2 s ahead of the enclave's module")),
+            (9_000, Some("warning clock: this machine's clock is 9 s behind")),
+            (-60_000, Some("wrong clock: this machine's clock is 60 s ahead of")),
+        ] {
+            let lines = after(|f, _| f.enclave.ahead_ms = Ok(ahead));
+            line.map_or_else(|| assert!(lines.is_empty(), "{lines:?}"), |line| only(lines.clone(), line));
+        }
+        let drifted = after(|f, _| f.enclave.metrics = Some(Ok("teemark_clock_drift_seconds -11.5\n".into())));
+        only(drifted, "wrong clock: the enclave's clock was 11.5 s behind its module's");
+    }
+
+    #[test]
+    fn a_certificate_is_told_from_30_days_on_and_is_wrong_from_7() {
+        for (ends, line) in [
+            (30 * DAY, None),
+            (30 * DAY - 1, Some("warning certificate: the client certificate expires in 29 days")),
+            (7 * DAY, Some("warning certificate: the client certificate expires in 7 days")),
+            (7 * DAY - 1, Some("wrong certificate: the client certificate expires in 6 days")),
+        ] {
+            let lines = after(|f, _| f.enclave.status = Some(Ok(status(ends))));
+            line.map_or_else(|| assert!(lines.is_empty(), "{lines:?}"), |line| only(lines.clone(), line));
+        }
+        for (fault, line) in [
+            (json!({"client_certificate": "expired at …"}), "wrong certificate: expired at …"),
+            (json!({}), "wrong certificate: there is no client certificate"),
+            (
+                json!({"client_certificate": "valid", "client_certificate_expires": "soon"}),
+                "warning certificate: it is not known",
+            ),
+        ] {
+            let facts = Facts { enclave: Enclave { status: Some(Ok(fault)), ..well().enclave }, ..well() };
+            let check = all(&facts).into_iter().find(|check| check.name == "certificate").unwrap();
+            assert!(format!("{} certificate: {}", check.verdict.name(), check.found).starts_with(line), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_does_not_arrive_is_wrong_where_requests_wait_for_it() {
+        let waits = || Ok((false, json!({"missing": [], "audit": "no acknowledgement"})));
+        let no_relay = after(|f, p| {
+            p.relay = None;
+            f.enclave.ready = waits();
+        });
+        assert!(no_relay[0].starts_with("wrong ready: audit: no ack") && no_relay[1].starts_with("wrong log: nobody"));
+        let wrong_key = after(|f, _| f.enclave.ready = waits());
+        assert!(wrong_key[1].contains("its acknowledgements do not count"), "{wrong_key:?}");
+        let lost = after(|f, _| f.enclave.metrics = Some(Ok("teemark_log_lines_dropped_total 12\n".into())));
+        only(lost, "warning log: the log goes to tcp:collector:9002, and 12 records were lost before");
+        only(after(|_, p| p.relay = None), "warning log: nobody collects the enclave's log");
+    }
+
+    #[test]
+    fn a_keepers_metrics_say_which_enclave_it_could_not_bring_up_to_date() {
+        let current =
+            |value: u8| format!("teemark_keeper_enclave_current{{enclave=\"http://10.0.0.{value}:3000\"}} {value}\n");
+        assert!(keeper(&Ok(current(1))).is_ok());
+        let (verdict, found, _) = keeper(&Ok(current(1) + &current(0))).unwrap_err();
+        assert!(verdict == Verdict::Wrong && found.ends_with("up to date: http://10.0.0.0:3000"), "{found}");
+        assert!(keeper(&Ok(String::new())).is_err() && keeper(&Err("down".into())).is_err());
+    }
 }

@@ -10,6 +10,7 @@ mod baked;
 mod checklist;
 mod clock;
 mod debug;
+mod doctor;
 mod expose;
 mod failures;
 mod graviton;
@@ -55,6 +56,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("expose: clients are served through teemark expose and through socat", {
         expose::clients_are_served_through_teemark_expose_and_through_socat
+    }),
+    ("doctor: what is broken on the parent is named, and nothing else", {
+        doctor::what_is_broken_on_the_parent_is_named_and_nothing_else
     }),
     ("log: every record comes out over vsock and verifies", log::every_record_comes_out_over_vsock_and_verifies),
     ("memory: with 64 MiB of memory files of 1 MiB are served", {
