@@ -63,7 +63,7 @@ pub(super) fn look(wanted: &Wanted) -> Parent {
         .map(|text| lines(&text))
         .unwrap_or_default();
     last_words.extend(newest(&root.join("var/log/nitro_enclaves")).iter().flat_map(|file| tail(file)));
-    if let Some(folder) = wanted.logs.as_deref().and_then(|logs| newest_folder(logs)) {
+    if let Some(folder) = wanted.logs.as_deref().and_then(newest_folder) {
         last_words.extend(newest(&folder).iter().flat_map(|file| tail(file)));
     }
     Parent {
