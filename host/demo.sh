@@ -175,7 +175,7 @@ echo "    killed and started again, with nothing; nobody does anything, and a fi
 cat >"$out/keeper.toml" <<TOML
 interval = 1
 listen = "127.0.0.1:0"
-state = "."
+folder = "."
 operator_key = { file = "operator.key" }
 [enclaves]
 urls = ["http://$public"]

@@ -86,7 +86,7 @@ impl Scene {
         self.write(
             "keeper.toml",
             format!(
-                "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = 'operator.key' }}\n{}\n\
+                "interval = 1\nlisten = '127.0.0.1:0'\nfolder = '.'\noperator_key = {{ file = 'operator.key' }}\n{}\n\
                  [enclaves]\nurls = [{}]\npcrs = ['image.pcrs']\ndevelopment = true\n{}\n\
                  [items]\nendpoint = 'https://localhost:{service}'\nfile_keys = {file_keys}\n[items.certificate]\n\
                  cert = {{ file = 'client.crt' }}\nkey = {{ file = 'client.key' }}\nca = {{ file = 'ecs-ca.crt' }}\n",

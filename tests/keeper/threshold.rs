@@ -53,7 +53,7 @@ fn two_of_three_operators_have_to_sign_and_each_sees_what_changes() {
         "in force: nothing",
         "change     client certificate: a first one, until ",
         "change     watermark service: https://localhost:",
-        "change     file keys: 1 key come: k",
+        "change     file keys: 1 key added: k",
     ] {
         assert!(shown.contains(words), "{words} in {shown}");
     }
@@ -88,7 +88,7 @@ fn the_handshakes_own_port_takes_it_too_and_keys_come_and_go_one_by_one() {
     fs::remove_file(three.scene.path("bundle")).unwrap();
     succeeds(three.scene.teemark(&[&change[..], &trust, &["--output", "bundle"]].concat()));
     let shown = line(three.sign(&["--operator-key", "third.key"]));
-    assert!(shown.contains("file keys: 1 key come: new") && shown.contains("file keys: 1 key go: k"), "{shown}");
+    assert!(shown.contains("file keys: 1 key added: new") && shown.contains("file keys: 1 key removed: k"), "{shown}");
     succeeds(three.send(&three.url));
     assert_eq!(three.enclave.get("/state").json()["items"]["FILE_KEYS"]["ids"], serde_json::json!(["new"]));
 }
@@ -124,7 +124,7 @@ fn two_keepers(three: &Three, second_keys: &str) -> [Keeper; 2] {
         let pass = format!("signatures = 2\nbundles = '127.0.0.1:{own}'\nnext = ['http://127.0.0.1:{other}']");
         three.scene.config(&[three.port], &format!("{{ file = '{keys}' }}"), [&pass, ""]);
         let config = fs::read_to_string(three.scene.path("keeper.toml")).unwrap();
-        let config = config.replace("operator.key", key).replace("state = '.'", &format!("state = '{}'", names[n]));
+        let config = config.replace("operator.key", key).replace("folder = '.'", &format!("folder = '{}'", names[n]));
         three.scene.write(&format!("{}.toml", names[n]), config);
         fs::create_dir(three.scene.path(names[n])).unwrap();
     }

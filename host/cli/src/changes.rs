@@ -24,10 +24,10 @@ pub(crate) fn explain(before: &State, manifest: &Manifest) -> Result<Vec<String>
             ENDPOINT => vec![service(in_force(name), item)],
             FILE_KEYS => replaced("file keys", in_force(name), item),
             GRANT_KEYS => replaced("grant keys", in_force(name), item),
-            FILE_KEYS_ADD => vec![format!("file keys: {} come: {}", count(item), ids(item))],
-            FILE_KEYS_REMOVE => vec![format!("file keys: {} go: {}", count(item), ids(item))],
-            GRANT_KEYS_ADD => vec![format!("grant keys: {} come: {}", count(item), ids(item))],
-            GRANT_KEYS_REMOVE => vec![format!("grant keys: {} go: {}", count(item), ids(item))],
+            FILE_KEYS_ADD => vec![format!("file keys: {} added: {}", count(item), ids(item))],
+            FILE_KEYS_REMOVE => vec![format!("file keys: {} removed: {}", count(item), ids(item))],
+            GRANT_KEYS_ADD => vec![format!("grant keys: {} added: {}", count(item), ids(item))],
+            GRANT_KEYS_REMOVE => vec![format!("grant keys: {} removed: {}", count(item), ids(item))],
             _ => bail!("the bundle has the item {name}, which this teemark does not know; do not sign it"),
         });
     }
@@ -64,7 +64,7 @@ fn service(before: Option<&Item>, item: &Item) -> String {
 fn replaced(what: &str, before: Option<&Item>, item: &Item) -> Vec<String> {
     match before {
         Some(before) if before.sha256 == item.sha256 => vec![format!("{what}: as in force, {}", count(item))],
-        None => vec![format!("{what}: {} come: {}", count(item), ids(item))],
+        None => vec![format!("{what}: {} added: {}", count(item), ids(item))],
         Some(before) => {
             let mut lines = vec![format!("{what}: {} replace the {} in force", count(item), count(before))];
             let (Some(old), Some(new)) = (&before.ids, &item.ids) else {
@@ -74,12 +74,12 @@ fn replaced(what: &str, before: Option<&Item>, item: &Item) -> Vec<String> {
             let [old, new] = [old, new].map(|ids| ids.iter().map(String::as_str).collect::<BTreeSet<_>>());
             let list = |ids: &mut dyn Iterator<Item = &str>| named(&ids.collect::<Vec<_>>());
             let none = "none".to_owned();
-            let (come, go) = (list(&mut new.difference(&old).copied()), list(&mut old.difference(&new).copied()));
+            let (added, removed) = (list(&mut new.difference(&old).copied()), list(&mut old.difference(&new).copied()));
             let stay = list(&mut old.intersection(&new).copied());
-            lines.push(format!("{what}: come: {}", come.as_ref().unwrap_or(&none)));
-            lines.push(format!("{what}: go: {}", go.as_ref().unwrap_or(&none)));
+            lines.push(format!("{what}: added: {}", added.as_ref().unwrap_or(&none)));
+            lines.push(format!("{what}: removed: {}", removed.as_ref().unwrap_or(&none)));
             if let Some(stay) = stay {
-                let keys = match (come, go) {
+                let keys = match (added, removed) {
                     (None, None) => "at least one has another key than before",
                     _ => "each may have another key than before",
                 };
@@ -160,17 +160,17 @@ mod tests {
             (
                 FILE_KEYS,
                 keys(&[("k2", 2), ("k3", 3)]),
-                "file keys: come: k3\nfile keys: go: k1\nfile keys: in both: k2 (each may",
+                "file keys: added: k3\nfile keys: removed: k1\nfile keys: in both: k2 (each may",
             ),
             (
                 FILE_KEYS,
                 keys(&[("k1", 1), ("k2", 9)]),
-                "come: none\nfile keys: go: none\nfile keys: in both: k1, k2 (at least one has",
+                "added: none\nfile keys: removed: none\nfile keys: in both: k1, k2 (at least one has",
             ),
             (FILE_KEYS, keys(&[("k1", 1), ("k2", 2)]), "file keys: as in force, 2 keys"),
-            (FILE_KEYS_ADD, keys(&[("k3", 3)]), "file keys: 1 key come: k3"),
-            (FILE_KEYS_REMOVE, Item::removed(["k1"].into_iter()), "go: k1"),
-            (GRANT_KEYS, keys(&[("g", 1)]), "grant keys: 1 key come: g"),
+            (FILE_KEYS_ADD, keys(&[("k3", 3)]), "file keys: 1 key added: k3"),
+            (FILE_KEYS_REMOVE, Item::removed(["k1"].into_iter()), "1 key removed: k1"),
+            (GRANT_KEYS, keys(&[("g", 1)]), "grant keys: 1 key added: g"),
         ] {
             let lines = explained(&before, &[(name, item)]);
             assert!(lines.contains(told), "{told} in {lines}");

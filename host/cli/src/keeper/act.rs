@@ -15,7 +15,7 @@ use ring::signature::Ed25519KeyPair;
 use serde_json::{Value, json};
 
 use super::enclaves::Target;
-use super::memory::{Memory, Store};
+use super::history::{History, Store};
 use super::pass;
 use super::plan::{Held, Plan};
 use super::policy::{self, Policies};
@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     pub(crate) max_enclaves: usize,
     pub(crate) report: std::sync::Arc<Report>,
     pub(crate) store: Store,
-    pub(crate) state: Mutex<Known>,
+    pub(crate) known: Mutex<Known>,
     /// Tells that the sources have changed, or that an enclave is no longer watched.
     pub(crate) changed: Condvar,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Shared {
 /// What changes while the keeper runs.
 pub(crate) struct Known {
     pub(crate) snapshot: std::sync::Arc<Snapshot>,
-    pub(crate) memory: Memory,
+    pub(crate) history: History,
     /// The addresses whose enclaves have been given secrets.
     pub(crate) places: BTreeSet<String>,
     /// The boot that was last attested at each address.
@@ -59,7 +59,7 @@ pub(crate) struct Known {
 
 impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The CAs that count at an address: those that are named are for https.
@@ -67,11 +67,11 @@ impl Shared {
         if endpoint.starts_with("https") { self.cacert.clone() } else { Cacert { cacert: None } }
     }
 
-    /// Writes the memory, if it has changed. What cannot be written now is written with the next change.
+    /// Writes the history, if it has changed. What cannot be written now is written with the next change.
     pub(crate) fn remember(&self, known: &mut Known) {
-        if let Err(error) = self.store.write(&mut known.memory) {
-            self.report.memory_fault();
-            self.report.line("memory_not_written", json!({"error": format!("{error:#}")}));
+        if let Err(error) = self.store.write(&mut known.history) {
+            self.report.history_fault();
+            self.report.line("history_not_written", json!({"error": format!("{error:#}")}));
         }
     }
 }
@@ -129,7 +129,7 @@ impl Enclave<'_> {
                 let mut context = Context {
                     sources: &self.snapshot.items,
                     revision: self.snapshot.revision,
-                    memory: &mut known.memory,
+                    history: &mut known.history,
                     interval: self.shared.interval,
                     now: start.elapsed(),
                     has_place: &mut || places.contains(name) || places.len() < most && places.insert(name.clone()),

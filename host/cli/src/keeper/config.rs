@@ -21,8 +21,8 @@ pub(crate) struct Config {
     /// Where the keeper serves /ready and /metrics.
     #[serde(default = "loopback")]
     pub(crate) listen: String,
-    /// Where the keeper remembers what it has seen [default: $STATE_DIRECTORY, or only in memory].
-    pub(crate) state: Option<PathBuf>,
+    /// Where the keeper remembers what it has seen [default: $STATE_DIRECTORY, or nowhere].
+    pub(crate) folder: Option<PathBuf>,
     /// The operator's private key.
     pub(crate) operator_key: KeySource,
     /// How many operators have to sign a bundle: TEEMARK_OPERATOR_THRESHOLD of the image.
@@ -243,7 +243,7 @@ impl Config {
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let Enclaves { file, pcrs, cacert, root, .. } = &mut self.enclaves;
-        let mut paths: Vec<_> = pcrs.iter_mut().chain(file).chain(cacert).chain(root).chain(&mut self.state).collect();
+        let mut paths: Vec<_> = pcrs.iter_mut().chain(file).chain(cacert).chain(root).chain(&mut self.folder).collect();
         if let KeySource::File(FileSource { file }) = &mut self.operator_key {
             paths.push(file);
         }

@@ -9,19 +9,19 @@
 //! watch     what to do next about one enclave: no effects
 //! act       does it: a thread for each address
 //! pass      signs what other keepers sealed
-//! memory    what was seen, kept in a file
+//! history    what was seen, kept in a file
 //! report    lines and counters
 //! serve     /ready and /metrics
 //! ```
 //!
 //! A keeper that is killed at any moment and started again goes on: what an enclave has in force is in its attestation
-//! document, and the memory only says what it has had before.
+//! document, and the history only says what it has had before.
 
 mod act;
 mod config;
 mod enclaves;
 mod exec;
-mod memory;
+mod history;
 mod pass;
 mod plan;
 mod policy;
@@ -48,7 +48,7 @@ use crate::seal::operator_key;
 use act::{Known, Shared};
 use config::{Config, CredentialSource, FileSource, KeySource};
 use enclaves::{Directory, Target};
-use memory::{Memory, Store};
+use history::{History, Store};
 use policy::Policies;
 use report::Report;
 use sources::{Fault, Snapshot, Sources};
@@ -97,17 +97,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     ];
     let marks: Vec<&str> = marks.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
     let report = Arc::new(Report::new(&marks));
-    let folder = config.state.clone().or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from));
+    let folder = config.folder.clone().or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from));
     let store = Store::new(folder.as_deref());
-    let memory = store.read().unwrap_or_else(|error| {
-        report.line("memory_lost", json!({"error": format!("{error:#}")}));
-        Memory::default()
+    let history = store.read().unwrap_or_else(|error| {
+        report.line("history_lost", json!({"error": format!("{error:#}")}));
+        History::default()
     });
     let numbers = report.clone();
     let address =
         serve::start(&config.listen, 0, move |request| serve::numbers(&numbers, request)).context("listen")?;
     let (places, boots, watched) = Default::default();
-    let known = Known { snapshot: Arc::default(), memory, places, boots, watched };
+    let known = Known { snapshot: Arc::default(), history, places, boots, watched };
     let shared = Arc::new(Shared {
         operator,
         policies,
@@ -118,7 +118,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         max_enclaves: config.enclaves.max_enclaves,
         report,
         store,
-        state: Mutex::new(known),
+        known: Mutex::new(known),
         changed: Condvar::new(),
     });
     let bundles = match &config.bundles {
@@ -174,12 +174,12 @@ fn keep_sources(shared: &Shared, sources: &mut Sources) -> Result<Done> {
 fn publish(shared: &Shared, snapshot: &Snapshot, names: &[&str]) {
     let mut known = shared.lock();
     for (name, piece) in snapshot.pieces() {
-        if known.memory.sources_have(name, piece.item.sha256, piece.modified_ms, now_ms()) {
+        if known.history.sources_have(name, piece.item.sha256, piece.modified_ms, now_ms()) {
             shared.report.line("source_changed", json!({"item": name, "sha256": piece.item.sha256}));
         }
     }
     for name in names {
-        let changed = snapshot.items.contains_key(*name).then(|| known.memory.changed_ms(name));
+        let changed = snapshot.items.contains_key(*name).then(|| known.history.changed_ms(name));
         shared.report.source(name, changed);
     }
     // Before a watch sends anything of it.

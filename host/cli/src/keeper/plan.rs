@@ -11,7 +11,7 @@ use formats::attestation::BootNonce;
 use formats::digest::Sha256;
 use formats::state::{Items, State};
 
-use super::memory::Memory;
+use super::history::History;
 
 /// What an enclave has attested, and the state that it serves.
 #[derive(Clone, Debug)]
@@ -69,15 +69,15 @@ impl std::fmt::Display for Held {
 }
 
 /// Compares what the sources have with what is in force. Items that the sources do not have are left alone.
-pub(crate) fn plan(sources: &Items, in_force: &InForce, memory: &Memory) -> Plan {
+pub(crate) fn plan(sources: &Items, in_force: &InForce, history: &History) -> Plan {
     let InForce { boot_nonce, counter, state } = in_force;
     let mut plan = Plan::default();
     for (name, item) in sources {
         let held = match state.items.get(name).map(|item| item.sha256) {
             Some(found) if found == item.sha256 => continue,
             None => None,
-            Some(_) if memory.has_had(*boot_nonce, name) => Some(Held::Left),
-            Some(found) if is_older(name, &found, *counter, memory) => None,
+            Some(_) if history.has_had(*boot_nonce, name) => Some(Held::Left),
+            Some(found) if is_older(name, &found, *counter, history) => None,
             Some(_) => Some(Held::Newer),
         };
         match held {
@@ -85,14 +85,14 @@ pub(crate) fn plan(sources: &Items, in_force: &InForce, memory: &Memory) -> Plan
             None => plan.send.push(name.clone()),
         }
     }
-    let newest = plan.send.iter().map(|name| memory.changed_ms(name)).max().unwrap_or(0);
+    let newest = plan.send.iter().map(|name| history.changed_ms(name)).max().unwrap_or(0);
     plan.counter = newest.max(counter.saturating_add(1));
     plan
 }
 
 /// Whether the sources have changed since this value was put in force.
-fn is_older(name: &str, found: &Sha256, counter: u64, memory: &Memory) -> bool {
-    memory.is_earlier(name, found) || memory.changed_ms(name) > counter
+fn is_older(name: &str, found: &Sha256, counter: u64, history: &History) -> bool {
+    history.is_earlier(name, found) || history.changed_ms(name) > counter
 }
 
 #[cfg(test)]
@@ -115,13 +115,13 @@ mod tests {
     /// A keeper whose only item is K, and an enclave.
     #[derive(Clone)]
     struct Keeper {
-        memory: Memory,
+        history: History,
         value: &'static str,
     }
 
     impl Keeper {
         fn new(value: &'static str, modified_ms: u64) -> Keeper {
-            let mut keeper = Keeper { memory: Memory::default(), value };
+            let mut keeper = Keeper { history: History::default(), value };
             keeper.source_becomes(value, modified_ms);
             keeper
         }
@@ -129,20 +129,20 @@ mod tests {
         fn source_becomes(&mut self, value: &'static str, modified_ms: u64) {
             self.value = value;
             let sha256 = items(&[("K", value)])["K"].sha256;
-            self.memory.sources_have("K", sha256, Some(modified_ms), 1_000_000);
+            self.history.sources_have("K", sha256, Some(modified_ms), 1_000_000);
         }
 
         /// Looks at the enclave, and puts in force what it would send. Returns whether it sent something.
         fn looks(&mut self, enclave: &mut InForce) -> bool {
-            self.memory.boot_has(enclave.boot_nonce, &enclave.state.items);
-            let plan = plan(&items(&[("K", self.value)]), enclave, &self.memory);
+            self.history.boot_has(enclave.boot_nonce, &enclave.state.items);
+            let plan = plan(&items(&[("K", self.value)]), enclave, &self.history);
             if plan.send.is_empty() {
                 return false;
             }
             assert!(plan.counter > enclave.counter);
             (enclave.counter, enclave.state.items) = (plan.counter, items(&[("K", self.value)]));
             // The next document confirms it.
-            self.memory.boot_has(enclave.boot_nonce, &enclave.state.items);
+            self.history.boot_has(enclave.boot_nonce, &enclave.state.items);
             true
         }
     }
@@ -165,7 +165,7 @@ mod tests {
     fn an_item_that_the_sources_do_not_have_is_left_alone() {
         let keeper = Keeper::new("a", 100);
         let enclave = in_force(1, 7, &[("K", "a"), ("OTHER", "x")]);
-        assert_eq!(plan(&items(&[("K", "a")]), &enclave, &keeper.memory), Plan { counter: 8, ..Plan::default() });
+        assert_eq!(plan(&items(&[("K", "a")]), &enclave, &keeper.history), Plan { counter: 8, ..Plan::default() });
     }
 
     #[test]
@@ -183,13 +183,13 @@ mod tests {
         let mut enclave = in_force(1, 0, &[]);
         keeper.looks(&mut enclave);
         (enclave.counter, enclave.state.items) = (500, items(&[("K", "by hand")]));
-        let held = plan(&items(&[("K", "a")]), &enclave, &keeper.memory).held;
+        let held = plan(&items(&[("K", "a")]), &enclave, &keeper.history).held;
         assert_eq!(held["K"], Held::Left);
         assert!(!keeper.looks(&mut enclave));
         // The keeper was restarted, and remembers nothing.
         let mut fresh = Keeper::new("a", 100);
         assert!(!fresh.looks(&mut enclave));
-        assert_eq!(plan(&items(&[("K", "a")]), &enclave, &fresh.memory).held["K"], Held::Newer);
+        assert_eq!(plan(&items(&[("K", "a")]), &enclave, &fresh.history).held["K"], Held::Newer);
         for keeper in [&mut keeper, &mut fresh] {
             let mut enclave = enclave.clone();
             keeper.source_becomes("b", 600);

@@ -30,7 +30,7 @@ struct Numbers {
     /// Whether each item has a value, and when it changed.
     sources: BTreeMap<String, Option<u64>>,
     enclaves: BTreeMap<String, Standing>,
-    memory_faults: u64,
+    history_faults: u64,
 }
 
 /// How it stands with one enclave.
@@ -77,8 +77,8 @@ impl Report {
         *self.numbers().faults.entry(item.to_owned()).or_default() += 1;
     }
 
-    pub(crate) fn memory_fault(&self) {
-        self.numbers().memory_faults += 1;
+    pub(crate) fn history_fault(&self) {
+        self.numbers().history_faults += 1;
     }
 
     /// When an item changed, in milliseconds since 1970; `None` if it has no value yet.
@@ -130,8 +130,13 @@ impl Report {
             "When an item's sources changed, since 1970; 0 if unknown.",
             changed.collect(),
         );
-        let memory_faults = vec![(String::new(), numbers.memory_faults)];
-        metric("memory_faults_total", "counter", "Times that the keeper's memory could not be written.", memory_faults);
+        let history_faults = vec![(String::new(), numbers.history_faults)];
+        metric(
+            "history_faults_total",
+            "counter",
+            "Times that the keeper's history could not be written.",
+            history_faults,
+        );
         type Figure = fn(&Standing) -> u64;
         let figures: [(&str, &str, Figure); 3] = [
             ("enclave_attested", "Whether an enclave passed when it was last looked at.", |s| u64::from(s.attested)),

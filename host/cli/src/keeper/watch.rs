@@ -8,7 +8,7 @@ use formats::attestation::BootNonce;
 use formats::digest::Sha256;
 use formats::state::State;
 
-use super::memory::Memory;
+use super::history::History;
 use super::plan::{Held, InForce, Plan, plan};
 use super::sources::Revision;
 
@@ -117,7 +117,7 @@ pub(crate) struct Context<'a> {
     pub(crate) sources: &'a formats::state::Items,
     /// Which revision of the sources that is.
     pub(crate) revision: Revision,
-    pub(crate) memory: &'a mut Memory,
+    pub(crate) history: &'a mut History,
     /// Between two looks.
     pub(crate) interval: Duration,
     /// A clock that only goes forward.
@@ -183,9 +183,9 @@ impl Watch {
     fn compare(&mut self, state: State, context: &mut Context<'_>, notes: &mut Vec<Note>) -> Action {
         let Some(Seen { boot_nonce, counter, .. }) = self.seen else { return Action::Look };
         let hash = state.sha256();
-        context.memory.boot_has(boot_nonce, &state.items);
+        context.history.boot_has(boot_nonce, &state.items);
         let in_force = InForce { boot_nonce, counter, state };
-        let mut plan = plan(context.sources, &in_force, context.memory);
+        let mut plan = plan(context.sources, &in_force, context.history);
         if !plan.held.is_empty() {
             self.tell(Note::Held(plan.held.clone()), notes);
         }
@@ -260,7 +260,7 @@ mod tests {
     /// A keeper that watches one enclave, on a clock of its own.
     struct Scene {
         watch: Watch,
-        memory: Memory,
+        history: History,
         sources: Items,
         revision: Revision,
         now: Duration,
@@ -294,7 +294,7 @@ mod tests {
         fn new() -> Scene {
             let mut scene = Scene {
                 watch: Watch::default(),
-                memory: Memory::default(),
+                history: History::default(),
                 sources: Items::new(),
                 revision: Revision::default(),
                 now: Duration::ZERO,
@@ -309,7 +309,7 @@ mod tests {
         fn source_becomes(&mut self, value: &str, modified_ms: u64) {
             let sha256 = sha256(value.as_bytes());
             self.sources.insert("K".into(), Item { sha256, ..Item::default() });
-            self.memory.sources_have("K", sha256, Some(modified_ms), 1_000_000);
+            self.history.sources_have("K", sha256, Some(modified_ms), 1_000_000);
             self.revision = self.revision.next();
         }
 
@@ -326,7 +326,7 @@ mod tests {
                 let mut context = Context {
                     sources: &self.sources,
                     revision: self.revision,
-                    memory: &mut self.memory,
+                    history: &mut self.history,
                     interval: INTERVAL,
                     now: self.now,
                     has_place: &mut || places,

@@ -68,7 +68,7 @@ impl Keeper {
         };
         let urls: Vec<String> = enclaves.iter().map(|enclave| format!("'{}'", enclave.endpoint)).collect();
         let config = format!(
-            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
+            "interval = 1\nlisten = '127.0.0.1:0'\nfolder = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
              urls = [{}]\n{trust}\nany_instance = true\n[items]\nendpoint = '{}'\nfile_keys = {{ file = 'keys.json' }}\n\
              grant_keys = {{ file = 'grants.json' }}\n[items.certificate]\ncert = {{ file = 'client.crt' }}\n\
              key = {{ file = 'client.key' }}\nca = {{ file = 'ecs-ca.crt' }}\n",

@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::output::{self, Existing, Readers};
 
 /// The file's name in its folder.
-const FILE: &str = "memory.json";
+const FILE: &str = "history.json";
 /// Most earlier values that are remembered for an item, and most boots.
 const MAX_EARLIER: usize = 1000;
 const MAX_BOOTS: usize = 1000;
 
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub(crate) struct History {
     /// The items of the sources.
     items: BTreeMap<String, Known>,
     /// The boots that have had the present value of items, in the order in which they were first seen.
@@ -49,7 +49,7 @@ struct Boot {
     had: BTreeSet<String>,
 }
 
-impl Memory {
+impl History {
     /// Takes note of an item of the sources. `modified_ms` is when the newest of its files was changed, if it is from files.
     /// Returns whether it has changed.
     pub(crate) fn sources_have(&mut self, name: &str, sha256: Sha256, modified_ms: Option<u64>, now_ms: u64) -> bool {
@@ -113,7 +113,7 @@ impl Memory {
     }
 }
 
-/// Where the memory is kept.
+/// Where the history is kept.
 pub(crate) struct Store(Option<PathBuf>);
 
 impl Store {
@@ -126,11 +126,11 @@ impl Store {
     ///
     /// # Errors
     /// The file is there, and cannot be read.
-    pub(crate) fn read(&self) -> Result<Memory> {
-        let Some(path) = self.0.as_deref() else { return Ok(Memory::default()) };
-        let in_file = || format!("the keeper's memory {}", path.display());
+    pub(crate) fn read(&self) -> Result<History> {
+        let Some(path) = self.0.as_deref() else { return Ok(History::default()) };
+        let in_file = || format!("the keeper's history {}", path.display());
         match std::fs::read(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Memory::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(History::default()),
             Err(error) => Err(error).with_context(in_file),
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(in_file),
         }
@@ -140,15 +140,15 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(crate) fn write(&self, memory: &mut Memory) -> Result<()> {
-        if !memory.changed {
+    pub(crate) fn write(&self, history: &mut History) -> Result<()> {
+        if !history.changed {
             return Ok(());
         }
         if let Some(path) = self.0.as_deref() {
-            let bytes = serde_json::to_vec(memory).context("the keeper's memory is not JSON")?;
+            let bytes = serde_json::to_vec(history).context("the keeper's history is not JSON")?;
             output::write(path, &bytes, Existing::Replace, Readers::Owner, "")?;
         }
-        memory.changed = false;
+        history.changed = false;
         Ok(())
     }
 }
@@ -171,53 +171,53 @@ mod tests {
     #[test]
     fn an_item_is_as_old_as_its_files_and_changes_when_they_do() {
         let [a, b] = [sha256(b"a"), sha256(b"b")];
-        let mut memory = Memory::default();
-        assert!(memory.sources_have("K", a, Some(100), 1000));
-        assert!(!memory.sources_have("K", a, Some(900), 1000), "a file that was only touched");
-        assert_eq!(memory.changed_ms("K"), 100);
-        memory.sources_have("K", b, Some(200), 1000);
-        assert_eq!((memory.changed_ms("K"), memory.is_earlier("K", &a)), (200, true));
+        let mut history = History::default();
+        assert!(history.sources_have("K", a, Some(100), 1000));
+        assert!(!history.sources_have("K", a, Some(900), 1000), "a file that was only touched");
+        assert_eq!(history.changed_ms("K"), 100);
+        history.sources_have("K", b, Some(200), 1000);
+        assert_eq!((history.changed_ms("K"), history.is_earlier("K", &a)), (200, true));
         // An old file is put back: it is the newest all the same.
-        memory.sources_have("K", a, Some(100), 1000);
+        history.sources_have("K", a, Some(100), 1000);
         assert_eq!(
-            (memory.changed_ms("K"), memory.is_earlier("K", &a), memory.is_earlier("K", &b)),
+            (history.changed_ms("K"), history.is_earlier("K", &a), history.is_earlier("K", &b)),
             (1000, false, true)
         );
-        memory.sources_have("K", b, Some(9999), 1001);
-        assert_eq!(memory.changed_ms("K"), 1001, "a file from the future is from now");
-        memory.sources_have("E", a, None, 5000);
-        assert_eq!(memory.changed_ms("E"), 0, "nobody knows how old a command's first output is");
-        memory.sources_have("E", b, None, 6000);
-        assert_eq!(memory.changed_ms("E"), 6000);
+        history.sources_have("K", b, Some(9999), 1001);
+        assert_eq!(history.changed_ms("K"), 1001, "a file from the future is from now");
+        history.sources_have("E", a, None, 5000);
+        assert_eq!(history.changed_ms("E"), 0, "nobody knows how old a command's first output is");
+        history.sources_have("E", b, None, 6000);
+        assert_eq!(history.changed_ms("E"), 6000);
     }
 
     #[test]
     fn what_a_boot_has_had_is_remembered_until_the_sources_change() {
         let [a, b] = [sha256(b"a"), sha256(b"b")];
-        let mut memory = Memory::default();
-        memory.sources_have("K", a, Some(1), 9);
-        memory.boot_has(boot(1), &has("K", b));
-        assert!(!memory.has_had(boot(1), "K"));
-        memory.boot_has(boot(1), &has("K", a));
-        memory.boot_has(boot(1), &has("K", b));
-        assert!(memory.has_had(boot(1), "K") && !memory.has_had(boot(2), "K"));
-        memory.sources_have("K", b, Some(2), 9);
-        assert!(!memory.has_had(boot(1), "K"));
+        let mut history = History::default();
+        history.sources_have("K", a, Some(1), 9);
+        history.boot_has(boot(1), &has("K", b));
+        assert!(!history.has_had(boot(1), "K"));
+        history.boot_has(boot(1), &has("K", a));
+        history.boot_has(boot(1), &has("K", b));
+        assert!(history.has_had(boot(1), "K") && !history.has_had(boot(2), "K"));
+        history.sources_have("K", b, Some(2), 9);
+        assert!(!history.has_had(boot(1), "K"));
     }
 
     #[test]
-    fn the_memory_is_bounded_and_outlives_the_keeper() {
+    fn the_history_is_bounded_and_outlives_the_keeper() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(Some(folder.path()));
-        let mut memory = store.read().unwrap();
+        let mut history = store.read().unwrap();
         for n in 0..2 * MAX_EARLIER as u64 {
-            memory.sources_have("K", sha256(&n.to_be_bytes()), Some(n), 9);
-            memory.boot_has(BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes()), &Items::new());
+            history.sources_have("K", sha256(&n.to_be_bytes()), Some(n), 9);
+            history.boot_has(BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes()), &Items::new());
         }
-        assert_eq!((memory.items["K"].earlier.len(), memory.boots.len()), (MAX_EARLIER, MAX_BOOTS));
-        store.write(&mut memory).unwrap();
-        assert_eq!(store.read().unwrap(), memory);
+        assert_eq!((history.items["K"].earlier.len(), history.boots.len()), (MAX_EARLIER, MAX_BOOTS));
+        store.write(&mut history).unwrap();
+        assert_eq!(store.read().unwrap(), history);
         std::fs::write(folder.path().join(FILE), "{").unwrap();
-        assert!(store.read().unwrap_err().to_string().contains("memory.json"));
+        assert!(store.read().unwrap_err().to_string().contains("history.json"));
     }
 }
