@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use super::*;
 
@@ -24,8 +25,27 @@ enum Way {
     OldDocument,
     /// Makes up a state.
     OtherState,
+    /// Answers that there is no room for bundles, in the enclave's name.
+    HasNoRoom,
     /// Accepts connections and closes them.
     Silent,
+    /// Waits at a step until it does something else, and then closes the connection.
+    Holds(Step),
+}
+
+/// What the keeper has done, and what comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Asked for the first document.
+    Document,
+    /// Asked for the state.
+    State,
+    /// Sent a bundle, which the enclave has not got.
+    Sealed,
+    /// Sent a bundle, which is in force, without an answer.
+    InForce,
+    /// Got the answer, and asked for the document that confirms it.
+    Sent,
 }
 
 struct Parent {
@@ -47,9 +67,8 @@ impl Parent {
         let (way, recorded) = (parent.way.clone(), parent.recorded.clone());
         thread::spawn(move || {
             for client in listener.incoming() {
-                let way = *way.lock().unwrap();
                 // Either side may be killed at any time.
-                let _ = relay(client.unwrap(), enclave, way, &recorded);
+                let _ = relay(client.unwrap(), enclave, &way, &recorded);
             }
         });
         parent
@@ -85,7 +104,20 @@ fn read(stream: &TcpStream) -> std::io::Result<(String, String, Vec<u8>)> {
     Ok((head.lines().next().unwrap().to_owned(), head, body))
 }
 
-fn relay(mut client: TcpStream, enclave: u16, way: Way, recorded: &Recorded) -> std::io::Result<()> {
+/// Waits while the parent holds what passes at this step. Returns whether it did.
+fn holds(way: &Mutex<Way>, step: Step, recorded: &Recorded) -> bool {
+    let held = *way.lock().unwrap() == Way::Holds(step);
+    if held {
+        recorded.lock().unwrap().push(("held".to_owned(), Vec::new()));
+    }
+    while *way.lock().unwrap() == Way::Holds(step) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    held
+}
+
+fn relay(mut client: TcpStream, enclave: u16, ways: &Mutex<Way>, recorded: &Recorded) -> std::io::Result<()> {
+    let way = *ways.lock().unwrap();
     if way == Way::Silent {
         return Ok(());
     }
@@ -102,15 +134,27 @@ fn relay(mut client: TcpStream, enclave: u16, way: Way, recorded: &Recorded) -> 
         (Way::SaysNo, "/sealed-bundle") => {
             Some(answer(br#"{"ok":false,"field":"bundle","error":"is not liked"}"#, "400 Bad Request"))
         }
+        (Way::HasNoRoom, "/sealed-bundle") => {
+            Some(answer(br#"{"error":"too many","code":"busy"}"#, "503 Service Unavailable"))
+        }
         (Way::OtherState, "/state") => Some(answer(br#"{"items":{}} "#, "200 OK")),
         (Way::OldDocument, "/get_attestation") => first(recorded, "answer: /get_attestation"),
         _ => None,
+    };
+    let before = match path.as_str() {
+        "/get_attestation" if first(recorded, "/sealed-bundle").is_some() => Step::Sent,
+        "/get_attestation" => Step::Document,
+        "/state" => Step::State,
+        _ => Step::Sealed,
     };
     if path == "/sealed-bundle" {
         recorded.lock().unwrap().push((path.clone(), body.clone()));
         if way == Way::Replays {
             body = first(recorded, "/sealed-bundle").unwrap();
         }
+    }
+    if holds(ways, before, recorded) {
+        return Ok(());
     }
     let bytes = match made_up {
         Some(bytes) => bytes,
@@ -128,6 +172,9 @@ fn relay(mut client: TcpStream, enclave: u16, way: Way, recorded: &Recorded) -> 
             bytes
         }
     };
+    if path == "/sealed-bundle" && holds(ways, Step::InForce, recorded) {
+        return Ok(());
+    }
     if way == Way::LosesAnswers && path == "/sealed-bundle" {
         return Ok(());
     }
@@ -149,6 +196,8 @@ fn bundles_that_are_withheld_are_found_out_whatever_the_answer_and_are_tried_aga
         (Way::SaysNo, "is not liked"),
         (Way::OtherState, "is not the one that the enclave attests"),
         (Way::OldDocument, "somebody replays an old one"),
+        // As often as it is said: it is not what makes the keeper wait.
+        (Way::HasNoRoom, "\"attempts\":0,"),
         (Way::Silent, ""),
     ] {
         let (scene, parent, port) = scene();
@@ -171,6 +220,42 @@ fn bundles_that_are_withheld_are_found_out_whatever_the_answer_and_are_tried_aga
         parent.does(Way::Honest);
         is_ready(&enclave);
         keeper.tells("confirmed", "");
+    }
+}
+
+#[test]
+fn a_keeper_that_is_killed_at_any_step_goes_on_when_it_is_started_again() {
+    for step in [Step::Document, Step::State, Step::Sealed, Step::InForce, Step::Sent] {
+        let (scene, parent, port) = scene();
+        let enclave = scene.enclave(port, PCRS);
+        parent.does(Way::Holds(step));
+        let mut keeper = scene.keeper();
+        wait_for("the step", || first(&parent.recorded, "held"));
+        let told = ["boot", "sealed", "sent", "confirmed"].map(|event| keeper.count(event));
+        let in_force = matches!(step, Step::InForce | Step::Sent);
+        match step {
+            Step::Document => assert_eq!(told, [0, 0, 0, 0]),
+            Step::State => assert_eq!(told, [1, 0, 0, 0]),
+            Step::Sealed | Step::InForce => assert_eq!(told, [1, 1, 0, 0]),
+            Step::Sent => assert_eq!(told, [1, 1, 1, 0]),
+        }
+        match in_force {
+            true => assert_eq!(enclave.get("/ready").status, 200),
+            false => has_nothing(&enclave),
+        }
+        if told[1] == 1 {
+            // What it has seen is written before anything is sent.
+            let boot = keeper.tells("boot", "")["boot_nonce"].as_str().unwrap().to_owned();
+            assert!(fs::read_to_string(scene.path("history.json")).unwrap().contains(&boot));
+        }
+        keeper.process.child.kill().unwrap();
+        keeper.process.child.wait().unwrap();
+        drop(keeper);
+        parent.does(Way::Honest);
+        let mut keeper = scene.keeper();
+        keeper.tells("current", "");
+        assert_eq!(keeper.count("sent"), usize::from(!in_force), "{step:?}");
+        scene.decrypts(&enclave, "k");
     }
 }
 

@@ -33,9 +33,9 @@ impl Three {
     }
 
     fn sign(&self, more: &[&str]) -> Output {
-        let sign =
-            ["sign", "--bundle", "bundle", "--attested", &self.url, "--pcrs", "image.pcrs", "--root", "root.der"];
-        self.scene.teemark(&[&sign[..], more].concat())
+        let bundle: &[&str] = if more.contains(&"--bundle") { &[] } else { &["--bundle", "bundle"] };
+        let sign = ["sign", "--attested", &self.url, "--pcrs", "image.pcrs", "--root", "root.der"];
+        self.scene.teemark(&[&sign[..], bundle, more].concat())
     }
 
     fn send(&self, to: &str) -> Output {
@@ -58,6 +58,10 @@ fn two_of_three_operators_have_to_sign_and_each_sees_what_changes() {
         assert!(shown.contains(words), "{words} in {shown}");
     }
     assert_eq!(shown.matches("signed by").count(), 1, "{shown}");
+    assert!(!shown.contains("warning"), "{shown}");
+    succeeds(three.seal(&["--counter", &u64::MAX.to_string(), "--output", "highest"]));
+    let highest = three.sign(&["--bundle", "highest"]);
+    assert!(line(highest).contains("warning    the counter is "));
     // The same operator again counts once.
     succeeds(three.sign(&["--operator-key", "operator.key"]));
     fails(1, &three.send(&three.url), "hold 1 that verify");
@@ -121,7 +125,11 @@ fn two_keepers(three: &Three, second_keys: &str) -> [Keeper; 2] {
     let names = ["first", "second"];
     for (n, (key, keys)) in [("operator.key", "keys.json"), ("second.key", second_keys)].into_iter().enumerate() {
         let (own, other) = (ports[n], ports[1 - n]);
-        let pass = format!("signatures = 2\nbundles = '127.0.0.1:{own}'\nnext = ['http://127.0.0.1:{other}']");
+        let operators: Vec<_> = three.scene.operator.split(',').map(|key| format!("'{key}'")).collect();
+        let operators = operators.join(", ");
+        let pass = format!(
+            "signatures = 2\noperators = [{operators}]\nbundles = '127.0.0.1:{own}'\nnext = ['http://127.0.0.1:{other}']"
+        );
         three.scene.config(&[three.port], &format!("{{ file = '{keys}' }}"), [&pass, ""]);
         let config = fs::read_to_string(three.scene.path("keeper.toml")).unwrap();
         let config = config.replace("operator.key", key).replace("folder = '.'", &format!("folder = '{}'", names[n]));
@@ -155,6 +163,39 @@ fn a_keeper_does_not_sign_what_its_own_sources_do_not_have() {
     second.tells("not_signed", "it has another FILE_KEYS than this keeper's sources");
     first.tells("not_confirmed", "another FILE_KEYS");
     has_nothing(&three.enclave);
+}
+
+#[test]
+fn what_strangers_pass_on_is_not_signed_and_no_counter_is_used_up() {
+    let three = Three::new();
+    let keepers = two_keepers(&three, "keys.json");
+    is_ready(&three.enclave);
+    let service = format!("https://localhost:{}", three.scene.service.port);
+    succeeds(three.scene.teemark(&["keygen", "--for", "operator", "--output", "stranger.key"]));
+    let highest = u64::MAX.to_string();
+    let post = |key: &str, more: &[&str], words: &str| {
+        let _ = fs::remove_file(three.scene.path("bundle"));
+        // What every keeper's sources have.
+        let seal = ["secrets", "--endpoint", &service, "--seal", "--attested", &three.url, "--pcrs", "image.pcrs"];
+        let rest = ["--root", "root.der", "--operator-key", key, "--output", "bundle"];
+        succeeds(three.scene.teemark(&[&seal[..], &rest, more].concat()));
+        let bundle = fs::read(three.scene.path("bundle")).unwrap();
+        for keeper in &keepers {
+            let address = keeper.lines().iter().find(|line| line["event"] == "started").unwrap()["bundles"].clone();
+            let length = bundle.len();
+            let head = format!("POST /sealed-bundle HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+            let answer = request(address.as_str().unwrap().parse().unwrap(), &head, &bundle);
+            assert_eq!(answer.status, 400, "{}", answer.text());
+            assert!(answer.text().contains(words), "{words} in {}", answer.text());
+        }
+    };
+    post("stranger.key", &["--counter", &highest], "no operator whom this keeper knows has signed it");
+    post("stranger.key", &[], "no operator whom this keeper knows has signed it");
+    post("third.key", &["--counter", &highest], "minutes above");
+    post("third.key", &[], "it changes nothing");
+    // The enclave goes on taking bundles.
+    succeeds(three.scene.teemark(&["keygen", "--id", "new", "--output", "keys.json", "--add"]));
+    wait_for("the new key", || three.enclave.get("/state").text().contains("\"new\"").then_some(()));
 }
 
 #[test]

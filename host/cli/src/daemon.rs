@@ -28,7 +28,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause before another attempt, whatever Retry-After asks for.
 const LONGEST_PAUSE: u64 = 60;
-/// Time limit of one attempt of [`Daemon::get`], and how often it is made again while the daemon asks to wait.
+/// Time limit of one attempt of [`Daemon::get`], and how often it is made again unless the caller says otherwise.
 const GET_LIMIT: Duration = Duration::from_secs(30);
 const GET_RETRIES: u32 = 3;
 /// Largest error answer, in bytes.
@@ -67,6 +67,8 @@ pub(crate) struct Daemon {
     /// The base of its addresses, as [`endpoint`] gives it.
     pub(crate) endpoint: String,
     tls: TlsConfig,
+    /// How often [`Daemon::get`] waits and asks again if the daemon asks to wait.
+    retries: u32,
     /// Where to connect, whatever its name resolves to.
     address: Option<SocketAddr>,
 }
@@ -95,7 +97,7 @@ impl Cacert {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = RootCerts::from(roots.iter().map(|der| Certificate::from_der(der).to_owned()));
         let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
-        Ok(Daemon { endpoint, tls, address: None })
+        Ok(Daemon { endpoint, tls, retries: GET_RETRIES, address: None })
     }
 }
 
@@ -140,6 +142,11 @@ impl Daemon {
         Daemon { address: Some(address), ..self }
     }
 
+    /// The same for a caller with a pace of its own: [`Daemon::get`] asks once, whatever is answered.
+    pub(crate) fn asked_once(self) -> Daemon {
+        Daemon { retries: 0, ..self }
+    }
+
     /// No proxy, no redirect. Every status is an answer; one attempt takes at most `limit`.
     pub(crate) fn agent(&self, limit: Duration) -> Agent {
         let config = Agent::config_builder()
@@ -166,7 +173,7 @@ impl Daemon {
     pub(crate) fn get(&self, path: &str, most: u64) -> Result<Vec<u8>> {
         let (agent, endpoint) = (self.agent(GET_LIMIT), &self.endpoint);
         let url = format!("{endpoint}{path}");
-        let answer = self.ask(GET_RETRIES, || agent.get(&url).call())?;
+        let answer = self.ask(self.retries, || agent.get(&url).call())?;
         let mut body = Vec::new();
         let cut = || Failure::try_again("answer_cut_off", format!("the answer of {endpoint} did not arrive whole"));
         answer.into_body().into_reader().take(most + 1).read_to_end(&mut body).with_context(cut)?;

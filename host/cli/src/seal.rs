@@ -24,6 +24,15 @@ use crate::manifest;
 use crate::output::without_mark;
 use crate::private_key::{PrivateKey, Use};
 
+/// How far a counter may be ahead, in milliseconds: counters are times, and clocks differ.
+const AHEAD_MS: u64 = 300_000;
+
+/// Whether a counter is so far above the time and the counter in force that it cannot have been chosen as
+/// [`Sealer::next_counter`] does: it leaves less room above it, or none.
+pub(crate) fn is_far_ahead(counter: u64, in_force: u64, now_ms: u64) -> bool {
+    counter > in_force.max(now_ms).saturating_add(AHEAD_MS)
+}
+
 /// Seals bundles for one enclave in one operator's name.
 pub(crate) struct Sealer {
     to: Destination,
@@ -287,6 +296,22 @@ mod tests {
         assert!((before..=now_ms()).contains(&sealed.last().unwrap().counter));
         assert!(new(u64::MAX, None).unwrap().seal(b"{}").is_err());
         assert!(new(7, Some(7)).is_err() && new(7, Some(8)).is_ok());
+    }
+
+    #[test]
+    fn a_counter_may_be_minutes_ahead_of_the_time_or_of_the_one_in_force_and_no_more() {
+        for (counter, in_force, far) in [
+            (1, 0, false),
+            (1_000_000, 0, false),
+            (1_300_000, 0, false),
+            (1_300_001, 0, true),
+            (u64::MAX, 7, true),
+            (5_000_001, 5_000_000, false),
+            (5_300_001, 5_000_000, true),
+            (u64::MAX, u64::MAX - 1, false),
+        ] {
+            assert_eq!(is_far_ahead(counter, in_force, 1_000_000), far, "{counter} after {in_force}");
+        }
     }
 
     #[test]

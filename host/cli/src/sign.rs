@@ -8,6 +8,7 @@ use formats::base64;
 use formats::sealed_bundle::v2::{Line, SealedBundle};
 use formats::signature::VerifyingKey;
 use formats::state::{Manifest, State};
+use formats::time::now_ms;
 use ring::signature::KeyPair;
 use serde_json::json;
 
@@ -17,7 +18,7 @@ use crate::changes;
 use crate::daemon::{self, Cacert};
 use crate::failure::{Done, Failure};
 use crate::output::{self, Existing, Readers};
-use crate::seal::{operator_key, signers};
+use crate::seal::{is_far_ahead, operator_key, signers};
 use crate::state;
 use crate::terminal::{printable, say};
 
@@ -67,6 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     check_destination(&sealed.line, &manifest, &attested)?;
     let before = state::fetch(&daemon, &manifest.from)?;
     let changes = changes::explain(&before, &manifest)?;
+    let warnings: Vec<String> =
+        counter_warning(sealed.line.counter, attested.in_force.counter, now_ms()).into_iter().collect();
 
     let mut told = json!({
         "counter": sealed.line.counter,
@@ -75,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         "state": before,
         "manifest": manifest,
         "changes": changes,
+        "warnings": warnings,
     });
     if let Some(path) = &arguments.operator_key {
         let operator = operator_key(path)?;
@@ -84,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     }
     let signers = signers(&sealed.line);
     told["signers"] = json!(signers.iter().map(base64::encode).collect::<Vec<_>>());
-    Ok(Done::new(as_text(&before, &sealed.line, &changes, &signers), told))
+    Ok(Done::new(as_text(&before, &sealed.line, (&changes, &warnings), &signers), told))
 }
 
 /// Checks that the enclave would take the bundle now, but for its signatures.
@@ -114,12 +118,31 @@ fn check_destination(line: &Line, manifest: &Manifest, attested: &Attested) -> R
     }
 }
 
-fn as_text(before: &State, line: &Line, changes: &[String], signers: &[VerifyingKey]) -> String {
+/// Whether the counter uses up others.
+fn counter_warning(counter: u64, in_force: u64, now_ms: u64) -> Option<String> {
+    let far = is_far_ahead(counter, in_force, now_ms);
+    far.then(|| {
+        format!(
+            "the counter is {} s ahead of the time (in milliseconds since 1970, which it usually is). Until its restart \
+             the enclave then takes no bundle with one below it, and after the highest one no other at all: ask who \
+             chose it, or whether this machine's clock is behind, before you sign",
+            (counter - now_ms) / 1000
+        )
+    })
+}
+
+fn as_text(
+    before: &State,
+    line: &Line,
+    (changes, warnings): (&[String], &[String]),
+    signers: &[VerifyingKey],
+) -> String {
     let items = before.items.keys().cloned().collect::<Vec<_>>().join(", ");
     let items = if items.is_empty() { "nothing".to_owned() } else { items };
     let mut text = format!("in force: {}\n", printable(&items));
     let mut line_of = |name: &str, value: &str| text.push_str(&format!("{name:<10} {}\n", printable(value)));
     line_of("counter", &line.counter.to_string());
+    warnings.iter().for_each(|warning| line_of("warning", warning));
     changes.iter().for_each(|change| line_of("change", change));
     signers.iter().for_each(|key| line_of("signed by", &base64::encode(key)));
     if signers.is_empty() {

@@ -5,23 +5,23 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use formats::attestation::{BootNonce, BundleId};
+use formats::attestation::BundleId;
 use formats::bundle::Received;
 use formats::digest::Sha256;
 use formats::sealed_bundle::Destination;
 use formats::sealed_bundle::v2::{self, SealedBundle};
 use formats::state::{Manifest, State};
-use ring::signature::Ed25519KeyPair;
 use serde_json::{Value, json};
 
 use super::enclaves::Target;
 use super::history::{History, Store};
-use super::pass;
+use super::pass::{self, Operators, Turns};
 use super::plan::{Held, Plan};
 use super::policy::{self, Policies};
 use super::report::{Report, Standing};
 use super::sources::Snapshot;
 use super::watch::{Action, Context, Event, Note, Seen, Watch};
+use super::watches::Watched;
 use crate::attest::Attested;
 use crate::daemon::{Cacert, Daemon};
 use crate::failure::{Class, Failure};
@@ -30,7 +30,7 @@ use crate::manifest;
 
 /// What all watches share.
 pub(crate) struct Shared {
-    pub(crate) operator: Ed25519KeyPair,
+    pub(crate) operators: Operators,
     pub(crate) policies: Policies,
     pub(crate) cacert: Cacert,
     /// How many operators have to sign a bundle, and the keepers that sign next.
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) report: std::sync::Arc<Report>,
     pub(crate) store: Store,
     pub(crate) known: Mutex<Known>,
+    /// For the bundles that others pass on.
+    pub(crate) turns: Turns,
     /// Tells that the sources have changed, or that an enclave is no longer watched.
     pub(crate) changed: Condvar,
 }
@@ -51,10 +53,10 @@ pub(crate) struct Known {
     pub(crate) history: History,
     /// The addresses whose enclaves have been given secrets.
     pub(crate) places: BTreeSet<String>,
-    /// The boot that was last attested at each address.
-    pub(crate) boots: BTreeMap<Target, BootNonce>,
+    /// What was last attested at each address.
+    pub(crate) boots: BTreeMap<Target, Seen>,
     /// The addresses that are watched, each with the number of its watch.
-    pub(crate) watched: BTreeMap<Target, u64>,
+    pub(crate) watched: Watched,
 }
 
 impl Shared {
@@ -82,7 +84,8 @@ struct Enclave<'k> {
     target: Target,
     number: u64,
     name: String,
-    daemon: Daemon,
+    /// `None` before it is known how to reach it.
+    daemon: Option<Daemon>,
     attested: Option<Attested>,
     state: State,
     snapshot: std::sync::Arc<Snapshot>,
@@ -95,14 +98,8 @@ struct Enclave<'k> {
 /// Watches the enclave at an address until it is no longer to be watched, or by another watch.
 pub(crate) fn watch(shared: &Shared, target: Target, number: u64) {
     let name = target.to_string();
-    let daemon = match shared.cacert_for(&target.endpoint).daemon(&target.endpoint) {
-        Ok(daemon) => daemon.at(target.address),
-        Err(error) => {
-            return shared.report.line("not_watched", json!({"enclave": name, "error": format!("{error:#}")}));
-        }
-    };
     let snapshot = shared.lock().snapshot.clone();
-    let (state, attested, sent, trouble) = Default::default();
+    let (daemon, state, attested, sent, trouble) = Default::default();
     let mut enclave = Enclave { shared, target, number, name, daemon, attested, state, snapshot, sent, trouble };
     enclave.run();
     let mut known = shared.lock();
@@ -129,6 +126,7 @@ impl Enclave<'_> {
                 let mut context = Context {
                     sources: &self.snapshot.items,
                     revision: self.snapshot.revision,
+                    enclave: &self.name,
                     history: &mut known.history,
                     interval: self.shared.interval,
                     now: start.elapsed(),
@@ -173,13 +171,22 @@ impl Enclave<'_> {
     }
 
     fn look(&mut self) -> Event {
-        match self.shared.policies.attest(&self.daemon) {
+        let daemon = match self.daemon.take().map_or_else(|| self.reach(), Ok) {
+            Ok(daemon) => daemon,
+            Err(error) => {
+                // The CA certificates may be there at the next look.
+                self.attested = None;
+                self.trouble("not_watched", &error);
+                return Event::Unreachable;
+            }
+        };
+        match self.shared.policies.attest(&daemon) {
             Ok(attested) => {
                 self.no_trouble();
                 let Attested { boot_nonce, in_force, state_sha256, .. } = &attested;
                 let seen = Seen { boot_nonce: *boot_nonce, counter: in_force.counter, state_sha256: *state_sha256 };
-                self.attested = Some(attested);
-                self.shared.lock().boots.insert(self.target.clone(), seen.boot_nonce);
+                (self.attested, self.daemon) = (Some(attested), Some(daemon));
+                self.shared.lock().boots.insert(self.target.clone(), seen);
                 Event::Attested(seen)
             }
             Err(error) => {
@@ -194,10 +201,16 @@ impl Enclave<'_> {
         }
     }
 
+    /// How the enclave is reached.
+    fn reach(&self) -> Result<Daemon> {
+        let endpoint = &self.target.endpoint;
+        Ok(self.shared.cacert_for(endpoint).daemon(endpoint)?.at(self.target.address).asked_once())
+    }
+
     fn fetch(&mut self) -> Event {
-        let state = match &self.attested {
-            Some(attested) => policy::state_of(&self.daemon, attested),
-            None => Err(anyhow!("it is not attested")),
+        let state = match (&self.attested, &self.daemon) {
+            (Some(attested), Some(daemon)) => policy::state_of(daemon, attested),
+            _ => Err(anyhow!("it is not attested")),
         };
         match state {
             Ok(state) => {
@@ -221,12 +234,18 @@ impl Enclave<'_> {
             }
         };
         let id = sealed.line.id();
-        let answer = pass::deliver(self.shared, &self.daemon, &sealed);
+        let mut told = json!({"items": plan.send, "counter": id.counter, "bundle_sha256": id.sha256});
+        self.line("sealed", told.clone());
+        let answer = match &self.daemon {
+            Some(daemon) => pass::deliver(self.shared, daemon, &sealed),
+            None => Err(anyhow!("it is not attested")),
+        };
+        let answered = answer.as_ref().err().is_none_or(|error| Failure::class_of(error) != Class::TryAgain);
         let answer = answer.unwrap_or_else(|error| json!({"ok": false, "error": format!("{error:#}")}));
-        let told = json!({"items": plan.send, "counter": id.counter, "bundle_sha256": id.sha256, "answer": answer});
+        told["answer"] = answer.clone();
         self.line("sent", told);
         self.sent = Some((id, answer));
-        Event::Sent { expected }
+        Event::Sent { expected, answered }
     }
 
     /// Seals the items to the enclave that was attested, in the state that it attested. Returns the state after it too.
@@ -243,7 +262,7 @@ impl Enclave<'_> {
         let to = Destination { sealing_key: attested.sealing_key, boot_nonce: attested.boot_nonce };
         let manifest = Manifest { complete_at: None, from, items };
         let mut sealed = v2::seal(&bundle, &manifest, &to, plan.counter).map_err(|_| anyhow!(NO_RANDOM))?;
-        sealed.line.sign(&self.shared.operator);
+        self.shared.operators.sign(&mut sealed.line);
         Ok((sealed, after.sha256()))
     }
 

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use formats::base64;
+use formats::signature::VerifyingKey;
 use serde::Deserialize;
 
 use crate::daemon;
 
 /// Largest file, in bytes.
 const LARGEST: u64 = 64 << 10;
+/// Longest `interval`, in seconds: a keeper that looks less often is not one.
+const LONGEST_INTERVAL: u64 = 3600;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,6 +32,10 @@ pub(crate) struct Config {
     /// How many operators have to sign a bundle: TEEMARK_OPERATOR_THRESHOLD of the image.
     #[serde(default = "one")]
     pub(crate) signatures: usize,
+    /// With several, the operators' public keys, base64: a bundle that another keeper passes on has to be signed by one of
+    /// them. This keeper's own may be among them.
+    #[serde(default)]
+    pub(crate) operators: Vec<OperatorKey>,
     /// With several, the keepers that sign next: the first that does is enough.
     #[serde(default)]
     pub(crate) next: Vec<String>,
@@ -35,6 +43,20 @@ pub(crate) struct Config {
     pub(crate) bundles: Option<String>,
     pub(crate) enclaves: Enclaves,
     pub(crate) items: Items,
+}
+
+/// An operator's public key, as `teemark keygen --for operator` prints it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct OperatorKey(pub(crate) VerifyingKey);
+
+impl TryFrom<String> for OperatorKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<OperatorKey, String> {
+        let key = base64::decode(&text).and_then(|bytes| VerifyingKey::from_slice(&bytes));
+        key.map(OperatorKey).ok_or_else(|| format!("{text} is not an operator's public key: base64 of 32 bytes"))
+    }
 }
 
 /// Which enclaves are given secrets.
@@ -207,8 +229,11 @@ impl Config {
         if *development && self.enclaves.root.is_some() {
             bail!("enclaves.root: with development each daemon's own root is trusted; leave one of the two out");
         }
-        if self.interval == 0 || self.enclaves.max_enclaves == 0 {
-            bail!("interval and enclaves.max_enclaves have to be at least 1");
+        if !(1..=LONGEST_INTERVAL).contains(&self.interval) {
+            bail!("interval: seconds, from 1 to {LONGEST_INTERVAL}");
+        }
+        if self.enclaves.max_enclaves == 0 {
+            bail!("enclaves.max_enclaves has to be at least 1");
         }
         for next in &self.next {
             daemon::endpoint(next).map_err(|why| anyhow!("next: {next}: {why}"))?;
@@ -216,6 +241,12 @@ impl Config {
         if self.signatures == 0 || (self.signatures > 1) == self.next.is_empty() {
             bail!(
                 "signatures and next belong together: with more than one signature, next names the keepers that sign too"
+            );
+        }
+        if (self.signatures > 1 || self.bundles.is_some()) && self.operators.is_empty() {
+            bail!(
+                "operators: a keeper signs only what another operator has signed; name the operators' public keys, as in \
+                 TEEMARK_OPERATOR_KEYS of the image"
             );
         }
         let items = &self.items;
@@ -322,13 +353,18 @@ mod tests {
             ("urls = [\"https://enclaves.internal:3000\"]\n        file = \"enclaves\"\n", "", "urls or file"),
             ("https://enclaves", "enclaves", "http://HOST:PORT"),
             ("pcrs = [\"teemark.pcrs\"]", "", "which image"),
-            ("interval = 2", "interval = 0", "at least 1"),
+            ("interval = 2", "interval = 0", "from 1 to 3600"),
+            ("interval = 2", "interval = 3601", "from 1 to 3600"),
+            ("interval = 2", "interval = 18446744073709551615", "interval"),
             ("interval = 2", "intervall = 2", "intervall"),
             ("/usr/bin/aws", "aws", "absolute path"),
             ("every = 60", "every = 0", "at least 1"),
             ("interval = 2", "signatures = 2", "next names"),
             ("interval = 2", "next = ['http://h:1']", "belong together"),
             ("interval = 2", "signatures = 2\nnext = ['h:1']", "http://HOST:PORT"),
+            ("interval = 2", "signatures = 2\nnext = ['http://h:1']", "operators: a keeper signs only what another"),
+            ("interval = 2", "bundles = '127.0.0.1:0'", "operators: a keeper signs only what another"),
+            ("interval = 2", "operators = ['AAAA']", "AAAA is not an operator's public key"),
             ("every = 60", "often = 60", "file_keys"),
         ] {
             assert!(WHOLE.contains(from), "{from}");

@@ -8,23 +8,26 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use formats::attestation::BootNonce;
 use formats::digest::Sha256;
-use formats::state::Items;
+use formats::state::{Item, Items};
 use serde::{Deserialize, Serialize};
 
 use crate::output::{self, Existing, Readers};
 
 /// The file's name in its folder.
 const FILE: &str = "history.json";
-/// Most earlier values that are remembered for an item, and most boots.
+/// Most earlier values that are remembered for an item.
 const MAX_EARLIER: usize = 1000;
-const MAX_BOOTS: usize = 1000;
+/// Most boots that are remembered for an address, and for all addresses together that are no longer watched. A boot that has
+/// ended never comes back, so a parent that restarts its enclave pushes out nothing that matters, and nobody else's boots.
+const MAX_BOOTS: usize = 16;
+const MAX_UNWATCHED: usize = 1000;
 
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct History {
     /// The items of the sources.
     items: BTreeMap<String, Known>,
-    /// The boots that have had the present value of items, in the order in which they were first seen.
+    /// The boots that were seen, in the order in which they were first seen.
     boots: Vec<Boot>,
     /// Whether there is something that the file does not have.
     #[serde(skip)]
@@ -41,12 +44,23 @@ struct Known {
     earlier: Vec<Sha256>,
 }
 
-/// One boot of one enclave.
+/// One boot of the enclave at one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Boot {
+    enclave: String,
     boot_nonce: BootNonce,
     /// The items of which it has had the present value.
     had: BTreeSet<String>,
+    /// The items of which it has another value.
+    other: BTreeMap<String, Other>,
+}
+
+/// A value in force that is not the present one of the sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Other {
+    sha256: Sha256,
+    /// Whether the sources have changed since it was first seen there.
+    overtaken: bool,
 }
 
 impl History {
@@ -73,33 +87,52 @@ impl History {
         known.earlier.drain(..excess);
         for boot in &mut self.boots {
             boot.had.remove(name);
+            if let Some(other) = boot.other.get_mut(name) {
+                other.overtaken = true;
+            }
         }
         self.changed = true;
         true
     }
 
-    /// Takes note of what a boot has in force.
-    pub(crate) fn boot_has(&mut self, boot_nonce: BootNonce, in_force: &Items) {
-        let has = |(name, known): (&String, &Known)| {
-            in_force.get(name).is_some_and(|item| item.sha256 == known.sha256).then(|| name.clone())
-        };
-        let has: BTreeSet<String> = self.items.iter().filter_map(has).collect();
-        let at = self.boots.iter().position(|boot| boot.boot_nonce == boot_nonce).unwrap_or_else(|| {
-            let excess = (self.boots.len() + 1).saturating_sub(MAX_BOOTS);
-            self.boots.drain(..excess);
-            self.boots.push(Boot { boot_nonce, had: BTreeSet::new() });
+    /// Takes note of what the enclave at an address has in force.
+    pub(crate) fn boot_has(&mut self, enclave: &str, boot_nonce: BootNonce, in_force: &Items) {
+        let is_it = |boot: &Boot| boot.boot_nonce == boot_nonce && boot.enclave == enclave;
+        let at = self.boots.iter().position(is_it).unwrap_or_else(|| {
+            keep_last(&mut self.boots, MAX_BOOTS - 1, |boot| boot.enclave == enclave);
+            let (had, other) = Default::default();
+            self.boots.push(Boot { enclave: enclave.to_owned(), boot_nonce, had, other });
             self.changed = true;
             self.boots.len() - 1
         });
-        let had = &mut self.boots[at].had;
-        let before = had.len();
-        had.extend(has);
-        self.changed |= had.len() > before;
+        let Boot { had, other, .. } = &mut self.boots[at];
+        for (name, known) in &self.items {
+            let Some(Item { sha256, .. }) = in_force.get(name) else { continue };
+            if *sha256 == known.sha256 {
+                self.changed |= had.insert(name.clone()) | other.remove(name).is_some();
+            } else if other.get(name).is_none_or(|other| other.sha256 != *sha256) {
+                other.insert(name.clone(), Other { sha256: *sha256, overtaken: false });
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Forgets most of what was seen at addresses that are no longer watched.
+    pub(crate) fn keep_watched(&mut self, watched: &BTreeSet<String>) {
+        let before = self.boots.len();
+        keep_last(&mut self.boots, MAX_UNWATCHED, |boot| !watched.contains(&boot.enclave));
+        self.changed |= self.boots.len() < before;
     }
 
     /// Whether a boot has had the present value of an item.
     pub(crate) fn has_had(&self, boot_nonce: BootNonce, name: &str) -> bool {
         self.boots.iter().any(|boot| boot.boot_nonce == boot_nonce && boot.had.contains(name))
+    }
+
+    /// Whether the sources have changed since this value of an item was first seen in a boot.
+    pub(crate) fn is_overtaken(&self, boot_nonce: BootNonce, name: &str, sha256: &Sha256) -> bool {
+        let overtaken = |boot: &Boot| boot.other.get(name).is_some_and(|o| o.sha256 == *sha256 && o.overtaken);
+        self.boots.iter().any(|boot| boot.boot_nonce == boot_nonce && overtaken(boot))
     }
 
     /// Whether the sources had this value of an item before the present one.
@@ -111,6 +144,16 @@ impl History {
     pub(crate) fn changed_ms(&self, name: &str) -> u64 {
         self.items.get(name).map_or(0, |known| known.changed_ms)
     }
+}
+
+/// Removes the first of those boots, if they are more than `most`.
+fn keep_last(boots: &mut Vec<Boot>, most: usize, of: impl Fn(&Boot) -> bool) {
+    let mut excess = boots.iter().filter(|boot| of(boot)).count().saturating_sub(most);
+    boots.retain(|boot| {
+        let goes = excess > 0 && of(boot);
+        excess -= usize::from(goes);
+        !goes
+    });
 }
 
 /// Where the history is kept.
@@ -156,7 +199,6 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use formats::digest::sha256;
-    use formats::state::Item;
 
     use super::*;
 
@@ -196,13 +238,42 @@ mod tests {
         let [a, b] = [sha256(b"a"), sha256(b"b")];
         let mut history = History::default();
         history.sources_have("K", a, Some(1), 9);
-        history.boot_has(boot(1), &has("K", b));
+        history.boot_has("e", boot(1), &has("K", b));
         assert!(!history.has_had(boot(1), "K"));
-        history.boot_has(boot(1), &has("K", a));
-        history.boot_has(boot(1), &has("K", b));
+        history.boot_has("e", boot(1), &has("K", a));
+        history.boot_has("e", boot(1), &has("K", b));
         assert!(history.has_had(boot(1), "K") && !history.has_had(boot(2), "K"));
         history.sources_have("K", b, Some(2), 9);
         assert!(!history.has_had(boot(1), "K"));
+    }
+
+    #[test]
+    fn a_parent_that_restarts_its_enclave_pushes_out_nothing_that_was_seen_of_others() {
+        let a = sha256(b"a");
+        let mut history = History::default();
+        history.sources_have("K", a, Some(1), 9);
+        history.boot_has("e", boot(1), &has("K", a));
+        for n in 0..2000_u64 {
+            history.boot_has("hostile", BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes()), &has("K", a));
+        }
+        history.keep_watched(&["e".to_owned(), "hostile".to_owned()].into());
+        assert!(history.has_had(boot(1), "K"));
+    }
+
+    #[test]
+    fn a_value_that_was_seen_before_the_sources_changed_is_overtaken_and_no_other() {
+        let [a, b, hand, later] = [b"a", b"b", b"h", b"l"].map(|value| sha256(value));
+        let mut history = History::default();
+        history.sources_have("K", a, Some(1), 9);
+        history.boot_has("e", boot(1), &has("K", hand));
+        assert!(!history.is_overtaken(boot(1), "K", &hand));
+        history.sources_have("K", b, Some(2), 9);
+        assert!(history.is_overtaken(boot(1), "K", &hand));
+        assert!(!history.is_overtaken(boot(1), "K", &later) && !history.is_overtaken(boot(2), "K", &hand));
+        // The value of the sources was there, and then the other again.
+        history.boot_has("e", boot(1), &has("K", b));
+        history.boot_has("e", boot(1), &has("K", hand));
+        assert!(!history.is_overtaken(boot(1), "K", &hand));
     }
 
     #[test]
@@ -212,9 +283,12 @@ mod tests {
         let mut history = store.read().unwrap();
         for n in 0..2 * MAX_EARLIER as u64 {
             history.sources_have("K", sha256(&n.to_be_bytes()), Some(n), 9);
-            history.boot_has(BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes()), &Items::new());
+            let boot = BootNonce::from_bytes(*sha256(&n.to_be_bytes()).as_bytes());
+            history.boot_has("one of its own", boot, &Items::new());
+            history.boot_has(&format!("gone {n}"), boot, &Items::new());
         }
-        assert_eq!((history.items["K"].earlier.len(), history.boots.len()), (MAX_EARLIER, MAX_BOOTS));
+        history.keep_watched(&["one of its own".to_owned()].into());
+        assert_eq!((history.items["K"].earlier.len(), history.boots.len()), (MAX_EARLIER, MAX_BOOTS + MAX_UNWATCHED));
         store.write(&mut history).unwrap();
         assert_eq!(store.read().unwrap(), history);
         std::fs::write(folder.path().join(FILE), "{").unwrap();

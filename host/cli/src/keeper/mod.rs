@@ -8,6 +8,7 @@
 //! plan      what an enclave is to be sent: no effects
 //! watch     what to do next about one enclave: no effects
 //! act       does it: a thread for each address
+//! watches   has such a thread for each, and another where one has ended
 //! pass      signs what other keepers sealed
 //! history    what was seen, kept in a file
 //! report    lines and counters
@@ -29,11 +30,13 @@ mod report;
 mod serve;
 mod sources;
 mod watch;
+mod watches;
 
 use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -49,9 +52,11 @@ use act::{Known, Shared};
 use config::{Config, CredentialSource, FileSource, KeySource};
 use enclaves::{Directory, Target};
 use history::{History, Store};
+use pass::{Operators, Turns};
 use policy::Policies;
 use report::Report;
 use sources::{Fault, Snapshot, Sources};
+use watches::{Change, Watches};
 
 /// Largest bundle that is passed on, in bytes.
 const LARGEST: usize = MAX_BUNDLE_V2 + MAX_LINE;
@@ -84,6 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         KeySource::File(FileSource { file }) => file.clone(),
         KeySource::Credential(CredentialSource { credential }) => sources::credential_path(credential)?,
     })?;
+    let operators = Operators::new(operator, &config.operators, config.signatures, config.bundles.is_some())?;
     let mut sources = Sources::new(&config.items, config_ms)?;
     if arguments.check {
         return check(&mut sources);
@@ -105,11 +111,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     });
     let numbers = report.clone();
     let address =
-        serve::start(&config.listen, 0, move |request| serve::numbers(&numbers, request)).context("listen")?;
+        serve::start(&config.listen, 0, move |request| Ok(serve::numbers(&numbers, request))).context("listen")?;
     let (places, boots, watched) = Default::default();
     let known = Known { snapshot: Arc::default(), history, places, boots, watched };
     let shared = Arc::new(Shared {
-        operator,
+        operators,
         policies,
         cacert: Cacert { cacert: config.enclaves.cacert.clone() },
         signatures: config.signatures,
@@ -119,6 +125,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         report,
         store,
         known: Mutex::new(known),
+        turns: Turns::default(),
         changed: Condvar::new(),
     });
     let bundles = match &config.bundles {
@@ -188,40 +195,42 @@ fn publish(shared: &Shared, snapshot: &Snapshot, names: &[&str]) {
     shared.changed.notify_all();
 }
 
-/// Finds the addresses again and again, and starts a watch for each new one.
+/// Finds the addresses again and again, and sees to it that each is watched.
 fn keep_watches(shared: &Arc<Shared>, mut directory: Directory) {
-    let (mut told, mut number) = (Vec::new(), 0);
+    let (mut told, mut watches) = (Vec::new(), Watches::default());
     loop {
-        let (targets, faults) = directory.targets();
-        for fault in faults.iter().filter(|fault| !told.contains(*fault)) {
-            shared.report.line("enclaves_fault", json!({"error": fault}));
+        // A panic must not end the thread: what it would have found would never be watched.
+        let round = AssertUnwindSafe(|| find(shared, &mut directory, &mut told, &mut watches));
+        if panic::catch_unwind(round).is_err() {
+            let why = "the keeper has a fault, which standard error has; the addresses are looked for again";
+            shared.report.line("enclaves_fault", json!({"error": why}));
         }
-        told = faults;
-        let mut known = shared.lock();
-        let gone: Vec<_> = known.watched.keys().filter(|target| !targets.contains(target)).cloned().collect();
-        for target in gone {
-            shared.report.line("left", json!({"enclave": target.to_string()}));
-            known.watched.remove(&target);
-        }
-        let new: Vec<_> = targets.into_iter().filter(|target| !known.watched.contains_key(target)).collect();
-        for target in new {
-            number += 1;
-            match start(shared, target.clone(), number) {
-                Ok(()) => drop(known.watched.insert(target, number)),
-                Err(error) => {
-                    let told = json!({"enclave": target.to_string(), "error": format!("{error:#}")});
-                    shared.report.line("not_watched", told);
-                }
-            }
-        }
-        drop(known);
-        shared.changed.notify_all();
         thread::sleep(shared.interval);
     }
 }
 
-fn start(shared: &Arc<Shared>, target: Target, number: u64) -> Result<()> {
+fn find(shared: &Arc<Shared>, directory: &mut Directory, told: &mut Vec<String>, watches: &mut Watches) {
+    let (targets, faults) = directory.targets();
+    for fault in faults.iter().filter(|fault| !told.contains(*fault)) {
+        shared.report.line("enclaves_fault", json!({"error": fault}));
+    }
+    *told = faults;
+    let mut known = shared.lock();
+    let known = &mut *known;
+    for change in watches.keep(&mut known.watched, &targets, |target, number| start(shared, target, number)) {
+        match change {
+            Change::Left(target) => shared.report.line("left", json!({"enclave": target.to_string()})),
+            Change::NotWatched(target, error) => {
+                shared.report.line("not_watched", json!({"enclave": target.to_string(), "error": error}));
+            }
+        }
+    }
+    known.history.keep_watched(&targets.iter().map(ToString::to_string).collect());
+    shared.changed.notify_all();
+}
+
+fn start(shared: &Arc<Shared>, target: Target, number: u64) -> Result<JoinHandle<()>> {
     let shared = shared.clone();
     let watch = move || act::watch(&shared, target, number);
-    thread::Builder::new().name("watch".into()).spawn(watch).map(drop).context("no thread")
+    thread::Builder::new().name("watch".into()).spawn(watch).context("no thread")
 }

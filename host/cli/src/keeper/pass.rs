@@ -1,23 +1,123 @@
 //! Several operators: a bundle needs as many signatures as the image's threshold says, each by a keeper on a machine of its
 //! own. The one that seals passes the bundle on; the next checks its manifest against its own sources and the enclave's
-//! document, signs, and passes it on or sends it. None of them has to believe another.
+//! document, signs, and passes it on or sends it. None of them has to believe another, and none signs for a stranger.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use formats::items::{FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE};
-use formats::sealed_bundle::v2::{Line, SealedBundle};
-use formats::state::{Items, Manifest};
-use ring::signature::KeyPair;
+use formats::sealed_bundle::v2::{Line, MAX_LINE, SealedBundle};
+use formats::signature::VerifyingKey;
+use formats::state::{Item, Items, Manifest};
+use formats::time::now_ms;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
 use super::act::Shared;
+use super::config::OperatorKey;
+use super::enclaves::Target;
 use super::policy;
 use super::serve::{Answer, Request};
 use super::sources::Snapshot;
 use crate::daemon::Daemon;
+use crate::failure::{Class, Failure};
 use crate::handshake;
-use crate::seal;
+use crate::seal::is_far_ahead;
+
+/// Longest wait for the bundle before it.
+const WAIT: Duration = Duration::from_secs(5);
+/// Time in which what follows a line has to arrive, as at the daemon.
+const TRANSFER: Duration = Duration::from_secs(10);
+
+/// This keeper's operator, and the others.
+pub(crate) struct Operators {
+    own: Ed25519KeyPair,
+    own_key: VerifyingKey,
+    others: Vec<VerifyingKey>,
+}
+
+impl Operators {
+    /// From the private key, and the list in the configuration, which may have the own key too.
+    ///
+    /// # Errors
+    /// There are too few others for so many signatures, or for any that are to be added to theirs.
+    pub(crate) fn new(
+        own: Ed25519KeyPair,
+        listed: &[OperatorKey],
+        signatures: usize,
+        takes_bundles: bool,
+    ) -> Result<Operators> {
+        let own_key = VerifyingKey::from_slice(own.public_key().as_ref()).context("an Ed25519 key has 32 bytes")?;
+        let mut others: Vec<VerifyingKey> = Vec::new();
+        for OperatorKey(key) in listed {
+            if *key != own_key && !others.contains(key) {
+                others.push(*key);
+            }
+        }
+        let least = signatures.saturating_sub(1).max(usize::from(takes_bundles));
+        if others.len() < least {
+            let found = others.len();
+            bail!("operators: {least} besides this keeper's own key are needed, and {found} are named");
+        }
+        Ok(Operators { own, own_key, others })
+    }
+
+    /// Those whose signatures verify.
+    fn signers(&self, line: &Line) -> Vec<VerifyingKey> {
+        let all: Vec<_> = self.others.iter().chain([&self.own_key]).copied().collect();
+        line.signers(&all)
+    }
+
+    /// Adds this keeper's signature, and removes strangers'.
+    pub(crate) fn sign(&self, line: &mut Line) {
+        line.signatures.retain(|signed| self.others.contains(&signed.key));
+        line.sign(&self.own);
+    }
+
+    /// Checks that another operator has signed, and this keeper has not.
+    fn check_signatures(&self, line: &Line) -> Result<()> {
+        let signers = self.signers(line);
+        if signers.contains(&self.own_key) {
+            bail!(
+                "this keeper has signed it already: there are too few keepers for the threshold, or one of them is away"
+            );
+        }
+        if signers.is_empty() {
+            bail!("no operator whom this keeper knows has signed it (operators in its configuration)");
+        }
+        Ok(())
+    }
+}
+
+/// One bundle after another.
+#[derive(Default)]
+pub(crate) struct Turns {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+/// Being the one whose turn it is.
+struct Turn<'t>(&'t Turns);
+
+impl Turns {
+    /// Waits for at most so long.
+    fn take(&self, limit: Duration) -> Option<Turn<'_>> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.free.wait_timeout_while(taken, limit, |taken| *taken);
+        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let free = !std::mem::replace(&mut *taken, true);
+        free.then(|| Turn(self))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.free.notify_one();
+    }
+}
 
 /// Sends a bundle to the enclave if it has enough signatures, or else to the next keeper that takes it.
 ///
@@ -29,7 +129,7 @@ pub(crate) fn deliver(shared: &Shared, enclave: &Daemon, sealed: &SealedBundle) 
         json!({"ok": true, "updated": accepted.updated, "ignored": accepted.ignored, "warnings": accepted.warnings,
                "missing": accepted.missing})
     };
-    if seal::signers(&sealed.line).len() >= shared.signatures {
+    if shared.operators.signers(&sealed.line).len() >= shared.signatures {
         return handshake::send_once(enclave, &bytes).map(told);
     }
     let mut last = None;
@@ -43,63 +143,103 @@ pub(crate) fn deliver(shared: &Shared, enclave: &Daemon, sealed: &SealedBundle) 
     Err(last.unwrap_or_else(|| anyhow!("it needs more signatures, and no further keeper is named (next)")))
 }
 
-/// Answers another keeper that passes a bundle on.
-pub(crate) fn answer(shared: &Arc<Shared>, request: &Request) -> Answer {
+/// Answers another keeper that passes a bundle on. Past its line nothing is read unless another operator has signed it, for a
+/// boot that this keeper watches; then one bundle is read and looked into at a time.
+///
+/// # Errors
+/// The bundle does not arrive whole, or not in time.
+pub(crate) fn answer(shared: &Shared, request: &mut Request<'_>) -> io::Result<Answer> {
     if (request.method.as_str(), request.path.as_str()) != ("POST", "/sealed-bundle") {
-        return Answer::json(404, &json!({"error": "there is POST /sealed-bundle", "code": "not_found"}));
+        return Ok(Answer::json(404, &json!({"error": "there is POST /sealed-bundle", "code": "not_found"})));
     }
-    match sign_and_deliver(shared, &request.body) {
+    let line = request.body.line(MAX_LINE)?.unwrap_or_default();
+    let (line, target) = match check_line(shared, &line) {
+        Ok(checked) => checked,
+        Err(error) => return Ok(not_signed(shared, &error)),
+    };
+    let Some(_turn) = shared.turns.take(WAIT) else {
+        let busy = Failure::try_again("busy", "this keeper is busy with another bundle");
+        return Ok(not_signed(shared, &busy.into()));
+    };
+    let rest = request.body.rest(TRANSFER)?;
+    let told = SealedBundle::complete(line, rest).map_err(Into::into);
+    Ok(match told.and_then(|sealed| sign_and_deliver(shared, sealed, &target)) {
         Ok(told) => Answer::json(200, &told),
-        Err(error) => {
-            shared.report.line("not_signed", json!({"error": format!("{error:#}")}));
-            let told =
-                json!({"ok": false, "field": "bundle", "error": format!("{error:#}"), "code": "invalid_request"});
-            Answer::json(400, &told)
+        Err(error) => not_signed(shared, &error),
+    })
+}
+
+fn not_signed(shared: &Shared, error: &anyhow::Error) -> Answer {
+    let error_text = format!("{error:#}");
+    shared.report.passed("not_signed", json!({"error": error_text}));
+    match Failure::class_of(error) {
+        // The one that passed it on is to try again soon, as if the enclave had said so.
+        Class::TryAgain => Answer::json(503, &json!({"error": error_text, "code": "busy"})),
+        _ => {
+            Answer::json(400, &json!({"ok": false, "field": "bundle", "error": error_text, "code": "invalid_request"}))
         }
     }
 }
 
-fn sign_and_deliver(shared: &Shared, bytes: &[u8]) -> Result<Value> {
-    if !Line::is_one(bytes) {
+/// Checks what a line alone tells. Returns the address of the enclave that it is for, too.
+fn check_line(shared: &Shared, line: &[u8]) -> Result<(Line, Target)> {
+    if !Line::is_one(line) {
         bail!("it is not sealed in version 2");
     }
-    let mut sealed = SealedBundle::parse(bytes)?;
+    let line = Line::parse(line)?;
+    shared.operators.check_signatures(&line)?;
+    let known = shared.lock();
+    let found = known.boots.iter().find(|(_, seen)| seen.boot_nonce == line.boot_nonce);
+    let (target, seen) = found.context("it is for a boot that this keeper has not attested")?;
+    check_counter(line.counter, seen.counter, now_ms())?;
+    Ok((line, target.clone()))
+}
+
+fn check_counter(counter: u64, in_force: u64, now_ms: u64) -> Result<()> {
+    if counter <= in_force {
+        bail!("its counter {counter} is not above {in_force}, which is in force");
+    }
+    if is_far_ahead(counter, in_force, now_ms) {
+        bail!(
+            "its counter {counter} is minutes above both this machine's time, {now_ms}, and the counter in force, {in_force}: \
+             the enclave would take none below it any more. Is a clock wrong?"
+        );
+    }
+    Ok(())
+}
+
+fn sign_and_deliver(shared: &Shared, mut sealed: SealedBundle, target: &Target) -> Result<Value> {
     let manifest = Manifest::parse(&sealed.manifest)?;
-    let (target, snapshot) = {
-        let known = shared.lock();
-        let boot = sealed.line.boot_nonce;
-        let target = known.boots.iter().find(|(_, found)| **found == boot).map(|(target, _)| target.clone());
-        (target.context("it is for a boot that this keeper has not attested")?, known.snapshot.clone())
-    };
-    let daemon = shared.cacert_for(&target.endpoint).daemon(&target.endpoint)?.at(target.address);
+    let snapshot = shared.lock().snapshot.clone();
+    let daemon = shared.cacert_for(&target.endpoint).daemon(&target.endpoint)?.at(target.address).asked_once();
     let attested = shared.policies.attest(&daemon).context("the enclave that it is for")?;
     if attested.boot_nonce != sealed.line.boot_nonce {
         bail!("it is for a boot that has ended");
     }
-    if sealed.line.counter <= attested.in_force.counter {
-        bail!("its counter {} is not above {}, which is in force", sealed.line.counter, attested.in_force.counter);
-    }
+    check_counter(sealed.line.counter, attested.in_force.counter, now_ms())?;
     if attested.state_sha256 != Some(manifest.from) {
         bail!("it changes another state than the one in force");
     }
     let in_force = policy::state_of(&daemon, &attested)?;
     check(&manifest, &snapshot, &in_force.items)?;
-    if sealed.line.signatures.iter().any(|signed| signed.key.as_ref() == shared.operator.public_key().as_ref()) {
-        bail!("this keeper has signed it already: there are too few keepers for the threshold, or one of them is away");
-    }
-    sealed.line.sign(&shared.operator);
+    shared.operators.sign(&mut sealed.line);
     let told = deliver(shared, &daemon, &sealed)?;
     let items: Vec<_> = manifest.items.keys().collect();
-    let signatures = seal::signers(&sealed.line).len();
+    let signatures = shared.operators.signers(&sealed.line).len();
     let line = json!({"enclave": target.to_string(), "items": items, "counter": sealed.line.counter, "signatures": signatures});
-    shared.report.line("signed", line);
+    shared.report.passed("signed", line);
     Ok(told)
 }
 
-/// Checks that a bundle brings what this keeper's own sources have, and nothing else.
+/// Checks that a bundle brings what this keeper's own sources have and the enclave has not, and nothing else.
 fn check(manifest: &Manifest, snapshot: &Snapshot, in_force: &Items) -> Result<()> {
     if manifest.complete_at.is_some() {
         bail!("it has complete_at, which no keeper sets");
+    }
+    let is_in_force =
+        |(name, item): (&String, &Item)| in_force.get(name).is_some_and(|found| found.sha256 == item.sha256);
+    if manifest.items.iter().all(is_in_force) {
+        bail!("it changes nothing: it has no item, or all that it has is in force already");
     }
     let changes = snapshot.changes(in_force.get(FILE_KEYS));
     for (name, item) in &manifest.items {
@@ -129,9 +269,12 @@ fn check(manifest: &Manifest, snapshot: &Snapshot, in_force: &Items) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use formats::attestation::BootNonce;
     use formats::digest::{Sha256, sha256};
+    use formats::hpke;
     use formats::items::{ENDPOINT, GRANT_KEYS};
-    use formats::state::Item;
+    use formats::sealed_bundle::Destination;
+    use formats::sealed_bundle::v2;
 
     use super::*;
 
@@ -156,7 +299,15 @@ mod tests {
         assert!(check(&[(ENDPOINT, item("https://h"))], &before));
         assert!(check(&[(FILE_KEYS, file_keys.clone())], &Items::new()));
         assert!(check(&[(FILE_KEYS_ADD, add.clone()), (FILE_KEYS_REMOVE, remove.clone())], &before));
+        let has = |more: &[(&str, Item)]| Snapshot::of(more, &[keys(&["a", "b"])]).items;
+        let [other, same] = ["https://old", "https://h"].map(|url| has(&[(ENDPOINT, item(url))]));
+        assert!(check(&[(ENDPOINT, item("https://h"))], &other));
+        assert!(check(&[(ENDPOINT, item("https://h")), (FILE_KEYS, file_keys.clone())], &same));
         for (items, in_force) in [
+            (vec![], &before),
+            (vec![(ENDPOINT, item("https://h"))], &same),
+            (vec![(FILE_KEYS, file_keys.clone())], &snapshot.items),
+            (vec![(FILE_KEYS_ADD, add.clone())], &snapshot.items),
             (vec![(ENDPOINT, item("https://evil"))], &before),
             (vec![(GRANT_KEYS, item("g"))], &before),
             (vec![("NEW_ITEM", item("n"))], &before),
@@ -168,5 +319,82 @@ mod tests {
         ] {
             assert!(!check(&items, in_force), "{items:?}");
         }
+    }
+
+    fn operator(byte: u8) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_seed_unchecked(&[byte; 32]).unwrap()
+    }
+
+    fn public(byte: u8) -> OperatorKey {
+        OperatorKey(VerifyingKey::from_slice(operator(byte).public_key().as_ref()).unwrap())
+    }
+
+    #[test]
+    fn a_strangers_signature_counts_for_nothing_and_a_keeper_is_never_the_first_to_sign_what_it_is_passed() {
+        let operators = Operators::new(operator(1), &[1, 2, 3, 3].map(public), 2, true).unwrap();
+        let to = Destination {
+            sealing_key: hpke::PrivateKey::new(Box::new([9; 32])).public(),
+            boot_nonce: BootNonce::from_bytes([7; 32]),
+        };
+        let sealed = v2::seal(b"{}", &manifest(&[]), &to, 1).unwrap().line;
+        let by = |signers: &[u8]| {
+            let mut line = sealed.clone();
+            signers.iter().for_each(|byte| line.sign(&operator(*byte)));
+            line
+        };
+        for (signers, words) in [
+            (&[][..], "no operator whom this keeper knows"),
+            (&[4], "no operator whom this keeper knows"),
+            (&[4, 5, 6], "no operator whom this keeper knows"),
+            (&[1], "has signed it already"),
+            (&[1, 2], "has signed it already"),
+        ] {
+            let told = operators.check_signatures(&by(signers)).unwrap_err().to_string();
+            assert!(told.contains(words), "{signers:?}: {told}");
+        }
+        // A signature by a known key that does not verify.
+        let mut forged = by(&[2]);
+        forged.counter = 2;
+        assert!(operators.check_signatures(&forged).is_err());
+        operators.check_signatures(&by(&[4, 2])).unwrap();
+        assert_eq!(operators.signers(&by(&[4, 5, 2])).len(), 1);
+        let mut line = by(&[4, 5, 2]);
+        operators.sign(&mut line);
+        assert_eq!((line.signatures.len(), operators.signers(&line).len()), (2, 2));
+    }
+
+    #[test]
+    fn so_many_operators_have_to_be_named_that_the_threshold_can_be_reached() {
+        for (listed, signatures, takes_bundles, good) in [
+            (&[][..], 1, false, true),
+            (&[2], 2, true, true),
+            (&[1, 2], 2, true, true),
+            (&[1], 2, true, false),
+            (&[1], 1, true, false),
+            (&[1, 2, 2], 3, true, false),
+            (&[1, 2, 3], 3, true, true),
+        ] {
+            let listed: Vec<_> = listed.iter().map(|byte| public(*byte)).collect();
+            let made = Operators::new(operator(1), &listed, signatures, takes_bundles);
+            assert_eq!(made.is_ok(), good, "{listed:?} {signatures}");
+        }
+    }
+
+    #[test]
+    fn a_counter_that_would_use_up_others_is_not_signed() {
+        for (counter, in_force, good) in
+            [(1, 0, true), (0, 0, false), (7, 7, false), (u64::MAX, 7, false), (u64::MAX, u64::MAX - 1, true)]
+        {
+            assert_eq!(check_counter(counter, in_force, 1_000_000).is_ok(), good, "{counter} after {in_force}");
+        }
+    }
+
+    #[test]
+    fn one_bundle_is_looked_into_at_a_time() {
+        let turns = Turns::default();
+        let first = turns.take(Duration::ZERO);
+        assert!(first.is_some() && turns.take(Duration::ZERO).is_none());
+        drop(first);
+        assert!(turns.take(Duration::ZERO).is_some());
     }
 }

@@ -3,7 +3,8 @@
 //! The newest value wins, by the time of its sources: a bundle's counter is the time, in milliseconds since 1970, of the
 //! newest source in it, as an operator's own bundle has the time at which it was sealed. So what has a higher counter was
 //! put in force later than the sources have changed, and is left alone, unless the keeper knows it as one of the
-//! sources' earlier values.
+//! sources' earlier values, or saw it there before the sources changed. The counter alone does not decide for long: the clock
+//! that it came from may be ahead, and it is one for all items.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,8 @@ impl Held {
         match self {
             Held::Left => "the enclave has had this value and has left it; it is sent again when its source changes",
             Held::Newer => {
-                "what is in force was put there after the source changed; it is replaced when the source changes"
+                "what is in force was put there after the source changed, by its counter; it is replaced when the source \
+                 changes"
             }
         }
     }
@@ -77,7 +79,7 @@ pub(crate) fn plan(sources: &Items, in_force: &InForce, history: &History) -> Pl
             Some(found) if found == item.sha256 => continue,
             None => None,
             Some(_) if history.has_had(*boot_nonce, name) => Some(Held::Left),
-            Some(found) if is_older(name, &found, *counter, history) => None,
+            Some(found) if is_older(name, &found, in_force, history) => None,
             Some(_) => Some(Held::Newer),
         };
         match held {
@@ -91,8 +93,10 @@ pub(crate) fn plan(sources: &Items, in_force: &InForce, history: &History) -> Pl
 }
 
 /// Whether the sources have changed since this value was put in force.
-fn is_older(name: &str, found: &Sha256, counter: u64, history: &History) -> bool {
-    history.is_earlier(name, found) || history.changed_ms(name) > counter
+fn is_older(name: &str, found: &Sha256, in_force: &InForce, history: &History) -> bool {
+    history.is_earlier(name, found)
+        || history.is_overtaken(in_force.boot_nonce, name, found)
+        || history.changed_ms(name) > in_force.counter
 }
 
 #[cfg(test)]
@@ -101,6 +105,9 @@ mod tests {
     use formats::state::Item;
 
     use super::*;
+
+    /// The counter of a bundle by somebody whose clock is ahead.
+    const FAR_AHEAD: u64 = 1 << 60;
 
     fn items(values: &[(&str, &str)]) -> Items {
         let item = |value: &str| Item { sha256: sha256(value.as_bytes()), ..Item::default() };
@@ -117,33 +124,52 @@ mod tests {
     struct Keeper {
         history: History,
         value: &'static str,
+        modified_ms: u64,
+        /// The boots that it has seen with its value.
+        had: Vec<BootNonce>,
     }
 
     impl Keeper {
         fn new(value: &'static str, modified_ms: u64) -> Keeper {
-            let mut keeper = Keeper { history: History::default(), value };
+            let mut keeper = Keeper { history: History::default(), value, modified_ms, had: Vec::new() };
             keeper.source_becomes(value, modified_ms);
             keeper
         }
 
         fn source_becomes(&mut self, value: &'static str, modified_ms: u64) {
-            self.value = value;
+            if self.value != value {
+                self.had.clear();
+            }
+            (self.value, self.modified_ms) = (value, modified_ms);
             let sha256 = items(&[("K", value)])["K"].sha256;
             self.history.sources_have("K", sha256, Some(modified_ms), 1_000_000);
         }
 
         /// Looks at the enclave, and puts in force what it would send. Returns whether it sent something.
         fn looks(&mut self, enclave: &mut InForce) -> bool {
-            self.history.boot_has(enclave.boot_nonce, &enclave.state.items);
+            self.sees(enclave);
             let plan = plan(&items(&[("K", self.value)]), enclave, &self.history);
             if plan.send.is_empty() {
                 return false;
             }
             assert!(plan.counter > enclave.counter);
+            assert!(!self.had.contains(&enclave.boot_nonce), "{} is sent, which the boot has left", self.value);
             (enclave.counter, enclave.state.items) = (plan.counter, items(&[("K", self.value)]));
             // The next document confirms it.
-            self.history.boot_has(enclave.boot_nonce, &enclave.state.items);
+            self.sees(enclave);
             true
+        }
+
+        fn sees(&mut self, enclave: &InForce) {
+            self.history.boot_has("e", enclave.boot_nonce, &enclave.state.items);
+            if enclave.state.items == items(&[("K", self.value)]) {
+                self.had.push(enclave.boot_nonce);
+            }
+        }
+
+        /// Is started again without its history.
+        fn forgets(&mut self) {
+            *self = Keeper::new(self.value, self.modified_ms);
         }
     }
 
@@ -270,5 +296,80 @@ mod tests {
         assert!(quick.looks(&mut restarted));
         assert!(!slow.looks(&mut restarted));
         assert_eq!(value_in(&restarted), sha256(b"new"));
+    }
+
+    #[test]
+    fn a_change_of_the_source_wins_over_what_was_seen_before_it_however_far_ahead_the_counter_is() {
+        let mut keeper = Keeper::new("a", 100);
+        let mut enclave = in_force(1, 0, &[]);
+        keeper.looks(&mut enclave);
+        (enclave.counter, enclave.state.items) = (FAR_AHEAD, items(&[("K", "by hand")]));
+        assert!(!keeper.looks(&mut enclave));
+        for (value, modified) in [("b", 200), ("c", 300), ("d", 250)] {
+            keeper.source_becomes(value, modified);
+            assert!(keeper.looks(&mut enclave) && !keeper.looks(&mut enclave));
+            assert_eq!(value_in(&enclave), sha256(value.as_bytes()));
+        }
+        // By hand once more: what this boot has left is not sent back.
+        (enclave.counter, enclave.state.items) = (enclave.counter + 1, items(&[("K", "by hand")]));
+        assert!(!keeper.looks(&mut enclave) && !keeper.looks(&mut enclave));
+    }
+
+    #[test]
+    fn keys_by_hand_do_not_hold_a_certificate_back_from_a_keeper_that_has_lost_its_history() {
+        let sources = |certificate| items(&[("C", certificate), ("K", "k")]);
+        let have = |history: &mut History, sources: &Items, modified_ms| {
+            for (name, item) in sources {
+                history.sources_have(name, item.sha256, Some(modified_ms), 1_000_000);
+            }
+        };
+        let enclave = in_force(1, 500, &[("C", "c1"), ("K", "by hand")]);
+        let mut fresh = History::default();
+        have(&mut fresh, &sources("c2"), 100);
+        fresh.boot_has("e", enclave.boot_nonce, &enclave.state.items);
+        let held = plan(&sources("c2"), &enclave, &fresh).held;
+        assert_eq!(held.into_iter().collect::<Vec<_>>(), [("C".into(), Held::Newer), ("K".into(), Held::Newer)]);
+        have(&mut fresh, &sources("c3"), 200);
+        let plan = plan(&sources("c3"), &enclave, &fresh);
+        assert_eq!((plan.send, plan.held), (vec!["C".to_owned()], [("K".to_owned(), Held::Newer)].into()));
+    }
+
+    /// Two keepers that each see the source's values in their order, somebody who sends by hand with a clock that is ahead,
+    /// and keepers that lose their history, in every order: no keeper ever sends what a boot has had and has left (see
+    /// `looks`), and the next change of the source that follows a look is in force everywhere, after one bundle.
+    #[test]
+    fn the_next_change_of_the_source_wins_whatever_has_happened() {
+        const VALUES: [(&str, u64); 3] = [("v1", 100), ("v2", 200), ("v3", 300)];
+        for number in 0..7_usize.pow(6) {
+            let mut keepers = [0, 1].map(|_| Keeper::new("v1", 100));
+            let (mut enclave, mut boot, mut at) = (in_force(0, 0, &[]), 0, [0, 0]);
+            let mut left = number;
+            for _ in 0..6 {
+                match left % 7 {
+                    n @ (0 | 1) => _ = keepers[n].looks(&mut enclave),
+                    n @ (2 | 3) => {
+                        at[n - 2] = (at[n - 2] + 1).min(VALUES.len() - 1);
+                        let (value, modified) = VALUES[at[n - 2]];
+                        keepers[n - 2].source_becomes(value, modified);
+                    }
+                    4 => {
+                        boot += 1;
+                        enclave = in_force(boot, 0, &[]);
+                    }
+                    5 => {
+                        let counter = FAR_AHEAD.max(enclave.counter + 1);
+                        enclave = in_force(boot, counter, &[("K", "by hand")]);
+                    }
+                    _ => keepers[0].forgets(),
+                }
+                left /= 7;
+            }
+            for keeper in &mut keepers {
+                keeper.looks(&mut enclave);
+            }
+            keepers.iter_mut().for_each(|keeper| keeper.source_becomes("last", 400));
+            let sent: usize = (0..6).map(|n| usize::from(keepers[n % 2].looks(&mut enclave))).sum();
+            assert_eq!((sent, value_in(&enclave)), (1, sha256(b"last")), "sequence {number}");
+        }
     }
 }

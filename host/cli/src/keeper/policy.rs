@@ -34,13 +34,15 @@ impl Policies {
         if !instances.is_empty() {
             images = images.iter().flat_map(|pcrs| instances.iter().map(|id| pcrs.of_instance(id))).collect();
         }
-        // In debug mode every register may be zero.
-        let names_instances = !images.is_empty() && images.iter().all(Pcrs::name_instance) && !debug_mode;
+        // In debug mode every register may be zero; without AWS' signature, or that of a root that is named, whoever answers
+        // writes what they like into PCR3.
+        let proves_registers = !debug_mode && !development && !unsigned;
+        let names_instances = !images.is_empty() && images.iter().all(Pcrs::name_instance) && proves_registers;
         if !names_instances && !any_instance {
             bail!(
                 "enclaves: whoever runs the same image on an instance of his own would be given the secrets, since PCR0 to \
-                 PCR2 are public. Give roles or instances, or PCR3 or PCR4 in each file of pcrs; or, for trials without \
-                 real secrets, any_instance = true"
+                 PCR2 are public. Give roles or instances, or PCR3 or PCR4 in each file of pcrs, which nothing vouches for \
+                 with debug_mode, unsigned or development; or, for trials without real secrets, any_instance = true"
             );
         }
         let signature = if *unsigned { Signature::Dummy } else { Signature::Real };
@@ -119,6 +121,9 @@ mod tests {
             (with(&[3], "bb"), "", true),
             (with(&[4], "bb"), "", true),
             (with(&[3], "bb"), "debug_mode = true", false),
+            (with(&[3], "bb"), "unsigned = true", false),
+            (with(&[3], "bb"), "development = true", false),
+            (with(&[3], "bb"), "development = true\nany_instance = true", true),
             (image.clone(), "roles = ['arn:aws:iam::123456789012:role/parent']", true),
             (image.clone(), "instances = ['i-0123456789abcdef0', 'i-0123456789abcdef1']", true),
             (image.clone(), "any_instance = true", true),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use formats::time::Utc;
 use serde_json::{Map, Value, json};
@@ -31,6 +32,41 @@ struct Numbers {
     sources: BTreeMap<String, Option<u64>>,
     enclaves: BTreeMap<String, Standing>,
     history_faults: u64,
+    /// Bundles that other keepers passed on, by whether this one signed them.
+    passed: BTreeMap<&'static str, u64>,
+    pace: Pace,
+}
+
+/// How many lines may be told of what others do: anybody may do it as often as they like.
+struct Pace {
+    left: u32,
+    /// When the last place came free.
+    since: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { left: Pace::MOST, since: Instant::now() }
+    }
+}
+
+impl Pace {
+    /// Most at once.
+    const MOST: u32 = 20;
+    /// Then one in this time.
+    const EACH: Duration = Duration::from_secs(3);
+
+    fn has_place(&mut self, now: Instant) -> bool {
+        while self.left < Pace::MOST && now >= self.since + Pace::EACH {
+            (self.left, self.since) = (self.left + 1, self.since + Pace::EACH);
+        }
+        if self.left == Pace::MOST {
+            self.since = now;
+        }
+        let has = self.left > 0;
+        self.left -= u32::from(has);
+        has
+    }
 }
 
 /// How it stands with one enclave.
@@ -71,6 +107,18 @@ impl Report {
 
     pub(crate) fn bundle(&self, result: &'static str) {
         *self.numbers().bundles.entry(result).or_default() += 1;
+    }
+
+    /// Counts a bundle that another keeper passed on, and tells of it unless there was much to tell of late.
+    pub(crate) fn passed(&self, result: &'static str, members: Value) {
+        let has_place = {
+            let mut numbers = self.numbers();
+            *numbers.passed.entry(result).or_default() += 1;
+            numbers.pace.has_place(Instant::now())
+        };
+        if has_place {
+            self.line(result, members);
+        }
     }
 
     pub(crate) fn source_fault(&self, item: &str) {
@@ -120,6 +168,9 @@ impl Report {
         let results = ["confirmed", "not_confirmed", "not_sealed"];
         let of = |result| (labelled("result", result), numbers.bundles.get(result).copied().unwrap_or(0));
         metric("bundles_total", "counter", "Bundles, by whether they came into force.", results.map(of).to_vec());
+        let of = |result| (labelled("result", result), numbers.passed.get(result).copied().unwrap_or(0));
+        let passed = ["signed", "not_signed"].map(of).to_vec();
+        metric("passed_total", "counter", "Bundles that other keepers passed on, by whether this one signed.", passed);
         let faults =
             numbers.sources.keys().map(|item| (labelled("item", item), numbers.faults.get(item).copied().unwrap_or(0)));
         metric("source_faults_total", "counter", "Faults of the items' sources.", faults.collect());
@@ -175,6 +226,17 @@ mod tests {
         assert_eq!(bounded(short.clone()), short);
         let long = bounded(json!({"error": "é".repeat(60_000)}));
         assert!(long.as_str().unwrap().len() < 5000 && long.as_str().unwrap().contains("(120012 bytes)"), "{long}");
+    }
+
+    #[test]
+    fn what_others_do_often_is_counted_and_told_seldom() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let told = |pace: &mut Pace, at: u32| (0..1000).filter(|_| pace.has_place(start + Pace::EACH * at)).count();
+        pace.since = start;
+        assert_eq!([0, 0, 1, 3, 1000].map(|at| told(&mut pace, at)), [20, 0, 1, 2, 20]);
+        let report = Report::new(&[]);
+        (0..100).for_each(|_| report.passed("not_signed", json!({})));
+        assert!(report.metrics().contains("teemark_keeper_passed_total{result=\"not_signed\"} 100\n"));
     }
 
     #[test]

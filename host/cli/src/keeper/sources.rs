@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -430,7 +431,10 @@ fn start(source: ExecSource) -> Result<Slot> {
     let to = slot.clone();
     thread::Builder::new().name("source".into()).spawn(move || {
         loop {
-            let result = exec::output(&source).map(Arc::new).map_err(|error| format!("{error:#}"));
+            // A panic must not end the thread: the source would stay as it is for good.
+            let result = panic::catch_unwind(AssertUnwindSafe(|| exec::output(&source)));
+            let result = result.unwrap_or_else(|_| Err(anyhow!("the keeper has a fault: see standard error")));
+            let result = result.map(Arc::new).map_err(|error| format!("{error:#}"));
             *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             thread::sleep(Duration::from_secs(source.every));
         }

@@ -17,6 +17,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// After so many bundles that did not come into force, for one boot and one revision of the sources, the pause is
 /// [`RESIGNED`].
 const ATTEMPTS: u32 = 10;
+/// How many counters in a row are tried: see [`Watch::compare`].
+const COUNTERS: u32 = 64;
 /// Pause between further attempts then.
 const RESIGNED: Duration = Duration::from_secs(600);
 
@@ -48,6 +50,8 @@ pub(crate) enum Event {
     Sent {
         /// The state that it leads to.
         expected: Sha256,
+        /// Whether there was an answer other than that there is no room at the moment.
+        answered: bool,
     },
     /// No bundle could be made.
     NotSealed,
@@ -75,7 +79,7 @@ pub(crate) enum Note {
     Confirmed,
     /// It does not.
     NotConfirmed {
-        /// How many attempts there were for this boot and these sources.
+        /// How many attempts for this boot and these sources were answered.
         attempts: u32,
         /// Before the next.
         pause: Duration,
@@ -100,11 +104,13 @@ pub(crate) struct Watch {
     told: Option<Note>,
     /// The document that is being looked into.
     seen: Option<Seen>,
-    /// The state that a bundle should have led to, until the next document.
-    expected: Option<Sha256>,
+    /// The state that a bundle should have led to, and whether it was answered, until the next document.
+    expected: Option<(Sha256, bool)>,
     /// Documents in a row that did not pass.
     refusals: u32,
     /// Bundles that did not come into force, for this boot and this revision.
+    sent: u32,
+    /// Those of them that were answered, so that another will hardly fare better.
     attempts: u32,
     revision: Revision,
     /// When the next bundle may be sent, on the caller's clock.
@@ -117,6 +123,8 @@ pub(crate) struct Context<'a> {
     pub(crate) sources: &'a formats::state::Items,
     /// Which revision of the sources that is.
     pub(crate) revision: Revision,
+    /// The address.
+    pub(crate) enclave: &'a str,
     pub(crate) history: &'a mut History,
     /// Between two looks.
     pub(crate) interval: Duration,
@@ -131,12 +139,14 @@ impl Watch {
     pub(crate) fn next(&mut self, event: Event, context: &mut Context<'_>) -> (Action, Vec<Note>) {
         let mut notes = Vec::new();
         if self.revision != context.revision {
-            (self.revision, self.attempts, self.not_before) = (context.revision, 0, Duration::ZERO);
+            self.revision = context.revision;
+            (self.sent, self.attempts, self.not_before) = (0, 0, Duration::ZERO);
         }
         let action = match event {
             Event::Waited | Event::Sent { .. } => {
-                if let Event::Sent { expected } = event {
-                    self.expected = Some(expected);
+                if let Event::Sent { expected, answered } = event {
+                    self.expected = Some((expected, answered));
+                    self.sent = self.sent.saturating_add(1);
                 }
                 Action::Look
             }
@@ -167,11 +177,17 @@ impl Watch {
             return Action::Wait(context.interval);
         };
         match self.expected.take() {
-            Some(expected) if expected == state => {
+            Some((expected, _)) if expected == state => {
                 notes.push(Note::Confirmed);
-                (self.attempts, self.not_before) = (0, Duration::ZERO);
+                (self.sent, self.attempts, self.not_before) = (0, 0, Duration::ZERO);
             }
-            Some(_) => return self.failed(context, notes),
+            Some((_, true)) => return self.failed(context, notes),
+            Some((_, false)) => {
+                // Somebody may be using up the enclave's places: to wait for long is what they want.
+                self.told = None;
+                notes.push(Note::NotConfirmed { attempts: self.attempts, pause: context.interval });
+                return Action::Wait(context.interval);
+            }
             None => {}
         }
         if self.done == Some((state, context.revision)) {
@@ -183,7 +199,7 @@ impl Watch {
     fn compare(&mut self, state: State, context: &mut Context<'_>, notes: &mut Vec<Note>) -> Action {
         let Some(Seen { boot_nonce, counter, .. }) = self.seen else { return Action::Look };
         let hash = state.sha256();
-        context.history.boot_has(boot_nonce, &state.items);
+        context.history.boot_has(context.enclave, boot_nonce, &state.items);
         let in_force = InForce { boot_nonce, counter, state };
         let mut plan = plan(context.sources, &in_force, context.history);
         if !plan.held.is_empty() {
@@ -204,12 +220,12 @@ impl Watch {
             return Action::Wait(context.interval.min(self.not_before - context.now));
         }
         // The enclave takes one transfer of a counter at a time, and somebody who has recorded the last one may be making it.
-        plan.counter = plan.counter.saturating_add(self.attempts.into());
+        plan.counter = plan.counter.saturating_add((self.sent % COUNTERS).into());
         plan.all = self.attempts > 0;
         Action::Send(plan)
     }
 
-    /// A bundle did not come into force.
+    /// A bundle did not come into force, and another will hardly fare better.
     fn failed(&mut self, context: &Context<'_>, notes: &mut Vec<Note>) -> Action {
         self.attempts = self.attempts.saturating_add(1);
         let pause = if self.attempts < ATTEMPTS { doubled(context.interval, self.attempts) } else { RESIGNED };
@@ -286,6 +302,8 @@ mod tests {
         Stranger,
         /// Bundles do not arrive, whatever is answered.
         Withholds,
+        /// There is no room for bundles, or no answer to them.
+        Busy,
         /// The state is not the attested one.
         Forges,
     }
@@ -326,6 +344,7 @@ mod tests {
                 let mut context = Context {
                     sources: &self.sources,
                     revision: self.revision,
+                    enclave: "e",
                     history: &mut self.history,
                     interval: INTERVAL,
                     now: self.now,
@@ -363,7 +382,7 @@ mod tests {
                         if way == Way::Clear {
                             (self.enclave.counter, self.enclave.state) = (plan.counter, state);
                         }
-                        Event::Sent { expected }
+                        Event::Sent { expected, answered: way != Way::Busy }
                     }
                 };
             }
@@ -444,6 +463,19 @@ mod tests {
     }
 
     #[test]
+    fn an_attack_on_the_enclaves_places_delays_it_by_no_more_than_a_round() {
+        for attack in [seconds(30), seconds(600), seconds(7200)] {
+            let mut scene = Scene::new();
+            scene.enclave.way = Way::Busy;
+            let rounds = usize::try_from(attack.as_secs() / INTERVAL.as_secs()).unwrap();
+            assert_eq!(scene.run(attack), rounds);
+            scene.enclave.way = Way::Clear;
+            scene.run(INTERVAL);
+            assert!(scene.is_done(), "after {attack:?}");
+        }
+    }
+
+    #[test]
     fn the_parent_lets_bundles_through_at_last() {
         let mut scene = Scene::new();
         scene.enclave.way = Way::Withholds;
@@ -480,22 +512,22 @@ mod tests {
     /// bundles are sent than there were boots, changes and attempts.
     #[test]
     fn whatever_has_happened_the_enclave_has_its_secrets_in_the_end() {
-        let ways = [Way::Clear, Way::Down, Way::Stranger, Way::Withholds, Way::Forges];
-        for number in 0..7_usize.pow(5) {
+        let ways = [Way::Clear, Way::Down, Way::Stranger, Way::Withholds, Way::Forges, Way::Busy];
+        for number in 0..8_usize.pow(5) {
             let (mut scene, mut left) = (Scene::new(), number);
             for step in 0..5_u64 {
-                match left % 7 {
-                    5 => scene.restart(),
-                    6 => scene.source_becomes(["b", "c", "d", "e", "f"][usize::try_from(step).unwrap()], 200 + step),
+                match left % 8 {
+                    6 => scene.restart(),
+                    7 => scene.source_becomes(["b", "c", "d", "e", "f"][usize::try_from(step).unwrap()], 200 + step),
                     way => scene.enclave.way = ways[way],
                 }
                 scene.run(seconds(7));
-                left /= 7;
+                left /= 8;
             }
             scene.enclave.way = Way::Clear;
             scene.run(LONGEST + 2 * INTERVAL);
             assert!(scene.is_done() && scene.watch.is_current(), "sequence {number}");
-            assert_eq!(scene.run(seconds(600)), 0, "sequence {number}");
+            assert_eq!(scene.run(seconds(60)), 0, "sequence {number}");
         }
     }
 }
