@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) signatures: usize,
     pub(crate) next: Vec<String>,
     pub(crate) interval: Duration,
+    /// How many items the sources are to have.
+    pub(crate) items: usize,
     pub(crate) max_enclaves: usize,
     pub(crate) report: std::sync::Arc<Report>,
     pub(crate) store: Store,
@@ -125,6 +127,7 @@ impl Enclave<'_> {
                 let (places, name, most) = (&mut known.places, &self.name, self.shared.max_enclaves);
                 let mut context = Context {
                     sources: &self.snapshot.items,
+                    complete: self.snapshot.items.len() == self.shared.items,
                     revision: self.snapshot.revision,
                     enclave: &self.name,
                     history: &mut known.history,

@@ -121,6 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
         signatures: config.signatures,
         next: config.next.clone(),
         interval: config.interval(),
+        items: sources.names().len(),
         max_enclaves: config.enclaves.max_enclaves,
         report,
         store,

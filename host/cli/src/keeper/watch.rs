@@ -121,6 +121,8 @@ pub(crate) struct Watch {
 pub(crate) struct Context<'a> {
     /// What the sources have.
     pub(crate) sources: &'a formats::state::Items,
+    /// Whether that is all that they are to have: a command may not have ended yet.
+    pub(crate) complete: bool,
     /// Which revision of the sources that is.
     pub(crate) revision: Revision,
     /// The address.
@@ -206,7 +208,7 @@ impl Watch {
             self.tell(Note::Held(plan.held.clone()), notes);
         }
         if plan.send.is_empty() {
-            if plan.held.is_empty() {
+            if plan.held.is_empty() && context.complete {
                 self.tell(Note::Current, notes);
             }
             self.done = Some((hash, context.revision));
@@ -278,6 +280,8 @@ mod tests {
         watch: Watch,
         history: History,
         sources: Items,
+        /// How many items the sources are to have.
+        items: usize,
         revision: Revision,
         now: Duration,
         places: bool,
@@ -314,6 +318,7 @@ mod tests {
                 watch: Watch::default(),
                 history: History::default(),
                 sources: Items::new(),
+                items: 1,
                 revision: Revision::default(),
                 now: Duration::ZERO,
                 places: true,
@@ -343,6 +348,7 @@ mod tests {
                 let places = self.places;
                 let mut context = Context {
                     sources: &self.sources,
+                    complete: self.sources.len() == self.items,
                     revision: self.revision,
                     enclave: "e",
                     history: &mut self.history,
@@ -404,6 +410,20 @@ mod tests {
         assert!(scene.is_done() && scene.watch.is_current());
         assert_eq!(scene.run(seconds(3600)), 0);
         assert_eq!(scene.notes, [Note::Boot(BootNonce::from_bytes([1; 32])), Note::Confirmed, Note::Current]);
+    }
+
+    #[test]
+    fn an_enclave_is_not_current_before_every_source_has_a_value() {
+        let mut scene = Scene::new();
+        let sources = std::mem::take(&mut scene.sources);
+        scene.run(seconds(60));
+        assert!(!scene.watch.is_current() && !scene.notes.contains(&Note::Current));
+        (scene.sources, scene.items, scene.revision) = (sources, 2, scene.revision.next());
+        assert_eq!(scene.run(seconds(60)), 1);
+        assert!(!scene.watch.is_current() && !scene.notes.contains(&Note::Current));
+        (scene.items, scene.revision) = (1, scene.revision.next());
+        scene.run(seconds(60));
+        assert!(scene.watch.is_current());
     }
 
     #[test]
