@@ -114,7 +114,7 @@ pub fn start_proxy(parent: &Parent) -> Result<()> {
 /// # Errors
 /// As [`Parent::start`].
 pub fn start_proxy_to(parent: &Parent, service: &str) -> Result<()> {
-    parent.start("proxy", &format!("socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr {service}"), "listening on")
+    parent.start("proxy", &format!("socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr,backlog=256 {service}"), "listening on")
 }
 
 /// Ends the proxy and every connection through it.
@@ -152,7 +152,7 @@ pub fn trust(image: &Image) -> Vec<String> {
 /// # Errors
 /// As [`Parent::start`].
 pub fn forward(parent: &Parent, port: u32, target: &str) -> Result<()> {
-    let socat = format!("socat -d -d -t 60 VSOCK-LISTEN:{port},fork,reuseaddr {target}");
+    let socat = format!("socat -d -d -t 60 VSOCK-LISTEN:{port},fork,reuseaddr,backlog=256 {target}");
     parent.start(&format!("forward-{port}"), &socat, "listening on")
 }
 

@@ -61,9 +61,9 @@ pub(crate) fn two_enclaves_have_their_secrets_back_with_nobody_whatever_their_pa
         Ok(())
     })?;
     stage.step(
-        "a certificate is renewed and keys come, each round one, while 8 clients work: none is refused",
+        "a certificate is renewed and keys come, each round one, while 32 clients work: none is refused",
         || {
-            under_load(stage, &two, &user, 8, || {
+            under_load(stage, &two, &user, 32, || {
                 operator::make_certs(&sources.folder, &["--client-only", "--force"])?;
                 for n in 0..3 {
                     let (id, keys) = (format!("creator-{n}"), sources.folder.join("keys.json"));
