@@ -31,6 +31,7 @@ impl Counter {
 }
 
 /// A number that goes up and down.
+#[derive(Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
@@ -162,6 +163,7 @@ pub enum ConnectionState {
 const STATES: [&str; 5] = ["idle", "head", "queued", "in_flight", "closing"];
 
 /// A listener's connections by state.
+#[derive(Default)]
 pub struct ByState([Gauge; STATES.len()]);
 
 impl ByState {

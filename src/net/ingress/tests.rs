@@ -83,7 +83,7 @@ impl Scene {
             idle: 75 * SECOND,
             queued: Arc::default(),
             stopping: Arc::default(),
-            by_state: &METRICS.public,
+            by_state: Box::leak(Box::default()),
         };
         let ingress = add(&mut event_loop, Listener::open(&listening).unwrap(), service, options).unwrap();
         Scene { ingress, begun, allow, event_loop, listening, _folder: folder }
@@ -352,6 +352,7 @@ fn the_loop_sleeps_whatever_its_connections_wait_for() {
     held.iter().for_each(|_| scene.begun.recv().unwrap());
     let queued: Vec<UnixStream> = (0..4).map(|_| scene.send(post("/queued"))).collect();
     until("them to wait", || scene.queued() == 4);
+    assert_eq!(scene.ingress.by_state.at(ConnectionState::Queued).get(), 4);
     // A client that has ended only its sending side must still be answered.
     queued[0].shutdown(Shutdown::Write).unwrap();
     let mut used = scene.send(get("/used"));
