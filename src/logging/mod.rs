@@ -44,7 +44,7 @@ const GATHERING: Duration = Duration::from_millis(5);
 /// How long the end of the process waits for the remaining records.
 const AT_THE_END: Duration = Duration::from_secs(1);
 /// How long a request waits for the acknowledgement of its record.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Longest line of the daemon, in bytes.
 const LONGEST: usize = 16 << 10;
 /// How often a checkpoint is signed.
@@ -67,6 +67,7 @@ pub struct Log(Arc<Shared>);
 
 struct Shared {
     settings: LogSettings,
+    ack_limit: Duration,
     queue: Mutex<Queue>,
     /// Everything was written, while somebody waits for that.
     written: Condvar,
@@ -134,12 +135,12 @@ impl Log {
     /// # Errors
     /// The system has no threads, descriptors or random numbers left.
     pub fn start(settings: LogSettings) -> io::Result<&'static Log> {
-        let (log, writer) = Log::new(settings)?;
+        let (log, writer) = Log::new(settings, ACK_LIMIT)?;
         threads::start("log", move || writer.run())?;
         Ok(LOG.get_or_init(|| log))
     }
 
-    fn new(settings: LogSettings) -> io::Result<(Log, Writer)> {
+    fn new(settings: LogSettings, ack_limit: Duration) -> io::Result<(Log, Writer)> {
         let (woken, wake) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
         wake.set_nonblocking(true)?;
@@ -155,6 +156,7 @@ impl Log {
         let console = Console::new(io::stderr(), sealer.is_some());
         let shared = Arc::new(Shared {
             settings,
+            ack_limit,
             queue: Mutex::new(queue),
             written: Condvar::new(),
             ring: Mutex::default(),
@@ -238,13 +240,13 @@ impl Log {
         self.0.settings.audit
     }
 
-    /// Waits until a collector has acknowledged the record that `record` adds, [`PATIENCE`] at most.
+    /// Waits until a collector has acknowledged the record that `record` adds, five seconds at most.
     pub fn acknowledged(&self, record: impl FnOnce() -> Option<u64>) -> Acknowledged {
         lock(&self.0.acked).waiting += 1;
         let number = record();
         let acked = lock(&self.0.acked);
         let late = |acked: &mut Acked| number.is_some_and(|number| acked.number < number);
-        let waited = self.0.acks.wait_timeout_while(acked, PATIENCE, late);
+        let waited = self.0.acks.wait_timeout_while(acked, self.0.ack_limit, late);
         let mut acked = waited.unwrap_or_else(PoisonError::into_inner).0;
         acked.waiting -= 1;
         acked.in_vain |= number.is_none_or(|number| acked.number < number);
@@ -261,7 +263,7 @@ impl Log {
         match acked.since.map(|since| since.elapsed()) {
             _ if self.audit() != Audit::Required => None,
             _ if acked.number == 0 => Some("no collector has acknowledged a record yet".into()),
-            Some(late) if acked.in_vain || late >= PATIENCE => {
+            Some(late) if acked.in_vain || late >= self.0.ack_limit => {
                 Some(format!("no collector has acknowledged a record for {} s", late.as_secs()))
             }
             _ => None,
@@ -349,22 +351,39 @@ impl Writer {
             if gathers && lock(&shared.acked).waiting == 0 {
                 thread::sleep(GATHERING);
             }
-            lock(&shared.queue).take(&mut entries);
-            entries.drain(..).for_each(|entry| self.write(entry));
+            if entries.is_empty() {
+                lock(&shared.queue).take(&mut entries);
+            }
+            while self.has_room()
+                && let Some(entry) = entries.pop_front()
+            {
+                self.write(entry);
+            }
             let now = Instant::now();
             let behind = self.step(now);
-            let mut queue = lock(&shared.queue);
-            if !queue.is_empty() {
-                continue;
+            // Otherwise only an acknowledgement makes room, and new entries need not wake this thread.
+            if self.has_room() {
+                let mut queue = lock(&shared.queue);
+                if !queue.is_empty() || !entries.is_empty() {
+                    continue;
+                }
+                queue.awake = false;
+                if queue.finishing && !behind {
+                    queue.finishing = false;
+                    shared.written.notify_all();
+                }
             }
-            queue.awake = false;
-            if queue.finishing && !behind {
-                queue.finishing = false;
-                shared.written.notify_all();
-            }
-            drop(queue);
             self.wait(now);
         }
+    }
+
+    /// Whether the next record may be written. Where no file is given without its record, none goes from the ring before a
+    /// collector has it: an acknowledgement of a later one would count for it. Then the queue is full at last, and takes
+    /// no record that somebody waits for.
+    fn has_room(&self) -> bool {
+        let shared = &self.shared;
+        let acked = || lock(&shared.acked).number;
+        shared.settings.audit != Audit::Required || lock(&shared.ring).has_room_beside(acked())
     }
 
     /// Writes a record's line to the ring.

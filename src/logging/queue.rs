@@ -8,6 +8,8 @@ use crate::metrics::METRICS;
 
 /// Most bytes that wait.
 const MOST: usize = 1 << 20;
+/// Longest body of a record, in bytes: sealed, and with what stands before it, its line has at most `MAX_LINE`.
+const LONGEST: usize = 45 << 10;
 
 /// A record that waits. It has its number already: the one after that of the entry before it.
 pub(super) struct Entry {
@@ -32,7 +34,7 @@ pub(super) struct Queue {
 impl Queue {
     /// Adds a record and gives its number; `None` if it is dropped.
     pub(super) fn push(&mut self, kind: Kind, body: Vec<u8>) -> Option<u64> {
-        if self.bytes + body.len() > MOST {
+        if body.len() > LONGEST || self.bytes + body.len() > MOST {
             self.dropped += 1;
             METRICS.log_lines_dropped.add(1);
             return None;
@@ -64,7 +66,24 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use formats::hpke::PrivateKey;
+    use formats::log::{Head, MAX_LINE, Segment};
+
     use super::*;
+
+    #[test]
+    fn no_line_is_longer_than_a_collector_reads() {
+        let (mut queue, mut entries) = (Queue::default(), VecDeque::new());
+        assert_eq!(queue.push(Kind::Audit, vec![b'x'; LONGEST + 1]), None);
+        assert_eq!(queue.push(Kind::Audit, vec![b'x'; LONGEST]), Some(2));
+        queue.take(&mut entries);
+        let key = PrivateKey::new(Box::new([5; 32])).public();
+        let (segment, _) = Segment::new(&[key], 1).unwrap();
+        let (mut head, mut line) = (Head { number: u64::MAX - 2, ..Head::default() }, Vec::new());
+        let sealed = segment.seal(u64::MAX - 1, Kind::Checkpoint, &entries[1].body);
+        head.write(Kind::Sealed, sealed.as_bytes(), &mut line);
+        assert!(line.len() <= MAX_LINE, "{}", line.len());
+    }
 
     #[test]
     fn what_finds_no_room_is_counted_in_the_next_record_that_does() {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use formats::digest::Sha256;
-use formats::log::Head;
+use formats::log::{Head, MAX_LINE};
 
 /// Most bytes of lines.
 pub(super) const MOST: usize = 1 << 20;
@@ -30,6 +30,12 @@ impl Ring {
         }
         self.bytes.extend(line);
         self.records.push_back((self.gone_bytes + self.bytes.len() as u64, hash));
+    }
+
+    /// Whether the next record, however long, finds room without the records after this one.
+    pub(super) fn has_room_beside(&self, after: u64) -> bool {
+        let end = self.index(after).and_then(|i| self.records.get(i)).map_or(0, |(end, _)| self.at(*end));
+        self.bytes.len() - end + MAX_LINE <= MOST
     }
 
     /// The last record that is gone; the first one that is there comes after it.
@@ -78,6 +84,26 @@ mod tests {
 
     fn line(n: u64) -> Vec<u8> {
         format!("{n} {}\n", "x".repeat(usize::try_from(n * 7919 % 3000).unwrap())).into_bytes()
+    }
+
+    #[test]
+    fn there_is_room_as_long_as_what_is_to_stay_leaves_some() {
+        let mut ring = Ring::default();
+        let hash = formats::digest::sha256(b"");
+        let long = vec![b'x'; MAX_LINE];
+        let room = (1..=100)
+            .take_while(|_| {
+                ring.has_room_beside(0) && {
+                    ring.push(&long, hash);
+                    true
+                }
+            })
+            .count();
+        assert_eq!((room, ring.gone().number), (MOST / MAX_LINE, 0));
+        assert!(!ring.has_room_beside(0) && ring.has_room_beside(1));
+        ring.push(&long, hash);
+        assert_eq!(ring.gone().number, 1);
+        assert!(!ring.has_room_beside(1) && ring.has_room_beside(2) && ring.has_room_beside(ring.last()));
     }
 
     #[test]

@@ -6,19 +6,21 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 
 use formats::attestation::UserData;
 use formats::base64;
 use formats::digest::sha256;
+use formats::log::{Ack, Boot, Dropped, Head, Kind};
 use formats::sealed_bundle::{Destination, seal};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
-use super::Taker;
 use super::collector::{Collector, audits, keygen};
 use super::support::issuer::{Issuer, claims};
 use super::support::{Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, request, wait_for};
+use super::{Taker, check_chain, record};
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
 
@@ -232,6 +234,73 @@ fn an_acknowledgement_counts_only_by_a_measured_key() {
     scene.collector.start();
     wait_for("the daemon to be ready", || scene.is_ready());
     assert_eq!(scene.ask(&token("t"), "y").status, 200);
+}
+
+#[test]
+fn where_records_are_required_none_that_is_not_acknowledged_goes_however_many_come() {
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let (taker, service) = (Taker::new(), Service::start(&CERTS, &[]));
+    let setup = Setup::new(service.port).env("TEEMARK_LOG_TO", &taker.address()).env("TEEMARK_AUDIT", "required");
+    let daemon = setup.env("TEEMARK_AUDIT_KEYS", &base64::encode(key.public_key())).env("RUST_LOG", "debug").start();
+    assert_eq!(daemon.handshake(CERTS.full_bundle(service.port).to_string().as_bytes())["ok"], true);
+    let mut taken = taker.accept();
+    let mut answers = taken.reader.get_ref().try_clone().unwrap();
+    let mut lines = taken.lines_until(|record| record.kind == Kind::Boot);
+    let boot: Boot = serde_json::from_str(record(lines.last().unwrap()).body).unwrap();
+    let mut acknowledge = |line: &str| {
+        let head = record(line).head;
+        let signature = key.sign(&Ack::to_be_signed(head, boot.boot_nonce)).as_ref().to_vec();
+        answers.write_all(Ack { head, signature: Some(signature) }.to_string().as_bytes()).unwrap();
+        head.number
+    };
+    let acked = acknowledge(lines.last().unwrap());
+    let (send, sent) = channel();
+    // It takes every record from here on, and acknowledges none.
+    thread::spawn(move || while send.send(taken.line()).is_ok() {});
+    let mut stream = TcpStream::connect(daemon.public).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    wait_for("records to be dropped", || {
+        ask_in_vain(&mut stream, "/nothing", 500);
+        (daemon.metric("teemark_log_lines_dropped_total") > 0.0).then_some(())
+    });
+    let kept = daemon.get_admin("/admin/log?lines=10000").text();
+    assert!(record(kept.lines().next().unwrap()).head.number <= acked + 1, "what is not acknowledged is gone");
+    let file = encrypt(&KEY, &b"A text that is long enough to be marked. ".repeat(40));
+    assert_eq!(ask(daemon.public, &file, "", "x").code(), "audit_unavailable");
+
+    wait_for("an answer once all is acknowledged", || {
+        thread::scope(|scope| {
+            let asker = scope.spawn(|| ask(daemon.public, &file, "", "y").status);
+            while !asker.is_finished() {
+                lines.extend(sent.try_iter());
+                acknowledge(lines.last().unwrap());
+                thread::yield_now();
+            }
+            (asker.join().unwrap() == 200).then_some(())
+        })
+    });
+    check_chain(&lines, Head::default(), None);
+    let told: Vec<Dropped> = lines
+        .iter()
+        .map(|line| record(line))
+        .filter(|record| record.kind == Kind::Dropped)
+        .map(|record| serde_json::from_str(record.body).unwrap())
+        .collect();
+    assert!(
+        matches!(told[..], [Dropped::Lines { .. }, ..])
+            && !told.iter().any(|told| matches!(told, Dropped::Records { .. })),
+        "{told:?}"
+    );
+}
+
+/// Asks for a path that does not exist, on one connection: a line in the log at level debug.
+fn ask_in_vain(stream: &mut TcpStream, path: &str, times: usize) {
+    let id = "i".repeat(64);
+    let one = format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\n\r\n");
+    for _ in 0..times {
+        stream.write_all(one.as_bytes()).unwrap();
+        assert_eq!(read_answer(stream).unwrap().status, 404);
+    }
 }
 
 #[test]
