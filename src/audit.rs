@@ -2,7 +2,7 @@
 //!
 //! A record is an object that grows with what becomes known of a request, in one buffer, which then is the record.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::base64;
 use formats::digest::{Sha256, sha256};
@@ -133,29 +133,59 @@ pub fn gives(trail: &mut Trail) -> bool {
 }
 
 /// Most records a second of requests without a valid grant: whoever reaches the port can make as many as he likes.
-const ANONYMOUS: u32 = 10;
+const MOST_STRANGERS: u32 = 10;
 
-/// The second, how many were recorded in it, and how many were not since the last that was.
-static REFUSED: Mutex<(u64, u32, u64)> = Mutex::new((0, 0, 0));
+/// The requests that were refused before they had shown a valid grant.
+struct Strangers {
+    second: u64,
+    /// How many came in that second.
+    came: u32,
+    /// How many were not recorded, nor counted in a record.
+    left_out: u64,
+}
+
+static STRANGERS: Mutex<Strangers> = Mutex::new(Strangers { second: 0, came: 0, left_out: 0 });
+
+impl Strangers {
+    /// One more, in this second. Gives how many were left out before it, if it is to be recorded.
+    fn refuse(&mut self, second: u64) -> Option<u64> {
+        if self.second != second {
+            (self.second, self.came) = (second, 0);
+        }
+        self.came = self.came.saturating_add(1);
+        if self.came > MOST_STRANGERS {
+            self.left_out += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+fn strangers() -> MutexGuard<'static, Strangers> {
+    STRANGERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Records that a request is refused before it has shown a valid grant.
 pub fn refuses_stranger(trail: &mut Trail) {
-    let second = now_ms() / 1000;
-    let mut refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
-    if refused.0 != second {
-        (refused.0, refused.1) = (second, 0);
+    let left_out = strangers().refuse(now_ms() / 1000);
+    if let Some(left_out) = left_out {
+        if left_out > 0 {
+            trail.number("not_recorded_before", left_out);
+        }
+        trail.record("refused");
     }
-    refused.1 += 1;
-    if refused.1 > ANONYMOUS {
-        refused.2 += 1;
-        return;
-    }
-    let left_out = std::mem::take(&mut refused.2);
-    drop(refused);
+}
+
+/// Has the records so far signed; before that, records how many requests without a valid grant were not recorded.
+pub fn checkpoint() {
+    let Some(log) = log() else { return };
+    let left_out = std::mem::take(&mut strangers().left_out);
     if left_out > 0 {
+        let mut trail = Trail::new();
         trail.number("not_recorded_before", left_out);
+        trail.record("not_recorded");
     }
-    trail.record("refused");
+    log.checkpoint();
 }
 
 /// Records that a bundle is in force.
@@ -193,4 +223,17 @@ pub fn clock(ahead_ms: i64, how: &str) {
     trail.flag("ahead", ahead_ms > 0);
     trail.number("by_ms", ahead_ms.unsigned_abs());
     trail.record("clock");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_strangers_a_second_are_recorded_and_the_others_are_counted_once() {
+        let mut strangers = Strangers { second: 0, came: 0, left_out: 0 };
+        let recorded: Vec<_> = (0..15).map(|_| strangers.refuse(7)).collect();
+        assert_eq!(recorded, [vec![Some(0); 10], vec![None; 5]].concat());
+        assert_eq!([8, 8].map(|second| strangers.refuse(second)), [Some(5), Some(0)]);
+    }
 }

@@ -23,6 +23,7 @@ use crate::allocator::Allocator;
 use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
+use crate::audit;
 use crate::logging;
 use crate::memory::Budget;
 use crate::metrics::METRICS;
@@ -93,9 +94,7 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
     // Held until the process ends: no bundle is being written now, and none begins.
     std::mem::forget(store.exclusive());
     info!("stopped");
-    if let Some(log) = logging::log() {
-        log.checkpoint();
-    }
+    audit::checkpoint();
     Ok(())
 }
 
@@ -300,11 +299,7 @@ fn serve(
             warn!("no attestation document without a nonce: {e}");
         }
     });
-    event_loop.every(logging::CHECKPOINTS, || {
-        if let Some(log) = logging::log() {
-            log.checkpoint();
-        }
-    });
+    event_loop.every(logging::CHECKPOINTS, audit::checkpoint);
     let store = api.store.clone();
     event_loop.every(TRIM_INTERVAL, move || {
         if let Ok(ready) = store.now().ready() {

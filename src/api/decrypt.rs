@@ -16,8 +16,9 @@ use formats::time::now_ms;
 use super::context::Api;
 use super::error::ApiError;
 use super::forms::{Form, Given};
-use super::permit::{Asked, Covered, Permit};
+use super::permit::{Asked, Covered, Permit, Valid};
 use crate::audit::{self, Trail};
+use crate::logging::{Log, log};
 use crate::memory::{FIXED_COST, Reservation, while_growing};
 use crate::metrics::METRICS;
 use crate::net::answer::Answer;
@@ -31,9 +32,12 @@ use crate::watermark::{Caller, WatermarkRequest, call_watermark_service};
 /// Why there is no file.
 pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> Result<Answer, ApiError> {
     let trail = RefCell::new(Trail::of_request());
-    let permit = Permit::take(&api.grants, &api.store, request)
+    let valid = Valid::check(&api.grants, &api.store, request)
         .inspect_err(|e| refuses(&mut trail.borrow_mut(), e, audit::refuses_stranger))?;
-    permit.tell(&api.grants, &mut trail.borrow_mut());
+    // Before it is taken: a grant that was used already is recorded with its names, however often it comes.
+    valid.tell(&api.grants, &mut trail.borrow_mut());
+    let record = |trail: &mut Trail| _ = trail.record("refused");
+    let permit = valid.take(&api.grants).inspect_err(|e| refuses(&mut trail.borrow_mut(), e, record))?;
     let outcome = Admitted::admit(api, &permit, &trail)
         .and_then(|admitted| admitted.receive(form, request))
         .and_then(Received::open)
@@ -41,7 +45,7 @@ pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> 
         .and_then(Marked::give)
         .map(|given| form.answer(given));
     if let Err(e) = &outcome {
-        refuses(&mut trail.borrow_mut(), e, |trail| _ = trail.record("refused"));
+        refuses(&mut trail.borrow_mut(), e, record);
     }
     permit.settle(&outcome);
     outcome
@@ -110,6 +114,10 @@ struct Marked<'a> {
 
 impl<'a> Admitted<'a> {
     fn admit(api: &'a Api, permit: &'a Permit<'a>, trail: &'a RefCell<Trail>) -> Result<Admitted<'a>, ApiError> {
+        // It would only hold a thread and its memory until the time for the acknowledgement is over.
+        if log().and_then(Log::audit_fault).is_some() {
+            return Err(ApiError::AuditUnavailable);
+        }
         let mut memory = api.memory.open();
         permit.owner().map_or(Ok(()), |owner| memory.belongs_to(owner))?;
         Ok(Admitted { api, permit, trail, memory })

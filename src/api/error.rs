@@ -49,7 +49,7 @@ pub(crate) enum ApiError {
     Overloaded,
     /// This enclave has been taken out of service.
     Drained,
-    /// No collector has acknowledged the record of what was about to be given.
+    /// No collector has acknowledged the record of what was about to be given, or none acknowledges records now.
     AuditUnavailable,
     /// There is no Nitro Secure Module that could sign an attestation document.
     CannotAttest,

@@ -55,6 +55,42 @@ impl Grants {
     }
 }
 
+/// A grant that is valid and may have been used already, and the keys that it was checked with; none where grants are not
+/// required.
+pub(crate) struct Valid(Option<(Grant, Arc<GrantKeys>)>);
+
+impl Valid {
+    /// Checks the request's grant.
+    ///
+    /// # Errors
+    /// The grant is missing or invalid; or not all secrets have been delivered.
+    pub(crate) fn check(grants: &Grants, store: &Store, request: &Request<'_>) -> Result<Valid, ApiError> {
+        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
+        if !grants.required {
+            return Ok(Valid(None));
+        }
+        Ok(Valid(Some((grants.check(request, &secrets)?, secrets.grants))))
+    }
+
+    /// Tells the trail which grant it is.
+    pub(crate) fn tell(&self, grants: &Grants, trail: &mut Trail) {
+        let Some((grant, keys)) = &self.0 else { return };
+        trail.text("jti", &grant.jti);
+        trail.text("kid", keys.0.get(grant.key).map_or("", |key| &key.kid));
+        trail.text("aud", grants.audiences.get(grant.audience).map_or("", String::as_str));
+    }
+
+    /// Takes the grant: a second request with it gets `grant_used` until this one ends.
+    ///
+    /// # Errors
+    /// The grant is already used.
+    pub(crate) fn take(self, grants: &Grants) -> Result<Permit<'_>, ApiError> {
+        let Some((grant, keys)) = self.0 else { return Ok(Permit::Open) };
+        let taken = grants.used.take(&grant, grants.time.now().latest).map_err(refused)?;
+        Ok(Permit::Granted(grant, taken, keys))
+    }
+}
+
 /// The right to one answer.
 #[expect(clippy::large_enum_variant, reason = "there is one in a request, on its thread's stack")]
 pub(crate) enum Permit<'a> {
@@ -94,29 +130,7 @@ impl Covered {
     }
 }
 
-impl<'a> Permit<'a> {
-    /// Takes the request's grant: a second request with it gets `grant_used` until this one ends.
-    ///
-    /// # Errors
-    /// The grant is missing, invalid or already used; or not all secrets have been delivered.
-    pub(crate) fn take(grants: &'a Grants, store: &Store, request: &Request<'_>) -> Result<Permit<'a>, ApiError> {
-        let secrets = store.now().ready().map_err(ApiError::NotReady)?;
-        if !grants.required {
-            return Ok(Permit::Open);
-        }
-        let grant = grants.check(request, &secrets)?;
-        let taken = grants.used.take(&grant, grants.time.now().latest).map_err(refused)?;
-        Ok(Permit::Granted(grant, taken, secrets.grants))
-    }
-
-    /// Tells the trail which grant it is.
-    pub(crate) fn tell(&self, grants: &Grants, trail: &mut Trail) {
-        let Permit::Granted(grant, _, keys) = self else { return };
-        trail.text("jti", &grant.jti);
-        trail.text("kid", keys.0.get(grant.key).map_or("", |key| &key.kid));
-        trail.text("aud", grants.audiences.get(grant.audience).map_or("", String::as_str));
-    }
-
+impl Permit<'_> {
     /// Checks that the request may have what it asks for.
     ///
     /// # Errors

@@ -29,7 +29,6 @@ use super::sealed::{CheckedLine, Opened, Unsealer};
 use super::validity::{Remark, Validity};
 use crate::attest::Attestation;
 use crate::audit;
-use crate::logging;
 use crate::memory::{Budget, Reservation};
 use crate::metrics::METRICS;
 use crate::mtls::{Calls, Identity, MutualTls};
@@ -455,9 +454,7 @@ fn tell(result: Result<Accepted, Refusal>, signed: Option<Signed>) -> Result<Acc
             METRICS.handshakes_accepted.add(1);
             info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
             audit::bundle_accepted(done);
-            if let Some(log) = logging::log() {
-                log.checkpoint();
-            }
+            audit::checkpoint();
         }
         Err(refusal) => refused(refusal, signed.as_ref()),
     }
