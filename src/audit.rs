@@ -107,6 +107,17 @@ impl Trail {
     }
 }
 
+impl Drop for Trail {
+    /// A request that panics is answered too.
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.json.is_empty() {
+            self.number("status", 500);
+            self.text("code", "internal");
+            self.record("refused");
+        }
+    }
+}
+
 impl Default for Trail {
     fn default() -> Trail {
         Trail::new()
@@ -228,6 +239,23 @@ pub fn clock(ahead_ms: i64, how: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::LogSettings;
+
+    #[test]
+    fn a_request_that_panics_leaves_a_record() {
+        let settings = LogSettings { audit: Audit::BestEffort, ..LogSettings::default() };
+        let log = Log::start(settings).unwrap();
+        let panics = || {
+            let mut trail = Trail::new();
+            trail.text("request_id", "it panics");
+            panic!("as asked");
+        };
+        std::panic::catch_unwind(panics).unwrap_err();
+        log.finish();
+        let text = String::from_utf8(log.tail(100)).unwrap();
+        let line = text.lines().find(|line| line.contains("it panics")).expect("a record");
+        assert!(line.contains(r#""status":500,"code":"internal","event":"refused""#), "{line}");
+    }
 
     #[test]
     fn ten_strangers_a_second_are_recorded_and_the_others_are_counted_once() {

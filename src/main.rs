@@ -114,6 +114,10 @@ fn start_log(settings: Option<&Settings>) {
     log.init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown place".into(), ToString::to_string);
+        // The process ends with this thread, which may hold the locks that a line takes.
+        if logging::is_own_thread() {
+            return logging::say_last(&format!("panic at {place} in the log's thread: teemarkd ends\n"));
+        }
         error!("panic at {place}");
         // The process may end before the log's thread has gathered its lines.
         if let Some(log) = logging::log() {

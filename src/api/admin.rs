@@ -16,8 +16,9 @@ use super::limits::BUNDLE;
 use super::public::readiness;
 use super::request::{Target, allow, body};
 use crate::logging;
+use crate::memory::{FIXED_COST, while_growing};
 use crate::metrics::{Live, METRICS};
-use crate::net::answer::Answer;
+use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
 pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
@@ -28,7 +29,7 @@ pub(crate) fn route(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -
     match *target.path() {
         ["ping"] => ("ping", allow(request, "GET").map(|()| Answer::text("pong"))),
         ["admin", "status"] => ("status", allow(request, "GET").map(|()| status(api))),
-        ["admin", "log"] => ("log", allow(request, "GET").and_then(|()| log_lines(target))),
+        ["admin", "log"] => ("log", allow(request, "GET").and_then(|()| log_lines(api, target))),
         ["metrics"] => ("metrics", allow(request, "GET").map(|()| metrics(api))),
         ["admin", "update-secrets"] => {
             ("update_secrets", allow(request, "POST").and_then(|()| update_secrets(api, request)))
@@ -50,12 +51,15 @@ const LINES: &str = "200";
 const MOST_LINES: RangeInclusive<u64> = 1..=10_000;
 
 /// The last records of the log.
-fn log_lines(target: &Target<'_>) -> Result<Answer, ApiError> {
+fn log_lines(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let lines = target.query("lines")?.unwrap_or(LINES).parse().ok().filter(|lines| MOST_LINES.contains(lines));
     let wrong =
         || ApiError::Invalid(format!("lines is not a number from {} to {}", MOST_LINES.start(), MOST_LINES.end()));
     let lines = lines.ok_or_else(wrong)?;
-    Ok(Answer::text(&String::from_utf8_lossy(&logging::log().map_or_else(Vec::new, |log| log.tail(lines)))))
+    let mut memory = api.memory.open();
+    memory.cover(FIXED_COST.saturating_add(while_growing(0, logging::MOST_KEPT)))?;
+    let body = logging::log().map_or_else(Vec::new, |log| log.tail(lines));
+    Ok(Answer { body: Content::Bytes(body), held: Some(memory), ..Answer::text("") })
 }
 
 /// How long a drain may take, in seconds.

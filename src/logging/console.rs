@@ -110,7 +110,7 @@ mod tests {
         for n in 0..5000 {
             line.clear();
             head.write(Kind::Log, format!("{n} {}", "x".repeat(990)).as_bytes(), &mut line);
-            ring.push(&line, head.hash);
+            ring.push(&line, head.hash, false);
             // It returns, though nobody reads.
             console.write(&ring, true);
         }
@@ -149,7 +149,7 @@ mod tests {
             for (kind, body) in [(Kind::Log, "a line"), (Kind::Audit, "{}"), (Kind::Sealed, "AAAA")] {
                 let mut line = Vec::new();
                 head.write(kind, body.as_bytes(), &mut line);
-                ring.push(&line, head.hash);
+                ring.push(&line, head.hash, false);
                 all.push(String::from_utf8(line).unwrap());
             }
             console.write(&ring, true);

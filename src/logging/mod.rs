@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,10 +50,13 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 const LONGEST: usize = 16 << 10;
 /// How often a checkpoint is signed.
 pub const CHECKPOINTS: Duration = Duration::from_secs(60);
-/// Records of a segment: so many at most have to be read to open the next one.
-const SEGMENT: u32 = 64;
 /// What begins a line that stays in the clear: the checklist's, which tells nothing of a request.
 const RUN_SH: &[u8] = b"[RUN_SH] ";
+
+/// The name of the log's thread.
+const THREAD: &str = "log";
+/// Most bytes of the last records.
+pub const MOST_KEPT: usize = ring::MOST;
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
@@ -125,6 +129,27 @@ impl Acknowledged {
     }
 }
 
+/// Runs what the process has to have: without the log's thread, decisions would be made of which no record remains.
+fn or_end(run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        std::process::abort();
+    }
+}
+
+/// Whether this is the log's own thread, which may hold the log's locks.
+pub fn is_own_thread() -> bool {
+    thread::current().name() == Some(THREAD)
+}
+
+/// Writes a line to standard error, past the log, if that takes it now.
+pub fn say_last(line: &str) {
+    let mut stderr = io::stderr();
+    let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut ready, PollTimeout::ZERO).unwrap_or(0) > 0 {
+        let _ = stderr.write(line.as_bytes());
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -136,7 +161,7 @@ impl Log {
     /// The system has no threads, descriptors or random numbers left.
     pub fn start(settings: LogSettings) -> io::Result<&'static Log> {
         let (log, writer) = Log::new(settings, ACK_LIMIT)?;
-        threads::start("log", move || writer.run())?;
+        threads::start(THREAD, move || or_end(|| writer.run()))?;
         Ok(LOG.get_or_init(|| log))
     }
 
@@ -145,21 +170,23 @@ impl Log {
         woken.set_nonblocking(true)?;
         wake.set_nonblocking(true)?;
         let mut queue = Queue::default();
-        let sealer = match &settings.form {
+        let segment = match &settings.form {
             LogForm::Sealed(keys) => {
                 let (segment, body) = Segment::new(keys, 1).map_err(|_| io::Error::other("no random numbers"))?;
-                queue.push(Kind::Key, body.into_bytes());
-                Some(Sealer { segment, left: SEGMENT })
+                queue = Queue::of_segments(body.into_bytes());
+                Some(segment)
             }
             LogForm::Off | LogForm::Clear => None,
         };
-        let console = Console::new(io::stderr(), sealer.is_some());
+        // What is not acknowledged may have to stay, and what is has been read with its key.
+        let whole_segments = segment.is_some() && settings.audit != Audit::Required;
+        let console = Console::new(io::stderr(), segment.is_some());
         let shared = Arc::new(Shared {
             settings,
             ack_limit,
             queue: Mutex::new(queue),
             written: Condvar::new(),
-            ring: Mutex::default(),
+            ring: Mutex::new(Ring::new(whole_segments)),
             acked: Mutex::default(),
             acks: Condvar::new(),
             wake,
@@ -172,7 +199,7 @@ impl Log {
             woken,
             head: Head::default(),
             line: Vec::new(),
-            sealer,
+            segment,
             console,
             outgoing: None,
             init,
@@ -218,10 +245,11 @@ impl Log {
         Some(attestation.checkpoint(head))
     }
 
-    /// The last records, at most so many, as lines.
+    /// The last records, so many if there are, as lines; in a sealed log, with those before them in their segment, which
+    /// begins with its key.
     pub fn tail(&self, lines: u64) -> Vec<u8> {
         let ring = lock(&self.0.ring);
-        let first = (ring.last() + 1).saturating_sub(lines).max(ring.gone().number + 1);
+        let first = ring.whole((ring.last() + 1).saturating_sub(lines).max(ring.gone().number + 1));
         let mut out = Vec::new();
         ring.copy(first, usize::MAX, &mut out);
         out
@@ -272,6 +300,10 @@ impl Log {
 
     /// Adds a record and gives its number; `None` if it is dropped. Never waits.
     pub fn record(&self, kind: Kind, body: Vec<u8>) -> Option<u64> {
+        // The checklist's lines, which are all that a log has that is off.
+        if self.0.is_off() && kind != Kind::Log {
+            return None;
+        }
         let mut queue = lock(&self.0.queue);
         let number = queue.push(kind, body);
         // While the thread is at work, it looks for new entries by itself.
@@ -287,7 +319,7 @@ impl Log {
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = line.trim_ascii_end();
-        if !matches!(self.0.settings.form, LogForm::Off) || stays_clear(text) {
+        if !self.0.is_off() || stays_clear(text) {
             let mut body = text[..text.len().min(LONGEST)].to_vec();
             if body.len() < text.len() {
                 body = String::from_utf8_lossy(&body).into_owned().into_bytes();
@@ -315,16 +347,14 @@ fn stays_clear(line: &[u8]) -> bool {
 }
 
 impl Shared {
+    fn is_off(&self) -> bool {
+        self.settings.form == LogForm::Off
+    }
+
     fn wake(&self) {
         // If the socket is full of wakes, one more is not needed.
         let _ = (&self.wake).write(b".");
     }
-}
-
-struct Sealer {
-    segment: Segment,
-    /// Records until the next segment.
-    left: u32,
 }
 
 /// The log's thread.
@@ -334,7 +364,8 @@ struct Writer {
     head: Head,
     /// The buffer of each line, used again.
     line: Vec<u8>,
-    sealer: Option<Sealer>,
+    /// The segment that records are sealed in, in a sealed log.
+    segment: Option<Segment>,
     console: Console<io::Stderr>,
     outgoing: Option<Outgoing>,
     /// The beginning of PID 1's next line, as long as there may be one.
@@ -389,15 +420,15 @@ impl Writer {
     /// Writes a record's line to the ring.
     fn write(&mut self, Entry { kind, mut body }: Entry) {
         let number = self.head.number + 1;
-        match (kind, &mut self.sealer, &self.shared.settings.form) {
+        match (kind, &mut self.segment, &self.shared.settings.form) {
             (Kind::Checkpoint, ..) => {
                 let made = self.shared.boot.get().map(|begun| begun.attestation.checkpoint(self.head));
                 body = serde_json::to_vec(&made).expect("texts and numbers are JSON");
             }
             // The first one's is made already.
-            (Kind::Key, Some(sealer), LogForm::Sealed(keys)) if body.is_empty() => match Segment::new(keys, number) {
-                Ok((segment, text)) => {
-                    *sealer = Sealer { segment, left: SEGMENT };
+            (Kind::Key, Some(segment), LogForm::Sealed(keys)) if body.is_empty() => match Segment::new(keys, number) {
+                Ok((next, text)) => {
+                    *segment = next;
                     body = text.into_bytes();
                 }
                 // The last one's key goes on.
@@ -412,19 +443,14 @@ impl Writer {
         };
         let mut line = std::mem::take(&mut self.line);
         line.clear();
-        match &mut self.sealer {
-            Some(sealer) if is_secret => {
-                let sealed = sealer.segment.seal(number, kind, &body);
+        match &self.segment {
+            Some(segment) if is_secret => {
+                let sealed = segment.seal(number, kind, &body);
                 self.head.write(Kind::Sealed, sealed.as_bytes(), &mut line);
-                sealer.left = sealer.left.saturating_sub(1);
-                if sealer.left == 0 {
-                    sealer.left = SEGMENT;
-                    lock(&self.shared.queue).push(Kind::Key, Vec::new());
-                }
             }
             _ => self.head.write(kind, &body, &mut line),
         }
-        lock(&self.shared.ring).push(&line, self.head.hash);
+        lock(&self.shared.ring).push(&line, self.head.hash, kind == Kind::Key);
         self.line = line;
         if self.shared.settings.audit == Audit::Required {
             lock(&self.shared.acked).since.get_or_insert_with(Instant::now);
@@ -503,6 +529,10 @@ impl Writer {
             self.init = None;
             return;
         }
+        // Read nevertheless: PID 1's pipe is not to be full.
+        if self.shared.is_off() {
+            return;
+        }
         let mut queue = lock(&self.shared.queue);
         for &byte in &bytes[..read] {
             match byte {
@@ -517,6 +547,19 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_process_ends_with_the_logs_thread() {
+        const CHILD: &str = "TEEMARK_TEST_LOG_THREAD";
+        if std::env::var_os(CHILD).is_some() {
+            let _ = thread::spawn(|| or_end(|| panic!("as asked"))).join();
+            std::process::exit(0);
+        }
+        let name = "logging::tests::the_process_ends_with_the_logs_thread";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let status = child.args([name, "--exact"]).env(CHILD, "").output().unwrap().status;
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(nix::libc::SIGABRT));
+    }
 
     #[test]
     fn only_the_checklists_line_stays_in_the_clear_and_no_request_can_make_one() {

@@ -10,6 +10,10 @@ use crate::metrics::METRICS;
 const MOST: usize = 1 << 20;
 /// Longest body of a record, in bytes: sealed, and with what stands before it, its line has at most `MAX_LINE`.
 const LONGEST: usize = 45 << 10;
+/// Most records of a segment: so many at most have to be read to open the next one. One that is longer than a share counts
+/// for more, so that the ring has several segments.
+const SEGMENT_RECORDS: usize = 64;
+const SHARE: usize = 4 << 10;
 
 /// A record that waits. It has its number already: the one after that of the entry before it.
 pub(super) struct Entry {
@@ -25,6 +29,8 @@ pub(super) struct Queue {
     dropped: u64,
     /// The last number that was given out.
     last: u64,
+    /// How many more records the segment may have, in a sealed log.
+    left: Option<usize>,
     /// Whether the thread is at work, and looks for new entries by itself.
     pub(super) awake: bool,
     /// Whether somebody waits for everything to be written.
@@ -32,6 +38,13 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// The queue of a sealed log, whose first segment has this key. The others' keys are records without a body.
+    pub(super) fn of_segments(key: Vec<u8>) -> Queue {
+        let mut queue = Queue { left: Some(SEGMENT_RECORDS), ..Queue::default() };
+        queue.add(Kind::Key, key);
+        queue
+    }
+
     /// Adds a record and gives its number; `None` if it is dropped.
     pub(super) fn push(&mut self, kind: Kind, body: Vec<u8>) -> Option<u64> {
         if body.len() > LONGEST || self.bytes + body.len() > MOST {
@@ -41,9 +54,19 @@ impl Queue {
         }
         if self.dropped > 0 {
             let dropped = Dropped::Lines { lines: std::mem::take(&mut self.dropped) };
-            self.add(Kind::Dropped, serde_json::to_vec(&dropped).expect("a number is JSON"));
+            self.add_in_segment(Kind::Dropped, serde_json::to_vec(&dropped).expect("a number is JSON"));
         }
-        Some(self.add(kind, body))
+        Some(self.add_in_segment(kind, body))
+    }
+
+    fn add_in_segment(&mut self, kind: Kind, body: Vec<u8>) -> u64 {
+        let cost = 1 + body.len() / SHARE;
+        if self.left.is_some_and(|left| left < cost) {
+            self.left = Some(SEGMENT_RECORDS);
+            self.add(Kind::Key, Vec::new());
+        }
+        self.left = self.left.map(|left| left - cost);
+        self.add(kind, body)
     }
 
     fn add(&mut self, kind: Kind, body: Vec<u8>) -> u64 {
@@ -83,6 +106,17 @@ mod tests {
         let sealed = segment.seal(u64::MAX - 1, Kind::Checkpoint, &entries[1].body);
         head.write(Kind::Sealed, sealed.as_bytes(), &mut line);
         assert!(line.len() <= MAX_LINE, "{}", line.len());
+    }
+
+    #[test]
+    fn a_segment_has_few_records_and_fewer_if_they_are_long() {
+        let (mut queue, mut entries) = (Queue::of_segments(b"first".to_vec()), VecDeque::new());
+        (0..130).for_each(|_| _ = queue.push(Kind::Log, b"x".to_vec()));
+        (0..10).for_each(|_| _ = queue.push(Kind::Log, vec![b'x'; LONGEST]));
+        queue.take(&mut entries);
+        let keys: Vec<_> = (1..).zip(&entries).filter(|(_, entry)| entry.kind == Kind::Key).map(|(n, _)| n).collect();
+        assert_eq!(keys, [1, 66, 131, 139]);
+        assert_eq!(queue.push(Kind::Log, Vec::new()), Some(entries.len() as u64 + 1));
     }
 
     #[test]

@@ -17,19 +17,41 @@ pub(super) struct Ring {
     /// The last record that is gone, and how many bytes are.
     gone: Head,
     gone_bytes: u64,
+    /// The records that begin a segment.
+    keys: VecDeque<u64>,
+    /// Whether a segment goes as a whole: what is left of it could not be opened.
+    whole_segments: bool,
 }
 
 impl Ring {
-    /// Adds the next record's line.
-    pub(super) fn push(&mut self, line: &[u8], hash: Sha256) {
-        while self.bytes.len() + line.len() > MOST {
+    pub(super) fn new(whole_segments: bool) -> Ring {
+        Ring { whole_segments, ..Ring::default() }
+    }
+
+    /// Adds the next record's line, which may begin a segment.
+    pub(super) fn push(&mut self, line: &[u8], hash: Sha256, is_key: bool) {
+        while self.bytes.len() + line.len() > MOST || self.is_cut() {
             let Some((end, hash)) = self.records.pop_front() else { break };
             self.gone = Head { number: self.gone.number + 1, hash };
+            self.keys.pop_front_if(|key| *key <= self.gone.number);
             self.bytes.drain(..self.at(end));
             self.gone_bytes = end;
         }
+        if is_key {
+            self.keys.push_back(self.last() + 1);
+        }
         self.bytes.extend(line);
         self.records.push_back((self.gone_bytes + self.bytes.len() as u64, hash));
+    }
+
+    /// Whether the beginning of the first segment is gone, and there is another.
+    fn is_cut(&self) -> bool {
+        self.whole_segments && self.keys.front().is_some_and(|key| *key > self.gone.number + 1)
+    }
+
+    /// Where to begin so that record `number` can be opened: with its segment, or where the next one begins.
+    pub(super) fn whole(&self, number: u64) -> u64 {
+        self.keys.iter().rfind(|key| **key <= number).or(self.keys.front()).copied().unwrap_or(number)
     }
 
     /// Whether the next record, however long, finds room without the records after this one.
@@ -87,6 +109,25 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_goes_as_a_whole_and_a_look_begins_with_one() {
+        let (mut whole, mut cut) = (Ring::new(true), Ring::new(false));
+        for n in 1..5000 {
+            for ring in [&mut whole, &mut cut] {
+                ring.push(&line(n), formats::digest::sha256(b""), n % 64 == 1);
+                assert!(ring.bytes.len() <= MOST && ring.last() == n);
+            }
+            assert_eq!(whole.gone().number % 64, 0, "the first record begins a segment");
+        }
+        let gone = cut.gone().number;
+        assert!(gone % 64 > 0 && whole.gone().number == gone.next_multiple_of(64));
+        for ring in [&whole, &cut] {
+            assert_eq!(ring.whole(4993 - 1), 4993 - 64);
+            assert_eq!(ring.whole(ring.gone().number + 1), gone.next_multiple_of(64) + 1);
+        }
+        assert_eq!(Ring::default().whole(7), 7);
+    }
+
+    #[test]
     fn there_is_room_as_long_as_what_is_to_stay_leaves_some() {
         let mut ring = Ring::default();
         let hash = formats::digest::sha256(b"");
@@ -94,14 +135,14 @@ mod tests {
         let room = (1..=100)
             .take_while(|_| {
                 ring.has_room_beside(0) && {
-                    ring.push(&long, hash);
+                    ring.push(&long, hash, false);
                     true
                 }
             })
             .count();
         assert_eq!((room, ring.gone().number), (MOST / MAX_LINE, 0));
         assert!(!ring.has_room_beside(0) && ring.has_room_beside(1));
-        ring.push(&long, hash);
+        ring.push(&long, hash, false);
         assert_eq!(ring.gone().number, 1);
         assert!(!ring.has_room_beside(1) && ring.has_room_beside(2) && ring.has_room_beside(ring.last()));
     }
@@ -111,7 +152,7 @@ mod tests {
         let mut ring = Ring::default();
         let hash = |n: u64| formats::digest::sha256(&n.to_be_bytes());
         for n in 1..5000 {
-            ring.push(&line(n), hash(n));
+            ring.push(&line(n), hash(n), false);
             assert!(ring.bytes.len() <= MOST && ring.last() == n);
         }
         let gone = ring.gone();

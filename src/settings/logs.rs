@@ -116,7 +116,9 @@ impl LogSettings {
             }
             (Some(other), _) => return wrong(LOG, format!("{other:?} is not off, clear or sealed")),
         };
+        let is_off = form == LogForm::Off;
         let to = match to {
+            None if is_off => None,
             None if matches!(public, Address::Vsock { .. }) => Some(Address::Vsock { cid: Some(3), port: 9001 }),
             None | Some("off") => None,
             Some(text) => match text.parse() {
@@ -127,7 +129,6 @@ impl LogSettings {
                 Err(e) => return wrong(LOG_TO, format!("{e}, or off")),
             },
         };
-        let is_off = form == LogForm::Off;
         let audit = match audit {
             None if is_off => Audit::Off,
             None => Audit::BestEffort,
@@ -149,6 +150,9 @@ impl LogSettings {
             Some("required") => Audit::Required,
             Some(other) => return wrong(AUDIT, format!("{other:?} is not off, best_effort or required")),
         };
+        if is_off && to.is_some() {
+            return wrong(LOG_TO, "has no effect with TEEMARK_LOG=off: leave it out, or set TEEMARK_LOG".into());
+        }
         if audit == Audit::Off && !audit_keys.is_empty() {
             return wrong(
                 AUDIT_KEYS,
@@ -203,13 +207,13 @@ mod tests {
     #[test]
     fn the_log_is_sealed_where_there_is_a_key_and_goes_to_the_parent_from_an_enclave() {
         let parent = Some("vsock:3:9001".parse().unwrap());
-        for (log, keys, form) in
-            [(None, 0, "clear"), (None, 1, "sealed"), (Some("sealed"), 2, "sealed"), (Some("off"), 0, "off")]
-        {
+        for (log, keys, form) in [(None, 0, "clear"), (None, 1, "sealed"), (Some("sealed"), 2, "sealed")] {
             let settings = read(log, keys, None, "vsock:3000").unwrap();
             assert_eq!((settings.form.name(), settings.to), (form, parent.clone()));
         }
-        assert_eq!(read(None, 0, None, "tcp:127.0.0.1:0").unwrap().to, None);
+        for (log, public) in [(None, "tcp:127.0.0.1:0"), (Some("off"), "vsock:3000")] {
+            assert_eq!(read(log, 0, None, public).unwrap().to, None);
+        }
         assert_eq!(read(None, 0, Some("off"), "vsock:3000").unwrap().to, None);
         assert_eq!(read(None, 0, Some("unix:/x"), "tcp:a:1").unwrap().to, Some(Address::Unix("/x".into())));
     }
@@ -223,6 +227,7 @@ mod tests {
             (Some("open"), 0, None, LOG, "not off, clear or sealed"),
             (None, 0, Some("vsock:9001"), LOG_TO, "vsock:3:9001"),
             (None, 0, Some("9001"), LOG_TO, "or off"),
+            (Some("off"), 0, Some("unix:/x"), LOG_TO, "set TEEMARK_LOG"),
         ] {
             let error = read(log, keys, to, "vsock:3000").unwrap_err();
             assert!(error.starts_with(name) && error.contains(words), "{error}");

@@ -87,6 +87,10 @@ fn a_sealed_log_shows_nothing_but_the_checklists_line_and_opens_with_its_key() {
         lines(&log).into_iter().filter(|line| !is_record(line)).collect()
     };
     assert!(clear.len() == 1 && clear[0].contains("[RUN_SH] mTLS client certificates written to "), "{clear:?}");
+    for few in [1, 3, 70] {
+        let last = lines(&daemon.get_admin(&format!("/admin/log?lines={few}")).text());
+        assert!(last.len() >= few && !open(&last, &key).is_empty(), "{few}");
+    }
     let tail = daemon.get_admin("/admin/log?lines=10000").text();
     for (place, text) in
         [("the stream", streamed.join("\n")), ("the ring", tail), ("standard error", daemon.process.log())]
@@ -107,6 +111,8 @@ fn a_log_that_is_off_says_the_checklists_line_and_nothing_else() {
     assert_eq!(daemon.handshake(certs.full_bundle(service.port).to_string().as_bytes())["ok"], true);
     assert!(daemon.process.has_logged("[RUN_SH] mTLS"));
     assert_eq!(daemon.process.log().lines().count(), 1);
+    let kept = lines(&daemon.get_admin("/admin/log?lines=10000").text());
+    assert!(kept.len() == 1 && kept[0].contains("[RUN_SH] mTLS"), "{kept:?}");
 }
 
 #[test]

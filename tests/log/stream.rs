@@ -3,11 +3,13 @@
 use std::io::Read;
 use std::net::TcpListener;
 
+use formats::base64;
 use formats::digest::Sha256;
+use formats::hpke::PrivateKey;
 use formats::log::{Ack, Dropped, Head, Kind};
 
 use super::support::{Setup, free_port, wait_for};
-use super::{Taker, check_chain, identity, record};
+use super::{Taker, check_chain, identity, open, record, start_silently};
 
 /// A line in the log for each request, of some size: a path that does not exist, at level debug.
 fn ask(daemon: &super::Daemon, times: usize) {
@@ -62,6 +64,22 @@ fn a_collector_that_is_late_gets_what_is_left_and_is_told_what_is_gone() {
     assert_eq!(first.head.number, last.number + 1);
     check_chain(&lines, last, Some(&identity(&daemon)));
     assert!(daemon.metric("teemark_log_lines_dropped_total") > 0.0);
+}
+
+#[test]
+fn what_is_left_of_a_sealed_log_can_be_opened() {
+    let key = PrivateKey::new(Box::new([5; 32]));
+    let port = free_port();
+    let setup = Setup::new(1).env("TEEMARK_LOG_TO", &format!("tcp:127.0.0.1:{port}"));
+    let daemon = start_silently(setup.env("TEEMARK_LOG_KEYS", &base64::encode(key.public())));
+    wait_for("the first records to go", || {
+        ask(&daemon, 200);
+        let kept = daemon.get_admin("/admin/log?lines=10000").text();
+        (record(kept.lines().next().unwrap()).head.number > 1).then_some(())
+    });
+    let taker = Taker(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    let lines = taker.accept().lines_until(|record| record.kind == Kind::Dropped);
+    assert!(open(&lines, &key).len() > 1000);
 }
 
 #[test]
