@@ -2,10 +2,12 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
 
 use formats::log::{Kind, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::lock;
 use super::ring::Ring;
 use crate::metrics::METRICS;
 
@@ -36,7 +38,7 @@ impl<W: Write + AsFd> Console<W> {
     }
 
     /// Writes what the stream takes now. `missed` counts records that went before they could be written.
-    pub(super) fn write(&mut self, ring: &Ring, missed: bool) {
+    pub(super) fn write(&mut self, ring: &Mutex<Ring>, missed: bool) {
         while !self.broken && self.fill(ring, missed) {
             let mut ready = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
             if poll(&mut ready, PollTimeout::ZERO).unwrap_or(0) == 0 {
@@ -61,12 +63,13 @@ impl<W: Write + AsFd> Console<W> {
         self.out.as_fd()
     }
 
-    fn fill(&mut self, ring: &Ring, missed: bool) -> bool {
+    fn fill(&mut self, ring: &Mutex<Ring>, missed: bool) -> bool {
         if self.written < self.pending.len() {
             return true;
         }
         self.pending.clear();
         self.written = 0;
+        let ring = lock(ring);
         let gone = ring.gone().number;
         if self.next <= gone {
             let lost = gone + 1 - self.next;
@@ -96,25 +99,47 @@ impl<W: Write + AsFd> Console<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, pipe};
+    use std::io::{PipeWriter, Read, pipe};
+    use std::sync::Arc;
 
     use formats::log::Head;
 
     use super::*;
 
+    /// A pipe that is written to only while the ring is free for others.
+    struct Unlocked(PipeWriter, Arc<Mutex<Ring>>);
+
+    impl Write for Unlocked {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            assert!(self.1.try_lock().is_ok(), "requests would wait for the console");
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    impl AsFd for Unlocked {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
     #[test]
     fn a_console_that_nobody_reads_holds_up_nobody_and_says_afterwards_what_it_missed() {
         let (mut reader, writer) = pipe().unwrap();
-        let (mut console, mut ring, mut head) = (Console::new(writer, false), Ring::default(), Head::default());
+        let ring = Arc::new(Mutex::new(Ring::default()));
+        let (mut console, mut head) = (Console::new(Unlocked(writer, ring.clone()), false), Head::default());
         let mut line = Vec::new();
         for n in 0..5000 {
             line.clear();
             head.write(Kind::Log, format!("{n} {}", "x".repeat(990)).as_bytes(), &mut line);
-            ring.push(&line, head.hash, false);
+            lock(&ring).push(&line, head.hash, false);
             // It returns, though nobody reads.
             console.write(&ring, true);
         }
-        assert!(console.is_behind(&ring));
+        assert!(console.is_behind(&lock(&ring)));
         let (read, mut all) = (
             std::thread::spawn(move || {
                 let mut all = String::new();
@@ -122,7 +147,7 @@ mod tests {
             }),
             String::new(),
         );
-        while console.is_behind(&ring) {
+        while console.is_behind(&lock(&ring)) {
             console.write(&ring, true);
             std::thread::yield_now();
         }
@@ -144,12 +169,13 @@ mod tests {
     fn only_the_daemons_own_lines_are_shown_unless_records_are() {
         for whole in [false, true] {
             let (mut reader, writer) = pipe().unwrap();
-            let (mut console, mut ring, mut head) = (Console::new(writer, whole), Ring::default(), Head::default());
+            let (mut console, ring, mut head) =
+                (Console::new(writer, whole), Mutex::new(Ring::default()), Head::default());
             let mut all = Vec::new();
             for (kind, body) in [(Kind::Log, "a line"), (Kind::Audit, "{}"), (Kind::Sealed, "AAAA")] {
                 let mut line = Vec::new();
                 head.write(kind, body.as_bytes(), &mut line);
-                ring.push(&line, head.hash, false);
+                lock(&ring).push(&line, head.hash, false);
                 all.push(String::from_utf8(line).unwrap());
             }
             console.write(&ring, true);

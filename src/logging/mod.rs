@@ -460,24 +460,26 @@ impl Writer {
     /// Moves what standard error and the collector take. Returns whether either is behind.
     fn step(&mut self, now: Instant) -> bool {
         let shared = &self.shared;
-        let ring = lock(&shared.ring);
+        // Requests meet its lock too. It is not held while bytes are written, names looked up or signatures checked.
+        let ring = &shared.ring;
         let Some(Begun { attestation, names }) = shared.boot.get() else {
-            self.console.write(&ring, true);
-            return self.console.is_behind(&ring);
+            self.console.write(ring, true);
+            return self.console.is_behind(&lock(ring));
         };
-        self.console.write(&ring, shared.settings.to.is_none());
-        let Some(to) = &shared.settings.to else { return self.console.is_behind(&ring) };
+        self.console.write(ring, shared.settings.to.is_none());
+        let Some(to) = &shared.settings.to else { return self.console.is_behind(&lock(ring)) };
         let outgoing = self.outgoing.get_or_insert_with(|| Outgoing::new(to.clone(), now));
         let (boot, keys) = (attestation.boot_nonce(), &shared.settings.audit_keys);
         let signed = |ack: &Ack| {
             let by = |key: &VerifyingKey, signature| key.verifies(&Ack::to_be_signed(ack.head, boot), signature);
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))
         };
-        let News { gone, acked } = outgoing.step(&Judge { ring: &ring, boot, signed: &signed }, now);
+        let News { gone, acked } = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
         if let Some(number) = acked {
+            let last = lock(ring).last();
             let mut acked = lock(&shared.acked);
             (acked.number, acked.in_vain) = (number, false);
-            acked.since = (number < ring.last()).then_some(now);
+            acked.since = (number < last).then_some(now);
             shared.acks.notify_all();
         }
         if let Some(gone) = gone {
@@ -486,6 +488,7 @@ impl Writer {
             names.iter().for_each(|(kind, body)| _ = queue.push(*kind, body.clone()));
             queue.push(Kind::Checkpoint, Vec::new());
         }
+        let ring = lock(ring);
         self.console.is_behind(&ring) || outgoing.is_behind(&ring)
     }
 

@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use event_loop::Outbox;
@@ -16,6 +17,7 @@ use formats::attestation::BootNonce;
 use formats::log::{Ack, Dropped, MAX_ACK, hello};
 use nix::poll::PollFlags;
 
+use super::lock;
 use super::ring::Ring;
 use crate::metrics::METRICS;
 
@@ -69,7 +71,7 @@ pub(super) struct News {
 
 /// What an acknowledgement is held against.
 pub(super) struct Judge<'a> {
-    pub(super) ring: &'a Ring,
+    pub(super) ring: &'a Mutex<Ring>,
     pub(super) boot: BootNonce,
     /// Whether its signature counts: by one of the measured keys, if there are any.
     pub(super) signed: &'a dyn Fn(&Ack) -> bool,
@@ -187,16 +189,17 @@ impl Connected {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),
             Err(e) => return Err(e),
         }
-        let wrong = || io::Error::new(ErrorKind::InvalidData, "it answers with something else than acknowledgements");
+        let wrong = || io::Error::new(ErrorKind::InvalidData, "it answers with something other than acknowledgements");
         while let Some(end) = self.inbox.iter().position(|&b| b == b'\n') {
             let ack = Ack::parse(&self.inbox[..end]).ok_or_else(wrong)?;
             self.inbox.drain(..=end);
             let number = ack.head.number;
             // What is known already, or gone, costs no look at its signature.
-            if number <= acked.unwrap_or(before) || number >= self.next || judge.ring.gone().number >= number {
+            let hash = lock(judge.ring).hash(number);
+            if number <= acked.unwrap_or(before) || number >= self.next || hash.is_none() {
                 continue;
             }
-            if judge.ring.hash(number) != Some(ack.head.hash) || !(judge.signed)(&ack) {
+            if hash != Some(ack.head.hash) || !(judge.signed)(&ack) {
                 return Err(io::Error::new(
                     ErrorKind::InvalidData,
                     "it acknowledges what it was not sent, or in another's name",
@@ -207,10 +210,11 @@ impl Connected {
         if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
     }
 
-    fn send(&mut self, ring: &Ring, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {
+    fn send(&mut self, ring: &Mutex<Ring>, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {
         loop {
             if self.outbox.is_empty() {
                 self.moved = now;
+                let ring = lock(ring);
                 let gone = ring.gone();
                 if self.next <= gone.number {
                     // On a stream after the first they may have arrived nevertheless.
@@ -224,6 +228,7 @@ impl Connected {
                 }
                 let mut lines = Vec::new();
                 self.next = ring.copy(self.next, ENOUGH, &mut lines);
+                drop(ring);
                 if lines.is_empty() {
                     return Ok(());
                 }
