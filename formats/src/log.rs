@@ -219,8 +219,8 @@ impl Checkpoint {
     }
 }
 
-/// What the enclave dropped: lines before they had a number, for lack of room or of a taker's patience, or records that
-/// no collector took in time.
+/// What the enclave dropped: lines before they had a number, for lack of room, or records that no collector
+/// took in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Dropped {
