@@ -41,6 +41,8 @@ pub(super) struct Outgoing {
     acked: u64,
     /// The last record that was reported as gone.
     told: u64,
+    /// The last record that was counted as dropped.
+    counted: u64,
 }
 
 enum State {
@@ -79,7 +81,7 @@ pub(super) struct Judge<'a> {
 
 impl Outgoing {
     pub(super) fn new(to: Address, now: Instant) -> Outgoing {
-        Outgoing { to, target: None, state: State::Waiting(now), pause: FIRST_PAUSE, acked: 0, told: 0 }
+        Outgoing { to, target: None, state: State::Waiting(now), pause: FIRST_PAUSE, acked: 0, told: 0, counted: 0 }
     }
 
     /// Moves what can be moved now.
@@ -133,6 +135,7 @@ impl Outgoing {
                     self.pause = FIRST_PAUSE;
                     news.acked = Some(acked);
                 }
+                connected.count_dropped(judge.ring, &mut self.counted);
                 return connected.send(judge.ring, &mut self.told, now, news);
             }
         }
@@ -210,6 +213,16 @@ impl Connected {
         if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
     }
 
+    /// Counts records that can no longer be sent, also while the stream takes nothing.
+    fn count_dropped(&self, ring: &Mutex<Ring>, counted: &mut u64) {
+        let gone = lock(ring).gone().number;
+        let before = (*counted).max(self.next - 1);
+        if before < gone {
+            METRICS.log_lines_dropped.add(gone - before);
+            *counted = gone;
+        }
+    }
+
     fn send(&mut self, ring: &Mutex<Ring>, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {
         loop {
             if self.outbox.is_empty() {
@@ -220,7 +233,6 @@ impl Connected {
                     // On a stream after the first they may have arrived nevertheless.
                     let from = self.next.max(*told + 1);
                     if from <= gone.number {
-                        METRICS.log_lines_dropped.add(gone.number + 1 - from);
                         news.gone = Some(Dropped::Records { from: self.next, last: gone });
                         *told = gone.number;
                     }

@@ -1,6 +1,6 @@
 //! The audit trail: what is recorded, and what is not given without it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
@@ -314,19 +314,30 @@ fn ask_in_vain(stream: &mut TcpStream, path: &str, times: usize) {
 fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
     const REQUESTS: usize = 20_000;
     const AT_ONCE: usize = 200;
+    let is_given = |n: usize| n.is_multiple_of(20);
     let mut scene = Scene::new(&[]);
     scene.collector.start();
     let mut stream = TcpStream::connect(scene.daemon.public).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     for asked in (AT_ONCE..=REQUESTS).step_by(AT_ONCE) {
-        // A file that does not open: its decision is recorded as any other.
-        let many: String = (asked - AT_ONCE..asked)
-            .map(|n| {
-                format!("POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nX-Request-Id: r-{n}\r\nContent-Length: 1\r\n\r\nx")
+        // Some files are given, and the others do not open.
+        let many: Vec<u8> = (asked - AT_ONCE..asked)
+            .flat_map(|n| {
+                let file: &[u8] = if is_given(n) { &scene.file } else { b"x" };
+                let head = format!(
+                    "POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nX-Request-Id: r-{n}\r\nContent-Length: {}\r\n\r\n",
+                    file.len()
+                );
+                [head.as_bytes(), file].concat()
             })
             .collect();
-        stream.write_all(many.as_bytes()).unwrap();
-        (0..AT_ONCE).for_each(|_| assert_eq!(read_answer(&mut stream).expect("an answer").status, 422));
+        let mut sender = stream.try_clone().unwrap();
+        let sending = thread::spawn(move || sender.write_all(&many).unwrap());
+        for n in asked - AT_ONCE..asked {
+            let status = read_answer(&mut stream).expect("an answer").status;
+            assert_eq!(status, if is_given(n) { 200 } else { 422 });
+        }
+        sending.join().unwrap();
         // As fast as this machine's disk: what nobody takes in time would be dropped.
         let last = format!("\"r-{}\"", asked - 1);
         wait_for("the records in the files", || {
@@ -336,8 +347,12 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
         });
     }
     let all = audits(&scene.collector.lines());
-    let ids: BTreeSet<&str> = all.iter().filter_map(|record| record["request_id"].as_str()).collect();
-    assert!((0..REQUESTS).all(|n| ids.contains(format!("r-{n}").as_str())));
+    let decided: BTreeSet<_> =
+        all.iter().filter_map(|record| Some((record["request_id"].as_str()?, record["event"].as_str()?))).collect();
+    for n in 0..REQUESTS {
+        let event = if is_given(n) { "given" } else { "refused" };
+        assert!(decided.contains(&(format!("r-{n}").as_str(), event)), "{n} {event}");
+    }
     assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
     let url = format!("http://{}", scene.daemon.public);
     let verified = scene.collector.verify(&["--development", "--attested", &url]);
@@ -348,8 +363,10 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
 
 #[test]
 fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
+    const COUNTED: usize = 1000;
+    // System calls of the threads of requests and of the event loop, by name, while it asks in vain.
     let calls = |reads: bool| {
-        let taker = Taker::new();
+        let taker = Taker::small();
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");
         let strace = [
@@ -375,20 +392,20 @@ fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
         });
         let mut stream = TcpStream::connect(daemon.public).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        // More than the socket's buffers and the memory for records hold.
-        let mut ask = |times: usize| {
-            for _ in 0..times {
-                stream
-                    .write_all(
-                        format!("GET /{} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {}\r\n\r\n", "n", "i".repeat(64))
-                            .as_bytes(),
-                    )
-                    .unwrap();
-                assert_eq!(read_answer(&mut stream).unwrap().status, 404);
-            }
-        };
+        let dropped = |daemon: &Daemon| daemon.metric("teemark_log_lines_dropped_total");
         let reader = reads.then(|| thread::spawn(move || while !taken.line().is_empty() {}));
-        ask(300);
+        if reads {
+            ask_in_vain(&mut stream, "/before", 500);
+        } else {
+            // Until the pipe is full, and the memory for records too.
+            wait_for("records to be dropped", || {
+                ask_in_vain(&mut stream, "/before", 500);
+                (dropped(&daemon) > 0.0).then_some(())
+            });
+        }
+        let before = dropped(&daemon);
+        ask_in_vain(&mut stream, "/counted", COUNTED);
+        assert_eq!(dropped(&daemon) > before, !reads);
         drop(stream);
         daemon.process.signal("TERM");
         wait_for("the daemon's end", || daemon.process.child.try_wait().unwrap());
@@ -397,19 +414,32 @@ fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
             let text = std::fs::read_to_string(&trace).unwrap();
             text.contains("exit_group(").then_some(text)
         });
-        // What the threads of requests and the event loop call, but for the bytes that wake a thread, which never wait.
-        let others = text.lines().filter(|line| !line.starts_with(&log_thread) && !line.contains("\".\", 1"));
-        let (mut sent, mut names) = (0, BTreeSet::new());
+        let lines: Vec<&str> = text.lines().collect();
+        let counted = |line: &&str| line.contains("GET /counted");
+        let first = lines.iter().position(counted).expect("the first request that is counted");
+        let last = lines.iter().rposition(counted).expect("the last one");
+        // But for the bytes that wake a thread, which never wait.
+        let others =
+            lines[first..last].iter().filter(|line| !line.starts_with(&log_thread) && !line.contains("\".\", 1"));
+        let mut counts = BTreeMap::new();
         for line in others {
             let call = line.split_once(' ').unwrap().1.trim_start();
-            let name = call.trim_start_matches("<... ").split(['(', ' ']).next().unwrap();
+            // The second half of a line that others interrupted.
+            if call.starts_with("<... ") {
+                continue;
+            }
+            let name = call.split('(').next().unwrap();
             assert!(!call.starts_with("write(2,"), "only the log's thread writes to standard error: {call}");
-            sent += usize::from(call.starts_with("sendto("));
-            names.insert(name.to_owned());
+            *counts.entry(name.to_owned()).or_insert(0) += 1;
         }
-        (sent, names)
+        counts
     };
-    assert_eq!(calls(true), calls(false));
+    let [full, read] = [false, true].map(calls);
+    for name in full.keys().chain(read.keys()) {
+        let [full, read] = [&full, &read].map(|counts| counts.get(name).copied().unwrap_or(0));
+        // What waits for the stream is called once more for each request, or for each record.
+        assert!(full < read + COUNTED / 4, "{name}: {full} calls with a full pipe, {read} with one that is read");
+    }
 }
 
 #[test]

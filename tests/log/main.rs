@@ -15,6 +15,7 @@ use std::net::{TcpListener, TcpStream};
 use formats::hpke::PrivateKey;
 use formats::log::{Boot, Checkpoint, Head, Kind, Record, Segment, parse_hello};
 use formats::signature::VerifyingKey;
+use nix::sys::socket::{setsockopt, sockopt};
 use support::{Daemon, Process, SOON, Setup, free_port, wait_for};
 
 /// A daemon whose log says nowhere in the clear where it listens.
@@ -43,6 +44,13 @@ struct Taker(TcpListener);
 impl Taker {
     fn new() -> Taker {
         Taker(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// One whose streams hold little that is not read.
+    fn small() -> Taker {
+        let taker = Taker::new();
+        setsockopt(&taker.0, sockopt::RcvBuf, &4096).unwrap();
+        taker
     }
 
     fn address(&self) -> String {
