@@ -1,5 +1,6 @@
 //! `teemark log collect` as a process, and what `teemark log verify` says of its files.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -50,7 +51,24 @@ impl Collector {
     }
 
     pub(super) fn start_with(&mut self, key: &Path, more: &[&str]) {
-        let mut command = Command::new(program("teemark"));
+        self.run(Command::new(program("teemark")), key, more);
+    }
+
+    /// Starts it as the last arguments of this command, if there is one.
+    pub(super) fn start_by(&mut self, by: &[&str], more: &[&str]) {
+        let teemark = program("teemark");
+        let words: Vec<&OsStr> = by.iter().map(OsStr::new).chain([teemark.as_os_str()]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        self.run(command, &self.key().clone(), more);
+    }
+
+    /// Its process, or that of the command which started it and became it.
+    pub(super) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().child.id()
+    }
+
+    fn run(&mut self, mut command: Command, key: &Path, more: &[&str]) {
         command.args(["log", "collect", "--listen", &self.address(), "--into"]).arg(self.files());
         command.arg("--key").arg(key).args(more).stdout(Stdio::null());
         let process = Process::spawn(&mut command, self.folder.path().join("log"));
@@ -86,6 +104,7 @@ pub(super) fn lines_of(files: &Path) -> Vec<String> {
     let Ok(boots) = fs::read_dir(files) else { return all };
     for boot in boots {
         let mut days: Vec<_> = fs::read_dir(boot.unwrap().path()).unwrap().map(|day| day.unwrap().path()).collect();
+        days.retain(|path| path.extension() == Some(OsStr::new("log")));
         days.sort();
         for day in days {
             let text = fs::read_to_string(day).unwrap();

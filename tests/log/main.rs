@@ -3,6 +3,7 @@
 mod audit;
 mod collector;
 mod forms;
+mod hostile;
 mod manipulations;
 mod reading;
 mod stream;

@@ -1,24 +1,27 @@
 //! `teemark log collect`: keeps the records of enclaves, and acknowledges them.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use event_loop::socket::{Listener, Stream};
 use formats::address::Address;
 use formats::attestation::BootNonce;
-use formats::log::{Ack, MAX_LINE, Record, parse_hello};
+use formats::log::{Ack, Head, MAX_LINE, Record, parse_hello};
 use formats::time::Utc;
 use ring::signature::Ed25519KeyPair;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::files::{Kept, Took};
+use super::chains::Took;
+use super::files::{self, Kept, Room, Undo};
 use crate::failure::Done;
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::say;
@@ -27,17 +30,27 @@ use crate::terminal::say;
 const STREAMS: usize = 256;
 /// Bytes that are read at once; what they hold is written and synced together.
 const AT_ONCE: usize = 256 << 10;
+/// Most boots without a stream whose last lines stay in memory, so that their next stream begins at once.
+const RESTING: usize = 16;
+/// How long a relay may take to read an acknowledgement.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// How often files that are older than --keep-days are looked for.
+const REMOVAL: Duration = Duration::from_secs(3600);
 
 /// Keep the records that enclaves send, a line each, in a folder for each boot and a file for each day, and acknowledge
 /// what is on the disk, until a signal ends it.
 ///
+/// It acknowledges records only if it has all of that boot from the first one on. What comes after a gap is kept for
+/// `teemark log verify`, and never acknowledged.
+///
 /// It must not run on the parent: there, whoever the records are about could change them and acknowledge them. Let only
-/// relays reach its port.
+/// relays reach its port: it asks nobody who he is, and keeps what comes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark keygen --for collector --output collector.key --public-output collector.pub
   teemark log collect --into /var/lib/teemark-log --key collector.key
   teemark log collect --listen tcp:10.0.0.9:9002 --into logs --journald
+  teemark log collect --into logs --key collector.key --keep-days 400 --max-bytes 50000000000
 
 TEEMARK_AUDIT_KEYS in the image takes what collector.pub holds.
 SIGTERM or Ctrl-C ends it with status 0; what it has acknowledged is on the disk.")]
@@ -54,16 +67,53 @@ pub(crate) struct Arguments {
     /// Give each record to the journal too
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = "/run/systemd/journal/socket")]
     journald: Option<PathBuf>,
+    /// Remove the files of days that are longer ago, but for the beginning of a log that goes on
+    #[arg(long, value_name = "DAYS", env = "LOG_COLLECT_KEEP_DAYS", value_parser = clap::value_parser!(u64).range(2..))]
+    keep_days: Option<u64>,
+    /// Keep, and so acknowledge, nothing more once all files take this much: what was kept is never removed for it
+    #[arg(long, value_name = "BYTES", env = "LOG_COLLECT_MAX_BYTES", default_value_t = u64::MAX, hide_default_value = true)]
+    max_bytes: u64,
+    /// End a stream that brings nothing for so long; an enclave's brings a checkpoint each minute
+    #[arg(long, value_name = "SECONDS", env = "LOG_COLLECT_IDLE", default_value_t = 180,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    idle: u64,
 }
 
-/// The files of a boot, once there are any; one stream at a time writes to them.
-type OfBoot = Arc<Mutex<Option<Kept>>>;
+/// A boot that streams are of; one of them at a time writes.
+type OfBoot = Arc<Mutex<Boot>>;
+
+#[derive(Default)]
+struct Boot {
+    /// Its files, once they are read.
+    kept: Option<Kept>,
+    /// What has to be removed before they are read again.
+    undo: Option<Undo>,
+}
 
 struct Collector {
     into: PathBuf,
     key: Option<Ed25519KeyPair>,
     journal: Option<(UnixDatagram, PathBuf)>,
+    idle: Duration,
+    room: Arc<Room>,
     boots: Mutex<HashMap<[u8; 32], OfBoot>>,
+}
+
+/// A stream, once it has said of which boot it is.
+struct Streamed {
+    nonce: BootNonce,
+    boot: OfBoot,
+    /// The highest number so far.
+    last: u64,
+    /// Whether the last record could be acknowledged.
+    whole: bool,
+}
+
+/// What is acknowledged, and why the stream ends, if it does.
+type Outcome = (Option<Head>, Result<()>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps records until SIGTERM or SIGINT.
@@ -72,9 +122,10 @@ struct Collector {
 /// The address cannot be listened on, the folder cannot be made, or the key cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let Arguments { listen, into, key, journald } = arguments;
+    let Arguments { listen, into, key, journald, keep_days, max_bytes, idle } = arguments;
     let key = key.as_deref().map(|path| PrivateKey::read(path, Use::Collector)?.collectors()).transpose()?;
-    std::fs::create_dir_all(into).with_context(|| format!("--into {}", into.display()))?;
+    files::make_folder(into).context("--into")?;
+    let room = Arc::new(Room::count(into, *max_bytes)?);
     let journal = journald.clone().map(|path| UnixDatagram::unbound().map(|socket| (socket, path))).transpose()?;
     if let Some((socket, _)) = &journal {
         // A journal that is behind must not hold up acknowledgements.
@@ -83,8 +134,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let listener = Listener::open(listen).with_context(|| format!("--listen {listen}"))?;
     let address = listener.address()?.to_string();
     let signs = if key.is_some() { "acknowledges" } else { "acknowledges without a signature" };
+    let idle = Duration::from_secs(*idle);
+    let collector = Collector { into: into.clone(), key, journal, idle, room, boots: Mutex::default() };
+    let collector = Arc::new(collector);
+    if let Some(days) = *keep_days {
+        collector.remove(days);
+        let collector = collector.clone();
+        thread::spawn(move || {
+            loop {
+                thread::sleep(REMOVAL);
+                collector.remove(days);
+            }
+        });
+    }
     say(format_args!("log: {address} keeps records in {} and {signs}", into.display()));
-    let collector = Arc::new(Collector { into: into.clone(), key, journal, boots: Mutex::default() });
     thread::spawn(move || collector.accept(&listener));
     signals.forever().next();
     Ok(Done::new("", json!({"listen": address, "into": into.to_string_lossy()})))
@@ -98,7 +161,7 @@ impl Collector {
                 Ok(stream) => stream,
                 Err(e) => {
                     say(format_args!("log: no stream can be taken: {e}"));
-                    thread::sleep(std::time::Duration::from_secs(1));
+                    thread::sleep(Duration::from_secs(1));
                     continue;
                 }
             };
@@ -107,28 +170,73 @@ impl Collector {
             }
             let (collector, place) = (self.clone(), streams.clone());
             thread::spawn(move || {
-                if let Err(e) = collector.serve(stream) {
+                let mut streamed = None;
+                if let Err(e) = collector.serve(stream, &mut streamed) {
                     say(format_args!("log: a stream ends: {e:#}"));
+                }
+                if let Some(Streamed { nonce, boot, .. }) = streamed {
+                    collector.leave(nonce, boot);
                 }
                 drop(place);
             });
         }
     }
 
-    fn boot(&self, boot: BootNonce) -> OfBoot {
-        let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
-        boots.entry(*boot.as_bytes()).or_default().clone()
+    fn enter(&self, nonce: BootNonce) -> Streamed {
+        let boot = lock(&self.boots).entry(*nonce.as_bytes()).or_default().clone();
+        Streamed { nonce, boot, last: 0, whole: false }
+    }
+
+    /// Closes the file of a boot with its last stream.
+    fn leave(&self, nonce: BootNonce, boot: OfBoot) {
+        let mut boots = lock(&self.boots);
+        // The map's own, and this one.
+        if Arc::strong_count(&boot) > 2 {
+            return;
+        }
+        let mut files = lock(&boot);
+        if let Some(kept) = &mut files.kept {
+            kept.close();
+        }
+        let resting = boots.values().filter(|boot| Arc::strong_count(boot) == 1).count();
+        // What has to be removed is not to be forgotten.
+        if resting >= RESTING && files.undo.is_none() {
+            boots.remove(nonce.as_bytes());
+        }
+    }
+
+    /// Removes the files of days that are longer ago.
+    fn remove(&self, days: u64) {
+        let before = Utc(Utc::now().0.saturating_sub(days * 86_400)).to_string()[..10].to_owned();
+        // No stream begins meanwhile.
+        let mut boots = lock(&self.boots);
+        boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
+        let removed = || {
+            for folder in files::boot_folders(&self.into)? {
+                let name = folder.file_name().and_then(|name| BootNonce::from_hex(name.to_str()?));
+                let streams = name.is_some_and(|nonce| boots.contains_key(nonce.as_bytes()));
+                files::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
+            }
+            self.room.count_again(&self.into)
+        };
+        if let Err(e) = removed() {
+            say(format_args!("log: --keep-days {days}: old files cannot be removed: {e:#}"));
+        }
     }
 
     /// Takes a stream until it ends.
-    fn serve(&self, mut stream: Stream) -> Result<()> {
+    fn serve(&self, mut stream: Stream, streamed: &mut Option<Streamed>) -> Result<()> {
+        set_socket_timeout(&stream, Timeout::Recv, Some(self.idle))?;
+        set_socket_timeout(&stream, Timeout::Send, Some(WRITE_LIMIT))?;
         let mut buffer = Vec::new();
-        let mut boot: Option<(BootNonce, OfBoot)> = None;
         let mut bytes = vec![0; AT_ONCE];
         loop {
             let read = match stream.read(&mut bytes) {
                 Ok(0) => return Ok(()),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    bail!("it has brought nothing for {} s", self.idle.as_secs())
+                }
                 read => read?,
             };
             buffer.extend_from_slice(&bytes[..read]);
@@ -137,59 +245,85 @@ impl Collector {
                 bail!("a line of more than {MAX_LINE} bytes");
             }
             let mut lines = buffer[..whole].split_inclusive(|&b| b == b'\n').map(|line| &line[..line.len() - 1]);
-            if boot.is_none()
+            if streamed.is_none()
                 && let Some(hello) = lines.next()
             {
                 let nonce = parse_hello(hello).context("it is not the log of an enclave")?;
-                boot = Some((nonce, self.boot(nonce)));
+                *streamed = Some(self.enter(nonce));
             }
-            if let Some((nonce, kept)) = &boot {
-                let ack = self.keep(*nonce, &mut kept.lock().unwrap_or_else(PoisonError::into_inner), lines)?;
-                if let Some(ack) = ack {
-                    stream.write_all(ack.to_string().as_bytes())?;
+            if let Some(streamed) = streamed {
+                let (head, outcome) = self.keep(streamed, lines)?;
+                if let Some(head) = head {
+                    let signed = Ack::to_be_signed(head, streamed.nonce);
+                    let signature = self.key.as_ref().map(|key| key.sign(&signed).as_ref().to_vec());
+                    stream.write_all(Ack { head, signature }.to_string().as_bytes())?;
                 }
+                outcome?;
             }
             buffer.drain(..whole);
         }
     }
 
-    /// Keeps lines, and acknowledges them once they are on the disk.
-    fn keep<'a>(
-        &self,
-        boot: BootNonce,
-        kept: &mut Option<Kept>,
-        lines: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<Option<Ack>> {
-        let mut some = false;
-        let kept = match kept {
+    /// Keeps lines, and gives the record up to which they are on the disk and may be acknowledged.
+    fn keep<'a>(&self, streamed: &mut Streamed, lines: impl Iterator<Item = &'a [u8]>) -> Result<Outcome> {
+        let boot = streamed.boot.clone();
+        let mut boot = lock(&boot);
+        if let Some(undo) = &boot.undo {
+            undo.run()?;
+            boot.undo = None;
+        }
+        let kept = match &mut boot.kept {
             Some(kept) => kept,
-            None => kept.insert(Kept::open(&self.into, boot)?),
+            kept => kept.insert(Kept::open(&self.into, streamed.nonce, self.room.clone())?),
         };
-        let mut took = Ok(());
+        let result = self.keep_in(kept, streamed, lines).with_context(|| format!("boot {}", streamed.nonce));
+        if result.is_err() {
+            // What is in the file now is not known: it is read again.
+            boot.undo = boot.kept.take().and_then(Kept::undo).filter(|undo| undo.run().is_err());
+            self.room.count_again(&self.into)?;
+        }
+        result
+    }
+
+    fn keep_in<'a>(
+        &self,
+        kept: &mut Kept,
+        streamed: &mut Streamed,
+        lines: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Outcome> {
+        let (nonce, mut head, mut outcome) = (streamed.nonce, None, Ok(()));
         for line in lines {
-            match kept.take(line, Utc::now()) {
-                Ok(Took::Known) => {}
-                Ok(Took::Written) => self.tell_journal(boot, line),
-                Ok(Took::After(missing)) => {
-                    say(format_args!(
-                        "log: boot {boot}: {missing} records before record {} are missing",
-                        kept.head().number
-                    ));
-                    self.tell_journal(boot, line);
+            let Some(record) = Record::parse(line).filter(|_| line.len() < MAX_LINE) else {
+                outcome = Err(anyhow!("boot {nonce}: not a record of a log"));
+                break;
+            };
+            let number = record.head.number;
+            let (took, end) = kept.take(line, &record, number <= streamed.last, Utc::now())?;
+            match took {
+                Took::Next | Took::Known => {}
+                Took::After(missing) => {
+                    say(format_args!("log: boot {nonce}: {missing} records before record {number} are missing"));
                 }
-                Err(e) => {
-                    took = Err(e.context(format!("boot {boot}")));
-                    break;
+                Took::Other => {
+                    say(format_args!("log: boot {nonce}: record {number} does not follow the one before it"));
                 }
+                Took::Again => say(format_args!("log: boot {nonce}: record {number} came a second time")),
             }
-            some = true;
+            if took.is_new() {
+                self.tell_journal(nonce, line);
+            }
+            streamed.last = streamed.last.max(number);
+            let was_whole = std::mem::replace(&mut streamed.whole, end.is_some());
+            head = end.or(head);
+            if was_whole && end.is_none() {
+                outcome = Err(anyhow!(
+                    "boot {nonce}: record {number} cannot be acknowledged; the enclave sends again what it still has"
+                ));
+                break;
+            }
         }
         kept.sync()?;
-        took?;
-        let head = kept.head();
-        let signed = Ack::to_be_signed(head, boot);
-        let signature = self.key.as_ref().map(|key| key.sign(&signed).as_ref().to_vec());
-        Ok(some.then_some(Ack { head, signature }))
+        Ok((head, outcome))
     }
 
     /// Gives a record to the journal (systemd.io/JOURNAL_NATIVE_PROTOCOL); what it does not take is in the file anyway.

@@ -2,14 +2,20 @@
 //! for each record.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use formats::attestation::BootNonce;
-use formats::log::{Head, Record};
+use formats::digest::Sha256;
+use formats::log::{Head, Kind, MAX_LINE, Record};
 use formats::time::Utc;
+
+use super::chains::{Chains, Took};
 
 /// A boot's files, the oldest first.
 pub(super) fn of_boot(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -24,6 +30,20 @@ pub(super) fn of_boot(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// The folders of boots in a collector's folder.
+pub(super) fn boot_folders(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?.path();
+        let name = entry.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if entry.is_dir() && BootNonce::from_hex(name).is_some() {
+            folders.push(entry);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
 /// The files of each boot in these paths: of a collector's folder, a boot's folder, or files of one boot.
 ///
 /// # Errors
@@ -35,16 +55,7 @@ pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
             single.push(path.clone());
             continue;
         }
-        let own = of_boot(path)?;
-        let mut folders = Vec::new();
-        for entry in fs::read_dir(path)? {
-            let entry = entry?.path();
-            let name = entry.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            if entry.is_dir() && BootNonce::from_hex(name).is_some() {
-                folders.push(entry);
-            }
-        }
-        folders.sort();
+        let (own, folders) = (of_boot(path)?, boot_folders(path)?);
         if own.is_empty() && folders.is_empty() {
             bail!("{} holds no log: neither *.log nor a folder of a boot", path.display());
         }
@@ -57,160 +68,364 @@ pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
     Ok(boots)
 }
 
+/// What the collector knows of a boot's days: a line `DAY NUMBER HASH` for each chain from record 1 on, with the record that
+/// it ended with when the day did. So the chain goes on after that day's file was removed.
+const DAYS: &str = "days";
+/// Bytes that a boot's folder counts, besides those of its files.
+const FOLDER: u64 = 8 << 10;
+/// Bytes that are looked through for the first checkpoint of a log.
+const BEGINNING: u64 = 1 << 20;
+
+/// How a chain ended when a day did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DayEnd {
+    pub(super) day: String,
+    pub(super) head: Head,
+}
+
+/// The ends of the days of the boot in this folder; none if the collector wrote none.
+pub(super) fn days(folder: &Path) -> Vec<DayEnd> {
+    let text = fs::read_to_string(folder.join(DAYS)).unwrap_or_default();
+    let parse = |line: &str| {
+        let mut words = line.strip_suffix('\n')?.split(' ');
+        let day = words.next()?.to_owned();
+        let head = Head { number: words.next()?.parse().ok()?, hash: Sha256::from_hex(words.next()?)? };
+        words.next().is_none().then_some(DayEnd { day, head })
+    };
+    text.split_inclusive('\n').filter_map(parse).collect()
+}
+
+/// The day of a file.
+fn day_of(path: &Path) -> String {
+    path.file_stem().and_then(OsStr::to_str).unwrap_or_default().to_owned()
+}
+
+/// Opens a file to append to it, for nobody else to read.
+fn append_to(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let file = file.with_context(|| path.display().to_string())?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Makes a folder, for nobody else to read.
+pub(super) fn make_folder(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| path.display().to_string())
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    Ok(File::open(path)?.sync_all()?)
+}
+
+/// Bytes that all files of a collector take, and may take.
+pub(super) struct Room {
+    used: AtomicU64,
+    most: u64,
+}
+
+impl Room {
+    /// Counts what is there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn count(root: &Path, most: u64) -> Result<Room> {
+        let room = Room { used: AtomicU64::new(0), most };
+        room.count_again(root)?;
+        Ok(room)
+    }
+
+    /// Counts again, after files were removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn count_again(&self, root: &Path) -> Result<()> {
+        let mut used = 0;
+        for folder in boot_folders(root)? {
+            used += FOLDER;
+            for path in of_boot(&folder)? {
+                used += path.metadata()?.len();
+            }
+        }
+        self.used.store(used, Ordering::Release);
+        Ok(())
+    }
+
+    fn take(&self, bytes: u64) -> Result<()> {
+        if self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > self.most {
+            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            bail!("--max-bytes {} is reached, so nothing more is kept: move files away, or raise it", self.most);
+        }
+        Ok(())
+    }
+}
+
 /// A boot's records that are being kept.
 pub(super) struct Kept {
     folder: PathBuf,
     chains: Chains,
-    /// The day's file, and its day.
-    open: Option<(String, File)>,
-    unsynced: bool,
+    room: Arc<Room>,
+    /// The last file's day.
+    day: String,
+    open: Option<Open>,
 }
 
-/// What became of a line.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Took {
-    /// It was written.
-    Written,
-    /// It was there before.
-    Known,
-    /// It was written, and records before it are missing.
-    After(u64),
-}
-
-/// Runs of records without a gap: the number of the first, and the last. Nobody can tell whether the first record after a
-/// gap is genuine. So each run goes on, and a record with a made-up number keeps no genuine one out.
-#[derive(Default)]
-struct Chains {
-    runs: Vec<(u64, Head)>,
-    /// The run that the last record is in.
-    last: usize,
-}
-
-/// Most runs that go on.
-const RUNS: usize = 8;
-
-impl Chains {
-    /// Takes the next record; `None` if it fits nowhere.
-    fn take(&mut self, record: &Record<'_>) -> Option<Took> {
-        let (number, head) = (record.head.number, record.head);
-        if let Some(at) = self.runs.iter().position(|(_, last)| record.follows(last)) {
-            (self.runs[at].1, self.last) = (head, at);
-            return Some(Took::Written);
-        }
-        if self.runs.iter().any(|(first, last)| (*first..=last.number).contains(&number)) {
-            return Some(Took::Known);
-        }
-        let before = self.runs.iter().map(|(_, last)| last.number).filter(|last| *last < number).max();
-        let missing = number - before.unwrap_or(0) - 1;
-        // The next record of a run that does not fit it, or the first of all that is not one.
-        if missing == 0 && (before.is_some() || !record.follows(&Head::default())) {
-            return None;
-        }
-        if self.runs.len() == RUNS {
-            self.runs.remove(1);
-        }
-        self.runs.push((number, head));
-        self.last = self.runs.len() - 1;
-        Some(if missing == 0 { Took::Written } else { Took::After(missing) })
-    }
-
-    fn head(&self) -> Head {
-        self.runs.get(self.last).map_or_else(Head::default, |(_, head)| *head)
-    }
+/// The day's file.
+struct Open {
+    path: PathBuf,
+    file: File,
+    /// How long it is, and how much of it is on the disk.
+    length: u64,
+    synced: u64,
 }
 
 impl Kept {
-    /// Goes on with the boot's files, if there are any. A line that was not written whole is removed.
+    /// Goes on with the boot's files, if there are any, once they are on the disk. A line that was not written whole is
+    /// removed.
     ///
     /// # Errors
-    /// The system's; a line of the last file is not a record.
-    pub(super) fn open(root: &Path, boot: BootNonce) -> Result<Kept> {
+    /// The system's; a line of the last files is not a record.
+    pub(super) fn open(root: &Path, boot: BootNonce, room: Arc<Room>) -> Result<Kept> {
         let folder = root.join(boot.to_string());
-        let mut chains = Chains::default();
-        if folder.is_dir() {
-            for path in of_boot(&folder)?.iter().rev() {
-                read_chains(path, &mut chains).with_context(|| path.display().to_string())?;
-                if !chains.runs.is_empty() {
-                    break;
-                }
-            }
+        let mut kept = Kept { folder, chains: Chains::default(), room, day: String::new(), open: None };
+        if !kept.folder.is_dir() {
+            return Ok(kept);
         }
-        Ok(Kept { folder, chains, open: None, unsynced: false })
+        fs::set_permissions(&kept.folder, Permissions::from_mode(0o700))?;
+        let (files, ends) = (of_boot(&kept.folder)?, days(&kept.folder));
+        let ends_before = |path: &Path| -> Vec<Head> {
+            let day = day_of(path);
+            let last = ends.iter().map(|end| &end.day).filter(|end| **end < day).max();
+            ends.iter().filter(|end| Some(&end.day) == last).map(|end| end.head).collect()
+        };
+        // What the enclave may send again is in the last two, if it is known how the one before them ended.
+        let mut first = files.len().saturating_sub(2);
+        if files.get(first).is_some_and(|path| ends_before(path).is_empty()) {
+            first = 0;
+        }
+        for path in &files[first..] {
+            kept.chains.set_ends(&ends_before(path));
+            kept.read(path, false).with_context(|| path.display().to_string())?;
+            // Lines after a gap that was filled later.
+            let mut ends: Option<Vec<Head>> = None;
+            while kept.chains.has_others()
+                && ends.as_ref().is_none_or(|ends| kept.chains.ends().ne(ends.iter().copied()))
+            {
+                ends = Some(kept.chains.ends().collect());
+                kept.read(path, true)?;
+            }
+            kept.day = day_of(path);
+        }
+        sync_folder(&kept.folder)?;
+        sync_folder(root)?;
+        Ok(kept)
     }
 
-    /// The last record that was taken, or that was there.
-    pub(super) fn head(&self) -> Head {
-        self.chains.head()
+    /// Reads a file, after the part of a line that may stand at its end was removed.
+    fn read(&mut self, path: &Path, known: bool) -> Result<()> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut lines = Lines::new(&file);
+        while let Some(line) = lines.next()? {
+            let record = Record::parse(line).context("a line of it is not a record; move the file away")?;
+            self.chains.take(line, &record, false);
+        }
+        if !known {
+            if lines.has_partial() {
+                file.set_len(lines.whole())?;
+            }
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            file.sync_all()?;
+        }
+        Ok(())
     }
 
-    /// Takes the next line, without its end.
+    /// Takes the next line, without its end; `again` as for [`Chains::take`]. What it gives may be acknowledged after
+    /// [`Kept::sync`].
     ///
     /// # Errors
-    /// It is not a record, or not as it was written; the system's error.
-    pub(super) fn take(&mut self, line: &[u8], now: Utc) -> Result<Took> {
-        let Some(record) = Record::parse(line) else { bail!("not a record of a log") };
-        let Some(took) = self.chains.take(&record) else {
-            let number = record.head.number;
-            bail!("record {number} does not follow the one before it: it was changed on its way");
-        };
-        if took != Took::Known {
-            let day = now.to_string()[..10].to_owned();
-            self.of_day(day)?.write_all(&[line, b"\n"].concat())?;
-            self.unsynced = true;
+    /// There is no room for it; the system's error. After an error [`Kept::undo`] is called.
+    pub(super) fn take(
+        &mut self,
+        line: &[u8],
+        record: &Record<'_>,
+        again: bool,
+        now: Utc,
+    ) -> Result<(Took, Option<Head>)> {
+        let (took, end) = self.chains.take(line, record, again);
+        if took.is_new() {
+            self.room.take(line.len() as u64 + 1)?;
+            let open = self.of_day(&now.to_string()[..10])?;
+            open.file.write_all(&[line, b"\n"].concat())?;
+            open.length += line.len() as u64 + 1;
         }
-        Ok(took)
+        Ok((took, end))
     }
 
-    fn of_day(&mut self, day: String) -> Result<&mut File> {
-        if self.open.as_ref().is_none_or(|(of, _)| *of != day) {
-            self.sync()?;
-            let is_new = !self.folder.is_dir();
-            fs::create_dir_all(&self.folder)?;
-            let path = self.folder.join(format!("{day}.log"));
-            let file = OpenOptions::new().append(true).create(true).open(&path);
-            self.open = Some((day, file.with_context(|| path.display().to_string())?));
-            // A file that is not in its folder after a crash is lost, whatever is in it.
-            File::open(&self.folder)?.sync_all()?;
-            if let (true, Some(root)) = (is_new, self.folder.parent()) {
-                File::open(root)?.sync_all()?;
-            }
+    /// The file of this day, or of the last one if the clock went back.
+    fn of_day(&mut self, day: &str) -> Result<&mut Open> {
+        let is_new = self.day.as_str() < day;
+        if is_new && !self.day.is_empty() {
+            self.end_day()?;
         }
-        self.open.as_mut().map(|(_, file)| file).context("no file")
+        if is_new {
+            self.open = None;
+            day.clone_into(&mut self.day);
+        }
+        if !self.folder.is_dir() {
+            self.room.take(FOLDER)?;
+            make_folder(&self.folder)?;
+            self.folder.parent().map_or(Ok(()), sync_folder)?;
+        }
+        if self.open.is_none() {
+            let path = self.folder.join(format!("{}.log", self.day));
+            let file = append_to(&path)?;
+            // A file that is not in its folder after a crash is lost, whatever is in it.
+            sync_folder(&self.folder)?;
+            let length = file.metadata()?.len();
+            self.open = Some(Open { path, file, length, synced: length });
+        }
+        self.open.as_mut().context("no file")
+    }
+
+    /// Writes down how the chains ended on a day that is over.
+    fn end_day(&mut self) -> Result<()> {
+        self.sync()?;
+        let lines: String =
+            self.chains.ends().map(|end| format!("{} {} {}\n", self.day, end.number, end.hash)).collect();
+        let mut file = append_to(&self.folder.join(DAYS))?;
+        file.write_all(lines.as_bytes())?;
+        file.sync_all()?;
+        sync_folder(&self.folder)
     }
 
     /// Waits until all lines are on the disk.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's. After one [`Kept::undo`] is called.
     pub(super) fn sync(&mut self) -> Result<()> {
-        if let (true, Some((_, file))) = (self.unsynced, &self.open) {
-            file.sync_data()?;
+        if let Some(open) = self.open.as_mut().filter(|open| open.synced < open.length) {
+            open.file.sync_data()?;
+            open.synced = open.length;
         }
-        self.unsynced = false;
         Ok(())
+    }
+
+    /// Closes the file, until there is another line.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+    }
+
+    /// What has to be removed after an error: what may not be on the disk, though it is read from the system's cache.
+    pub(super) fn undo(self) -> Option<Undo> {
+        self.open.map(|open| Undo { path: open.path, length: open.synced })
     }
 }
 
-/// Reads what runs a file has, after the part of a line that may stand at its end was removed.
-fn read_chains(path: &Path, chains: &mut Chains) -> Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if line.pop_if(|last| *last == b'\n').is_none() {
-            file.set_len(whole)?;
-            file.sync_all()?;
+/// A file whose end may not be on the disk.
+pub(super) struct Undo {
+    path: PathBuf,
+    length: u64,
+}
+
+impl Undo {
+    /// Removes that end.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn run(&self) -> Result<()> {
+        let run = || {
+            let file = OpenOptions::new().write(true).open(&self.path)?;
+            file.set_len(self.length.min(file.metadata()?.len()))?;
+            file.sync_all()
+        };
+        run().with_context(|| format!("{} cannot be cut to {} bytes", self.path.display(), self.length))
+    }
+}
+
+/// Removes the files of days before this one, and the folder if none is left and no stream goes on with it. Of a log that goes
+/// on, its beginning stays, up to the first checkpoint, which
+/// says whose log it is.
+///
+/// # Errors
+/// The system's.
+pub(super) fn remove_days(folder: &Path, before: &str, goes_on: bool) -> Result<()> {
+    let files = of_boot(folder)?;
+    let old = files.iter().take_while(|path| day_of(path).as_str() < before).count();
+    if old == files.len() && !goes_on {
+        return Ok(fs::remove_dir_all(folder)?);
+    }
+    // The last file is the one that is written to.
+    let old = old.min(files.len().saturating_sub(1));
+    for path in &files[usize::from(old > 0)..old.max(1)] {
+        fs::remove_file(path)?;
+    }
+    if old > 0 {
+        let file = OpenOptions::new().read(true).write(true).open(&files[0])?;
+        file.set_len(beginning(&file)?)?;
+        file.sync_all()?;
+    }
+    sync_folder(folder)
+}
+
+/// How long a log's beginning is.
+fn beginning(file: &File) -> Result<u64> {
+    let mut lines = Lines::new(file);
+    while let Some(line) = lines.next()? {
+        let is_checkpoint = Record::parse(line).is_some_and(|record| record.kind == Kind::Checkpoint);
+        if is_checkpoint {
+            return Ok(lines.whole());
+        }
+        if lines.whole() > BEGINNING {
             break;
         }
-        whole += line.len() as u64 + 1;
-        let record = Record::parse(&line).context("a line of it is not a record; move the file away")?;
-        if chains.runs.is_empty() {
-            chains.runs.push((record.head.number, record.head));
-        } else {
-            chains.take(&record);
-        }
-        line.clear();
     }
-    Ok(())
+    Ok(0)
+}
+
+/// The lines of a file, each without its end, and none longer than a record's.
+pub(super) struct Lines<R> {
+    reader: R,
+    line: Vec<u8>,
+    whole: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The next line; `None` at the end, where part of one may stand that is still being written.
+    ///
+    /// # Errors
+    /// The system's; the line is too long to be a record's.
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>> {
+        if self.line.last() == Some(&b'\n') {
+            self.line.clear();
+        }
+        let room = (MAX_LINE - self.line.len()) as u64;
+        self.reader.by_ref().take(room).read_until(b'\n', &mut self.line)?;
+        if self.line.last() != Some(&b'\n') {
+            if self.line.len() == MAX_LINE {
+                bail!("a line is longer than {MAX_LINE} bytes, and so not a record's");
+            }
+            return Ok(None);
+        }
+        self.whole += self.line.len() as u64;
+        Ok(Some(&self.line[..self.line.len() - 1]))
+    }
+
+    /// Bytes of the lines so far.
+    pub(super) fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// Whether the last line has no end.
+    pub(super) fn has_partial(&self) -> bool {
+        self.line.last().is_some_and(|last| *last != b'\n')
+    }
+}
+
+impl<F: Read> Lines<BufReader<F>> {
+    /// From where the file is read next.
+    pub(super) fn new(file: F) -> Lines<BufReader<F>> {
+        Lines { reader: BufReader::with_capacity(MAX_LINE, file), line: Vec::new(), whole: 0 }
+    }
 }
 
 #[cfg(test)]
@@ -233,37 +448,150 @@ mod tests {
             .collect()
     }
 
+    const DAY: u64 = 86_400;
+
+    fn day(n: u64) -> Utc {
+        Utc(1_764_460_800 + n * DAY)
+    }
+
+    fn room(most: u64) -> Arc<Room> {
+        Arc::new(Room { used: AtomicU64::new(0), most })
+    }
+
+    fn open(root: &Path) -> Kept {
+        Kept::open(root, BOOT, room(u64::MAX)).unwrap()
+    }
+
+    fn head(line: &[u8]) -> Head {
+        Record::parse(line).unwrap().head
+    }
+
+    /// Takes a line; the number up to which may be acknowledged.
+    fn take(kept: &mut Kept, line: &[u8], now: Utc) -> (Took, Option<u64>) {
+        let (took, end) = kept.take(line, &Record::parse(line).unwrap(), false, now).unwrap();
+        (took, end.map(|end| end.number))
+    }
+
+    fn numbers(path: &Path) -> Vec<u64> {
+        fs::read_to_string(path).unwrap().lines().map(|line| head(line.as_bytes()).number).collect()
+    }
+
     #[test]
     fn a_boot_is_kept_by_day_and_goes_on_after_a_crash() {
         let root = tempfile::tempdir().unwrap();
-        let (lines, day) = (lines(6), |n: u64| Utc(1_764_460_800 + n * 86_400));
-        let mut kept = Kept::open(root.path(), BOOT).unwrap();
-        assert_eq!(kept.take(&lines[0], day(0)).unwrap(), Took::Written);
-        assert_eq!(kept.take(&lines[1], day(1)).unwrap(), Took::Written);
+        let lines = lines(6);
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &lines[0], day(0)), (Took::Next, Some(1)));
+        assert_eq!(take(&mut kept, &lines[1], day(1)), (Took::Next, Some(2)));
         kept.sync().unwrap();
         drop(kept);
-        let files = of_boot(&root.path().join(BOOT.to_string())).unwrap();
-        let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["2025-11-30.log", "2025-12-01.log"]);
+        let folder = root.path().join(BOOT.to_string());
+        let files = of_boot(&folder).unwrap();
+        let names: Vec<_> = files.iter().map(|path| day_of(path)).collect();
+        assert_eq!(names, ["2025-11-30", "2025-12-01"]);
+        for (path, mode) in [(&folder, 0o700), (&files[0], 0o600), (&folder.join(DAYS), 0o600)] {
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+        }
         // Half a line.
         OpenOptions::new().append(true).open(&files[1]).unwrap().write_all(&lines[2][..20]).unwrap();
-        let mut kept = Kept::open(root.path(), BOOT).unwrap();
-        assert_eq!(kept.head(), Record::parse(&lines[1]).unwrap().head);
-        assert_eq!(kept.take(&lines[1], day(1)).unwrap(), Took::Known);
-        assert_eq!(kept.take(&lines[2], day(1)).unwrap(), Took::Written);
-        let mut changed = lines[3].clone();
-        *changed.last_mut().unwrap() ^= 1;
-        assert!(kept.take(&changed, day(1)).unwrap_err().to_string().contains("changed on its way"));
-        assert_eq!(kept.take(&lines[5], day(1)).unwrap(), Took::After(2));
-        // What came after a gap may be made up; what is missing is still taken.
-        assert_eq!(kept.take(&lines[3], day(1)).unwrap(), Took::Written);
-        assert_eq!(kept.head(), Record::parse(&lines[3]).unwrap().head);
-        assert_eq!(kept.take(&lines[5], day(1)).unwrap(), Took::Known);
-        drop(kept);
-        let mut kept = Kept::open(root.path(), BOOT).unwrap();
-        assert_eq!(kept.take(&lines[4], day(1)).unwrap(), Took::Written);
-        let text = fs::read_to_string(&files[1]).unwrap();
-        assert_eq!(text.lines().map(str::as_bytes).collect::<Vec<_>>(), [1, 2, 5, 3, 4].map(|i| &lines[i][..]));
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &lines[1], day(1)), (Took::Known, Some(2)));
+        // The clock went back by a day: lines stay in their order.
+        assert_eq!(take(&mut kept, &lines[2], day(0)), (Took::Next, Some(3)));
+        assert_eq!((numbers(&files[0]), numbers(&files[1])), (vec![1], vec![2, 3]));
         assert_eq!(boots(&[root.path().to_owned()]).unwrap(), [files]);
+    }
+
+    #[test]
+    fn only_what_is_there_from_the_first_record_on_is_acknowledged() {
+        let root = tempfile::tempdir().unwrap();
+        let (lines, now) = (lines(8), day(0));
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &lines[0], now), (Took::Next, Some(1)));
+        assert_eq!(take(&mut kept, &lines[3], now), (Took::After(2), None));
+        assert_eq!(take(&mut kept, &lines[4], now), (Took::Next, None));
+        // The gap is filled; what was taken after it counts as soon as it comes again, and is not written twice.
+        assert_eq!(take(&mut kept, &lines[1], now), (Took::Next, Some(2)));
+        assert_eq!(take(&mut kept, &lines[2], now), (Took::Next, Some(3)));
+        assert_eq!(take(&mut kept, &lines[3], now), (Took::Known, Some(4)));
+        assert_eq!(take(&mut kept, &lines[4], now), (Took::Known, Some(5)));
+        assert_eq!(take(&mut kept, &lines[5], now), (Took::Next, Some(6)));
+        // So it is for whoever reads the files anew.
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &lines[6], now), (Took::Next, Some(7)));
+        let file = &of_boot(&root.path().join(BOOT.to_string())).unwrap()[0];
+        assert_eq!(numbers(file), [1, 4, 5, 2, 3, 6, 7]);
+    }
+
+    #[test]
+    fn a_made_up_record_keeps_no_genuine_one_out_wherever_it_stands() {
+        let root = tempfile::tempdir().unwrap();
+        let (lines, now) = (lines(6), day(0));
+        let mut kept = open(root.path());
+        let mut made_up = Vec::new();
+        Head::default().write(Kind::Log, b"made up", &mut made_up);
+        made_up.pop();
+        assert_eq!(take(&mut kept, &made_up, now), (Took::Next, Some(1)));
+        assert_eq!(take(&mut kept, &lines[0], now), (Took::Other, Some(1)));
+        assert_eq!(take(&mut kept, &lines[1], now), (Took::Next, Some(2)));
+        // With the hash of the genuine one, and another body.
+        let same_hash = String::from_utf8(lines[2].clone()).unwrap().replace("line 2", "LINE 2");
+        assert_eq!(take(&mut kept, same_hash.as_bytes(), now), (Took::Other, None));
+        assert_eq!(take(&mut kept, &lines[2], now), (Took::Next, Some(3)));
+        // More of them than are followed.
+        for number in 100..120 {
+            let line = format!("{number} {} log x", "cd".repeat(32));
+            assert_eq!(take(&mut kept, line.as_bytes(), now).1, None);
+        }
+        assert_eq!(take(&mut kept, &lines[3], now), (Took::Next, Some(4)));
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &lines[4], now), (Took::Next, Some(5)));
+    }
+
+    #[test]
+    fn old_days_go_and_what_is_acknowledged_goes_on_from_what_they_held() {
+        let root = tempfile::tempdir().unwrap();
+        let mut head = Head::default();
+        let mut line = |kind: Kind, body: &str| {
+            let mut line = Vec::new();
+            head.write(kind, body.as_bytes(), &mut line);
+            line.pop();
+            line
+        };
+        let mut kept = open(root.path());
+        // Three records a day, for five days.
+        for n in 0..15 {
+            let kind = if n % 3 == 1 { Kind::Checkpoint } else { Kind::Log };
+            assert_eq!(take(&mut kept, &line(kind, "x"), day(n / 3)), (Took::Next, Some(n + 1)));
+        }
+        let folder = root.path().join(BOOT.to_string());
+        remove_days(&folder, "2025-12-03", true).unwrap();
+        let files = of_boot(&folder).unwrap();
+        let left: Vec<_> = files.iter().map(|path| (day_of(path), numbers(path))).collect();
+        let expected = [("2025-11-30", vec![1, 2]), ("2025-12-03", vec![10, 11, 12]), ("2025-12-04", vec![13, 14, 15])];
+        assert_eq!(left, expected.map(|(day, numbers)| (day.to_owned(), numbers)));
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &line(Kind::Log, "x"), day(4)), (Took::Next, Some(16)));
+        // All but the beginning and the last one, which is written to, also if that is old.
+        remove_days(&folder, "2026-01-01", true).unwrap();
+        assert_eq!(of_boot(&folder).unwrap().len(), 2);
+        let mut kept = open(root.path());
+        assert_eq!(take(&mut kept, &line(Kind::Log, "x"), day(40)), (Took::Next, Some(17)));
+        remove_days(&folder, "2027-01-01", false).unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn no_more_is_taken_than_there_is_room_for() {
+        let root = tempfile::tempdir().unwrap();
+        let (lines, now) = (lines(3), day(0));
+        let size = lines[0].len() as u64 + 1;
+        let mut kept = Kept::open(root.path(), BOOT, room(FOLDER + 2 * size)).unwrap();
+        assert_eq!(take(&mut kept, &lines[0], now), (Took::Next, Some(1)));
+        assert_eq!(take(&mut kept, &lines[1], now), (Took::Next, Some(2)));
+        let error = kept.take(&lines[2], &Record::parse(&lines[2]).unwrap(), false, now).unwrap_err();
+        assert!(error.to_string().contains("--max-bytes"), "{error}");
+        let counted = Room::count(root.path(), 0).unwrap().used.into_inner();
+        assert_eq!(counted, FOLDER + 2 * size);
     }
 }

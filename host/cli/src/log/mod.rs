@@ -4,10 +4,12 @@
 //! relay      on the parent: carries the stream on, and knows nothing about it
 //! collect    behind it: keeps records in files, and acknowledges them
 //! files      the files of a boot, as collect writes them and the others read them
-//! verify     whether records are as the enclave wrote them, and all there
+//! chains     which records of a boot belong together
+//! verify     whether records are as the enclave wrote them, in order and complete
 //! read       open, show, grep, follow
 //! ```
 
+mod chains;
 mod collect;
 mod files;
 mod read;

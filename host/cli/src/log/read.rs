@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use formats::hpke;
 use formats::log::{Kind, Record, Segment};
 use serde_json::{Value, json};
 
-use super::files;
+use super::files::{self, Lines};
 use crate::failure::{Done, Failure};
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::printable;
@@ -138,11 +138,10 @@ struct Reader {
     segments: HashMap<PathBuf, Segment>,
 }
 
+/// How far a file was read. It is opened again for what comes, since there may be more files than a process may have open.
 struct Place {
     path: PathBuf,
-    file: BufReader<File>,
-    /// A line that is not whole yet.
-    partial: Vec<u8>,
+    read: u64,
 }
 
 impl Reader {
@@ -159,12 +158,11 @@ impl Reader {
                 let at = match self.seen.iter().position(|place| place.path == path) {
                     Some(at) => at,
                     None => {
-                        let file = File::open(&path).with_context(|| path.display().to_string())?;
-                        self.seen.push(Place { path, file: BufReader::new(file), partial: Vec::new() });
+                        self.seen.push(Place { path, read: 0 });
                         self.seen.len() - 1
                     }
                 };
-                self.read_file(at, &mut segment, each)?;
+                self.read_file(at, &mut segment, each).with_context(|| self.seen[at].path.display().to_string())?;
             }
             if let Some(segment) = segment {
                 self.segments.insert(first, segment);
@@ -175,13 +173,16 @@ impl Reader {
 
     fn read_file(&mut self, at: usize, segment: &mut Option<Segment>, each: Each<'_>) -> Result<()> {
         let Reader { key, seen, .. } = self;
-        let Place { file, partial, .. } = &mut seen[at];
-        while file.read_until(b'\n', partial)? > 0 {
-            if partial.last() != Some(&b'\n') {
-                return Ok(());
-            }
-            let line = std::mem::take(partial);
-            let Some(record) = Record::parse(&line[..line.len() - 1]) else { continue };
+        let Place { path, read } = &mut seen[at];
+        let mut file = File::open(path)?;
+        if file.metadata()?.len() <= *read {
+            return Ok(());
+        }
+        file.seek(SeekFrom::Start(*read))?;
+        let mut lines = Lines::new(file);
+        while let Some(line) = lines.next()? {
+            *read += line.len() as u64 + 1;
+            let Some(record) = Record::parse(line) else { continue };
             let mut opened = None;
             match (&key, record.kind) {
                 (Some(key), Kind::Key) => *segment = Segment::open(record.body, record.head.number, key),

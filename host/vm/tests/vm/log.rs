@@ -52,6 +52,8 @@ pub(crate) fn every_record_comes_out_over_vsock_and_verifies(stage: &Stage, work
         )?;
         parent.start("relay", "teemark log relay --to tcp:127.0.0.1:9002", "leads to")?;
         parent.wait_until("grep -qs '\"file_id\":\"late\"' /tmp/logs/*/*.log", SOON)?;
-        parent.sh("teemark log verify /tmp/logs").map(drop)
+        let health: Value = serde_json::from_slice(&world.get("/health_check")?.with(200)?.body)?;
+        let identity = health["pk"].as_str().context("no pk")?.to_owned();
+        parent.sh(&format!("teemark log verify /tmp/logs --identity {identity}")).map(drop)
     })
 }
