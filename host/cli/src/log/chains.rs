@@ -24,13 +24,21 @@ struct Chain {
     whole: bool,
 }
 
+/// A line that was taken.
+struct Line {
+    digest: [u8; 32],
+    head: Head,
+    /// Whether it is in a chain that is whole.
+    whole: bool,
+}
+
 /// The chains of a boot, the one that went on last at the end.
 #[derive(Default)]
 pub(super) struct Chains {
     chains: Vec<Chain>,
-    /// The chain of each of the last lines, by the line's hash, and these hashes in their order.
+    /// The chain of each of the last lines, by the line's hash, and these lines in their order.
     known: HashMap<[u8; 32], u64>,
-    order: VecDeque<[u8; 32]>,
+    order: VecDeque<Line>,
     next: u64,
 }
 
@@ -71,7 +79,7 @@ impl Chains {
         if let Some(at) = whole.or_else(|| self.chains.iter().position(goes_on)) {
             let mut chain = self.chains.remove(at);
             chain.head = record.head;
-            self.remember(digest, chain.id);
+            self.remember(digest, &chain);
             let end = chain.whole.then_some(chain.head);
             self.chains.push(chain);
             return (known.map_or(Took::Next, |_| Took::Known), end);
@@ -83,37 +91,48 @@ impl Chains {
         let number = record.head.number;
         let before = self.chains.iter().map(|chain| chain.head.number).filter(|last| *last < number).max();
         let before = before.unwrap_or(0);
-        let whole = record.follows(&Head::default());
+        // Beside another that goes on from the same record, and is perhaps made up.
+        let whole = record.follows(&Head::default()) || self.branches(record);
         let took = match number - before - 1 {
             0 if whole && self.chains.is_empty() => Took::Next,
             0 => Took::Other,
             _ if self.chains.iter().any(|chain| chain.head.number >= number) => Took::Other,
             missing => Took::After(missing),
         };
-        let id = self.add(record.head, whole);
-        self.remember(digest, id);
+        self.add(record.head, whole);
+        if let Some(chain) = self.chains.pop() {
+            self.remember(digest, &chain);
+            self.chains.push(chain);
+        }
         (took, whole.then_some(record.head))
     }
 
     /// Follows the chain that ends here.
-    fn add(&mut self, head: Head, whole: bool) -> u64 {
+    fn add(&mut self, head: Head, whole: bool) {
         if self.chains.len() == CHAINS {
             let least = self.chains.iter().position(|chain| !chain.whole).unwrap_or(0);
             self.chains.remove(least);
         }
         self.next += 1;
         self.chains.push(Chain { id: self.next, head, whole });
-        self.next
     }
 
-    fn remember(&mut self, digest: [u8; 32], id: u64) {
+    /// Whether a record goes on from one of the last ones of a chain that is whole.
+    fn branches(&self, record: &Record<'_>) -> bool {
+        self.order.iter().any(|line| line.whole && record.follows(&line.head))
+    }
+
+    fn remember(&mut self, digest: [u8; 32], chain: &Chain) {
+        let &Chain { id, head, whole } = chain;
         if self.known.insert(digest, id).is_none() {
-            self.order.push_back(digest);
+            self.order.push_back(Line { digest, head, whole });
+        } else if let Some(line) = self.order.iter_mut().rev().find(|line| line.digest == digest) {
+            line.whole |= whole;
         }
         if self.order.len() > KNOWN
             && let Some(oldest) = self.order.pop_front()
         {
-            self.known.remove(&oldest);
+            self.known.remove(&oldest.digest);
         }
     }
 

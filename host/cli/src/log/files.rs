@@ -534,10 +534,16 @@ mod tests {
         assert_eq!(take(&mut kept, &made_up, now), (Took::Next, Some(1)));
         assert_eq!(take(&mut kept, &lines[0], now), (Took::Other, Some(1)));
         assert_eq!(take(&mut kept, &lines[1], now), (Took::Next, Some(2)));
+        // One that fits, in the place of the genuine one: what goes on from the same record counts too.
+        let mut put_in = Vec::new();
+        head(&lines[1]).write(Kind::Log, b"made up", &mut put_in);
+        put_in.pop();
+        assert_eq!(take(&mut kept, &put_in, now), (Took::Next, Some(3)));
+        let mut kept = open(root.path());
         // With the hash of the genuine one, and another body.
         let same_hash = String::from_utf8(lines[2].clone()).unwrap().replace("line 2", "LINE 2");
         assert_eq!(take(&mut kept, same_hash.as_bytes(), now), (Took::Other, None));
-        assert_eq!(take(&mut kept, &lines[2], now), (Took::Next, Some(3)));
+        assert_eq!(take(&mut kept, &lines[2], now), (Took::Other, Some(3)));
         // More of them than are followed.
         for number in 100..120 {
             let line = format!("{number} {} log x", "cd".repeat(32));
