@@ -114,7 +114,11 @@ pub fn start_proxy(parent: &Parent) -> Result<()> {
 /// # Errors
 /// As [`Parent::start`].
 pub fn start_proxy_to(parent: &Parent, service: &str) -> Result<()> {
-    parent.start("proxy", &format!("socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr,backlog=256 {service}"), "listening on")
+    parent.start(
+        "proxy",
+        &format!("socat -d -d VSOCK-LISTEN:8101,fork,reuseaddr,backlog=256 {service}"),
+        "listening on",
+    )
 }
 
 /// Ends the proxy and every connection through it.

@@ -207,25 +207,12 @@ struct Claim {
 
 impl Checker<'_> {
     fn check(&self, files: &[PathBuf]) -> Result<Verdict> {
-<<<<<<< HEAD
-        let name =
-            files[0].parent().and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
-        let mut check = Check {
-            verdict: Verdict::new(name.unwrap_or_default()),
-            gaps: Vec::new(),
-            other: None,
-            stray: None,
-            early: Vec::new(),
-            checker: self,
-        };
-=======
         let folder = files[0].parent();
         let name = folder.and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
         let (name, days) = (name.unwrap_or_default(), folder.map(files::days).unwrap_or_default());
         let mut chains = vec![Check::new(self, &name)];
         // The chain that the last record is in.
         let mut at = 0;
->>>>>>> 7052a08 (Let the collector sign only for what it holds from record 1 on)
         for path in files {
             let mut lines = Lines::new(File::open(path).with_context(|| path.display().to_string())?);
             let mut number = 0;
@@ -281,20 +268,15 @@ struct Check<'a> {
     fitting: u64,
     /// The hash that the last record has by its content, if that is another one than it says.
     other: Option<Sha256>,
-<<<<<<< HEAD
-    /// The last record of another chain that stands here too.
-    stray: Option<Head>,
     /// Checkpoints from before the boot had a name, with their records' numbers.
     early: Vec<(u64, Checkpoint, Option<Before>)>,
-=======
->>>>>>> 7052a08 (Let the collector sign only for what it holds from record 1 on)
     checker: &'a Checker<'a>,
 }
 
 impl<'a> Check<'a> {
     fn new(checker: &'a Checker<'a>, name: &str) -> Check<'a> {
         let verdict = Verdict::new(name.to_owned());
-        Check { verdict, gaps: Vec::new(), claims: Vec::new(), fitting: 1, other: None, checker }
+        Check { verdict, gaps: Vec::new(), claims: Vec::new(), fitting: 1, other: None, early: Vec::new(), checker }
     }
 
     fn record(&mut self, record: &Record<'_>, line: &[u8]) {
@@ -314,16 +296,11 @@ impl<'a> Check<'a> {
             (self.other, self.fitting) = (Some(record.hash_after(head.hash)), number);
             self.verdict.find(format!("record {number} does not fit: it was changed, or record {} was", head.number));
         }
-<<<<<<< HEAD
-        self.verdict.hashes.insert(number, record.head.hash);
-        let followed = number == head.number + 1;
-=======
         self.verdict.remember(record.head);
         if self.checker.live.is_some_and(|live| live.checkpoint.head.number == number) {
             self.verdict.live = Some(record.head.hash);
         }
-        let (before, followed) = (head, number == head.number + 1);
->>>>>>> 7052a08 (Let the collector sign only for what it holds from record 1 on)
+        let followed = number == head.number + 1;
         self.verdict.head = record.head;
         self.content(record, before, followed);
     }
@@ -577,11 +554,11 @@ impl Verdict {
         }
     }
 
-<<<<<<< HEAD
     /// Whether this is the boot.
     fn is_of(&self, boot: &Boot) -> bool {
         (self.nonce, self.identity) == (Some(boot.boot_nonce), Some(boot.identity))
-=======
+    }
+
     fn remember(&mut self, head: Head) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -596,7 +573,6 @@ impl Verdict {
 
     fn signed_to(&self) -> u64 {
         self.signed.as_ref().map_or(0, |signed| signed.head.number)
->>>>>>> 7052a08 (Let the collector sign only for what it holds from record 1 on)
     }
 
     /// Whether the record that a checkpoint is about is here.
