@@ -207,7 +207,7 @@ impl Collector {
 
     /// Removes the files of days that are longer ago.
     fn remove(&self, days: u64) {
-        let before = Utc(Utc::now().0.saturating_sub(days * 86_400)).to_string()[..10].to_owned();
+        let before = Utc(Utc::now().0.saturating_sub(days.saturating_mul(86_400))).to_string()[..10].to_owned();
         // No stream begins meanwhile.
         let mut boots = lock(&self.boots);
         boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
