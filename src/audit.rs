@@ -97,6 +97,14 @@ impl Trail {
         self.member(name, |json| json.extend_from_slice(if is { b"true" } else { b"false" }));
     }
 
+    #[cold]
+    #[inline(never)]
+    fn panicked(&mut self) {
+        self.number("status", 500);
+        self.text("code", "internal");
+        self.record("refused");
+    }
+
     /// Records it as this event; gives its number, unless there is no audit trail or no room. The trail is empty then.
     pub fn record(&mut self, event: &str) -> Option<u64> {
         self.text("event", event);
@@ -110,10 +118,8 @@ impl Trail {
 impl Drop for Trail {
     /// A request that panics is answered too.
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.json.is_empty() {
-            self.number("status", 500);
-            self.text("code", "internal");
-            self.record("refused");
+        if !self.json.is_empty() && std::thread::panicking() {
+            self.panicked();
         }
     }
 }

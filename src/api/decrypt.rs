@@ -36,7 +36,7 @@ pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> 
         .inspect_err(|e| refuses(&mut trail.borrow_mut(), e, audit::refuses_stranger))?;
     // Before it is taken: a grant that was used already is recorded with its names, however often it comes.
     valid.tell(&api.grants, &mut trail.borrow_mut());
-    let record = |trail: &mut Trail| _ = trail.record("refused");
+    let record: fn(&mut Trail) = |trail| _ = trail.record("refused");
     let permit = valid.take(&api.grants).inspect_err(|e| refuses(&mut trail.borrow_mut(), e, record))?;
     let outcome = Admitted::admit(api, &permit, &trail)
         .and_then(|admitted| admitted.receive(form, request))
@@ -51,7 +51,7 @@ pub(crate) fn decrypt(api: &Api, form: &Form<'_>, request: &mut Request<'_>) -> 
     outcome
 }
 
-fn refuses(trail: &mut Trail, e: &ApiError, record: impl FnOnce(&mut Trail)) {
+fn refuses(trail: &mut Trail, e: &ApiError, record: fn(&mut Trail)) {
     let (status, code) = e.code();
     trail.number("status", status.into());
     trail.text("code", code);
