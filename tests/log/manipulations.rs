@@ -274,11 +274,11 @@ fn what_the_enclave_says_it_dropped_is_told_and_only_that_may_be_missing() {
     let output = verify(&write(&name, &lines).1, &["--development"]);
     let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{told}");
-    let dropped = format!("dropped by the enclave: records 1 to {}, which nobody took in time", number(&lines[0]) - 1);
+    let dropped = format!("dropped by the enclave: records 1 to {}, says record ", number(&lines[0]) - 1);
     assert!(text.contains(&dropped) && text.contains("signed up to record"), "{text}");
     // One more at the beginning, and the first that is left, changed.
     let first = number(&lines[0]);
-    names(&write(&name, &lines[1..]), &format!("records 1 to {first} are missing"));
+    names(&write(&name, &lines[1..]), &format!("record {first} is missing"));
     let mut changed = lines.clone();
     changed[0] = changed[0].replacen(" log ", " log x", 1);
     names(&write(&name, &changed), &format!("record {first} does not fit: it was changed"));
