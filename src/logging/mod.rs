@@ -552,6 +552,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_nobody_acknowledges_in_time_is_a_fault_until_something_is() {
+        let settings = LogSettings { audit: Audit::Required, ..LogSettings::default() };
+        let (log, mut writer) = Log::new(settings, Duration::ZERO).unwrap();
+        let one = || log.acknowledged(|| log.record(Kind::Audit, b"{}".to_vec()));
+        assert_eq!(log.audit_fault().as_deref(), Some("no collector has acknowledged a record yet"));
+        *lock(&log.0.acked) = Acked { number: 1, ..Acked::default() };
+        assert_eq!((one(), log.audit_fault()), (Acknowledged::Yes(1), None));
+        assert_eq!(one(), Acknowledged::No(2));
+        let mut entries = VecDeque::new();
+        lock(&log.0.queue).take(&mut entries);
+        entries.drain(..).for_each(|entry| writer.write(entry));
+        assert_eq!(log.audit_fault().as_deref(), Some("no collector has acknowledged a record for 0 s"));
+        *lock(&log.0.acked) = Acked { number: 2, ..Acked::default() };
+        assert_eq!(log.audit_fault(), None);
+    }
+
+    #[test]
     fn the_process_ends_with_the_logs_thread() {
         const CHILD: &str = "TEEMARK_TEST_LOG_THREAD";
         if std::env::var_os(CHILD).is_some() {
