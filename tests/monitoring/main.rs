@@ -49,8 +49,8 @@ impl Scene {
         let pcrs: String = registers.map(|(index, byte)| format!("{} PCR{index}\n", byte.repeat(48))).concat();
         fs::write(folder.path().join("image.pcrs"), pcrs).unwrap();
         let config = format!(
-            "interval = 1\nlisten = '127.0.0.1:0'\nstate = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
-             urls = ['http://127.0.0.1:{port}']\npcrs = ['image.pcrs']\ndevelopment = true\n[items]\n\
+            "interval = 1\nlisten = '127.0.0.1:0'\nfolder = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
+             urls = ['http://127.0.0.1:{port}']\npcrs = ['image.pcrs']\ndevelopment = true\nany_instance = true\n[items]\n\
              endpoint = 'https://localhost:{}'\nfile_keys = {{ file = 'keys.json' }}\n[items.certificate]\n\
              cert = {{ file = '{certs}/client.crt' }}\nkey = {{ file = '{certs}/client.key' }}\n\
              ca = {{ file = '{certs}/ecs-ca.crt' }}\n",
@@ -68,8 +68,10 @@ impl Scene {
         let mut command = Command::new(program("teemark"));
         command.args(["keeper", "--config", "keeper.toml"]).current_dir(folder.path());
         command.stdin(Stdio::null()).stdout(fs::File::create(&output).unwrap());
-        let process = Process::spawn(&mut command, folder.path().join("keeper.log"));
+        let mut process = Process::spawn(&mut command, folder.path().join("keeper.log"));
         let keeper = wait_for("the keeper to listen", || {
+            let ended = process.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the keeper does not start: {}", process.log());
             let output = fs::read_to_string(&output).ok()?;
             let line = output.lines().find(|line| line.contains("\"started\""))?;
             serde_json::from_str::<Value>(line).unwrap()["listen"].as_str()?.parse().ok()
