@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_loop::socket::Stream;
@@ -238,11 +238,16 @@ impl Handshakes {
         &self,
         act: impl FnOnce(&Store) -> Result<Accepted, Refusal> + Send + 'static,
     ) -> Result<Accepted, Refusal> {
-        let (store, (tell, told)) = (self.store.clone(), mpsc::channel());
-        let started = threads::start("handshake", move || drop(tell.send(act(&store))));
+        let (store, outcome) = (self.store.clone(), Arc::new(Mutex::new(None)));
+        let told = outcome.clone();
+        let started = threads::start("handshake", move || {
+            let result = act(&store);
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        });
         let thread = started.map_err(|_| whole("finds no thread to be checked in: try again"))?;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-        told.recv().map_err(|_| whole("was not checked"))?
+        let result = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        result.unwrap_or_else(|| Err(whole("was not checked")))
     }
 
     /// A place for what follows a signed line.
