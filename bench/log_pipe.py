@@ -29,11 +29,11 @@ class Daemon:
         self.folder = tempfile.TemporaryDirectory()
         self.collector = socket.create_server(("127.0.0.1", 0))
         self.admin = port()
-        public = port()
+        self.public = port()
         with open(f"{self.folder.name}/endpoints", "w") as file:
             file.write("endpoints:\n  - localhost:443\n")
         own = {
-            "TEEMARK_PUBLIC": f"tcp:127.0.0.1:{public}",
+            "TEEMARK_PUBLIC": f"tcp:127.0.0.1:{self.public}",
             "TEEMARK_ADMIN": f"tcp:127.0.0.1:{self.admin}",
             "TEEMARK_SECRETS": f"unix:{self.folder.name}/secrets.sock",
             "TEEMARK_CERTS": f"{self.folder.name}/certs",
@@ -48,7 +48,6 @@ class Daemon:
         self.stream, _ = self.collector.accept()
         if reads:
             threading.Thread(target=self.read, daemon=True).start()
-        self.client = self.connect(public)
 
     def read(self):
         while self.stream.recv(1 << 20):
@@ -67,12 +66,15 @@ class Daemon:
     def ask(self, times):
         """The median time of so many requests, in microseconds."""
         took = []
-        for _ in range(times):
-            start = time.perf_counter()
-            self.client.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
-            if not self.client.recv(4096).startswith(b"HTTP/1.1 404"):
-                sys.exit("not the answer that was expected")
-            took.append(time.perf_counter() - start)
+        # A connection of its own: one that is idle for long is closed.
+        with self.connect(self.public) as client:
+            for _ in range(times):
+                start = time.perf_counter()
+                client.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = client.recv(4096)
+                if not answer.startswith(b"HTTP/1.1 404"):
+                    sys.exit(f"not the answer that was expected: {answer}")
+                took.append(time.perf_counter() - start)
         return statistics.median(took) * 1e6
 
     def dropped(self):

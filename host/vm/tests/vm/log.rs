@@ -11,6 +11,8 @@ use crate::world::World;
 
 /// Requests whose decisions are to be in the collector's files.
 const REQUESTS: usize = 2000;
+/// Further ones whose file is given.
+const GIVEN: usize = 20;
 /// Longest wait for the last of them, on a loaded machine.
 const SOON: Duration = Duration::from_secs(120);
 
@@ -32,8 +34,15 @@ pub(crate) fn every_record_comes_out_over_vsock_and_verifies(stage: &Stage, work
         parent.put("/tmp/broken", b"x")?;
         let url = format!("http://127.0.0.1:3000/files/f-[1-{REQUESTS}]/decrypt?user_id=alice");
         parent.sh(&format!("curl -sS -o /dev/null --data-binary @/tmp/broken '{url}'"))?;
+        // Some more, whose file is given.
+        parent.put("/tmp/file.enc", &workshop.encrypt(b"A file that is given.\n")?)?;
+        for n in 1..=GIVEN {
+            world.decrypt("/tmp/file.enc", &format!("g-{n}"), "alice")?.with(200)?;
+        }
         let found = "grep -h ' audit ' /tmp/logs/*/*.log | grep -o '\"file_id\":\"f-[0-9]*\"' | sort -u | wc -l";
         parent.wait_until(&format!("[ $({found}) = {REQUESTS} ]"), SOON)?;
+        let given = "grep -h '\"event\":\"given\"' /tmp/logs/*/*.log | grep -o '\"file_id\":\"g-[0-9]*\"' | sort -u | wc -l";
+        parent.wait_until(&format!("[ $({given}) = {GIVEN} ]"), SOON)?;
         ensure!(world.metric("teemark_log_lines_dropped_total")? == 0.0, "records were dropped");
         Ok(())
     })?;
