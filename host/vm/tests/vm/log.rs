@@ -41,7 +41,8 @@ pub(crate) fn every_record_comes_out_over_vsock_and_verifies(stage: &Stage, work
         }
         let found = "grep -h ' audit ' /tmp/logs/*/*.log | grep -o '\"file_id\":\"f-[0-9]*\"' | sort -u | wc -l";
         parent.wait_until(&format!("[ $({found}) = {REQUESTS} ]"), SOON)?;
-        let given = "grep -h '\"event\":\"given\"' /tmp/logs/*/*.log | grep -o '\"file_id\":\"g-[0-9]*\"' | sort -u | wc -l";
+        let given =
+            "grep -h '\"event\":\"given\"' /tmp/logs/*/*.log | grep -o '\"file_id\":\"g-[0-9]*\"' | sort -u | wc -l";
         parent.wait_until(&format!("[ $({given}) = {GIVEN} ]"), SOON)?;
         ensure!(world.metric("teemark_log_lines_dropped_total")? == 0.0, "records were dropped");
         Ok(())
