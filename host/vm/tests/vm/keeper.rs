@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -47,7 +47,7 @@ pub(crate) fn two_enclaves_have_their_secrets_back_with_nobody_whatever_their_pa
             first.reboot(stage, image, MEMORY, operator::answer_heartbeat)?;
             are_ready(&[&first])
         })?;
-        serves(&one, &user, "one")
+        serves(&one, &user, "one", None)
     })?;
     stage.step("both are killed: both have their secrets back, each by one bundle", || {
         first.reboot(stage, image, MEMORY, operator::answer_heartbeat)?;
@@ -224,14 +224,18 @@ fn under_load(
     clients: usize,
     act: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    // The module makes ten documents a second, so clients check answers by one that was made before.
+    let document = to.encrypted().with_extension("document");
+    let mut attest = to.teemark("attest");
+    run(attest.args(["--endpoint", &to.endpoint, "--output"]).arg(&document).args(&to.trust))?;
     let (done, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
             .map(|n| {
-                let (done, served) = (&done, &served);
+                let (done, served, document) = (&done, &served, &document);
                 scope.spawn(move || {
                     while !done.load(Ordering::Acquire) {
-                        serves(to, user, &format!("client-{n}")).context("under load")?;
+                        serves(to, user, &format!("client-{n}"), Some(document)).context("under load")?;
                         served.fetch_add(1, Ordering::AcqRel);
                     }
                     Ok(())
@@ -274,11 +278,14 @@ fn recorded(world: &World) -> Vec<Vec<u8>> {
 
 /// A user gets the marked file, sealed and signed, into a file of this name. A connection that these machines take too long
 /// to make is made again, as in [`World::curl`]; an answer of the enclave other than the file is an error.
-fn serves(enclave: &Outside, user: &User, name: &str) -> Result<()> {
+fn serves(enclave: &Outside, user: &User, name: &str, document: Option<&Path>) -> Result<()> {
     let marked = enclave.encrypted().with_extension(name);
     let attempt = || {
         let grant = enclave.grant_in(name, "text-1", "alice", &user.reply_key)?;
         let mut decrypt = enclave.decrypt("text-1", "alice", &grant, &marked);
+        if let Some(document) = document {
+            decrypt.arg("--attested").arg(document).args(["--max-age", "3600"]);
+        }
         run(decrypt.args(["--key-id", KEY_ID, "--reply-key"]).arg(&user.key))
     };
     let no_answer = |result: &Result<Vec<u8>>| {
