@@ -4,16 +4,17 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use formats::attestation::BundleId;
 use formats::base64;
 use formats::digest::{Sha256, sha256};
 use formats::log::Kind;
 use formats::refusal::Refusal;
+use formats::signature::VerifyingKey;
 use formats::time::now_ms;
 use serde::Serialize;
 
 use crate::logging::{Log, log};
 use crate::net::request_id;
-use crate::secrets::store::{Accepted, Signed};
 use crate::settings::Audit;
 
 /// A record that is being made. Without an audit trail it stays empty, and nothing is recorded.
@@ -84,8 +85,8 @@ impl Trail {
     }
 
     /// Adds who signed a bundle.
-    fn signed(&mut self, signed: Option<&Signed>) {
-        let Some(Signed { id, signers }) = signed else { return };
+    fn signed(&mut self, signed: Option<(BundleId, &[VerifyingKey])>) {
+        let Some((id, signers)) = signed else { return };
         let signers: Vec<String> = signers.iter().map(base64::encode).collect();
         self.names("signers", &signers);
         self.number("counter", id.counter);
@@ -205,17 +206,17 @@ pub fn checkpoint() {
     log.checkpoint();
 }
 
-/// Records that a bundle is in force.
-pub fn bundle_accepted(accepted: &Accepted) {
+/// Records that a bundle with these items is in force, and led to this state; and who signed it, if it came sealed.
+pub fn bundle_accepted(names: &[&str], state: Sha256, signed: Option<(BundleId, &[VerifyingKey])>) {
     let mut trail = Trail::of_request();
-    trail.signed(accepted.signed.as_ref());
-    trail.names("names", &accepted.updated);
-    trail.hash("state_sha256", accepted.state);
+    trail.signed(signed);
+    trail.names("names", names);
+    trail.hash("state_sha256", state);
     trail.record("bundle_accepted");
 }
 
 /// Records that a bundle was refused; who signed it is known if its signatures were checked.
-pub fn bundle_refused(refusal: &Refusal, signed: Option<&Signed>) {
+pub fn bundle_refused(refusal: &Refusal, signed: Option<(BundleId, &[VerifyingKey])>) {
     let mut trail = Trail::of_request();
     trail.signed(signed);
     trail.text("field", &refusal.field);

@@ -24,7 +24,7 @@ use crate::api::limits::Limits;
 use crate::api::{Api, Served, Side};
 use crate::attest::{self, Attestation};
 use crate::audit;
-use crate::logging;
+use crate::logging::{self, Author};
 use crate::memory::Budget;
 use crate::metrics::METRICS;
 use crate::net::{forward, ingress, link};
@@ -64,7 +64,13 @@ pub fn run(settings: &Settings, signals: &SigSet, allocator: &'static Allocator)
     let limits = limits(settings, &allowed);
     let attestation = Arc::new(make_keys(&allowed)?);
     if let Some(log) = logging::log() {
-        log.begin(&attestation);
+        let signer = attestation.clone();
+        log.begin(Author {
+            boot_nonce: attestation.boot_nonce(),
+            identity: attestation.identity(),
+            document: attestation.of_boot(),
+            sign: Box::new(move |bytes| signer.sign(bytes)),
+        });
     }
     let unsealer = unsealer(&settings.handshake, &attestation);
     let memory = Budget::new(limits.memory, limits.connections);

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use formats::refusal::Refusal;
 use formats::time::Utc;
 use log::{info, warn};
 use serde_json::json;
@@ -13,11 +12,11 @@ use super::context::Api;
 use super::drain::Drained;
 use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
-use super::public::readiness;
 use super::request::{Target, allow, body};
+use super::shared::{metrics, readiness, refused};
 use crate::logging;
 use crate::memory::{FIXED_COST, while_growing};
-use crate::metrics::{Live, METRICS};
+use crate::metrics::METRICS;
 use crate::net::answer::{Answer, Content};
 use crate::net::request::Request;
 
@@ -105,23 +104,6 @@ fn is_local(host: &str) -> bool {
     }
 }
 
-/// The metrics in Prometheus' text format.
-pub(crate) fn metrics(api: &Api) -> Answer {
-    let secrets = api.store.now();
-    Answer::text(&METRICS.print(&Live {
-        ready: readiness(api).0,
-        draining: api.drain.is_on(),
-        memory_left: api.memory.left(),
-        memory: api.limits.memory,
-        max_file: api.limits.max_file,
-        connections: api.limits.connections,
-        grants: api.grants.remembered(),
-        keys: secrets.keys_in_force(),
-        counter: api.attestation.in_force().bundle.counter,
-        started: api.started_at.0,
-    }))
-}
-
 fn status(api: &Api) -> Answer {
     let secrets = api.store.now();
     let fault = secrets.certificate_fault(Utc::now());
@@ -153,13 +135,6 @@ fn update_secrets(api: &Api, request: &mut Request<'_>) -> Result<Answer, ApiErr
         Ok(accepted) => Ok(Answer::json(200, &accepted.to_json())),
         Err(refusal) => Ok(refused(&refusal)),
     }
-}
-
-/// The handshake's answer, by HTTP, to a bundle that is refused.
-pub(super) fn refused(refusal: &Refusal) -> Answer {
-    let mut answer = refusal.to_json();
-    answer["code"] = json!("invalid_request");
-    Answer::json(400, &answer)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod limits;
 mod permit;
 mod public;
 mod request;
+mod shared;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use formats::base64;
-use formats::time::Utc;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::admin::{metrics, refused};
 use super::context::Api;
 use super::cors;
 use super::decrypt::decrypt;
@@ -14,6 +12,7 @@ use super::error::{ApiError, Routed};
 use super::forms::Form;
 use super::health::health_check;
 use super::request::{CHECK_EVERY, Target, allow, nonce};
+use super::shared::{metrics, readiness, refused};
 use crate::attest::{Asker, DocumentError, RENEWAL};
 use crate::logging::{self, Log};
 use crate::memory::Reservation;
@@ -62,35 +61,6 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
 fn ready(api: &Api) -> Answer {
     let (ready, why) = readiness(api);
     Answer::json(if ready { 200 } else { 503 }, &why)
-}
-
-/// Whether files can be had, and if not, why.
-pub(super) fn readiness(api: &Api) -> (bool, Value) {
-    let secrets = api.store.now();
-    let (missing, fault) = (secrets.missing(), secrets.certificate_fault(Utc::now()));
-    let clock = api.attestation.clock_fault();
-    let draining = api.drain.is_on();
-    let complete_at = secrets.complete_at();
-    let audit = logging::log().and_then(Log::audit_fault);
-    let works = fault.is_none() && clock.is_none() && audit.is_none();
-    let ready = missing.is_empty() && works && complete_at.is_none() && !draining;
-    let mut answer = json!({"ready": ready, "missing": missing});
-    if let Some(fault) = fault {
-        answer["client_certificate"] = fault.into();
-    }
-    if let Some(clock) = clock {
-        answer["clock"] = clock.into();
-    }
-    if let Some(state) = complete_at {
-        answer["complete_at"] = json!(state);
-    }
-    if let Some(audit) = audit {
-        answer["audit"] = audit.into();
-    }
-    if draining {
-        answer["draining"] = true.into();
-    }
-    (ready, answer)
 }
 
 /// What the daemon depends on. The status is about the daemon itself, as at Nautilus: whoever replaces what is unhealthy

@@ -20,10 +20,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use formats::attestation::{BootNonce, BundleId, UserData};
 use formats::digest::Sha256;
 use formats::hpke;
-use formats::log::{Checkpoint, Head};
 use formats::signature::VerifyingKey;
 use formats::state::State;
-use formats::time::now_ms;
 use log::warn;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
@@ -327,11 +325,6 @@ impl Attestation {
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let signature = self.identity.sign(message);
         signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
-    }
-
-    /// Signs the log up to this record.
-    pub fn checkpoint(&self, head: Head) -> Checkpoint {
-        Checkpoint::new(self.boot_nonce, head, now_ms(), |bytes| self.sign(bytes))
     }
 
     /// The public half of the identity key.

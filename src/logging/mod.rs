@@ -26,12 +26,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use event_loop::threads;
+use formats::attestation::BootNonce;
 use formats::base64;
 use formats::log::{Ack, Boot, Checkpoint, Head, Kind, Segment};
 use formats::signature::VerifyingKey;
+use formats::time::now_ms;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::attest::Attestation;
 use crate::net::link;
 use crate::settings::{Audit, LogForm, LogSettings};
 use console::Console;
@@ -83,11 +84,34 @@ struct Shared {
     boot: OnceLock<Begun>,
 }
 
+/// Signs with the enclave's identity key.
+pub type Sign = Box<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>;
+
+/// Whose log it is.
+pub struct Author {
+    /// The boot.
+    pub boot_nonce: BootNonce,
+    /// The key that signs checkpoints.
+    pub identity: VerifyingKey,
+    /// The attestation document that shows that it is, if there is a module.
+    pub document: Option<Vec<u8>>,
+    /// Signs with it.
+    pub sign: Sign,
+}
+
 /// The boot has a name.
 struct Begun {
-    attestation: Arc<Attestation>,
+    boot_nonce: BootNonce,
+    sign: Sign,
     /// The records that say which boot this is. They come again where others are missing: they may be among those.
     names: Vec<(Kind, Vec<u8>)>,
+}
+
+impl Begun {
+    /// Signs the log up to this record.
+    fn checkpoint(&self, head: Head) -> Checkpoint {
+        Checkpoint::new(self.boot_nonce, head, now_ms(), &self.sign)
+    }
 }
 
 /// What collectors have acknowledged.
@@ -209,19 +233,19 @@ impl Log {
 
     /// The enclave's keys are made: the boot gets its name, checkpoints are signed, and the stream to the collector
     /// begins.
-    pub fn begin(&self, attestation: &Arc<Attestation>) {
+    pub fn begin(&self, Author { boot_nonce, identity, document, sign }: Author) {
         let LogSettings { form, to, audit, .. } = &self.0.settings;
         let boot = Boot {
             audit: audit.name().into(),
-            boot_nonce: attestation.boot_nonce(),
-            identity: attestation.identity(),
+            boot_nonce,
+            identity,
             log: form.name().into(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let mut names = vec![(Kind::Boot, serde_json::to_vec(&boot).expect("texts are JSON"))];
-        names.extend(attestation.of_boot().map(|document| (Kind::Document, base64::encode(document).into_bytes())));
+        names.extend(document.map(|document| (Kind::Document, base64::encode(document).into_bytes())));
         names.iter().for_each(|(kind, body)| _ = self.record(*kind, body.clone()));
-        if self.0.boot.set(Begun { attestation: attestation.clone(), names }).is_err() {
+        if self.0.boot.set(Begun { boot_nonce, sign, names }).is_err() {
             return;
         }
         self.checkpoint();
@@ -238,11 +262,11 @@ impl Log {
 
     /// A checkpoint of what is written now, if the keys are made.
     pub fn live(&self) -> Option<Checkpoint> {
-        let Begun { attestation, .. } = self.0.boot.get()?;
+        let begun = self.0.boot.get()?;
         let ring = lock(&self.0.ring);
         let head = Head { number: ring.last(), hash: ring.hash(ring.last()).unwrap_or(ring.gone().hash) };
         drop(ring);
-        Some(attestation.checkpoint(head))
+        Some(begun.checkpoint(head))
     }
 
     /// The last records, so many if there are, as lines; in a sealed log, with those before them in their segment, which
@@ -422,7 +446,7 @@ impl Writer {
         let number = self.head.number + 1;
         match (kind, &mut self.segment, &self.shared.settings.form) {
             (Kind::Checkpoint, ..) => {
-                let made = self.shared.boot.get().map(|begun| begun.attestation.checkpoint(self.head));
+                let made = self.shared.boot.get().map(|begun| begun.checkpoint(self.head));
                 body = serde_json::to_vec(&made).expect("texts and numbers are JSON");
             }
             // The first one's is made already.
@@ -462,14 +486,14 @@ impl Writer {
         let shared = &self.shared;
         // Requests meet its lock too. It is not held while bytes are written, names looked up or signatures checked.
         let ring = &shared.ring;
-        let Some(Begun { attestation, names }) = shared.boot.get() else {
+        let Some(Begun { boot_nonce, names, .. }) = shared.boot.get() else {
             self.console.write(ring, true);
             return self.console.is_behind(&lock(ring));
         };
         self.console.write(ring, shared.settings.to.is_none());
         let Some(to) = &shared.settings.to else { return self.console.is_behind(&lock(ring)) };
         let outgoing = self.outgoing.get_or_insert_with(|| Outgoing::new(to.clone(), now));
-        let (boot, keys) = (attestation.boot_nonce(), &shared.settings.audit_keys);
+        let (boot, keys) = (*boot_nonce, &shared.settings.audit_keys);
         let signed = |ack: &Ack| {
             let by = |key: &VerifyingKey, signature| key.verifies(&Ack::to_be_signed(ack.head, boot), signature);
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))

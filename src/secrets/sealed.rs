@@ -8,7 +8,6 @@ use formats::refusal::{Refusal, refuse};
 use formats::sealed_bundle::{self, SealedBundle, v2};
 use formats::signature::VerifyingKey;
 
-use super::store::Signed;
 use crate::attest::Attestation;
 use crate::settings::Operators;
 
@@ -28,6 +27,22 @@ pub struct Opened {
     pub manifest: Option<Vec<u8>>,
     /// Who signed it.
     pub signers: Vec<VerifyingKey>,
+}
+
+/// A sealed bundle, and who signed it.
+#[derive(Debug)]
+pub struct Signed {
+    /// Identifies the bundle.
+    pub id: BundleId,
+    /// Who signed it.
+    pub signers: Vec<VerifyingKey>,
+}
+
+impl Signed {
+    /// Both, for the audit trail.
+    pub fn parts(&self) -> (BundleId, &[VerifyingKey]) {
+        (self.id, &self.signers)
+    }
 }
 
 /// The line of a bundle of version 2 whose signatures have been checked: what follows it may be read.

@@ -18,14 +18,13 @@ use formats::items::{
 use formats::jwks::GrantKeys;
 use formats::refusal::{Refusal, WHOLE, refuse};
 use formats::sealed_bundle::v2;
-use formats::signature::VerifyingKey;
 use formats::state::{Item, State, Told};
 use formats::time::Utc;
 use log::{info, warn};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, Service};
-use super::sealed::{CheckedLine, Opened, Unsealer};
+use super::sealed::{CheckedLine, Opened, Signed, Unsealer};
 use super::validity::{Remark, Validity};
 use crate::attest::Attestation;
 use crate::audit;
@@ -150,15 +149,6 @@ pub struct Accepted {
     pub signed: Option<Signed>,
     /// SHA-256 of the state in force by it.
     pub state: Sha256,
-}
-
-/// A sealed bundle, and who signed it.
-#[derive(Debug)]
-pub struct Signed {
-    /// Identifies the bundle.
-    pub id: BundleId,
-    /// Who signed it.
-    pub signers: Vec<VerifyingKey>,
 }
 
 impl Accepted {
@@ -453,7 +443,7 @@ fn tell(result: Result<Accepted, Refusal>, signed: Option<Signed>) -> Result<Acc
         Ok(done) => {
             METRICS.handshakes_accepted.add(1);
             info!("handshake accepted: {} in force, missing: {}", list(&done.updated), list(&done.missing));
-            audit::bundle_accepted(done);
+            audit::bundle_accepted(&done.updated, done.state, done.signed.as_ref().map(Signed::parts));
             audit::checkpoint();
         }
         Err(refusal) => refused(refusal, signed.as_ref()),
@@ -469,7 +459,7 @@ pub(super) fn tell_refusal(refusal: &Refusal) {
 fn refused(refusal: &Refusal, signed: Option<&Signed>) {
     METRICS.handshakes_refused.add(1);
     warn!("handshake refused, nothing changed: {refusal}");
-    audit::bundle_refused(refusal, signed);
+    audit::bundle_refused(refusal, signed.map(Signed::parts));
 }
 
 fn list(names: &[&str]) -> String {

@@ -12,9 +12,10 @@ use teemark_image::arch::Arch;
 use crate::bus::{Bus, Dialer, ENCLAVE_CID};
 use crate::console::Console;
 use crate::image::Image;
-use crate::machine::{self, Shape};
+use crate::machine;
 use crate::process::Process;
 use crate::qemu::{self, Machine};
+use crate::shape::Shape;
 
 /// The running enclave.
 pub struct Enclave {

@@ -10,31 +10,10 @@ use anyhow::{Context, Result};
 use crate::console::Console;
 use crate::process::Process;
 use crate::qemu::{self, Machine};
+use crate::shape::Shape;
 
 /// Longest wait for a machine to boot, which takes some seconds under TCG on an idle machine.
 pub const BOOT: Duration = Duration::from_secs(180);
-
-/// Seconds by which the clock of a machine with a module begins ahead of this machine's, unless a [`Shape`] says otherwise:
-/// so far that the daemon has to set it.
-const AHEAD: i64 = 200;
-
-/// What a machine has. From a number alone: one processor and that much memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Memory in MiB.
-    pub memory: u32,
-    /// The number of processors.
-    pub processors: u32,
-    /// Seconds by which its clock begins ahead of this machine's, or behind it. Only the machine `nitro-enclave` has a
-    /// module that knows better, so on the others it makes no difference.
-    pub ahead: i64,
-}
-
-impl From<u32> for Shape {
-    fn from(memory: u32) -> Shape {
-        Shape { memory, processors: 1, ahead: AHEAD }
-    }
-}
 
 /// Starts the machine. What QEMU itself prints goes to the console too.
 pub(crate) fn boot(

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use formats::time::Utc;
 
-use crate::machine::Shape;
 use crate::process::Process;
+use crate::shape::Shape;
 
 /// The last words of the kernel's command line. The first overrides its `reboot=k`, which resets by the keyboard
 /// controller, which a Nitro enclave has and neither machine here. Without one the kernel tries the BIOS next, which

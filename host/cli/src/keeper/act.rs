@@ -1,7 +1,6 @@
 //! Watches one enclave: does what [`Watch`] says is next, and tells it what happened.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -14,71 +13,18 @@ use formats::state::{Manifest, State};
 use serde_json::{Value, json};
 
 use super::enclaves::Target;
-use super::history::{History, Store};
-use super::pass::{self, Operators, Turns};
+use super::pass;
 use super::plan::{Held, Plan};
-use super::policy::{self, Policies};
-use super::report::{Report, Standing};
+use super::policy;
+use super::report::Standing;
+use super::shared::Shared;
 use super::sources::Snapshot;
 use super::watch::{Action, Context, Event, Note, Seen, Watch};
-use super::watches::Watched;
 use crate::attest::Attested;
-use crate::daemon::{Cacert, Daemon};
+use crate::daemon::Daemon;
 use crate::failure::{Class, Failure};
 use crate::keys::{NO_RANDOM, fill_random};
 use crate::manifest;
-
-/// What all watches share.
-pub(crate) struct Shared {
-    pub(crate) operators: Operators,
-    pub(crate) policies: Policies,
-    pub(crate) cacert: Cacert,
-    /// How many operators have to sign a bundle, and the keepers that sign next.
-    pub(crate) signatures: usize,
-    pub(crate) next: Vec<String>,
-    pub(crate) interval: Duration,
-    /// How many items the sources are to have.
-    pub(crate) items: usize,
-    pub(crate) max_enclaves: usize,
-    pub(crate) report: std::sync::Arc<Report>,
-    pub(crate) store: Store,
-    pub(crate) known: Mutex<Known>,
-    /// For the bundles that others pass on.
-    pub(crate) turns: Turns,
-    /// Tells that the sources have changed, or that an enclave is no longer watched.
-    pub(crate) changed: Condvar,
-}
-
-/// What changes while the keeper runs.
-pub(crate) struct Known {
-    pub(crate) snapshot: std::sync::Arc<Snapshot>,
-    pub(crate) history: History,
-    /// The addresses whose enclaves have been given secrets.
-    pub(crate) places: BTreeSet<String>,
-    /// What was last attested at each address.
-    pub(crate) boots: BTreeMap<Target, Seen>,
-    /// The addresses that are watched, each with the number of its watch.
-    pub(crate) watched: Watched,
-}
-
-impl Shared {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The CAs that count at an address: those that are named are for https.
-    pub(crate) fn cacert_for(&self, endpoint: &str) -> Cacert {
-        if endpoint.starts_with("https") { self.cacert.clone() } else { Cacert { cacert: None } }
-    }
-
-    /// Writes the history, if it has changed. What cannot be written now is written with the next change.
-    pub(crate) fn remember(&self, known: &mut Known) {
-        if let Err(error) = self.store.write(&mut known.history) {
-            self.report.history_fault();
-            self.report.line("history_not_written", json!({"error": format!("{error:#}")}));
-        }
-    }
-}
 
 /// One enclave, and the last that is known of it.
 struct Enclave<'k> {

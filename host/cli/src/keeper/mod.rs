@@ -10,7 +10,10 @@
 //! act       does it: a thread for each address
 //! watches   has such a thread for each, and another where one has ended
 //! pass      signs what other keepers sealed
-//! history    what was seen, kept in a file
+//! operators whose signatures count
+//! turns     one bundle of another keeper after the other
+//! shared    what all threads know
+//! history   what was seen, kept in a file
 //! report    lines and counters
 //! serve     /ready and /metrics
 //! ```
@@ -23,12 +26,15 @@ mod config;
 mod enclaves;
 mod exec;
 mod history;
+mod operators;
 mod pass;
 mod plan;
 mod policy;
 mod report;
 mod serve;
+mod shared;
 mod sources;
+mod turns;
 mod watch;
 mod watches;
 
@@ -48,14 +54,15 @@ use serde_json::json;
 use crate::daemon::Cacert;
 use crate::failure::Done;
 use crate::seal::operator_key;
-use act::{Known, Shared};
 use config::{Config, CredentialSource, FileSource, KeySource};
 use enclaves::{Directory, Target};
 use history::{History, Store};
-use pass::{Operators, Turns};
+use operators::Operators;
 use policy::Policies;
 use report::Report;
+use shared::{Known, Shared};
 use sources::{Fault, Snapshot, Sources};
+use turns::Turns;
 use watches::{Change, Watches};
 
 /// Largest bundle that is passed on, in bytes.
