@@ -24,7 +24,7 @@ pub(crate) enum Step {
     Close,
     /// The connection is closed once the head and a byte of the body are read, with the rest still coming.
     CutInBody,
-    /// A success with [`MARKED`], then the connection is closed.
+    /// A success with [`MARKED`] that says that the connection is closed then.
     Last,
     /// These bytes, then the connection is closed.
     Bytes(Vec<u8>),
@@ -176,7 +176,8 @@ fn act(tls: &mut Tls, head: &str, step: Step) -> bool {
             false
         }
         Step::Last => {
-            let _ = tls.write_all(&success()).and_then(|()| tls.flush());
+            let answer = String::from_utf8(success()).expect("a text").replacen("\r\n", "\r\nConnection: close\r\n", 1);
+            let _ = tls.write_all(answer.as_bytes()).and_then(|()| tls.flush());
             false
         }
         Step::Bytes(bytes) => {
