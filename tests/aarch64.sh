@@ -8,4 +8,6 @@ if [ "$(uname -m)" != aarch64 ]; then
   CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER
 fi
-cargo test --quiet --target "$target" --lib -p teemarkd -p teemark-event-loop -p teemark-formats -p init
+# One test starts its own program, which the kernel cannot do for another machine.
+cargo test --quiet --target "$target" --lib -p teemarkd -p teemark-event-loop -p teemark-formats -p init -- \
+  --skip the_process_ends_with_the_logs_thread
