@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::attestation::{BootNonce, BundleId};
 use crate::base64;
 use crate::digest::sha256;
-use crate::hpke::{self, HpkeError, PrivateKey, PublicKey, Sender};
+use crate::hpke::{self, HpkeError, PrivateKey, PublicKey, Recipient, Sender};
 use crate::object::{Keep, Object};
 use crate::refusal::{Refusal, WHOLE, refuse};
 use crate::signature::VerifyingKey;
@@ -151,16 +151,26 @@ impl SealedBundle {
     ///
     /// # Errors
     /// It was not sealed to this key.
-    pub fn open(mut self, sealing_key: &PrivateKey) -> Result<Vec<u8>, Refusal> {
+    pub fn open(self, sealing_key: &PrivateKey) -> Result<Vec<u8>, Refusal> {
         let associated = associated(&self.boot_nonce, self.counter);
-        let mut sender = hpke::recipient(&self.enc, PURPOSE, sealing_key);
-        match sender.open(&associated, &mut self.ciphertext).map(|bundle| bundle.len()) {
-            Ok(length) => {
-                self.ciphertext.truncate(length);
-                Ok(self.ciphertext)
-            }
-            Err(HpkeError) => refuse(field("ciphertext"), "was not sealed to this enclave's sealing key"),
+        let recipient = hpke::recipient(&self.enc, PURPOSE, sealing_key);
+        open_ciphertext(recipient, &associated, self.ciphertext, field)
+    }
+}
+
+/// Opens a bundle in the buffer of its ciphertext; `field` names members as its version does.
+fn open_ciphertext(
+    mut recipient: Recipient,
+    associated: &[u8],
+    mut ciphertext: Vec<u8>,
+    field: fn(&str) -> String,
+) -> Result<Vec<u8>, Refusal> {
+    match recipient.open(associated, &mut ciphertext).map(|bundle| bundle.len()) {
+        Ok(length) => {
+            ciphertext.truncate(length);
+            Ok(ciphertext)
         }
+        Err(HpkeError) => refuse(field("ciphertext"), "was not sealed to this enclave's sealing key"),
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificates::{self, Parts};
 use crate::digest::{Sha256, sha256};
-use crate::items::{CERTIFICATES, CHANGES, ENDPOINT, ITEMS};
+use crate::items::{CHANGES, ITEMS};
 use crate::jwks::GrantKeys;
 use crate::object::{Keep, Object, shown};
 use crate::refusal::{Refusal, refuse};
@@ -227,13 +227,6 @@ impl Manifest {
         serde_json::from_slice(json).or_else(|e| {
             refuse(MANIFEST, format!("is not a manifest that this version can read (column {})", e.column()))
         })
-    }
-
-    /// The endpoint and the end of the certificate that the bundle brings, if it does.
-    pub fn service_and_end(&self) -> (Option<&str>, Option<&str>) {
-        let item = |name| self.items.get(name);
-        let url = item(ENDPOINT).and_then(|item| item.url.as_deref());
-        (url, item(CERTIFICATES).and_then(|item| item.not_after.as_deref()))
     }
 }
 

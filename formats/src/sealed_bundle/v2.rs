@@ -300,16 +300,10 @@ impl SealedBundle {
     ///
     /// # Errors
     /// It was not sealed to this key.
-    pub fn open(mut self, sealing_key: &PrivateKey) -> Result<Vec<u8>, Refusal> {
+    pub fn open(self, sealing_key: &PrivateKey) -> Result<Vec<u8>, Refusal> {
         let associated = super::associated(&self.line.boot_nonce, self.line.counter);
-        let mut sender = hpke::recipient(&self.line.enc, PURPOSE, sealing_key);
-        match sender.open(&associated, &mut self.ciphertext).map(|bundle| bundle.len()) {
-            Ok(length) => {
-                self.ciphertext.truncate(length);
-                Ok(self.ciphertext)
-            }
-            Err(HpkeError) => refuse(field("ciphertext"), "was not sealed to this enclave's sealing key"),
-        }
+        let recipient = hpke::recipient(&self.line.enc, PURPOSE, sealing_key);
+        super::open_ciphertext(recipient, &associated, self.ciphertext, field)
     }
 }
 

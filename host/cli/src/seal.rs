@@ -325,7 +325,8 @@ mod tests {
         let sealed = v2::SealedBundle::parse(&bytes).unwrap();
         let manifest = Manifest::parse(&sealed.manifest).unwrap();
         assert_eq!(manifest.from, before.sha256());
-        assert_eq!(manifest.service_and_end(), (Some("https://h:8"), None));
+        assert_eq!(manifest.items["ECS_WATERMARK_ENDPOINT"].url.as_deref(), Some("https://h:8"));
+        assert!(!manifest.items.contains_key("MTLS_CLIENT_CERT_JSON"));
         let (told, expected) = (sealed.line.id(), State { items: manifest.items }.sha256());
         let now = |state| sealer.confirm(&Attested { state_sha256: state, ..attested(3, told) });
         assert_eq!(now(Some(expected)), Ok(told.counter));
