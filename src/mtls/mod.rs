@@ -20,7 +20,6 @@ use formats::digest::sha256;
 use formats::pem;
 use formats::state::Item;
 use formats::time::Utc;
-use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -32,17 +31,17 @@ use self::authorities::Authorities;
 use self::certificate::{Certificate, elliptic_key, elliptic_secret};
 use self::cryptography::SIGNATURES;
 use crate::net::egress::{Egress, NoLookup, Route};
+use crate::net::sessions::Sessions;
 use crate::net::tls::MAX_ANSWER_HEAD;
 
-/// TLS sessions kept to be resumed, as many as rustls keeps of one server.
-const SESSIONS: usize = 8;
 /// Time limit to connect and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A client certificate with its key, valid now and usable by TLS clients, and the CAs that the service's certificate
 /// must come from.
 pub struct Identity {
-    config: Arc<ClientConfig>,
+    /// Its own, so that the first connection of the next identity presents and verifies certificates.
+    sessions: Arc<Sessions>,
     pem: Parts<String>,
     /// When the last certificate of the client's chain becomes valid.
     pub begins: Utc,
@@ -80,16 +79,14 @@ impl Identity {
             warnings.insert(0, "client_cert is not issued by ca_cert: the service must know its CA".to_owned());
         }
 
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .or_else(|e| refuse(Part::Key, e.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(authorities))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-        // A session stands for the certificates of its handshake. It is this configuration's, and so this identity's: the
-        // next one begins with a handshake that presents and verifies them. In TLS 1.2 a session has no forward secrecy.
-        config.resumption = Resumption::in_memory_sessions(SESSIONS).tls12_resumption(Tls12Resumption::Disabled);
-        Ok(Identity { config: Arc::new(config), pem, begins, ends, warnings, roots: fingerprints })
+        let sessions = Arc::new(Sessions::new(config, Instant::now()));
+        Ok(Identity { sessions, pem, begins, ends, warnings, roots: fingerprints })
     }
 
     /// Accepts the identity if each of its roots is among the `pinned` ones, or none is pinned.
@@ -146,7 +143,7 @@ impl Identity {
     /// The client of the watermark service under this identity.
     pub fn connect(&self, allowed: Arc<AllowList>, route: Route, calls: Calls) -> MutualTls {
         let Calls { timeout, keepalive, at_once } = calls;
-        let tls = self.config.clone();
+        let sessions = self.sessions.clone();
         let agent = move |pooled| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -161,7 +158,7 @@ impl Identity {
                 .timeout_global(Some(timeout))
                 .user_agent(concat!("teemarkd/", env!("CARGO_PKG_VERSION")))
                 .build();
-            let egress = Egress { allowed: allowed.clone(), route, tls: tls.clone() };
+            let egress = Egress { allowed: allowed.clone(), route, sessions: sessions.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
         let pooled = Mutex::new(Pooled { agent: agent(at_once), used: Instant::now() });

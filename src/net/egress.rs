@@ -3,15 +3,15 @@
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_loop::socket::Stream;
 use formats::address::Address;
 use formats::allow_list::{AllowList, Endpoint};
-use rustls::ClientConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
+use super::sessions::Sessions;
 use super::tls::{TlsTransport, deadline, with_timeout};
 
 /// How an allowed endpoint is reached.
@@ -73,8 +73,8 @@ pub struct Egress {
     pub allowed: Arc<AllowList>,
     /// How they are reached.
     pub route: Route,
-    /// The client certificate, and how the service is verified.
-    pub tls: Arc<ClientConfig>,
+    /// The client certificate, how the service is verified, and what may be resumed.
+    pub sessions: Arc<Sessions>,
 }
 
 impl Connector for Egress {
@@ -92,7 +92,7 @@ impl Connector for Egress {
         // One deadline for both: time spent dialling is not available for the TLS handshake.
         let deadline = deadline(details.timeout);
         let stream = self.route.dial(endpoint, limit)?;
-        let transport = TlsTransport::handshake(stream, endpoint, self.tls.clone(), deadline);
+        let transport = TlsTransport::handshake(stream, endpoint, self.sessions.config(Instant::now()), deadline);
         transport.map(Some).map_err(|e| with_timeout(e, details.timeout))
     }
 }

@@ -9,6 +9,7 @@ pub mod link;
 pub mod pace;
 pub mod request;
 pub mod request_id;
+pub mod sessions;
 pub mod tls;
 pub mod wait;
 pub mod workers;
