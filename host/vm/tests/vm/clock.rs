@@ -13,7 +13,8 @@ use crate::workshop::Workshop;
 use crate::world::{SOON, World};
 
 /// Microseconds that the kernel adds to its clock at each of 100 ticks a second: 10 % more than a second has, the most
-/// that it takes. Under TCG a guest's clock is off by a per cent or two by itself, in either direction.
+/// that it takes. At 1 %, grants would pass for a quarter of an hour with a clock that nobody sets, since they have 10 s of
+/// leeway; and under TCG a guest's clock is off by a per cent or two by itself, in either direction.
 const FAST_TICK: u32 = 11_000;
 /// How often a user asks for a file at most, until the clock has been two seconds ahead and was set back: that takes half
 /// a minute.
