@@ -9,7 +9,7 @@
 #
 #     BENCH_SECONDS=0.1   the time of one measurement
 #     BENCH_ROUNDS=1      how often each is made
-#     BENCH_PARTS=LIST    of floors,cells,trust,forwarding,memory,system-calls; the others as they were; none: tables only
+#     BENCH_PARTS=LIST    of floors,cells,trust,log,forwarding,memory,system-calls; the others as they were; none: tables only
 set -eu
 cd "$(dirname "$0")/.."
 host/install-tools.sh

@@ -10,6 +10,7 @@
 //! statement     what answers are signed over            grants         grants for requests
 //! service       the watermark service                   material       certificates, keys, files
 //! forwarding    bytes through forwarders                memory         idle, and for one large file
+//! log           with a collector that reads, or never
 //! system_calls  by strace                               floor          what cannot cost less
 //! results       all of it, kept as JSON                 spread         median and range
 //! targets       what is to be reached                   tables, plots, document
@@ -24,6 +25,7 @@ mod floor;
 mod forwarding;
 mod grants;
 mod load;
+mod log;
 mod material;
 mod memory;
 mod plots;
@@ -64,7 +66,7 @@ const ROUNDS: usize = 5;
 /// Cells without a target are measured less often.
 const AXIS_ROUNDS: usize = 3;
 
-const PARTS: [&str; 6] = ["floors", "cells", "trust", "forwarding", "memory", "system-calls"];
+const PARTS: [&str; 7] = ["floors", "cells", "trust", "log", "forwarding", "memory", "system-calls"];
 
 /// What was asked for, by arguments and the environment (bench/run.sh).
 struct Options {
@@ -131,6 +133,9 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
     if part("trust") {
         save(out, "trust", &rounds::run(&setting, &daemons, &trust_cells(), *pace)?)?;
     }
+    if part("log") {
+        save(out, "log", &log::run(&setting, &programs[0], *pace)?)?;
+    }
     if part("forwarding") {
         save(out, "forwarding", &forwarding::run(&daemons, *axis_pace)?)?;
     }
@@ -152,7 +157,7 @@ impl Options {
         for argument in env::args().skip(1) {
             let (name, path) = argument.split_once('=').with_context(|| format!("{argument:?} is not NAME=PATH"))?;
             let path = fs::canonicalize(path).with_context(|| path.to_owned())?;
-            programs.push(Program { name: name.to_owned(), path });
+            programs.push(Program { name: name.to_owned(), path, collector: None });
         }
         let duration = Duration::from_secs_f64(number("BENCH_SECONDS")?.unwrap_or(SECONDS));
         let rounds = set("BENCH_ROUNDS").map(|rounds| rounds.parse::<usize>()).transpose().context("BENCH_ROUNDS")?;

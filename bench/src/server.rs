@@ -1,8 +1,9 @@
 //! The programs under test, and how each is started with the same certificates, key and service.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -21,6 +22,17 @@ pub(crate) struct Program {
     /// The name in the tables: `teemarkd`, `teemarkd:NAME` for another build, `async-…` for a peer.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// Where a daemon's log goes besides its standard error.
+    pub(crate) collector: Option<Collector>,
+}
+
+/// What takes the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Collector {
+    /// Reads all of it.
+    Reads,
+    /// Accepts and never reads, so that the sockets and the daemon's memory are full before long.
+    NeverReads,
 }
 
 /// What every server is given.
@@ -38,7 +50,7 @@ pub(crate) struct Server {
     /// The public key that its answers verify under.
     pub(crate) identity: Vec<u8>,
     /// Its sockets and files, which go when it goes.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Program {
@@ -49,16 +61,49 @@ impl Program {
     /// Starts it, and waits until it answers. `grants`: whether it requires them, where it can.
     pub(crate) fn start(&self, setting: &Setting, grants: bool) -> Result<Server> {
         let folder = tempfile::tempdir()?;
-        let command = if self.is_daemon() {
+        let mut command = if self.is_daemon() {
             ready_daemon(&self.path, setting, folder.path(), grants)?
         } else {
             peer(&self.path, setting, if self.name.contains("as-deployed") { "as-deployed" } else { "pooled" })
         };
+        if let Some(collector) = self.collector {
+            command.env("TEEMARK_LOG_TO", collector.start()?);
+        }
         let mut process = Process::start(&command, &folder.path().join("log")).with_context(|| self.name.clone())?;
         let identity = unhex(&process.awaits("identity key ")?)?;
         let address = process.awaits("public: listening on tcp:")?.parse()?;
         await_ready(address, if self.is_daemon() { "/ready" } else { "/health" })?;
-        Ok(Server { process, address, identity, _folder: folder })
+        Ok(Server { process, address, identity, folder })
+    }
+}
+
+impl Server {
+    /// A counter of a daemon's metrics.
+    pub(crate) fn counter(&self, name: &str) -> Result<u64> {
+        let mut connection = UnixStream::connect(self.folder.path().join("admin"))?;
+        connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {answer}"))
+    }
+}
+
+impl Collector {
+    /// Takes one stream, for as long as this program runs; gives its address.
+    fn start(self) -> Result<String> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = format!("tcp:{}", listener.local_addr()?);
+        thread::spawn(move || {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            match self {
+                Collector::Reads => drop(io::copy(&mut stream, &mut io::sink())),
+                Collector::NeverReads => loop {
+                    thread::park();
+                },
+            }
+        });
+        Ok(address)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::cell::{Cell, KIB, MIB, floor_cell, main_cells};
 use crate::floor::Floors;
 use crate::forwarding::{Direction, Forwarded, STREAMS};
 use crate::load::Measurement;
+use crate::log;
 use crate::results::{DAEMON, Results};
 use crate::spread::Spread;
 use crate::targets::{self, Target, forwarding_ratio, lane};
@@ -18,6 +19,7 @@ pub(crate) fn all(results: &Results) -> Vec<(&'static str, String)> {
     tables.push(("cpu-axes", cpu(results, &other)));
     tables.push(("rates", rates(results, &[main, other].concat())));
     tables.push(("trust", trust(results)));
+    tables.push(("log", log_table(&results.log)));
     tables.push(("floors", results.floors.as_ref().map(|floors| floor_table(results, floors)).unwrap_or_default()));
     tables.push(("forwarding", forwarding(&results.forwarding)));
     tables.push(("memory", memory(results)));
@@ -93,6 +95,22 @@ fn trust(results: &Results) -> String {
         rows.push(vec![m.cell.to_string(), median(own), cost.map(spread).unwrap_or_default()]);
     }
     table(&["request", "CPU µs", "more than without, µs"], rows)
+}
+
+fn log_table(all: &[Measurement]) -> String {
+    let rows = all.iter().filter(|m| m.round == 0).map(|m| {
+        let of = |figure: fn(&Measurement) -> f64| {
+            median(Spread::of(all.iter().filter(|other| other.program == m.program).map(figure)))
+        };
+        let slowdown = log::slowdown(all, &m.program).filter(|_| m.program != log::READS);
+        vec![
+            m.program.trim_start_matches("teemarkd, ").to_owned(),
+            of(|m| m.cpu_us),
+            of(|m| m.p50_ms),
+            slowdown.map(spread).unwrap_or_default(),
+        ]
+    });
+    table(&["collector", "CPU µs", "p50 ms", "p50 over that with one that reads"], rows)
 }
 
 fn floor_table(results: &Results, floors: &Floors) -> String {

@@ -2,6 +2,7 @@
 
 use crate::cell::{Cell, KIB, MIB, Route, floor_cell, main_cells};
 use crate::forwarding::{Direction, Forwarded, SOCAT_64K, STREAMS};
+use crate::log;
 use crate::results::{DAEMON, Results};
 use crate::spread::Spread;
 
@@ -27,6 +28,7 @@ const FORWARDING: f64 = 0.7;
 const GRANT: f64 = 2.2;
 const SEALING: f64 = 1.5;
 const FLOOR: f64 = 1.6;
+const FULL_PIPE: f64 = 1.1;
 /// Times the file, above idle.
 const RAW_MEMORY: f64 = 1.5;
 const JSON_MEMORY: f64 = 2.4;
@@ -61,6 +63,12 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
         let file = results.figure(DAEMON, &floor_cell(), |m| m.cpu_us);
         add(format!("CPU a request, {}, over its floor", floor_cell()), FLOOR, over(file, floors.file()));
     }
+    let slowdown = log::slowdown(&results.log, log::NEVER_READS);
+    add(
+        "The median answer while nobody reads the log, over that with a collector that reads".into(),
+        FULL_PIPE,
+        slowdown,
+    );
     if let Some(own) = results.memory.iter().find(|memory| memory.program == DAEMON) {
         let mut one = |what: &str, most, value| add(what.into(), most, Spread::of([value]));
         let mib = |kib: u64| kib as f64 * KIB as f64 / MIB as f64;
