@@ -23,12 +23,12 @@ use crate::metrics::METRICS;
 
 /// Time limit to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A stream that takes nothing for this long, though there is something to take, is given up.
+/// A stream that takes no bytes for this long, although there are some to send, is given up.
 const STALLED: Duration = Duration::from_secs(30);
-/// Pauses before the next attempt to connect: the first, and the longest, each twice the one before.
+/// Pauses before the next attempt to connect: each is twice as long as the one before, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Bytes of lines that are taken from the ring at once.
+/// How many bytes of lines are taken from the ring at a time.
 const ENOUGH: usize = 64 << 10;
 
 /// The stream, or the wait for the next one.
@@ -47,7 +47,7 @@ pub(super) struct Outgoing {
 
 enum State {
     Waiting(Instant),
-    /// The stream, the target's place to try next, and since when.
+    /// The stream, the target's address to try after this one, and when this attempt began.
     Connecting(Stream, usize, Instant),
     Connected(Connected),
 }
@@ -58,11 +58,11 @@ struct Connected {
     /// The next record to be sent.
     next: u64,
     inbox: Vec<u8>,
-    /// When something moved, or nothing was to be moved.
+    /// When bytes were last sent, or there were none to send.
     moved: Instant,
 }
 
-/// What the stream has to say to the log.
+/// What the stream reports to the log.
 #[derive(Default)]
 pub(super) struct News {
     /// Records that are gone before they could be sent.
@@ -71,11 +71,11 @@ pub(super) struct News {
     pub(super) acked: Option<u64>,
 }
 
-/// What an acknowledgement is held against.
+/// What an acknowledgement is checked against.
 pub(super) struct Judge<'a> {
     pub(super) ring: &'a Mutex<Ring>,
     pub(super) boot: BootNonce,
-    /// Whether its signature counts: by one of the measured keys, if there are any.
+    /// Whether its signature is by one of the measured keys; always so if there are none.
     pub(super) signed: &'a dyn Fn(&Ack) -> bool,
 }
 
@@ -84,7 +84,7 @@ impl Outgoing {
         Outgoing { to, target: None, state: State::Waiting(now), pause: FIRST_PAUSE, acked: 0, told: 0, counted: 0 }
     }
 
-    /// Moves what can be moved now.
+    /// Goes on as far as it can without waiting.
     pub(super) fn step(&mut self, judge: &Judge<'_>, now: Instant) -> News {
         let mut news = News::default();
         if let Err(e) = self.try_step(judge, now, &mut news) {
@@ -142,7 +142,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// What it waits for.
+    /// The descriptor and the events that it waits for.
     pub(super) fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.state {
             State::Waiting(_) => None,
@@ -155,7 +155,7 @@ impl Outgoing {
         }
     }
 
-    /// When it is to be called again, if nothing happens before.
+    /// When [`Outgoing::step`] has to be called even if none of these events has come.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting(until) => Some(*until),
@@ -164,7 +164,7 @@ impl Outgoing {
         }
     }
 
-    /// Whether a collector may still take something.
+    /// Whether a collector has not yet taken, or acknowledged, every record.
     pub(super) fn is_behind(&self, ring: &Ring) -> bool {
         match &self.state {
             State::Connected(connected) => {
@@ -182,7 +182,7 @@ fn is_writable(stream: &Stream) -> bool {
 }
 
 impl Connected {
-    /// Reads what has come, and gives the last record that it acknowledges.
+    /// Reads what has arrived, and returns the last record that it acknowledges.
     fn read(&mut self, judge: &Judge<'_>, before: u64) -> io::Result<Option<u64>> {
         let mut acked = None;
         let mut bytes = [0; 4 * MAX_ACK];
@@ -197,7 +197,7 @@ impl Connected {
             let ack = Ack::parse(&self.inbox[..end]).ok_or_else(wrong)?;
             self.inbox.drain(..=end);
             let number = ack.head.number;
-            // What is known already, or gone, costs no look at its signature.
+            // If the record was acknowledged before, or is gone, the signature need not be verified.
             let hash = lock(judge.ring).hash(number);
             if number <= acked.unwrap_or(before) || number >= self.next || hash.is_none() {
                 continue;
@@ -213,7 +213,7 @@ impl Connected {
         if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
     }
 
-    /// Counts records that can no longer be sent, also while the stream takes nothing.
+    /// Counts records that can no longer be sent, even while the stream takes nothing.
     fn count_dropped(&self, ring: &Mutex<Ring>, counted: &mut u64) {
         let gone = lock(ring).gone().number;
         let before = (*counted).max(self.next - 1);
@@ -230,7 +230,7 @@ impl Connected {
                 let ring = lock(ring);
                 let gone = ring.gone();
                 if self.next <= gone.number {
-                    // On a stream after the first they may have arrived nevertheless.
+                    // An earlier stream may have delivered them all the same.
                     let from = self.next.max(*told + 1);
                     if from <= gone.number {
                         news.gone = Some(Dropped::Records { from: self.next, last: gone });
