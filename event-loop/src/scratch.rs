@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 use nix::sys::utsname::uname;
 
-use crate::Outbox;
+use crate::outbox::Outbox;
 use crate::socket::Stream;
 
 /// Most bytes read at once.
