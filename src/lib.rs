@@ -28,6 +28,7 @@
 //! memory     admission        metrics  what is counted
 //! logging    the log: numbered, chained, sealed, and on its way to a collector
 //! audit      what the log says of decisions
+//! der        elements of certificates and keys
 //! allocator  wipes memory that is freed, and keeps some of it for later
 //! ```
 
@@ -39,6 +40,7 @@ pub mod api;
 pub mod attest;
 pub mod audit;
 pub mod boot;
+mod der;
 pub mod grants;
 pub mod logging;
 pub mod memory;

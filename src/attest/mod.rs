@@ -6,10 +6,10 @@
 
 mod cbor;
 mod clock;
-#[cfg(feature = "test-nsm")]
-mod der;
 mod nsm;
 mod raw;
+#[cfg(feature = "test-nsm")]
+mod test_certificate;
 #[cfg(feature = "test-nsm")]
 mod test_nsm;
 

@@ -18,7 +18,8 @@ use ring::signature::{
 };
 
 use super::cbor::{encode, optional_claims};
-use super::{Claims, Nsm, NsmError, der};
+use super::test_certificate::{Certificate, signed};
+use super::{Claims, Nsm, NsmError};
 
 /// The PCRs that a real document names, and their length: SHA-384's.
 const PCRS: u8 = 16;
@@ -55,11 +56,10 @@ impl Chain {
         let leaf_key = key(&ECDSA_P384_SHA384_FIXED_SIGNING)?;
         let from = Utc(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().saturating_sub(3600));
         let issue = |subject, key: &EcdsaKeyPair, authority| {
-            let certificate =
-                der::Certificate { issuer: ROOT, subject, key: key.public_key().as_ref(), from, authority };
+            let certificate = Certificate { issuer: ROOT, subject, key: key.public_key().as_ref(), from, authority };
             let to_sign = certificate.to_be_signed();
             let signature = root_key.sign(&SystemRandom::new(), &to_sign).map_err(|_| cannot("sign"))?;
-            Ok(der::signed(&to_sign, signature.as_ref()))
+            Ok(signed(&to_sign, signature.as_ref()))
         };
         let root = issue(ROOT, &root_key, true)?;
         let leaf = issue(LEAF, &leaf_key, false)?;

@@ -5,13 +5,8 @@
 use rustls::pki_types::alg_id;
 
 use super::cryptography::SIGNATURES;
+use crate::der::{BIT_STRING, BOOLEAN, INTEGER, OBJECT, OCTET_STRING, SEQUENCE, element, take};
 
-const BOOLEAN: u8 = 0x01;
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OCTET_STRING: u8 = 0x04;
-const OBJECT: u8 = 0x06;
-const SEQUENCE: u8 = 0x30;
 /// Context-specific: version, unique identifiers and extensions of a certificate; public half of an EC private key.
 const VERSION: u8 = 0xa0;
 const UNIQUE_IDS: [u8; 2] = [0x81, 0x82];
@@ -180,35 +175,6 @@ pub fn elliptic_key(secret: &[u8], point: &[u8]) -> Option<Vec<u8>> {
         SEQUENCE,
         &[&element(INTEGER, &[&[1]]), &element(OCTET_STRING, &[&secret]), &element(EC_PUBLIC, &[&public])],
     ))
-}
-
-/// Takes the next element if it has this tag, and returns its content (X.690, 8.1).
-fn take<'a>(input: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
-    let (&first, rest) = input.strip_prefix(&[tag])?.split_first()?;
-    // A long length begins with how many bytes it has.
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x83 => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (bytes.iter().fold(0, |length, &b| length << 8 | usize::from(b)), rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    *input = rest;
-    Some(content)
-}
-
-/// Tag, length, and the parts one after the other: at most 255 bytes.
-fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let content = parts.concat();
-    let mut bytes = vec![tag];
-    if content.len() >= 0x80 {
-        bytes.push(0x81);
-    }
-    bytes.push(u8::try_from(content.len()).expect("at most 255 bytes"));
-    bytes.extend(content);
-    bytes
 }
 
 /// A signature's algorithm in words, by the contents of AlgorithmIdentifiers: `ECDSA P-521 with SHA-512`.

@@ -1,15 +1,12 @@
-//! As much DER (X.690) as the two certificates of a test root take (RFC 5280, 4.1).
+//! The two certificates of a test root, in DER (RFC 5280, 4.1).
 
 use formats::time::Utc;
 
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OCTET_STRING: u8 = 0x04;
-const OBJECT: u8 = 0x06;
+use crate::der::{BIT_STRING, INTEGER, OBJECT, OCTET_STRING, SEQUENCE, element};
+
 const UTF8_STRING: u8 = 0x0c;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 /// Context-specific, constructed, with these numbers.
 const VERSION: u8 = 0xa0;
@@ -83,17 +80,4 @@ fn algorithm() -> Vec<u8> {
 fn name(common: &str) -> Vec<u8> {
     let attribute = element(SEQUENCE, &[&element(OBJECT, &[COMMON_NAME]), &element(UTF8_STRING, &[common.as_bytes()])]);
     element(SEQUENCE, &[&element(SET, &[&attribute])])
-}
-
-/// Tag, length, and the parts one after the other: at most 65,535 bytes.
-fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let content = parts.concat();
-    let mut bytes = vec![tag];
-    match u16::try_from(content.len()).expect("its parts are short").to_be_bytes() {
-        [0, n @ 0..0x80] => bytes.push(n),
-        [0, n] => bytes.extend([0x81, n]),
-        [high, low] => bytes.extend([0x82, high, low]),
-    }
-    bytes.extend(content);
-    bytes
 }
