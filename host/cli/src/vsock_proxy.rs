@@ -26,15 +26,22 @@ use crate::failure::Done;
 
 AWS' own /etc/nitro_enclaves/vsock-proxy.yaml stays as it is: other services of the instance may need it.")]
 pub(crate) struct Arguments {
-    /// The allow list that is built into the image
-    #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
-    endpoints: PathBuf,
-    /// The vsock port of the first endpoint, as in the image's TEEMARK_EGRESS
-    #[arg(long, value_name = "PORT", default_value_t = 8101, value_parser = clap::value_parser!(u32).range(1..))]
-    base_port: u32,
+    #[command(flatten)]
+    proxied: Proxied,
     /// What to print
     #[arg(long, value_enum, default_value_t = Format::Yaml)]
     format: Format,
+}
+
+/// The options that say which endpoints are proxied, and at which ports.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Proxied {
+    /// The allow list that is built into the image
+    #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
+    pub(crate) endpoints: PathBuf,
+    /// The vsock port of the first endpoint, as in the image's TEEMARK_EGRESS
+    #[arg(long, value_name = "PORT", default_value_t = 8101, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) base_port: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,13 +61,14 @@ enum Format {
 /// # Errors
 /// The file cannot be read, a line of it is wrong, it lists no endpoint, or there are not enough ports.
 pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
-    let file = arguments.endpoints.display();
-    let text = fs::read(&arguments.endpoints).with_context(|| format!("{file}: cannot be read"))?;
+    let Proxied { endpoints: path, base_port } = &arguments.proxied;
+    let file = path.display();
+    let text = fs::read(path).with_context(|| format!("{file}: cannot be read"))?;
     let allowed = AllowList::parse(&file.to_string(), &text)?;
     let mut text = String::from(arguments.format.head());
     let mut endpoints: Vec<Value> = Vec::new();
     for endpoint in allowed.iter() {
-        let port = vsock_port(endpoint, arguments.base_port)
+        let port = vsock_port(endpoint, *base_port)
             .with_context(|| format!("{file}: no vsock port is left for {endpoint}; take a lower --base-port"))?;
         arguments.format.line(&mut text, endpoint, port);
         endpoints.push(json!({

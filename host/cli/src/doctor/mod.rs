@@ -29,6 +29,7 @@ use crate::daemon::{self, Cacert};
 use crate::failure::{Done, Failure};
 use crate::output;
 use crate::terminal::printable;
+use crate::vsock_proxy::Proxied;
 
 /// Go through the deployment checklist: each line ok, warning or wrong, with what to do.
 ///
@@ -51,12 +52,8 @@ pub(crate) struct Arguments {
     cacert: Cacert,
     #[command(flatten)]
     trust: Trust,
-    /// The allow list that is built into the image
-    #[arg(long, value_name = "FILE", default_value = "allowed_endpoints.yaml")]
-    endpoints: PathBuf,
-    /// The vsock port of the first endpoint, as in the image's TEEMARK_EGRESS
-    #[arg(long, value_name = "PORT", default_value_t = 8101, value_parser = clap::value_parser!(u32).range(1..))]
-    base_port: u32,
+    #[command(flatten)]
+    proxied: Proxied,
     /// The keeper's own address, http://HOST:9464, if it is reached from here
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
     keeper: Option<String>,
@@ -131,7 +128,7 @@ impl Arguments {
         };
         let admin = wanted.as_ref().filter(|wanted| !wanted.admin.is_empty()).map(|wanted| local(&wanted.admin));
         let enclave = enclave::look(&address, admin.as_deref(), &self.cacert, &self.trust);
-        let list = allow_list(&self.endpoints);
+        let list = allow_list(&self.proxied.endpoints);
         // The list that is in force counts: the enclave dials by it.
         let told = enclave.status.as_ref().and_then(|status| status.as_ref().ok()?["endpoints"].as_array());
         let told = told.map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>());
@@ -141,9 +138,9 @@ impl Arguments {
             parent: wanted.as_ref().map(parent::look),
             enclave,
             pcrs,
-            allow_list: (self.endpoints.display().to_string(), list),
+            allow_list: (self.proxied.endpoints.display().to_string(), list),
             endpoints: names.iter().map(|name| parent::place(name)).collect(),
-            base_port: self.base_port,
+            base_port: self.proxied.base_port,
             keeper: self.keeper.as_deref().map(|url| enclave::page(url, "/metrics")),
         })
     }
