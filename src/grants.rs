@@ -1,30 +1,14 @@
-//! Which grants have been used, and the time by which that is judged.
+//! Which grants are valid and have not been used, by a time that never runs backwards.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use formats::grants::{Grant, GrantError, Id, Now};
+use formats::jwks::GrantKeys;
 use formats::time::Utc;
 
 use crate::memory::Owner;
-
-/// The clock, and the latest time that it was ever seen to show.
-#[derive(Default)]
-pub struct GrantTime(AtomicU64);
-
-impl GrantTime {
-    /// The time by which grants are judged now.
-    pub fn now(&self) -> Now {
-        self.at(Utc::now())
-    }
-
-    fn at(&self, clock: Utc) -> Now {
-        let seen = self.0.fetch_max(clock.0, Ordering::AcqRel);
-        Now { clock, latest: Utc(seen.max(clock.0)) }
-    }
-}
 
 /// Most grants that are remembered at once: 8 MiB. One user may have half of them.
 pub const MOST: usize = 1 << 16;
@@ -34,12 +18,16 @@ const TRIES: u8 = 3;
 /// How long after a grant had an attestation document made it can have another.
 const DOCUMENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The grants that are in use, are used up, or were tried in vain.
-#[derive(Default)]
-pub struct UsedGrants(Mutex<Remembered>);
+/// The grants that are in use, are used up, or were tried in vain, and the time by which all are judged.
+pub struct UsedGrants {
+    clock: fn() -> Utc,
+    remembered: Mutex<Remembered>,
+}
 
 #[derive(Default)]
 struct Remembered {
+    /// The latest time that the clock ever showed.
+    latest: Utc,
     grants: HashMap<Id, State>,
     /// How many of them each user has.
     owners: HashMap<Owner, usize>,
@@ -64,16 +52,38 @@ pub struct Use<'a> {
 }
 
 impl UsedGrants {
-    /// Takes a grant into use. `now` is the latest time that the clock ever showed.
+    /// None yet; judged by this clock.
+    pub fn new(clock: fn() -> Utc) -> UsedGrants {
+        UsedGrants { clock, remembered: Mutex::default() }
+    }
+
+    /// Checks a token, which may have been used already.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn check(&self, keys: &GrantKeys, token: &str, audiences: &[String]) -> Result<Grant, GrantError> {
+        keys.check(token, audiences, self.now())
+    }
+
+    /// Checks that a grant is valid now.
+    ///
+    /// # Errors
+    /// It has expired, or is not valid yet.
+    pub fn still_valid(&self, grant: &Grant) -> Result<(), GrantError> {
+        grant.still_valid(self.now())
+    }
+
+    /// Takes a grant into use.
     ///
     /// # Errors
     /// It has expired meanwhile, is already used, or there is no room to remember it.
-    pub fn take(&self, grant: &Grant, now: Utc) -> Result<Use<'_>, GrantError> {
+    pub fn take(&self, grant: &Grant) -> Result<Use<'_>, GrantError> {
+        let (owner, mut remembered) = (grant.owner(), self.remembered());
+        let now = remembered.now(self.clock).latest;
         // Expired grants are no longer remembered, so they must not be taken again.
         if grant.ends <= now.0 {
             return Err(GrantError::Expired);
         }
-        let (owner, mut remembered) = (grant.owner(), self.remembered());
         match remembered.grants.get_mut(&grant.id) {
             Some(state) if state.taken => return Err(GrantError::Used),
             Some(state) => state.taken = true,
@@ -93,19 +103,31 @@ impl UsedGrants {
         Ok(Use { grants: self, id: Some(grant.id) })
     }
 
-    /// How many are remembered that have not expired. `now` is the latest time that the clock ever showed.
-    pub fn count(&self, now: Utc) -> usize {
+    /// How many are remembered that have not expired.
+    pub fn count(&self) -> usize {
         let mut remembered = self.remembered();
+        let now = remembered.now(self.clock).latest;
         remembered.forget_expired(now);
         remembered.grants.len()
     }
 
+    fn now(&self) -> Now {
+        self.remembered().now(self.clock)
+    }
+
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Remembered {
+    /// The time by which grants are judged now.
+    fn now(&mut self, clock: fn() -> Utc) -> Now {
+        let clock = clock();
+        self.latest = self.latest.max(clock);
+        Now { clock, latest: self.latest }
+    }
+
     fn has_room(&self, owner: Owner) -> bool {
         self.grants.len() < MOST && self.owners.get(&owner).is_none_or(|n| *n < MOST_OF_ONE)
     }
@@ -163,7 +185,7 @@ impl Drop for Use<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let mut remembered = self.grants.remembered();
-        let Remembered { grants, owners } = &mut *remembered;
+        let Remembered { grants, owners, .. } = &mut *remembered;
         match grants.get_mut(&id) {
             // It has been tried in vain before, or has had a document, which must not be forgotten.
             Some(state) if state.strikes > 0 || state.attested.is_some() => state.taken = false,
@@ -182,7 +204,29 @@ impl Drop for Use<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use formats::grants::{Issuer, NewGrant};
+    use formats::items::GRANT_KEYS;
+    use formats::jwks;
+    use ring::signature::Ed25519KeyPair;
+    use serde_json::value::RawValue;
+
     use super::*;
+
+    thread_local! {
+        static CLOCK: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Grants that are judged by a clock which this thread sets.
+    fn grants_at(seconds: u64) -> UsedGrants {
+        set(seconds);
+        UsedGrants::new(|| Utc(CLOCK.get()))
+    }
+
+    fn set(seconds: u64) {
+        CLOCK.set(seconds);
+    }
 
     fn grant(n: usize, ends: u64) -> Grant {
         grant_of(if n.is_multiple_of(2) { "even" } else { "odd" }, n, ends)
@@ -206,90 +250,103 @@ mod tests {
 
     #[test]
     fn a_grant_is_good_once_and_again_only_after_a_request_that_gave_nothing() {
-        let used = UsedGrants::default();
-        let first = used.take(&grant(1, 9), Utc(0)).unwrap();
-        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
+        let used = grants_at(0);
+        let first = used.take(&grant(1, 9)).unwrap();
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
         drop(first);
-        used.take(&grant(1, 9), Utc(0)).unwrap().use_up();
-        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
-        assert!(used.take(&grant(2, 9), Utc(0)).is_ok());
+        used.take(&grant(1, 9)).unwrap().use_up();
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
+        assert!(used.take(&grant(2, 9)).is_ok());
     }
 
     #[test]
     fn memory_is_bounded_and_expired_grants_make_room() {
-        let used = UsedGrants::default();
-        (0..MOST).for_each(|n| used.take(&grant(n, 5), Utc(0)).unwrap().use_up());
-        assert_eq!(used.take(&grant(MOST, 5), Utc(4)).err(), Some(GrantError::Full));
-        assert_eq!(used.take(&grant(0, 5), Utc(4)).err(), Some(GrantError::Used));
-        assert_eq!(used.count(Utc(4)), MOST);
-        assert_eq!(used.count(Utc(5)), 0, "expired grants do not count");
-        assert!(used.take(&grant(MOST, 9), Utc(5)).is_ok());
-        assert_eq!(used.count(Utc(5)), 0, "it was dropped unused");
-        assert_eq!(used.take(&grant(0, 5), Utc(5)).err(), Some(GrantError::Expired), "though it is forgotten");
+        let used = grants_at(0);
+        (0..MOST).for_each(|n| used.take(&grant(n, 5)).unwrap().use_up());
+        set(4);
+        assert_eq!(used.take(&grant(MOST, 5)).err(), Some(GrantError::Full));
+        assert_eq!(used.take(&grant(0, 5)).err(), Some(GrantError::Used));
+        assert_eq!(used.count(), MOST);
+        set(5);
+        assert_eq!(used.count(), 0, "expired grants do not count");
+        assert!(used.take(&grant(MOST, 9)).is_ok());
+        assert_eq!(used.count(), 0, "it was dropped unused");
+        assert_eq!(used.take(&grant(0, 5)).err(), Some(GrantError::Expired), "though it is forgotten");
     }
 
     #[test]
     fn a_grant_that_was_used_has_expired_and_is_forgotten_is_refused_though_the_clock_is_set_back() {
-        let (time, used) = (GrantTime::default(), UsedGrants::default());
-        let first = Grant { begins: 900, ..grant(1, 1100) };
-        let take = |grant: &Grant, clock: u64| {
-            let now = time.at(Utc(clock));
-            grant.still_valid(now).and_then(|()| used.take(grant, now.latest)).map(Use::use_up)
+        let used = grants_at(1_000_000);
+        let issuer = Issuer::from(Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap());
+        let set_of_keys = RawValue::from_string(issuer.public().to_jwk_set()).unwrap();
+        let keys = jwks::parse(GRANT_KEYS, &set_of_keys, &mut Vec::new()).unwrap();
+        let issue = |from, valid| {
+            let (user_id, file_id, audience) = ("alice", "f", "fleet");
+            let (from, jti, reply_key, content_sha256) = (Utc(from), [5; 16], None, None);
+            let new = NewGrant { user_id, file_id, audience, from, valid, jti, reply_key, content_sha256 };
+            issuer.sign(&new.claims()).unwrap()
         };
-        assert_eq!(take(&first, 1000), Ok(()));
-        (2..=MOST).for_each(|n| take(&grant(n, 1200), 1000).unwrap());
-        assert_eq!(take(&grant(MOST + 1, 1300), 1150), Ok(()), "expired grants make room");
-        assert!(!used.remembered().grants.contains_key(&first.id), "it is forgotten");
-        for clock in [950, 1000, 1099, 1100, 1150] {
-            assert_eq!(take(&first, clock), Err(GrantError::Expired), "at {clock}");
+        let check = |token: &str| used.check(&keys, token, &["fleet".into()]);
+
+        let token = issue(1_000_000, 100);
+        let first = check(&token).unwrap();
+        used.take(&first).unwrap().use_up();
+        assert!(matches!(used.take(&first), Err(GrantError::Used)));
+        set(first.ends);
+        assert_eq!(used.count(), 0, "it is forgotten");
+        for clock in [first.ends - 200, 1_000_000, first.ends - 1, first.ends] {
+            set(clock);
+            assert_eq!(check(&token).err(), Some(GrantError::Expired), "at {clock}");
+            assert_eq!(used.still_valid(&first), Err(GrantError::Expired), "at {clock}");
+            assert!(matches!(used.take(&first), Err(GrantError::Expired)), "at {clock}");
         }
-        let later = Grant { begins: 960, ..grant(0, 1300) };
-        assert_eq!(
-            later.still_valid(time.at(Utc(950))),
-            Err(GrantError::NotYetValid),
-            "by the clock that was set back"
-        );
-        assert_eq!(later.still_valid(time.at(Utc(960))), Ok(()));
+        let later = issue(first.ends - 100, 300);
+        set(first.ends - 200);
+        assert_eq!(check(&later).err(), Some(GrantError::NotYetValid), "by the clock that was set back");
+        set(first.ends - 100);
+        assert!(check(&later).is_ok());
     }
 
     #[test]
     fn one_user_has_half_of_what_is_remembered_at_most() {
-        let used = UsedGrants::default();
-        (0..MOST_OF_ONE).for_each(|n| used.take(&grant_of("greedy", n, 9), Utc(0)).unwrap().use_up());
-        assert_eq!(used.take(&grant_of("greedy", MOST, 9), Utc(8)).err(), Some(GrantError::Full));
-        assert!(used.take(&grant_of("other", 0, 9), Utc(8)).is_err(), "the same id: used");
-        assert!(used.take(&grant_of("other", MOST, 9), Utc(8)).is_ok());
-        assert!(used.take(&grant_of("greedy", MOST, 19), Utc(9)).is_ok(), "expired grants make room");
+        let used = grants_at(0);
+        (0..MOST_OF_ONE).for_each(|n| used.take(&grant_of("greedy", n, 9)).unwrap().use_up());
+        set(8);
+        assert_eq!(used.take(&grant_of("greedy", MOST, 9)).err(), Some(GrantError::Full));
+        assert!(used.take(&grant_of("other", 0, 9)).is_err(), "the same id: used");
+        assert!(used.take(&grant_of("other", MOST, 9)).is_ok());
+        set(9);
+        assert!(used.take(&grant_of("greedy", MOST, 19)).is_ok(), "expired grants make room");
         let remembered = used.remembered();
         assert_eq!(remembered.owners.values().sum::<usize>(), remembered.grants.len());
     }
 
     #[test]
     fn a_grant_has_one_document_in_ten_seconds_however_often_it_is_tried() {
-        let (used, start) = (UsedGrants::default(), Instant::now());
+        let (used, start) = (grants_at(0), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let first = used.take(&grant(1, 9), Utc(0)).unwrap();
+        let first = used.take(&grant(1, 9)).unwrap();
         assert_eq!(first.may_attest(at(0)), Ok(()));
         first.attested(at(0));
         drop(first);
-        let again = used.take(&grant(1, 9), Utc(0)).unwrap();
+        let again = used.take(&grant(1, 9)).unwrap();
         assert_eq!(again.may_attest(at(9_999)), Err(Duration::from_millis(1)));
-        assert_eq!(used.take(&grant(2, 9), Utc(0)).unwrap().may_attest(at(0)), Ok(()), "another grant");
+        assert_eq!(used.take(&grant(2, 9)).unwrap().may_attest(at(0)), Ok(()), "another grant");
         assert_eq!(again.may_attest(at(10_000)), Ok(()));
         again.attested(at(10_000));
         assert_eq!(again.may_attest(at(19_999)), Err(Duration::from_millis(1)));
         again.use_up();
-        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
     }
 
     #[test]
     fn a_grant_is_used_up_at_the_third_try_in_vain_that_is_its_users_doing() {
-        let used = UsedGrants::default();
+        let used = grants_at(0);
         for _ in 0..2 {
-            used.take(&grant(1, 9), Utc(0)).unwrap().strike();
-            drop(used.take(&grant(1, 9), Utc(0)).unwrap());
+            used.take(&grant(1, 9)).unwrap().strike();
+            drop(used.take(&grant(1, 9)).unwrap());
         }
-        used.take(&grant(1, 9), Utc(0)).unwrap().strike();
-        assert_eq!(used.take(&grant(1, 9), Utc(0)).err(), Some(GrantError::Used));
+        used.take(&grant(1, 9)).unwrap().strike();
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
     }
 }

@@ -18,7 +18,7 @@ use crate::certificates::{self, Parts};
 use crate::digest::{Sha256, sha256};
 use crate::file_keys::{DeliveredKey, DeliveredKeys};
 use crate::files::{FileKey, FileKeys, head, tink_prefix};
-use crate::grants::{Issuer, NewGrant};
+use crate::grants::{Issuer, NewGrant, Now};
 use crate::hpke::{self, PrivateKey, PublicKey};
 use crate::items::{ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS};
 use crate::jwks;
@@ -565,7 +565,8 @@ fn the_vectors_grant_is_good_for_the_vectors_request() {
     let authorization = text(&request["raw"]["headers"]["Authorization"]);
     let token = authorization.strip_prefix("Bearer ").unwrap();
     assert_eq!(token, v["token"]);
-    let grant = keys.check(token, &[text(&v["audience"])], Utc(v["now"].as_u64().unwrap())).unwrap();
+    let clock = Utc(v["now"].as_u64().unwrap());
+    let grant = keys.check(token, &[text(&v["audience"])], Now { clock, latest: clock }).unwrap();
     assert_eq!(grant.covers(ABOUT.file_id, ABOUT.user_id), Ok(()));
     assert_eq!(grant.covers_content(sha256(&unhex(&request["raw"]["body"]))), Ok(()));
     let asked = PublicKey::from_base64(request["raw"]["headers"]["Teemark-Reply-Key"].as_str().unwrap());

@@ -8,13 +8,14 @@ use formats::grants::{Grant, GrantError};
 use formats::hpke::PublicKey;
 use formats::jwks::GrantKeys;
 use formats::signature::VerifyingKey;
+use formats::time::Utc;
 
 use super::error::ApiError;
 use super::limits::TooLarge;
 use super::request::header;
 use crate::attest::{Asker, Attestation, DocumentError};
 use crate::audit::Trail;
-use crate::grants::{GrantTime, MOST, Use, UsedGrants};
+use crate::grants::{MOST, Use, UsedGrants};
 use crate::memory::Owner;
 use crate::metrics::METRICS;
 use crate::net::http::HttpError;
@@ -27,19 +28,18 @@ pub struct Grants {
     required: bool,
     audiences: Vec<String>,
     used: UsedGrants,
-    time: GrantTime,
 }
 
 impl Grants {
     /// A grant's audience is this enclave, by its identity key in hex, or its fleet.
     pub fn new(settings: &Settings, identity: VerifyingKey) -> Grants {
         let audiences = [Some(hex::encode(identity)), settings.fleet.clone()].into_iter().flatten().collect();
-        Grants { required: settings.grants, audiences, used: UsedGrants::default(), time: GrantTime::default() }
+        Grants { required: settings.grants, audiences, used: UsedGrants::new(Utc::now) }
     }
 
     /// How many grants are remembered, and how many may be.
     pub(crate) fn remembered(&self) -> [usize; 2] {
-        [self.used.count(self.time.now().latest), MOST]
+        [self.used.count(), MOST]
     }
 
     /// The request's grant, if it is valid now.
@@ -47,7 +47,7 @@ impl Grants {
         let given = header(request, "Authorization")?.and_then(|value| value.split_once(' '));
         let grant = match given {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => {
-                secrets.grants.check(token.trim(), &self.audiences, self.time.now())
+                self.used.check(&secrets.grants, token.trim(), &self.audiences)
             }
             _ => Err(GrantError::Missing),
         };
@@ -86,7 +86,7 @@ impl Valid {
     /// The grant is already used.
     pub(crate) fn take(self, grants: &Grants) -> Result<Permit<'_>, ApiError> {
         let Some((grant, keys)) = self.0 else { return Ok(Permit::Open) };
-        let taken = grants.used.take(&grant, grants.time.now().latest).map_err(refused)?;
+        let taken = grants.used.take(&grant).map_err(refused)?;
         Ok(Permit::Granted(grant, taken, keys))
     }
 }
@@ -162,7 +162,7 @@ impl Permit<'_> {
         if let Permit::Granted(taken, _, keys) = self {
             // What the same keys have verified is not verified again: that is most of what a grant costs.
             if Arc::ptr_eq(keys, &secrets.grants) {
-                taken.still_valid(grants.time.now()).map_err(refused)?;
+                grants.used.still_valid(taken).map_err(refused)?;
             } else {
                 grants.check(request, &secrets)?;
             }
