@@ -4,7 +4,7 @@
 #
 #     bench/crate-bytes.sh [DAEMON]    one that has its symbols; without, it is built
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 daemon=${1:-$(image/programs.sh --symbols | sed -n 1p)}
 nm --demangle --print-size --radix=d "$daemon" | awk '
   $3 ~ /^[tTrRdD]$/ {

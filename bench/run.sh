@@ -11,7 +11,7 @@
 #     BENCH_ROUNDS=1      how often each is made
 #     BENCH_PARTS=LIST    of floors,cells,trust,log,forwarding,memory,system-calls; the others as they were; none: tables only
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 host/install-tools.sh
 
 missing=

@@ -2,7 +2,7 @@
 # Checks the locked dependencies against the published advisories: against a stored copy if there is one, for machines
 # that cannot fetch them, else against the current ones.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 known=$(sed -n 's/.*{ id = "\(RUSTSEC-[0-9-]*\)".*/--ignore \1/p' deny.toml)
 stored=../shared/advisory-db
 if [ -d "$stored" ]; then

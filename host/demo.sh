@@ -3,7 +3,7 @@
 # that goes into the enclave, and with everything sealed as in an image; at the end, briefly, the plain way.
 # `make demo` runs it; `make run` runs it with --keep and leaves the programs running until Ctrl-C.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 keep=${1:-}
 bin=${CARGO_TARGET_DIR:-target}/debug
 out=out/demo

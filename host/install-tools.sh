@@ -11,7 +11,7 @@ here_arch=$(uname -m)
 arch=${2:-$here_arch}
 # The tests boot images for both architectures, and the checks look at init for both.
 case $part in vm | check) arch=aarch64 ;; esac
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # rustup chooses the toolchain by the folder.
 cd "$here/.."
 # Prebuilt tools, for machines that cannot reach the servers of rustup or GitHub; not there on others.

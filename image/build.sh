@@ -18,7 +18,7 @@
 # --kernel      another kernel than that of image/kernel, such as AWS' bzImage; --module is its nsm.ko
 # The rest goes to `teemark-image build` as it is; `teemark-image build --help` tells more.
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
 given() { # is the option among the arguments?

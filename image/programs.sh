@@ -20,15 +20,21 @@ case "${1:-}" in
   --symbols) variant=symbols features=--no-default-features strip=none ;;
   *) echo "image/programs.sh: unknown argument $1; see its first lines" >&2; exit 2 ;;
 esac
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "$0")/.." && pwd)
 target=$root/target/image
 triple=$arch-unknown-linux-musl
 
+# Cargo, rustc and ring's build obey CC, CFLAGS, CARGO_PROFILE_RELEASE_LTO, RUSTUP_TOOLCHAIN and many other variables of
+# the caller, and any of them would change the PCRs in silence. So they have none but these.
+clean() {
+  env -i PATH="$PATH" HOME="$HOME" ${CARGO_HOME:+"CARGO_HOME=$CARGO_HOME"} ${RUSTUP_HOME:+"RUSTUP_HOME=$RUSTUP_HOME"} "$@"
+}
+
 # Panic messages name source files. Each folder of this machine gets a name of its own: the clone, the crates, and the
 # standard library's source, which has its official name where it is not installed.
-commit=$(rustc -vV | sed -n 's/^commit-hash: //p')
+commit=$(clean rustc -vV | sed -n 's/^commit-hash: //p')
 flags="--remap-path-prefix=$root=/teemark"
-flags="$flags --remap-path-prefix=$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$commit"
+flags="$flags --remap-path-prefix=$(clean rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$commit"
 case $arch in
   x86_64) ;;
   # A linker keeps segments 64 KiB apart here, for kernels with pages of that size. The enclave's has 4 KiB.
@@ -44,7 +50,7 @@ done
 build() {
   command=$1
   shift
-  RUSTFLAGS="$flags" cargo "$command" --quiet --locked --target "$triple" --target-dir "$target" "$@"
+  clean RUSTFLAGS="$flags" cargo "$command" --quiet --locked --target "$triple" --target-dir "$target" "$@"
 }
 # Cargo leaves all variants of the daemon under one name, so each gets a folder of its own, and only one is built at a time.
 result=$target/$arch/$variant

@@ -2,7 +2,7 @@
 # Runs the unit tests of what runs in the enclave on aarch64, by QEMU's emulation of one process: the daemon with its
 # allocator, the event loop, the formats, and init. The image itself boots in the scenario `graviton` of make vm-test.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
 if [ "$(uname -m)" != aarch64 ]; then
   CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static

@@ -5,7 +5,7 @@
 # The tests that measure the daemon's memory or search it (tests/memory.rs, tests/secrecy_memory.rs, tests/state.rs) get a
 # static build, which differs from the shipped one in the stand-in for the Nitro Secure Module only.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 

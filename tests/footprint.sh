@@ -2,7 +2,7 @@
 # What the daemon weighs: builds it as it goes into the image, prints the figures, and fails past the limits of
 # SPECIFICATION.md.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 
 MOST_BYTES=2900000
 MOST_RSS_KIB=2560

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Builds two images for each architecture and checks that they are the same bytes: their programs are built from two copies
-# of the source in two folders, with cargo's folder in two places. Both take the kernel from the cache; docs/IMAGE.md compares
-# two builds of it.
+# of the source in two folders, with cargo's folder in two places, and the second for a caller whose environment asks for
+# other compilers, options and profiles. Both take the kernel from the cache; docs/IMAGE.md compares two builds of it.
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "$0")/.." && pwd)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 copy=$dir/a/folder/with/a/longer/name
@@ -15,9 +15,12 @@ git ls-files --cached --others --exclude-standard -z | tar -c --null --files-fro
 # The crates are downloaded once; the second build sees them under another path.
 ln -s "${CARGO_HOME:-$HOME/.cargo}/registry" "$dir/cargo/registry"
 path=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+other='CC=clang CFLAGS=-O0 TARGET_CFLAGS=-g RUSTFLAGS=-Copt-level=1 CARGO_ENCODED_RUSTFLAGS=-Copt-level=1 CDPATH=/:.
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_BUILD_RUSTFLAGS=-Cdebuginfo=2 RUSTC_WRAPPER=/bin/false'
 for arch in x86_64 aarch64; do
   image/build.sh --arch "$arch" --output "$dir/first" >/dev/null
-  programs=$(env CARGO_HOME="$dir/cargo" PATH="$path" "$copy/image/programs.sh" --arch "$arch")
+  # shellcheck disable=SC2086 # one variable a word
+  programs=$(env $other CARGO_HOME="$dir/cargo" PATH="$path" "$copy/image/programs.sh" --arch "$arch")
   "${CARGO_TARGET_DIR:-target}/debug/teemark-image" build --kernel "$(image/kernel/build.sh --arch "$arch")"/*Image \
     --daemon "$(echo "$programs" | sed -n 1p)" --init "$(echo "$programs" | sed -n 2p)" \
     --endpoints "$copy/allowed_endpoints.yaml" --environment "$copy/image/teemark.env" \

@@ -2,7 +2,7 @@
 # The shipped daemon has no stand-in for the Nitro Secure Module in it, and the image teemark-testnsm, which has one,
 # differs from the shipped image in its daemon alone.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 

@@ -3,7 +3,7 @@
 # scripts: every key and unit is known, every program is where the unit says, and no hardening is missing.
 # host/cli/tests/deploy tests what the other scripts of this folder do.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 
 command -v systemd-analyze >/dev/null 2>&1 || {
   echo "check.sh: systemd-analyze is not installed; on Debian: apt-get install systemd" >&2

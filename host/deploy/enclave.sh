@@ -33,7 +33,7 @@ ours() {
 find_enclave() {
   case ${ENCLAVE_CID:-} in
     '') ;;
-    *[!0-9]*) die "ENCLAVE_CID=$ENCLAVE_CID is no number" ;;
+    *[!0-9]*) die "ENCLAVE_CID=$ENCLAVE_CID is not a number" ;;
     *) return ;;
   esac
   describe_enclaves

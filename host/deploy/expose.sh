@@ -3,7 +3,7 @@
 # runs: by `teemark expose`, one thread for all connections, or where teemark is not installed by socat, a process for
 # each. Exits with 1 when the enclave ends, since the next one has another CID; teemark-expose.service restarts it.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
 . "$here/enclave.sh"
 

@@ -6,7 +6,7 @@
 # Nothing secret goes into the file: no settings of the parent, no environment, no instance metadata. Instance IDs are cut
 # out. The image needs no secrets for this, so give it none.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
 . "$here/enclave.sh"
 
@@ -38,8 +38,8 @@ describe_enclaves
 [ -r "$eif" ] || die "$eif cannot be read; make image DEBUG=1 builds it, ENCLAVE_EIF names another"
 taken=$(printf '%s\n' "$enclaves" | jq -r --arg name "$name" --argjson cid "$cid" \
   'map(select(.EnclaveName == $name or .EnclaveCID == $cid) | "\(.EnclaveName), CID \(.EnclaveCID)") | join("; ")') ||
-  die "ENCLAVE_CID=$cid is no number"
-[ -z "$taken" ] || die "it would be in the way of a running enclave: $taken. End that one, or set ENCLAVE_CID"
+  die "ENCLAVE_CID=$cid is not a number"
+[ -z "$taken" ] || die "it would clash with a running enclave: $taken. End that one, or set ENCLAVE_CID"
 
 umask 077
 work=$(mktemp -d)
@@ -94,7 +94,7 @@ section the start
 listen() {
   trap 'kill "$socat"; exit' TERM
   while :; do
-    socat -u "VSOCK-CONNECT:0:$((10000 + cid))" "OPEN:$work/console,creat" &
+    socat -u "VSOCK-CONNECT:0:$((10000 + cid))" "OPEN:$work/console,creat,append" &
     socat=$!
     ! wait "$socat" || return 0
     sleep 0.1
@@ -110,16 +110,17 @@ heartbeat=$ended
 check 'the heartbeat' "nitro-cli run-enclave ended after $(($(date +%s) - begin)) s" "$heartbeat"
 note nitro-cli describe-enclaves
 
-# Asks one of the enclave's HTTP ports, and adds the answer to the report.
+# Asks one of the enclave's HTTP ports.
 get() { # port path
+  printf '> GET %s at vsock:%s:%s\n' "$2" "$cid" "$1" >"$work/answer"
   printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$2" |
-    socat -t 15 - "VSOCK-CONNECT:$cid:$1" 2>&1 | head -c "$most" | tr -d '\r' >"$work/answer" || true
-  {
-    printf '> GET %s at vsock:%s:%s\n' "$2" "$cid" "$1"
-    cat "$work/answer"
-    echo
-  } >>"$work/report"
+    socat -t 15 - "VSOCK-CONNECT:$cid:$1" 2>&1 | head -c "$most" | tr -d '\r' >>"$work/answer" || true
 }
+# Adds the last answer to the report.
+keep() {
+  cat "$work/answer"
+  echo
+} >>"$work/report"
 answered() { grep -qE "^HTTP/1.1 $1 " "$work/answer"; }
 if [ "$heartbeat" = 0 ]; then
   section its HTTP ports
@@ -129,17 +130,27 @@ if [ "$heartbeat" = 0 ]; then
     sleep 1
     get 3000 /health_check
   done
+  keep
   check 'the daemon answers' '/health_check' "$(status answered 200)"
   get 3000 /get_attestation
+  keep
   check 'it attests itself' '/get_attestation' "$(status answered 200)"
-  get 3000 /ready
-  get 3001 /admin/status
-  get 3001 /metrics
+  for place in 3000:/ready 3001:/admin/status 3001:/metrics; do
+    get "${place%%:*}" "${place#*:}"
+    keep
+  done
 fi
 
 section the console
-head -c "$most" "$work/console" 2>/dev/null | tr -d '\r' >>"$work/report" || true
-check 'the console' "$(wc -l <"$work/console" 2>/dev/null || echo 0) lines" "$(status test -s "$work/console")"
+: >>"$work/console"
+# Its beginning and its end: a panic comes last.
+length=$(wc -c <"$work/console")
+{
+  head -c "$((most / 2))" "$work/console"
+  if [ "$length" -gt "$most" ]; then printf '\n… %s bytes are left out …\n' "$((length - most))"; fi
+  tail -c "+$((most / 2 + 1))" "$work/console" | tail -c "$((most / 2))"
+} | tr -d '\r' >>"$work/report"
+check 'the console' "$(wc -l <"$work/console") lines" "$(status test -s "$work/console")"
 section 'logs of nitro-cli'
 for log in /var/log/nitro_enclaves/*.log; do [ ! -r "$log" ] || note tail -n 100 "$log"; done
 section 'the kernel of the instance'
@@ -149,5 +160,7 @@ section 'the kernel of the instance'
   echo "teemark's first start on $(cat /sys/devices/virtual/dmi/id/product_name 2>/dev/null || uname -m), $(date -u +%Y-%m-%dT%H:%M:%SZ)"
   cat "$work/checks" "$work/report"
 } | sed -E 's/i-[0-9a-f]{8,17}/i-…/g' >"$report"
+# For whoever ran sudo, so that they can send it.
+[ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-}" "$report" || true
 echo "the report is in $report; docs/HARDWARE.md says what to try next"
 [ -z "$failed" ]

@@ -2,7 +2,7 @@
 # Starts the enclave on the parent EC2 instance, unless it is already running. `make run-enclave` and
 # teemark-enclave.service call it. README.md explains nitro-cli's errors.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
 . "$here/enclave.sh"
 

@@ -3,7 +3,7 @@
 # Exits with 1 if the enclave refuses the bundle or does not answer. certs/README.md shows how to write such a file; where
 # teemark is installed, `teemark secrets` makes and sends it in one step.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/enclave.sh
 . "$here/enclave.sh"
 

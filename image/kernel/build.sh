@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the enclave's kernel from Debian's linux-source-6.12 with the patches of patches/, and prints the folder that
 # holds it: bzImage (on aarch64 Image), its whole configuration (config) and where it comes from (origin). Kept outside
-# the clone, under a name made from everything it is made of, since a build takes some ten minutes: the same
+# the clone, in a folder named after a hash of all its inputs, since a build takes some ten minutes: the same
 # configuration, source, patches and compiler give the same bytes.
 #
 #     image/kernel/build.sh [--config] [--arch ARCH] [--compression gzip] [--unpatched] [--shorter-rings]
@@ -12,7 +12,9 @@
 # --unpatched      without patches/, to see what they are for: make vm-test UNPATCHED=1
 # --shorter-rings  with test-patches/ too, for the parameter virtio_mmio.max_ring: make vm-test RINGS=128
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+# What tar and xz obey of the caller's environment; recipe.sh has the rest of the build without any of it.
+unset TAR_OPTIONS XZ_OPT XZ_DEFAULTS
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 source=${LINUX_SOURCE:-/usr/src/linux-source-6.12.tar.xz}
 fail() {
   echo "image/kernel: $*" >&2
@@ -61,7 +63,7 @@ origin=$(
   wanted "$@" | sha256sum | sed 's|-$|configuration, without its comments|'
   patches | while read -r patch; do sha256sum "patches/$(basename "$patch")"; done
   [ -z "$test_patch" ] || sha256sum "$test_patch"
-  cd "$(dirname "$source")"
+  CDPATH='' cd "$(dirname "$source")"
   sha256sum "$(basename "$source")"
   "${cross}gcc" --version | head -n 1
   "${cross}ld" --version | head -n 1

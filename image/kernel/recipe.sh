@@ -4,8 +4,8 @@
 
 # Runs a command of the kernel's build without the caller's environment: the build obeys LLVM, KCFLAGS, LOCALVERSION,
 # MAKEFLAGS and some forty other variables, and none of them is in the key. With LLVM=1 it would be built by clang and
-# LLD, and such a kernel stays mute on Nitro (MystenLabs/hashi, pull request 789). Nothing of this machine or of this
-# moment goes into the image either.
+# LLD, and such a kernel stays mute on Nitro (MystenLabs/hashi, pull request 789). Nor does the image depend on this
+# machine or on the time of the build.
 clean() {
   env -i PATH="$PATH" LC_ALL=C ARCH="$kbuild_arch" CROSS_COMPILE="$cross" \
     KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_USER=teemark KBUILD_BUILD_HOST=teemark \

@@ -1,5 +1,5 @@
 //! Tells the parent that the enclave has booted. `nitro-cli run-enclave` waits for this heartbeat, since its version 1.3.2
-//! for 180 s with an enclave of up to 100 GiB; without it it ends the enclave and reports E36.
+//! for 180 s with an enclave of up to 100 GiB; if none arrives, it terminates the enclave and reports E36.
 //!
 //! The protocol, as in AWS' own init: connect to vsock CID 3 port 9000, send the byte 0xB7, receive it back.
 
@@ -60,7 +60,9 @@ pub fn send_to_parent() {
         let deadline = start + PATIENCE;
         match until_answered(|| connect_to_parent(deadline), deadline, PAUSE) {
             Ok(()) => say!("heartbeat: answered by the parent after {}", Seconds(now() - start)),
-            Err(error) => say!("warning: no heartbeat with vsock {PARENT}:{PORT}, going on without: {error}"),
+            Err(error) => {
+                say!("warning: vsock {PARENT}:{PORT} did not answer the heartbeat, continuing without it: {error}")
+            }
         }
     });
 }

@@ -93,7 +93,7 @@ fn a_running_enclave_is_not_disturbed() {
         let parent = Parent::new(shell);
         parent.running(&[("other", 19, "RUNNING")]);
         let said = fails(&mut first_boot(&parent));
-        assert!(said.contains("in the way of a running enclave: other, CID 19"), "{said}");
+        assert!(said.contains("clash with a running enclave: other, CID 19"), "{said}");
         assert_eq!(parent.read("calls"), "describe-enclaves\n");
     }
 }

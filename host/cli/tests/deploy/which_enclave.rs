@@ -82,7 +82,7 @@ fn the_enclave_of_the_name_is_taken_or_the_one_that_is_named_or_the_cid() {
         }
         let parent = Parent::new(shell);
         let [mut send, _] = scripts(&parent);
-        assert!(fails(send.env("ENCLAVE_CID", "16:7777,x")).contains("is no number"));
+        assert!(fails(send.env("ENCLAVE_CID", "16:7777,x")).contains("is not a number"));
     }
 }
 
