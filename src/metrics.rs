@@ -200,6 +200,11 @@ pub struct Live {
     pub counter: u64,
     /// When the daemon started, in seconds since 1970.
     pub started: u64,
+    /// The number of the log's last record.
+    pub log_last: u64,
+    /// Whether the stream of the log is open, and the last record that a collector has acknowledged, if there is to be a
+    /// stream.
+    pub log_stream: Option<(bool, u64)>,
 }
 
 /// Everything that is counted.
@@ -393,8 +398,15 @@ impl Metrics {
             ("grants_remembered", "Grants in use, used up or tried in vain that have not expired.", n(live.grants[0])),
             ("grants_remembered_limit", "Most grants that are remembered.", n(live.grants[1])),
             ("bundle_in_force", "Counter of the last sealed bundle in force; 0 if none is.", live.counter),
+            ("log_last_record", "Number of the log's last record.", live.log_last),
         ] {
             sample(name, "gauge", help, value, out);
+        }
+        if let Some((connected, acknowledged)) = live.log_stream {
+            let help = "Whether the log's stream to the collector is open.";
+            sample("log_connected", "gauge", help, connected.into(), out);
+            let help = "Number of the last record that a collector has acknowledged; 0 if none.";
+            sample("log_last_acknowledged_record", "gauge", help, acknowledged, out);
         }
         let ends = self.certificate_ends.get();
         if ends > 0 {

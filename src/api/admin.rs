@@ -14,7 +14,7 @@ use super::error::{ApiError, Routed};
 use super::limits::BUNDLE;
 use super::request::{Target, allow, body};
 use super::shared::{metrics, readiness, refused};
-use crate::logging;
+use crate::logging::{self, Log};
 use crate::memory::{FIXED_COST, while_growing};
 use crate::metrics::METRICS;
 use crate::net::answer::{Answer, Content};
@@ -108,6 +108,7 @@ fn status(api: &Api) -> Answer {
     let secrets = api.store.now();
     let fault = secrets.certificate_fault(Utc::now());
     let ends = METRICS.certificate_ends.get();
+    let log = logging::log().map(Log::progress).unwrap_or_default();
     Answer::json(
         200,
         &json!({
@@ -122,6 +123,12 @@ fn status(api: &Api) -> Answer {
             "handshakes": {"accepted": METRICS.handshakes_accepted.get(), "refused": METRICS.handshakes_refused.get()},
             "limits": api.limits.to_json(),
             "memory_left_bytes": api.memory.left(),
+            "log": {
+                "to": log.to.map_or_else(|| "off".into(), ToString::to_string),
+                "connected": log.connected,
+                "last": log.last,
+                "acknowledged": log.acknowledged,
+            },
             "connections_open": METRICS.connections_open.get(),
         }),
     )

@@ -41,6 +41,7 @@ pub(crate) fn readiness(api: &Api) -> (bool, Value) {
 /// The metrics in Prometheus' text format.
 pub(crate) fn metrics(api: &Api) -> Answer {
     let secrets = api.store.now();
+    let log = logging::log().map(Log::progress).unwrap_or_default();
     Answer::text(&METRICS.print(&Live {
         ready: readiness(api).0,
         draining: api.drain.is_on(),
@@ -52,6 +53,8 @@ pub(crate) fn metrics(api: &Api) -> Answer {
         keys: secrets.keys_in_force(),
         counter: api.attestation.in_force().bundle.counter,
         started: api.started_at.0,
+        log_last: log.last,
+        log_stream: log.to.map(|_| (log.connected, log.acknowledged)),
     }))
 }
 

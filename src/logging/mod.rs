@@ -21,11 +21,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use event_loop::threads;
+use formats::address::Address;
 use formats::attestation::BootNonce;
 use formats::base64;
 use formats::log::{Ack, Boot, Checkpoint, Head, Kind, Segment};
@@ -79,6 +81,8 @@ struct Shared {
     ring: Mutex<Ring>,
     acked: Mutex<Acked>,
     acks: Condvar,
+    /// Whether the stream to the collector is open.
+    connected: AtomicBool,
     wake: UnixStream,
     /// The enclave's keys, once they are made.
     boot: OnceLock<Begun>,
@@ -153,6 +157,19 @@ impl Acknowledged {
     }
 }
 
+/// How far the log has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress<'a> {
+    /// Where it goes besides standard error, if anywhere.
+    pub to: Option<&'a Address>,
+    /// Whether the stream to there is open.
+    pub connected: bool,
+    /// The last record.
+    pub last: u64,
+    /// The last record that a collector has acknowledged; 0 if none has acknowledged one.
+    pub acknowledged: u64,
+}
+
 /// Runs what the process has to have: without the log's thread, decisions would be made of which no record remains.
 fn or_end(run: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -213,6 +230,7 @@ impl Log {
             ring: Mutex::new(Ring::new(whole_segments)),
             acked: Mutex::default(),
             acks: Condvar::new(),
+            connected: AtomicBool::new(false),
             wake,
             boot: OnceLock::new(),
         });
@@ -285,6 +303,19 @@ impl Log {
         queue.finishing = true;
         self.0.wake();
         drop(self.0.written.wait_timeout_while(queue, AT_THE_END, |queue| queue.finishing));
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress<'_> {
+        let shared = &self.0;
+        // An acknowledged record is in the ring, or was: so the last one is not the smaller number.
+        let acknowledged = lock(&shared.acked).number;
+        Progress {
+            to: shared.settings.to.as_ref(),
+            connected: shared.connected.load(Ordering::Relaxed),
+            last: lock(&shared.ring).last(),
+            acknowledged,
+        }
     }
 
     /// Whether decisions are recorded.
@@ -486,12 +517,11 @@ impl Writer {
         let shared = &self.shared;
         // Requests meet its lock too. It is not held while bytes are written, names looked up or signatures checked.
         let ring = &shared.ring;
-        let Some(Begun { boot_nonce, names, .. }) = shared.boot.get() else {
-            self.console.write(ring, true);
+        // If there is a stream, it counts what is dropped.
+        self.console.write(ring, shared.settings.to.is_none());
+        let (Some(Begun { boot_nonce, names, .. }), Some(to)) = (shared.boot.get(), &shared.settings.to) else {
             return self.console.is_behind(&lock(ring));
         };
-        self.console.write(ring, shared.settings.to.is_none());
-        let Some(to) = &shared.settings.to else { return self.console.is_behind(&lock(ring)) };
         let outgoing = self.outgoing.get_or_insert_with(|| Outgoing::new(to.clone(), now));
         let (boot, keys) = (*boot_nonce, &shared.settings.audit_keys);
         let signed = |ack: &Ack| {
@@ -499,6 +529,7 @@ impl Writer {
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))
         };
         let News { gone, acked } = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
+        shared.connected.store(outgoing.is_connected(), Ordering::Relaxed);
         if let Some(number) = acked {
             let last = lock(ring).last();
             let mut acked = lock(&shared.acked);

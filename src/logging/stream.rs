@@ -87,12 +87,27 @@ impl Outgoing {
     /// Goes on as far as it can without waiting.
     pub(super) fn step(&mut self, judge: &Judge<'_>, now: Instant) -> News {
         let mut news = News::default();
+        self.count_dropped(judge.ring);
         if let Err(e) = self.try_step(judge, now, &mut news) {
             log::debug!("log: no stream to {}: {e}", self.to);
             self.state = State::Waiting(now + self.pause);
             self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         }
         news
+    }
+
+    /// Counts records that can no longer be sent, whatever the stream does. What was sent on one that has ended may be
+    /// lost: of those records only the acknowledged ones count as taken.
+    fn count_dropped(&mut self, ring: &Mutex<Ring>) {
+        let taken = match &self.state {
+            State::Connected(connected) => connected.next - 1,
+            State::Waiting(_) | State::Connecting(..) => self.acked,
+        };
+        let (gone, before) = (lock(ring).gone().number, self.counted.max(taken));
+        if before < gone {
+            METRICS.log_lines_dropped.add(gone - before);
+            self.counted = gone;
+        }
     }
 
     fn try_step(&mut self, judge: &Judge<'_>, now: Instant, news: &mut News) -> io::Result<()> {
@@ -135,11 +150,15 @@ impl Outgoing {
                     self.pause = FIRST_PAUSE;
                     news.acked = Some(acked);
                 }
-                connected.count_dropped(judge.ring, &mut self.counted);
                 return connected.send(judge.ring, &mut self.told, now, news);
             }
         }
         Ok(())
+    }
+
+    /// Whether there is a stream now.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.state, State::Connected(_))
     }
 
     /// The descriptor and the events that it waits for.
@@ -211,16 +230,6 @@ impl Connected {
             acked = Some(number);
         }
         if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
-    }
-
-    /// Counts records that can no longer be sent, even while the stream takes nothing.
-    fn count_dropped(&self, ring: &Mutex<Ring>, counted: &mut u64) {
-        let gone = lock(ring).gone().number;
-        let before = (*counted).max(self.next - 1);
-        if before < gone {
-            METRICS.log_lines_dropped.add(gone - before);
-            *counted = gone;
-        }
     }
 
     fn send(&mut self, ring: &Mutex<Ring>, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {

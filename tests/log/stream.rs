@@ -7,6 +7,7 @@ use formats::base64;
 use formats::digest::Sha256;
 use formats::hpke::PrivateKey;
 use formats::log::{Ack, Dropped, Head, Kind};
+use serde_json::json;
 
 use super::support::{Setup, free_port, wait_for};
 use super::{Taker, check_chain, identity, open, record, start_silently};
@@ -55,6 +56,12 @@ fn a_collector_that_is_late_gets_what_is_left_and_is_told_what_is_gone() {
         ask(&daemon, 200);
         gone().then_some(())
     });
+    // It is known while nobody listens, so that an alarm can tell of it.
+    let dropped = || daemon.metric("teemark_log_lines_dropped_total");
+    assert!(dropped() > 0.0);
+    let log = || daemon.get_admin("/admin/status").json()["log"].clone();
+    let before = log();
+    assert_eq!((&before["connected"], &before["acknowledged"]), (&json!(false), &json!(0)));
     let taker = Taker(TcpListener::bind(("127.0.0.1", port)).unwrap());
     let mut taken = taker.accept();
     let lines = taken.lines_until(|record| record.kind == Kind::Dropped);
@@ -62,8 +69,28 @@ fn a_collector_that_is_late_gets_what_is_left_and_is_told_what_is_gone() {
     let Dropped::Records { from: 1, last } = told else { panic!("{told:?}") };
     let first = record(&lines[0]);
     assert_eq!(first.head.number, last.number + 1);
-    check_chain(&lines, last, Some(&identity(&daemon)));
-    assert!(daemon.metric("teemark_log_lines_dropped_total") > 0.0);
+    let head = check_chain(&lines, last, Some(&identity(&daemon)));
+    assert_eq!(dropped(), last.number as f64, "each is counted, once");
+    taken.say(&Ack { head, signature: None }.to_string());
+    let after = wait_for("the acknowledgement", || Some(log()).filter(|log| log["acknowledged"] == head.number));
+    assert_eq!((&after["connected"], &after["to"]), (&json!(true), &json!(format!("tcp:127.0.0.1:{port}"))));
+    assert!(after["last"].as_u64() >= Some(head.number), "{after}");
+    for (metric, value) in [("connected", 1.0), ("last_acknowledged_record", head.number as f64)] {
+        assert_eq!(daemon.metric(&format!("teemark_log_{metric}")), value);
+    }
+    assert!(daemon.metric("teemark_log_last_record") >= head.number as f64);
+}
+
+#[test]
+fn without_a_collector_to_be_there_none_is_missed() {
+    let daemon = Setup::new(1).env("TEEMARK_LOG_TO", "off").start();
+    let log = daemon.get_admin("/admin/status").json()["log"].clone();
+    assert_eq!(log, json!({"to": "off", "connected": false, "last": log["last"], "acknowledged": 0}));
+    assert!(
+        daemon.metric("teemark_log_last_record") >= log["last"].as_f64().unwrap() && log["last"].as_u64() > Some(5)
+    );
+    let metrics = daemon.get_admin("/metrics").text();
+    assert!(!metrics.contains("teemark_log_connected") && !metrics.contains("acknowledged"), "{metrics}");
 }
 
 #[test]
