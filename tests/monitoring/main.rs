@@ -25,12 +25,14 @@ fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// A running enclave that a keeper has given its secrets, on the system's own ports, and the service behind it.
+/// A running enclave that a keeper has given its secrets, on the system's own ports, the service behind it, and a collector
+/// of its log.
 struct Scene {
     folder: TempDir,
     enclave: Daemon,
     keeper: SocketAddr,
     _keeper: Process,
+    _collector: Process,
     _service: Service,
 }
 
@@ -58,7 +60,13 @@ impl Scene {
             certs = CERTS.path("").display(),
         );
         fs::write(folder.path().join("keeper.toml"), config).unwrap();
+        let collector = format!("tcp:127.0.0.1:{}", free_port());
+        let mut command = Command::new(program("teemark"));
+        command.args(["log", "collect", "--listen", &collector, "--into", "records"]).current_dir(folder.path());
+        let collecting = Process::spawn(command.stdout(Stdio::null()), folder.path().join("collector.log"));
+        assert!(collecting.has_logged("keeps records in"), "{}", collecting.log());
         let enclave = Setup::new(service.port)
+            .env("TEEMARK_LOG_TO", &collector)
             .env("TEEMARK_HANDSHAKE", "sealed")
             .env("TEEMARK_OPERATOR_KEYS", &operator)
             .env("TEEMARK_PUBLIC", &format!("tcp:127.0.0.1:{port}"))
@@ -77,7 +85,7 @@ impl Scene {
             serde_json::from_str::<Value>(line).unwrap()["listen"].as_str()?.parse().ok()
         });
         wait_for("the enclave's secrets", || (enclave.get("/ready").status == 200).then_some(()));
-        Scene { folder, enclave, keeper, _keeper: process, _service: service }
+        Scene { folder, enclave, keeper, _keeper: process, _collector: collecting, _service: service }
     }
 
     /// One file that is given, and one that is not.
