@@ -1,8 +1,9 @@
 //! The stream to a collector, TEEMARK_LOG_TO: records go out, and acknowledgements come back.
 //!
 //! The other end is not trusted. What it sends is bounded, and an acknowledgement counts only if it names a record that
-//! was sent, by the record's hash. If nothing moves for [`STALLED`], the stream begins anew. A new stream begins after
-//! the last acknowledged record, since what was sent on the last one may be lost.
+//! was sent, by the record's hash. If nothing moves for [`STALLED`], the stream begins anew: what carries it does not
+//! always report that the collector's machine is gone, and another may be there by now. A new stream begins after the last
+//! acknowledged record, since what was sent on the last one may be lost.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,7 +24,8 @@ use crate::metrics::METRICS;
 
 /// Time limit to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A stream that takes no bytes for this long, although there are some to send, is given up.
+/// A stream that takes no bytes for this long, although there are some to send, is given up. So is one on which no
+/// acknowledgement comes for this long, although records wait for one.
 const STALLED: Duration = Duration::from_secs(30);
 /// Pauses before the next attempt to connect: each is twice as long as the one before, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -60,6 +62,8 @@ struct Connected {
     inbox: Vec<u8>,
     /// When bytes were last sent, or there were none to send.
     moved: Instant,
+    /// Since when records wait for an acknowledgement of which none came, if that is expected.
+    unacknowledged: Option<Instant>,
 }
 
 /// What the stream reports to the log.
@@ -139,8 +143,14 @@ impl Outgoing {
                     return Ok(());
                 };
                 let outbox = Outbox::new(hello(judge.boot).into_bytes());
-                let next = self.acked + 1;
-                self.state = State::Connected(Connected { stream, outbox, next, inbox: Vec::new(), moved: now });
+                self.state = State::Connected(Connected {
+                    stream,
+                    outbox,
+                    next: self.acked + 1,
+                    inbox: Vec::new(),
+                    moved: now,
+                    unacknowledged: None,
+                });
                 log::info!("log: the stream to {} is open", self.to);
                 return self.try_step(judge, now, news);
             }
@@ -149,8 +159,10 @@ impl Outgoing {
                     self.acked = acked;
                     self.pause = FIRST_PAUSE;
                     news.acked = Some(acked);
+                    connected.unacknowledged = None;
                 }
-                return connected.send(judge.ring, &mut self.told, now, news);
+                connected.send(judge.ring, &mut self.told, now, news)?;
+                return connected.expect_acknowledgement(self.acked, now);
             }
         }
         Ok(())
@@ -179,7 +191,10 @@ impl Outgoing {
         match &self.state {
             State::Waiting(until) => Some(*until),
             State::Connecting(_, _, since) => Some(*since + CONNECT_LIMIT),
-            State::Connected(connected) => (!connected.outbox.is_empty()).then(|| connected.moved + STALLED),
+            State::Connected(connected) => {
+                let moved = (!connected.outbox.is_empty()).then_some(connected.moved);
+                Some(moved.into_iter().chain(connected.unacknowledged).min()? + STALLED)
+            }
         }
     }
 
@@ -263,5 +278,137 @@ impl Connected {
                 return if stalled { Err(ErrorKind::TimedOut.into()) } else { Ok(()) };
             }
         }
+    }
+
+    /// Fails if acknowledgements have stopped. What has never acknowledged a record may be something that only reads.
+    fn expect_acknowledgement(&mut self, acked: u64, now: Instant) -> io::Result<()> {
+        if acked == 0 || self.next == acked + 1 {
+            self.unacknowledged = None;
+            return Ok(());
+        }
+        let since = *self.unacknowledged.get_or_insert(now);
+        let stalled = now.saturating_duration_since(since) >= STALLED;
+        if stalled { Err(io::Error::new(ErrorKind::TimedOut, "it acknowledges nothing more")) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use formats::log::{Head, Kind, Record};
+
+    use super::*;
+
+    /// A stream to a port of this machine, at times that the test says.
+    struct Scene {
+        collector: TcpListener,
+        ring: Mutex<Ring>,
+        head: Head,
+        outgoing: Outgoing,
+        start: Instant,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+            let to = format!("tcp:{}", collector.local_addr().unwrap()).parse().unwrap();
+            let start = Instant::now();
+            Scene {
+                collector,
+                ring: Mutex::default(),
+                head: Head::default(),
+                outgoing: Outgoing::new(to, start),
+                start,
+            }
+        }
+
+        fn record(&mut self) -> Head {
+            let mut line = Vec::new();
+            self.head.write(Kind::Log, b"x", &mut line);
+            lock(&self.ring).push(&line, self.head.hash, false);
+            self.head
+        }
+
+        /// Goes on at this second.
+        fn step(&mut self, second: u64) -> News {
+            let judge = Judge { ring: &self.ring, boot: BootNonce::from_bytes([7; 32]), signed: &|_| true };
+            self.outgoing.step(&judge, self.start + Duration::from_secs(second))
+        }
+
+        fn connect(&mut self, second: u64) -> BufReader<TcpStream> {
+            while !self.outgoing.is_connected() {
+                self.step(second);
+                std::thread::yield_now();
+            }
+            let mut taken = BufReader::new(self.collector.accept().unwrap().0);
+            let mut hello = String::new();
+            taken.read_line(&mut hello).unwrap();
+            assert!(hello.starts_with("teemark-log 1 "), "{hello}");
+            taken
+        }
+
+        fn acknowledge(&mut self, taken: &mut BufReader<TcpStream>, head: Head, second: u64) {
+            taken.get_mut().write_all(Ack { head, signature: None }.to_string().as_bytes()).unwrap();
+            while self.step(second).acked != Some(head.number) {
+                std::thread::yield_now();
+            }
+        }
+
+        /// The second at which it has to go on, if nothing comes.
+        fn deadline(&self) -> Option<u64> {
+            self.outgoing.deadline().map(|at| (at - self.start).as_secs())
+        }
+    }
+
+    fn next_number(taken: &mut BufReader<TcpStream>) -> u64 {
+        let mut line = String::new();
+        taken.read_line(&mut line).unwrap();
+        Record::parse(line.trim_end().as_bytes()).unwrap().head.number
+    }
+
+    #[test]
+    fn a_stream_on_which_acknowledgements_stop_is_given_up_and_another_begins_after_the_last_one() {
+        let mut scene = Scene::new();
+        let one = scene.record();
+        let mut first = scene.connect(0);
+        scene.acknowledge(&mut first, one, 1);
+        // All is acknowledged, so nothing is expected.
+        scene.step(1000);
+        assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, None));
+        // Each acknowledgement gives the rest as much time again.
+        let (two, _three) = (scene.record(), scene.record());
+        scene.step(1001);
+        assert_eq!(scene.deadline(), Some(1031));
+        scene.acknowledge(&mut first, two, 1030);
+        assert_eq!(scene.deadline(), Some(1060));
+        // New records do not.
+        scene.record();
+        scene.step(1059);
+        assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, Some(1060)));
+        scene.step(1060);
+        assert!(!scene.outgoing.is_connected());
+
+        let mut second = scene.connect(1061);
+        assert_eq!([(); 2].map(|()| next_number(&mut second)), [3, 4]);
+        // Also one that has not brought an acknowledgement yet.
+        scene.step(1090);
+        assert!(scene.outgoing.is_connected());
+        scene.step(1091);
+        assert!(!scene.outgoing.is_connected());
+    }
+
+    #[test]
+    fn a_stream_that_has_never_brought_an_acknowledgement_goes_on() {
+        let mut scene = Scene::new();
+        scene.record();
+        let mut taken = scene.connect(0);
+        for second in [0, 29, 31, 100_000] {
+            scene.record();
+            scene.step(second);
+            assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, None));
+        }
+        assert_eq!([(); 5].map(|()| next_number(&mut taken)), [1, 2, 3, 4, 5]);
     }
 }
