@@ -234,7 +234,7 @@ pub fn document(nonce: Option<&[u8]>, document: &[u8]) {
     trail.record("document");
 }
 
-/// Records that the clock was set, which was so many milliseconds ahead of the Nitro Secure Module's.
+/// Records what came of setting the clock, which was so many milliseconds ahead of the Nitro Secure Module's.
 pub fn clock(ahead_ms: i64, how: &str) {
     let mut trail = Trail::new();
     trail.text("correction", how);
@@ -246,20 +246,17 @@ pub fn clock(ahead_ms: i64, how: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::LogSettings;
 
     #[test]
     fn a_request_that_panics_leaves_a_record() {
-        let settings = LogSettings { audit: Audit::BestEffort, ..LogSettings::default() };
-        let log = Log::start(settings).unwrap();
+        let log = Log::of_tests();
         let panics = || {
             let mut trail = Trail::new();
             trail.text("request_id", "it panics");
             panic!("as asked");
         };
         std::panic::catch_unwind(panics).unwrap_err();
-        log.finish();
-        let text = String::from_utf8(log.tail(100)).unwrap();
+        let text = log.settled();
         let line = text.lines().find(|line| line.contains("it panics")).expect("a record");
         assert!(line.contains(r#""status":500,"code":"internal","event":"refused""#), "{line}");
     }

@@ -85,26 +85,21 @@ impl Clock {
     pub(super) fn compare(&self, asked: SystemTime, answered: SystemTime, module: SystemTime) {
         let difference = Difference::of(asked, answered, module);
         METRICS.clock_drift.set(difference.milliseconds());
+        self.correct(difference, || match difference.correction() {
+            Correction::Slew => raw::slew(-difference.milliseconds()),
+            _ => step(difference),
+        });
+    }
+
+    /// Has the clock set if it has to be, and then tells and records what came of it. What goes on, such as a slew, is told
+    /// once: anybody may ask for documents.
+    fn correct(&self, difference: Difference, set: impl FnOnce() -> io::Result<()>) {
         let (correction, words) = (difference.correction(), difference.words());
         let before = std::mem::replace(&mut *self.last(), difference);
-        // Anybody may ask for documents, so what goes on is told once.
         let is_new = (before.correction(), before.ahead) != (correction, difference.ahead);
-        let set = match correction {
+        let result = match correction {
             Correction::None => return,
-            Correction::Slew => {
-                if is_new {
-                    info!("the clock is {words}, and is slewed");
-                }
-                audit::clock(difference.milliseconds(), "slewed");
-                raw::slew(-difference.milliseconds())
-            }
-            Correction::Step => {
-                if is_new {
-                    warn!("the clock is {words}, and is set");
-                }
-                audit::clock(difference.milliseconds(), "stepped");
-                step(difference)
-            }
+            Correction::Slew | Correction::Step => set(),
             Correction::Impossible => {
                 if is_new {
                     error!("the clock is {words}, which is too much to be set: start the enclave anew");
@@ -112,11 +107,28 @@ impl Clock {
                 return;
             }
         };
-        if let Err(e) = set
-            && is_new
-        {
-            error!("the clock cannot be set: {e}");
+        if correction == Correction::Step && result.is_ok() {
+            // It is over; the next one is another.
+            *self.last() = Difference::default();
         }
+        if !is_new {
+            return;
+        }
+        let how = match (result, correction) {
+            (Err(e), _) => {
+                error!("the clock is {words}, and cannot be set: {e}");
+                "failed"
+            }
+            (Ok(()), Correction::Slew) => {
+                info!("the clock is {words}, and is slewed");
+                "slewed"
+            }
+            (Ok(()), _) => {
+                warn!("the clock is {words}, and is set");
+                "stepped"
+            }
+        };
+        audit::clock(difference.milliseconds(), how);
     }
 
     fn last(&self) -> MutexGuard<'_, Difference> {
@@ -140,7 +152,10 @@ fn step(difference: Difference) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::logging::Log;
 
     fn difference(seconds: f64) -> Difference {
         let here = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -182,6 +197,46 @@ mod tests {
         assert_eq!(difference(-200.25).milliseconds(), -200_250);
         assert_eq!(difference(2.04).words(), "2.040 s ahead of the Nitro Secure Module's");
         assert_eq!(difference(-61.5).words(), "61.500 s behind the Nitro Secure Module's");
+    }
+
+    #[test]
+    fn what_came_of_setting_the_clock_is_recorded_once_after_it() {
+        let log = Log::of_tests();
+        let recorded = |difference: Difference| -> Vec<(Value, Value)> {
+            let (text, by) = (log.settled(), difference.by.as_millis());
+            let bodies = text.lines().filter_map(|line| Some(line.split_once(" audit ")?.1));
+            let records = bodies.map(|body| serde_json::from_str::<Value>(body).unwrap());
+            records
+                .filter(|record| record["event"] == "clock" && record["by_ms"] == json!(by))
+                .map(|record| (record["correction"].clone(), record["ahead"].clone()))
+                .collect()
+        };
+        let clock = Clock::default();
+        let (slew, step, other) = (difference(1.111), difference(-61.222), difference(99.333));
+        let correct = |difference: Difference, result: io::Result<()>, times: usize| {
+            let before = recorded(difference).len();
+            clock.correct(difference, || {
+                assert_eq!(recorded(difference).len(), before, "it is not set yet");
+                result
+            });
+            assert_eq!(recorded(difference).len(), before + times);
+        };
+        let fails = || Err(io::ErrorKind::PermissionDenied.into());
+        // A slew is asked for again while it lasts.
+        correct(slew, Ok(()), 1);
+        correct(slew, Ok(()), 0);
+        clock.correct(difference(0.1), || unreachable!("it is right"));
+        correct(slew, Ok(()), 1);
+        // A step is over at once, unless it fails.
+        correct(step, Ok(()), 1);
+        correct(step, Ok(()), 1);
+        correct(other, fails(), 1);
+        correct(other, fails(), 0);
+        let all = [slew, step, other].map(recorded);
+        let expected =
+            [("slewed", true), ("stepped", false), ("failed", true)].map(|(how, ahead)| (json!(how), json!(ahead)));
+        assert_eq!(all.each_ref().map(|records| records[0].clone()), expected);
+        assert_eq!(all.map(|records| records.len()), [2, 2, 1]);
     }
 
     /// Nothing is set here: it would be this machine's clock.

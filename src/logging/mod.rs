@@ -370,6 +370,23 @@ impl Log {
     }
 }
 
+#[cfg(test)]
+impl Log {
+    /// The log of the process that runs unit tests, with an audit trail.
+    pub(crate) fn of_tests() -> &'static Log {
+        Log::start(LogSettings { audit: Audit::BestEffort, ..LogSettings::default() }).unwrap()
+    }
+
+    /// The last records, with all that were added so far.
+    pub(crate) fn settled(&self) -> String {
+        let number = self.record(Kind::Init, b"a test looks".to_vec()).expect("room");
+        while lock(&self.0.ring).last() < number {
+            thread::yield_now();
+        }
+        String::from_utf8(self.tail(u64::MAX)).unwrap()
+    }
+}
+
 /// A line of the daemon in each write, for the log crate.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
