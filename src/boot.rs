@@ -262,8 +262,8 @@ fn count(event: Event) {
     }
 }
 
-/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the checks
-/// of the client certificate and of the clock, the attestation document without a nonce, and the return of memory.
+/// Starts the event loop with everything that waits in it: clients, senders of bundles, forwarded connections, the check
+/// of the client certificate, the attestation document without a nonce, by which the clock is set, and the return of memory.
 fn serve(
     settings: &Settings,
     allowed: &AllowList,
@@ -295,14 +295,8 @@ fn serve(
     event_loop.every(CHECK_INTERVAL, move || store.check_certificate(Utc::now()));
     let attestation = api.attestation.clone();
     event_loop.every(settings.clock_interval, move || {
-        if let Err(e) = attestation.check_clock() {
-            warn!("the clock is not compared with the module's: {e}");
-        }
-    });
-    let attestation = api.attestation.clone();
-    event_loop.every(attest::RENEWAL, move || {
         if let Err(e) = attestation.renew() {
-            warn!("no attestation document without a nonce: {e}");
+            warn!("no attestation document without a nonce, by which the clock is set: {e}");
         }
     });
     event_loop.every(logging::CHECKPOINTS, audit::checkpoint);

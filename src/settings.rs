@@ -59,7 +59,8 @@ pub struct Settings {
     /// keeps it, or a call may find it closed. The shortest defaults of servers are 2 s (gunicorn) and 5 s (Node.js,
     /// Uvicorn).
     pub keepalive: Duration,
-    /// How often the clock is compared with the Nitro Secure Module's.
+    /// How often the attestation document without a nonce is made anew, by which the clock is compared with the Nitro Secure
+    /// Module's; 1 s to 60 s, since that document is promised to be no older than a minute.
     pub clock_interval: Duration,
     /// Which bundles the handshake accepts.
     pub handshake: Handshake,
@@ -211,10 +212,10 @@ impl Settings {
                 true => WatermarkApi::Data,
                 false => WatermarkApi::Image,
             },
-            timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?)?,
-            idle: seconds("TEEMARK_IDLE", &text("TEEMARK_IDLE", "75s")?)?,
-            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?)?,
-            clock_interval: seconds("TEEMARK_CLOCK_INTERVAL", &text("TEEMARK_CLOCK_INTERVAL", "600s")?)?,
+            timeout: seconds("TEEMARK_TIMEOUT", &text("TEEMARK_TIMEOUT", "30s")?, HOUR)?,
+            idle: seconds("TEEMARK_IDLE", &text("TEEMARK_IDLE", "75s")?, HOUR)?,
+            keepalive: seconds("TEEMARK_WATERMARK_KEEPALIVE", &text("TEEMARK_WATERMARK_KEEPALIVE", "1s")?, HOUR)?,
+            clock_interval: seconds("TEEMARK_CLOCK_INTERVAL", &text("TEEMARK_CLOCK_INTERVAL", "60s")?, MINUTE)?,
             handshake: match either("TEEMARK_HANDSHAKE", "sealed", ["sealed", "plain"])? {
                 true => Handshake::Sealed(Operators::new(operators, threshold)?),
                 false if threshold > 1 => {
@@ -301,11 +302,14 @@ fn count(name: &'static str, text: &str, most: usize) -> Result<usize, SettingEr
         .ok_or_else(|| SettingError { name, reason: format!("{text:?} is not a number from 1 to {most}") })
 }
 
-fn seconds(name: &'static str, text: &str) -> Result<Duration, SettingError> {
+const MINUTE: usize = 60;
+const HOUR: usize = 60 * MINUTE;
+
+fn seconds(name: &'static str, text: &str, most: usize) -> Result<Duration, SettingError> {
     let digits = text.strip_suffix('s').unwrap_or(text);
-    count(name, digits, 3600)
+    count(name, digits, most)
         .map(|n| Duration::from_secs(n as u64))
-        .map_err(|_| SettingError { name, reason: format!("{text:?} is not a time from 1s to 3600s") })
+        .map_err(|_| SettingError { name, reason: format!("{text:?} is not a time from 1s to {most}s") })
 }
 
 const ED25519_KEY: &str = "an Ed25519 public key in base64";
@@ -366,7 +370,7 @@ mod tests {
         assert_eq!((s.public.to_string(), s.secrets.to_string()), ("vsock:3000".into(), "vsock:7777".into()));
         assert_eq!((s.max_file, s.max_connections, s.timeout.as_secs(), s.idle.as_secs()), (64 << 20, 256, 30, 75));
         assert!(s.memory > 1 << 20 && !s.forward && !s.allow_unwatermarked && !s.public_metrics);
-        assert_eq!(s.hosts, Some("/etc/hosts".into()));
+        assert_eq!((s.hosts, s.clock_interval.as_secs()), (Some("/etc/hosts".into()), 60));
     }
 
     #[test]
@@ -442,6 +446,8 @@ mod tests {
             ("TEEMARK_FORWARD", "yes"),
             ("TEEMARK_TIMEOUT", "0s"),
             ("TEEMARK_IDLE", "75m"),
+            ("TEEMARK_IDLE", "3601s"),
+            ("TEEMARK_CLOCK_INTERVAL", "61s"),
             ("TEEMARK_EGRESS", "tcp:1.2.3.4:5"),
             ("TEEMARK_HANDSHAKE", "open"),
             ("TEEMARK_GRANTS", "on"),

@@ -37,7 +37,7 @@ pub use test_nsm::TestNsm;
 /// each interval.
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How often the document without a nonce is made anew.
+/// The greatest age of the document without a nonce: TEEMARK_CLOCK_INTERVAL is no longer than this.
 pub const RENEWAL: Duration = Duration::from_secs(60);
 
 /// A Nitro Secure Module, or what stands in for one.
@@ -264,8 +264,8 @@ impl Attestation {
         *self.turns(asker).0.lock().unwrap() = Instant::now() + Duration::from_secs(3600);
     }
 
-    /// The document without a nonce: the same for everyone, and at most [`RENEWAL`] old while [`Attestation::renew`] is
-    /// called so often.
+    /// The document without a nonce: the same for everyone until [`Attestation::renew`] makes another, each [`RENEWAL`] at the
+    /// latest.
     ///
     /// # Errors
     /// See [`DocumentError`].
@@ -277,7 +277,7 @@ impl Attestation {
         }
     }
 
-    /// Makes the document without a nonce anew.
+    /// Makes the document without a nonce anew, and so compares the clocks.
     ///
     /// # Errors
     /// The module gives none. The old one is forgotten.

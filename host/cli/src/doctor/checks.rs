@@ -424,7 +424,7 @@ fn clock(facts: &Facts) -> Judged {
                 drift.abs(),
                 if drift > 0.0 { "ahead of" } else { "behind" }
             ),
-            "it sets its clock every TEEMARK_CLOCK_INTERVAL: ask again then, or restart the enclave",
+            "it sets its clock each minute: ask again in a minute, or restart the enclave",
         ),
         _ if off > DRIFT => warning(format!("this machine's clock is {seconds} s {side} the enclave's module"), advice),
         _ => Ok(format!("within {} s of the enclave's module", DRIFT.as_secs())),
