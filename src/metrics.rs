@@ -144,6 +144,40 @@ const ROUTES: [&str; 20] = [
     "update_secrets",
 ];
 
+/// The codes of errors: each has its count from the start, since an alarm sees no increase in a series that begins at 1.
+pub const CODES: [&str; 30] = [
+    "attestation_unavailable",
+    "audit_unavailable",
+    "client_gone",
+    "decrypt_failed",
+    "drained",
+    "file_too_large",
+    "from_page",
+    "grant_expired",
+    "grant_for_another_content",
+    "grant_for_another_file",
+    "grant_for_another_key",
+    "grant_for_another_user",
+    "grant_invalid",
+    "grant_missing",
+    "grant_not_yet_valid",
+    "grant_used",
+    "internal",
+    "invalid_request",
+    "length_required",
+    "method_not_allowed",
+    "not_found",
+    "not_ready",
+    "overloaded",
+    "too_many_requests",
+    "unknown_key",
+    "watermark_busy",
+    "watermark_failed",
+    "watermark_missing",
+    "watermark_timeout",
+    "watermark_unsupported",
+];
+
 /// The state of a listener's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
@@ -209,7 +243,10 @@ pub struct Live {
 
 /// Everything that is counted.
 pub struct Metrics {
-    answers: Mutex<Answers>,
+    /// Answers by route and status code.
+    requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// Those that are errors, by the error's code.
+    refusals: [Counter; CODES.len()],
     durations: [Histogram; ROUTES.len()],
     /// Bytes of encrypted files received.
     pub file_bytes_in: Counter,
@@ -255,18 +292,11 @@ pub struct Metrics {
     pub certificate_ends: Gauge,
 }
 
-#[derive(Default)]
-struct Answers {
-    /// By route and status code.
-    requests: BTreeMap<(&'static str, u16), u64>,
-    /// Those that are errors, by the error's code.
-    refusals: BTreeMap<&'static str, u64>,
-}
-
 impl Metrics {
     const fn new() -> Metrics {
         Metrics {
-            answers: Mutex::new(Answers { requests: BTreeMap::new(), refusals: BTreeMap::new() }),
+            requests: Mutex::new(BTreeMap::new()),
+            refusals: [const { Counter::new() }; CODES.len()],
             durations: [const { Histogram::new() }; ROUTES.len()],
             file_bytes_in: Counter::new(),
             file_bytes_out: Counter::new(),
@@ -295,10 +325,12 @@ impl Metrics {
     /// Counts one answer, and the code in it if it is an error. Both names are the daemon's own, never something that a
     /// client sent.
     pub fn answered(&self, route: &'static str, status: u16, code: Option<&'static str>) {
-        let mut answers = self.answers();
-        *answers.requests.entry((route, status)).or_default() += 1;
-        if let Some(code) = code {
-            *answers.refusals.entry(code).or_default() += 1;
+        *self.requests().entry((route, status)).or_default() += 1;
+        let Some(code) = code else { return };
+        let found = CODES.iter().zip(&self.refusals).find(|(name, _)| **name == code);
+        debug_assert!(found.is_some(), "{code} is not in CODES");
+        if let Some((_, refusals)) = found {
+            refusals.add(1);
         }
     }
 
@@ -311,8 +343,8 @@ impl Metrics {
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, BTreeMap<(&'static str, u16), u64>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All metrics as text.
@@ -345,16 +377,13 @@ impl Metrics {
     }
 
     fn print_answers(&self, out: &mut String) {
-        {
-            let answers = self.answers();
-            family("requests_total", "counter", "Answers by route and status code.", out);
-            for ((route, status), n) in &answers.requests {
-                let _ = writeln!(out, "teemark_requests_total{{route=\"{route}\",code=\"{status}\"}} {n}");
-            }
-            family("refusals_total", "counter", "Answers that are errors, by the error's code.", out);
-            for (code, n) in &answers.refusals {
-                labelled("refusals_total", "code", code, *n, out);
-            }
+        family("requests_total", "counter", "Answers by route and status code.", out);
+        for ((route, status), n) in self.requests().iter() {
+            let _ = writeln!(out, "teemark_requests_total{{route=\"{route}\",code=\"{status}\"}} {n}");
+        }
+        family("refusals_total", "counter", "Answers that are errors, by the error's code.", out);
+        for (code, refusals) in CODES.iter().zip(&self.refusals) {
+            labelled("refusals_total", "code", code, refusals.get(), out);
         }
         let help = "Time from a request's complete head to the end of its answer, by route.";
         family("request_duration_seconds", "histogram", help, out);
@@ -484,6 +513,7 @@ mod tests {
         let text = metrics.print(&Live::default());
         for line in [
             "teemark_refusals_total{code=\"decrypt_failed\"} 1",
+            "teemark_refusals_total{code=\"audit_unavailable\"} 0",
             "teemark_request_duration_seconds_count{route=\"decrypt\"} 1",
             "teemark_clock_drift_seconds -1.5",
             "teemark_ready 0",

@@ -100,6 +100,8 @@ fn the_codes_of_errors_are_those_of_the_table() {
     let described = of["components"]["schemas"]["Code"]["enum"].as_vec().unwrap();
     let described: BTreeSet<String> = described.iter().map(|code| code.as_str().unwrap().to_owned()).collect();
     assert_eq!(rows.difference(&described).collect::<Vec<_>>(), Vec::<&String>::new(), "not described");
+    let counted = BTreeSet::from(teemarkd::metrics::CODES.map(str::to_owned));
+    assert_eq!(counted, described, "those that /metrics counts");
     let reference = fs::read_to_string(repository().join("docs/REFERENCE.md")).unwrap();
     for code in &described {
         assert!(reference.contains(code.as_str()), "{code} is not in docs/REFERENCE.md");

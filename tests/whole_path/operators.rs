@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::SystemTime;
 
+use teemarkd::metrics::CODES;
+
 use crate::support::*;
 use crate::*;
 
@@ -118,6 +120,8 @@ fn the_metrics_move_as_they_should() {
     let (_service, daemon) = pair(&[]);
     let file = encrypt(&KEY, b"a text");
     let before = samples(&daemon.get_admin("/metrics").text());
+    let codes = before.iter().filter(|(name, _)| name.starts_with("teemark_refusals_total{"));
+    assert!(codes.clone().count() == CODES.len() && codes.into_iter().all(|(_, n)| *n == 0.0), "{before:?}");
     let marked = daemon.decrypt(&file, "f", "u");
     assert_eq!(daemon.decrypt(&file[1..], "f", "u").status, 422);
     assert_eq!(decrypt_json(&daemon, &file).status, 200);
