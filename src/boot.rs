@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_loop::socket::Listener;
-use event_loop::{Acceptor, Event, EventLoop, Handle};
+use event_loop::{Acceptor, Event, EventLoop, Handle, threads};
 use formats::address::Address;
 use formats::allow_list::AllowList;
 use formats::items::{ITEMS, MAX_BUNDLE, MAX_BUNDLE_V2};
@@ -294,11 +294,13 @@ fn serve(
     let store = api.store.clone();
     event_loop.every(CHECK_INTERVAL, move || store.check_certificate(Utc::now()));
     let attestation = api.attestation.clone();
-    event_loop.every(settings.clock_interval, move || {
+    // The module may take two minutes to fail (the kernel's drivers/misc/nsm.c).
+    let renew = move || {
         if let Err(e) = attestation.renew() {
             warn!("no attestation document without a nonce, by which the clock is set: {e}");
         }
-    });
+    };
+    event_loop.every(settings.clock_interval, threads::aside("attestation", renew));
     event_loop.every(logging::CHECKPOINTS, audit::checkpoint);
     let store = api.store.clone();
     event_loop.every(TRIM_INTERVAL, move || {

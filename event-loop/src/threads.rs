@@ -1,6 +1,7 @@
 //! Named threads.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 /// Starts a thread.
@@ -15,4 +16,48 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<Joi
 #[inline(never)]
 fn start_boxed(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.into()).spawn(body)
+}
+
+/// A job for a timer that must not wait for it: each call runs it in a thread that ends with it. A call that comes while the
+/// job still runs does nothing, and so does one for which the system has no thread left.
+pub fn aside(name: &'static str, job: impl Fn() + Send + Sync + 'static) -> impl FnMut() + Send + 'static {
+    let job = Arc::new(job);
+    let mut last: Option<JoinHandle<()>> = None;
+    move || {
+        if last.as_ref().is_none_or(JoinHandle::is_finished) {
+            let job = job.clone();
+            last = start(name, move || job()).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+    use std::thread::yield_now;
+
+    use super::*;
+
+    #[test]
+    fn a_job_that_blocks_holds_up_no_timer_and_runs_once_at_a_time() {
+        let (began, beginnings) = channel();
+        let (end, ends) = channel::<()>();
+        let ends = Mutex::new(ends);
+        let mut timer = aside("job", move || {
+            began.send(()).unwrap();
+            let _ = ends.lock().unwrap().recv();
+        });
+        timer();
+        beginnings.recv().unwrap();
+        // It blocks by now, and nobody waits for it.
+        (0..10).for_each(|_| timer());
+        assert!(beginnings.try_recv().is_err(), "it was started a second time");
+        end.send(()).unwrap();
+        while beginnings.try_recv().is_err() {
+            timer();
+            yield_now();
+        }
+        drop(end);
+    }
 }

@@ -33,9 +33,9 @@ enum Correction {
     Impossible,
 }
 
-/// What was found when the clocks were last compared.
+/// What was found when the clocks were last compared, if they ever were.
 #[derive(Debug, Default)]
-pub(super) struct Clock(Mutex<Difference>);
+pub(super) struct Clock(Mutex<Option<Difference>>);
 
 /// A difference of two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,8 @@ struct Difference {
 }
 
 impl Difference {
-    /// At some time of this machine's clock from `asked` to `answered` the module's showed `module`. This is the least
-    /// that the clocks can differ by then.
+    /// On this machine's clock, the module read `module` at some point between `asked` and `answered`. This is the smallest
+    /// difference that is consistent with that.
     fn of(asked: SystemTime, answered: SystemTime, module: SystemTime) -> Difference {
         match (asked.duration_since(module), module.duration_since(answered)) {
             (Ok(by), _) => Difference { by, ahead: true },
@@ -71,6 +71,11 @@ impl Difference {
         if self.ahead { by } else { -by }
     }
 
+    /// By how many milliseconds this machine's clock has to move.
+    fn to_move(self) -> i64 {
+        -self.milliseconds()
+    }
+
     /// In words: "12.345 s ahead of the Nitro Secure Module's".
     fn words(self) -> String {
         let direction = if self.ahead { "ahead of" } else { "behind" };
@@ -80,36 +85,43 @@ impl Difference {
 }
 
 impl Clock {
-    /// Compares the clocks, by the time that the module told when it was asked and had answered at these times of this
-    /// machine's clock, and sets that if it has to be.
+    /// Compares the module's time with this machine's clock, which read `asked` before the request and `answered` after the
+    /// reply, and corrects this machine's clock if necessary.
     pub(super) fn compare(&self, asked: SystemTime, answered: SystemTime, module: SystemTime) {
         let difference = Difference::of(asked, answered, module);
         METRICS.clock_drift.set(difference.milliseconds());
-        self.correct(difference, || match difference.correction() {
-            Correction::Slew => raw::slew(-difference.milliseconds()),
+        self.correct(difference, |correction| match correction {
+            Correction::Slew => raw::slew(difference.to_move()),
             _ => step(difference),
         });
     }
 
-    /// Has the clock set if it has to be, and then tells and records what came of it. What goes on, such as a slew, is told
-    /// once: anybody may ask for documents.
-    fn correct(&self, difference: Difference, set: impl FnOnce() -> io::Result<()>) {
-        let (correction, words) = (difference.correction(), difference.words());
-        let before = std::mem::replace(&mut *self.last(), difference);
+    /// Has the clock set if it has to be, and then tells and records what came of it. A difference that persists, such as
+    /// during a slew, is logged once: anybody may ask for documents.
+    ///
+    /// The first comparison is made before anybody is served. Nothing minds a step then, and a slew would take up to an hour.
+    fn correct(&self, difference: Difference, set: impl FnOnce(Correction) -> io::Result<()>) {
+        let words = difference.words();
+        let before = self.last().replace(difference);
+        let correction = match difference.correction() {
+            Correction::Slew if before.is_none() => Correction::Step,
+            correction => correction,
+        };
+        let before = before.unwrap_or_default();
         let is_new = (before.correction(), before.ahead) != (correction, difference.ahead);
         let result = match correction {
             Correction::None => return,
-            Correction::Slew | Correction::Step => set(),
+            Correction::Slew | Correction::Step => set(correction),
             Correction::Impossible => {
                 if is_new {
-                    error!("the clock is {words}, which is too much to be set: start the enclave anew");
+                    error!("the clock is {words}, which is too far to correct: restart the enclave");
                 }
                 return;
             }
         };
         if correction == Correction::Step && result.is_ok() {
             // It is over; the next one is another.
-            *self.last() = Difference::default();
+            *self.last() = Some(Difference::default());
         }
         if !is_new {
             return;
@@ -131,14 +143,14 @@ impl Clock {
         audit::clock(difference.milliseconds(), how);
     }
 
-    fn last(&self) -> MutexGuard<'_, Difference> {
+    fn last(&self) -> MutexGuard<'_, Option<Difference>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is wrong with the clock, for whoever is to start the enclave anew.
     pub(super) fn fault(&self) -> Option<String> {
-        let last = *self.last();
-        (last.correction() == Correction::Impossible).then(|| format!("{}, which is too much to be set", last.words()))
+        let last = (*self.last())?;
+        (last.correction() == Correction::Impossible).then(|| format!("{}, which is too far to correct", last.words()))
     }
 }
 
@@ -192,6 +204,32 @@ mod tests {
     }
 
     #[test]
+    fn before_anybody_is_served_half_a_second_is_stepped_and_later_slewed() {
+        let clock = Clock::default();
+        for expected in [Correction::Step, Correction::Slew, Correction::Slew] {
+            let mut made = None;
+            clock.correct(difference(1.5), |correction| {
+                made = Some(correction);
+                Ok(())
+            });
+            assert_eq!(made, Some(expected));
+        }
+        let right = Clock::default();
+        right.correct(difference(0.4), |_| unreachable!("it is left alone"));
+        let mut made = None;
+        right.correct(difference(1.5), |correction| {
+            made = Some(correction);
+            Ok(())
+        });
+        assert_eq!(made, Some(Correction::Slew), "the first comparison is over");
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_has_to_move_back() {
+        assert_eq!((difference(1.5).to_move(), difference(-1.5).to_move()), (-1500, 1500));
+    }
+
+    #[test]
     fn a_difference_is_told_with_its_direction() {
         assert_eq!(difference(200.25).milliseconds(), 200_250);
         assert_eq!(difference(-200.25).milliseconds(), -200_250);
@@ -211,11 +249,11 @@ mod tests {
                 .map(|record| (record["correction"].clone(), record["ahead"].clone()))
                 .collect()
         };
-        let clock = Clock::default();
+        let clock = Clock(Mutex::new(Some(Difference::default())));
         let (slew, step, other) = (difference(1.111), difference(-61.222), difference(99.333));
         let correct = |difference: Difference, result: io::Result<()>, times: usize| {
             let before = recorded(difference).len();
-            clock.correct(difference, || {
+            clock.correct(difference, |_| {
                 assert_eq!(recorded(difference).len(), before, "it is not set yet");
                 result
             });
@@ -225,7 +263,7 @@ mod tests {
         // A slew is asked for again while it lasts.
         correct(slew, Ok(()), 1);
         correct(slew, Ok(()), 0);
-        clock.correct(difference(0.1), || unreachable!("it is right"));
+        clock.correct(difference(0.1), |_| unreachable!("it is right"));
         correct(slew, Ok(()), 1);
         // A step is over at once, unless it fails.
         correct(step, Ok(()), 1);

@@ -50,13 +50,19 @@ pub(crate) fn call(device: &File, request: &[u8]) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The system's error.
 pub(crate) fn slew(milliseconds: i64) -> io::Result<()> {
+    let mut change = single_shot(milliseconds);
+    // SAFETY: the structure is the one that this call takes, and lives until it returns. It only reads and writes that.
+    Errno::result(unsafe { libc::adjtimex(&raw mut change) }).map(drop)?;
+    Ok(())
+}
+
+/// What adjtimex(2) takes to add this many milliseconds, which it counts in microseconds.
+fn single_shot(milliseconds: i64) -> libc::timex {
     // SAFETY: every field of the structure is a number, for which zero is a value.
     let mut change: libc::timex = unsafe { std::mem::zeroed() };
     change.modes = libc::ADJ_OFFSET_SINGLESHOT;
     change.offset = milliseconds.saturating_mul(1000);
-    // SAFETY: the structure is the one that this call takes, and lives until it returns. It only reads and writes that.
-    Errno::result(unsafe { libc::adjtimex(&raw mut change) }).map(drop)?;
-    Ok(())
+    change
 }
 
 #[cfg(test)]
@@ -66,5 +72,12 @@ mod tests {
     #[test]
     fn what_is_not_an_nsm_device_is_an_error() {
         assert!(call(&File::open("/dev/null").unwrap(), b"request").is_err());
+    }
+
+    #[test]
+    fn a_clock_is_slewed_by_microseconds_in_one_shot() {
+        let change = single_shot(-1500);
+        // ADJ_OFFSET_SINGLESHOT of the kernel's include/uapi/linux/timex.h.
+        assert_eq!((change.modes, change.offset), (0x8001, -1_500_000));
     }
 }

@@ -224,8 +224,25 @@ impl Outside<'_> {
 
     /// The same in a file of this name.
     pub(crate) fn grant_in(&self, name: &str, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
-        let file = self.workshop.path(&format!("{name}.grant"));
+        self.granted(self.teemark("grant"), name, file_id, user_id, reply_key)
+    }
+
+    /// The same for so many seconds.
+    pub(crate) fn grant_valid(&self, seconds: u64, file_id: &str, user_id: &str, reply_key: &str) -> Result<PathBuf> {
         let mut grant = self.teemark("grant");
+        grant.args(["--valid", &seconds.to_string()]);
+        self.granted(grant, "short", file_id, user_id, reply_key)
+    }
+
+    fn granted(
+        &self,
+        mut grant: Command,
+        name: &str,
+        file_id: &str,
+        user_id: &str,
+        reply_key: &str,
+    ) -> Result<PathBuf> {
+        let file = self.workshop.path(&format!("{name}.grant"));
         grant.args(["--file-id", file_id, "--user-id", user_id, "--audience", FLEET, "--reply-key", reply_key]);
         grant.arg("--content").arg(self.encrypted());
         fs::write(&file, run(grant.arg("--key").arg(self.workshop.grant_key()?))?)?;
@@ -234,9 +251,16 @@ impl Outside<'_> {
 
     /// The command with which the user asks for that file.
     pub(crate) fn decrypt(&self, file_id: &str, user_id: &str, grant: &Path, output: &Path) -> Command {
+        let mut decrypt = self.decrypt_unverified(file_id, user_id, grant, output);
+        decrypt.arg("--verify").args(&self.trust);
+        decrypt
+    }
+
+    /// The same without having the enclave prove itself.
+    pub(crate) fn decrypt_unverified(&self, file_id: &str, user_id: &str, grant: &Path, output: &Path) -> Command {
         let mut decrypt = self.teemark("decrypt");
         decrypt.arg(self.encrypted()).args(["--endpoint", &self.endpoint, "--file-id", file_id]);
-        decrypt.args(["--user-id", user_id, "--seal", "--verify"]).args(&self.trust);
+        decrypt.args(["--user-id", user_id, "--seal"]);
         decrypt.arg("--grant").arg(grant).arg("--force").arg("--output").arg(output);
         decrypt
     }
