@@ -81,9 +81,14 @@ pub(crate) fn thousands_of_connections_at_once_from_both_sides_leave_the_vsock_a
     world.parent.sh(&format!("setsid {STORM} 16 {CONNECTIONS} {ROUNDS} 9 3000 </dev/null >/dev/console 2>&1 &"))?;
     for round in 1..=ROUNDS {
         let (connections, round) = (2 * CONNECTIONS, format!("round {round}: alive"));
-        stage.step(&format!("{round} after {connections} connections at once, and a client is served"), || {
-            [&world.parent.console, &world.enclave.console].iter().try_for_each(|console| wait(&world, console, &round))
-        })?;
+        stage.step(
+            &format!("{round} after {connections} connections at once, and a client is served meanwhile and then"),
+            || {
+                [&world.parent.console, &world.enclave.console]
+                    .iter()
+                    .try_for_each(|console| wait(&world, console, &round))
+            },
+        )?;
     }
     stage.figure(&format!("{} packets were moved between the two", world.bus.traffic().moved));
     stage.step("a file is served through expose.sh, as before", || {

@@ -1,15 +1,15 @@
 //! `vsock-storm CID COUNT ROUNDS PORT…`: opens COUNT connections at once to a port of the machine with this CID, which
 //! runs it too, asks for something on those that open, and hangs up. Then it waits until the other has done the same and
-//! vsock works again, for ROUNDS rounds, one port after the other. Port 3000 is teemarkd's, which has to serve a
-//! client after each round.
+//! vsock works again, for ROUNDS rounds, one port after the other. If port 3000, teemarkd's, is among them, it has to serve a
+//! client during each storm on another port, and after each round. A storm on its own port takes all its places.
 //!
 //! For the scenario `vsock` of tests/vm. Nothing of it is in an image that is shipped.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     println!("[STORM] begins");
     until("the other side", || rounds_of(*peer).map(drop))?;
     for (round, port) in (1..=u8::try_from(*rounds)?).zip(ports.iter().cycle()) {
-        let asked = storm(*peer, *port, *count);
+        let (asked, served) = storm(*peer, *port, *count, ports.contains(&PUBLIC) && *port != PUBLIC);
         done.store(round, Ordering::Release);
         until("the other side", || {
             ensure!(rounds_of(*peer)? >= round, "it is still at it");
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         if ports.contains(&PUBLIC) {
             until("teemarkd", || is_served(*peer))?;
         }
-        println!("[STORM] round {round}: alive after {asked} connections to port {port}");
+        println!("[STORM] round {round}: alive after {asked} connections to port {port}, {served} answers meanwhile");
     }
     println!("[STORM] end: alive");
     // For the other side, which may still ask.
@@ -56,20 +56,47 @@ fn main() -> Result<()> {
     }
 }
 
-/// Opens this many connections, as far as the system lets it, and returns how many.
-fn storm(peer: u32, port: u32, count: u32) -> usize {
+/// Opens this many connections, as far as the system lets it, and holds them until teemarkd has served a client, if one is
+/// to be. Returns how many connections and how many answers there were.
+fn storm(peer: u32, port: u32, count: u32, client: bool) -> (usize, usize) {
+    let (begun, over) = (Barrier::new(2), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let client = client.then(|| scope.spawn(|| be_served(peer, &begun, &over)));
+        let sockets = connections(peer, port, count, || drop(client.as_ref().map(|_| begun.wait())));
+        over.store(true, Ordering::Release);
+        let answers = client.map_or(0, |client| client.join().expect("no panic"));
+        (sockets.len(), answers)
+    })
+}
+
+/// Asks teemarkd until the storm is over and there was an answer. Returns how many there were.
+fn be_served(peer: u32, begun: &Barrier, over: &AtomicBool) -> usize {
+    let mut answers = 0;
+    begun.wait();
+    while answers == 0 || !over.load(Ordering::Acquire) {
+        let _ = until("teemarkd, in the storm", || is_served(peer));
+        answers += 1;
+    }
+    answers
+}
+
+/// The connections, whose first requests are sent once most have opened or failed. Calls `half` when half of them have been
+/// begun.
+fn connections(peer: u32, port: u32, count: u32, half: impl FnOnce()) -> Vec<OwnedFd> {
     let address = VsockAddr::new(peer, port);
     let open = |_| -> Option<OwnedFd> {
         let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).ok()?;
         matches!(connect(socket.as_raw_fd(), &address), Ok(()) | Err(Errno::EINPROGRESS)).then_some(socket)
     };
-    let sockets: Vec<OwnedFd> = (0..count).filter_map(open).collect();
+    let mut sockets: Vec<OwnedFd> = (0..count / 2).filter_map(open).collect();
+    half();
+    sockets.extend((count / 2..count).filter_map(open));
     thread::sleep(STORM);
     for socket in &sockets {
         // Those that were refused fail.
         let _ = send(socket.as_raw_fd(), REQUEST, MsgFlags::MSG_NOSIGNAL);
     }
-    sockets.len()
+    sockets
 }
 
 /// Tells everyone who connects how many rounds are done.
