@@ -37,6 +37,20 @@ pub const OF_SERVICE: [&str; 3] = ["ca.crt", "server.crt", "server.key"];
 /// All certificates, for an operator who prepares the handshake on the parent.
 pub const OF_OPERATOR: [&str; 6] = ["ca.crt", "server.crt", "server.key", "client.crt", "client.key", "ecs-ca.crt"];
 
+/// Prepares the parent for an enclave: these certificates, what answers its heartbeat, the service behind a proxy, the
+/// scripts of host/deploy, and the enclave's ports on the loopback interface.
+///
+/// # Errors
+/// Those of its steps.
+pub fn set_up(parent: &Parent, certs: &Path, names: &[&str]) -> Result<()> {
+    bring_certs(parent, certs, names)?;
+    answer_heartbeat(parent)?;
+    start_service(parent)?;
+    start_proxy(parent)?;
+    install_deployment(parent)?;
+    expose(parent)
+}
+
 /// Copies these certificates of a folder of this machine to [`CERTS`].
 ///
 /// # Errors

@@ -60,12 +60,7 @@ pub(crate) fn thousands_of_connections_at_once_from_both_sides_leave_the_vsock_a
         let parent =
             Parent::boot_with(&bus, &parents, &of_parent.words(), &program("watermark-service")?, &logs, false)?;
         stage.watch(&parent.console);
-        operator::bring_certs(&parent, workshop.certs()?, &operator::OF_OPERATOR)?;
-        operator::answer_heartbeat(&parent)?;
-        operator::start_service(&parent)?;
-        operator::start_proxy(&parent)?;
-        operator::install_deployment(&parent)?;
-        operator::expose(&parent)?;
+        operator::set_up(&parent, workshop.certs()?, &operator::OF_OPERATOR)?;
         parent.unpack(&[Entry::directory("/usr", 0o755), Entry::directory("/usr/bin", 0o755)])?;
         parent.put(STORM, &fs::read(&storm)?)?;
         parent.sh(&format!("chmod 755 {STORM}")).map(drop)?;

@@ -65,12 +65,7 @@ impl World {
         let parent = stage.step("a parent boots, with socat, curl and jq, and the service behind a proxy", || {
             let parent = Parent::boot(&bus, kernel, &program("watermark-service")?, &logs, false)?;
             stage.watch(&parent.console);
-            operator::bring_certs(&parent, certs, on_parent)?;
-            operator::answer_heartbeat(&parent)?;
-            operator::start_service(&parent)?;
-            operator::start_proxy(&parent)?;
-            operator::install_deployment(&parent)?;
-            operator::expose(&parent)?;
+            operator::set_up(&parent, certs, on_parent)?;
             Ok(parent)
         })?;
         let enclave = Enclave::boot(&bus, image, shape, &logs, false)?;

@@ -187,12 +187,7 @@ fn prepare(folder: &Path, certs: &Path) -> Result<()> {
 
 /// Starts what an operator has on the parent, and forwards this machine's ports there.
 fn set_up(parent: &Parent, arguments: &Arguments) -> Result<Ports> {
-    operator::bring_certs(parent, &arguments.certs, &operator::OF_SERVICE)?;
-    operator::answer_heartbeat(parent)?;
-    operator::start_service(parent)?;
-    operator::start_proxy(parent)?;
-    operator::install_deployment(parent)?;
-    operator::expose(parent)?;
+    operator::set_up(parent, &arguments.certs, &operator::OF_SERVICE)?;
     let forward_to = |name: &str, port: u16, to: u32, target: &str| -> Result<SocketAddr> {
         operator::forward(parent, to, target)?;
         forward::forward(name, port, parent.dialer(), to)
