@@ -142,17 +142,25 @@ fn two_keepers(three: &Three, second_keys: &str) -> [Keeper; 2] {
 #[test]
 fn two_keepers_sign_for_each_other_and_an_enclave_that_restarts_has_its_secrets_again() {
     let mut three = Three::new();
-    let [mut first, mut second] = two_keepers(&three, "keys.json");
+    let mut keepers = two_keepers(&three, "keys.json");
+    // Whichever of them passed a bundle on to the other.
+    let have_told = |keepers: &[Keeper; 2], event: &str, times| {
+        wait_for(event, || (keepers.iter().map(|keeper| keeper.count(event)).sum::<usize>() >= times).then_some(()));
+    };
     is_ready(&three.enclave);
+    // The one that signed tells so once the enclave has answered, which it has to live for.
+    have_told(&keepers, "signed", 1);
     drop(three.enclave);
     three.enclave = three.scene.enclave_with(three.port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
     is_ready(&three.enclave);
     // A key that comes is passed on too, once both have it.
     succeeds(three.scene.teemark(&["keygen", "--id", "new", "--output", "keys.json", "--add"]));
     wait_for("the new key", || three.enclave.get("/state").text().contains("\"new\"").then_some(()));
-    first.tells("confirmed", "");
-    wait_for("the signatures", || (first.count("signed") + second.count("signed") >= 3).then_some(()));
-    second.tells("current", "");
+    have_told(&keepers, "signed", 3);
+    have_told(&keepers, "confirmed", 1);
+    for keeper in &mut keepers {
+        keeper.tells("current", "");
+    }
 }
 
 #[test]
