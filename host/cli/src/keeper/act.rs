@@ -18,7 +18,7 @@ use super::plan::{Held, Plan};
 use super::policy;
 use super::report::Standing;
 use super::shared::Shared;
-use super::sources::Snapshot;
+use super::snapshot::Snapshot;
 use super::watch::{Action, Context, Event, Note, Seen, Watch};
 use crate::attest::Attested;
 use crate::daemon::Daemon;

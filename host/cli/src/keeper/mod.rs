@@ -3,6 +3,7 @@
 //! ```text
 //! config    keeper.toml
 //! sources   the items, from files, credentials and commands (exec)
+//! snapshot  what the sources have, and what of it an enclave is sent: no effects
 //! enclaves  the addresses that are watched
 //! policy    which enclaves may be given secrets
 //! plan      what an enclave is to be sent: no effects
@@ -33,6 +34,7 @@ mod policy;
 mod report;
 mod serve;
 mod shared;
+mod snapshot;
 mod sources;
 mod turns;
 mod watch;
@@ -61,7 +63,8 @@ use operators::Operators;
 use policy::Policies;
 use report::Report;
 use shared::{Known, Shared};
-use sources::{Fault, Snapshot, Sources};
+use snapshot::Snapshot;
+use sources::{Fault, Sources};
 use turns::Turns;
 use watches::{Change, Watches};
 

@@ -16,7 +16,7 @@ use super::enclaves::Target;
 use super::policy;
 use super::serve::{Answer, Request};
 use super::shared::Shared;
-use super::sources::Snapshot;
+use super::snapshot::Snapshot;
 use crate::daemon::Daemon;
 use crate::failure::{Class, Failure};
 use crate::handshake;

@@ -11,7 +11,7 @@ use super::history::{History, Store};
 use super::operators::Operators;
 use super::policy::Policies;
 use super::report::Report;
-use super::sources::Snapshot;
+use super::snapshot::Snapshot;
 use super::turns::Turns;
 use super::watch::Seen;
 use super::watches::Watched;

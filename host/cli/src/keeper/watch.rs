@@ -10,7 +10,7 @@ use formats::state::State;
 
 use super::history::History;
 use super::plan::{Held, InForce, Plan, plan};
-use super::sources::Revision;
+use super::snapshot::Revision;
 
 /// Longest pause after a document that did not pass, or a bundle that is not in force.
 const LONGEST: Duration = Duration::from_secs(60);
