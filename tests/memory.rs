@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::LazyLock;
 use std::thread;
@@ -87,12 +87,8 @@ fn ask(to: SocketAddr, head: &str, body: &[u8]) -> Got {
 /// Reads an answer and keeps nothing of its body.
 fn take_answer(stream: TcpStream) -> Got {
     let mut stream = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert!(stream.read_line(&mut head).expect("an answer") > 0, "no answer, only {head:?}");
-    }
-    let head = head.to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+    let head = read_head(&mut stream).expect("an answer").to_ascii_lowercase();
+    let length = content_length(&head).unwrap() as u64;
     let came = std::io::copy(&mut stream.take(length), &mut std::io::sink()).unwrap();
     Got { status: head[9..12].parse().unwrap(), retry_after: head.contains("\r\nretry-after: "), whole: came == length }
 }

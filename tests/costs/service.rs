@@ -10,7 +10,7 @@ use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::material::MARK;
-use crate::support::Certs;
+use crate::support::{Certs, content_length, read_head};
 
 type Tls = StreamOwned<ServerConnection, TcpStream>;
 
@@ -50,15 +50,7 @@ fn serve(tls: &mut Tls) {
 }
 
 fn read_request(tls: &mut Tls) -> Option<Vec<u8>> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        tls.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
-    let mut body = vec![0; length.parse().unwrap()];
+    let mut body = vec![0; content_length(&read_head(tls)?).expect("a length")];
     tls.read_exact(&mut body).ok()?;
     Some(body)
 }

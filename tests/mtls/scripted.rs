@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::{HandshakeKind, ServerConnection, StreamOwned};
 
 use crate::CERTS;
+use crate::support::{content_length, read_head};
 
 /// What a scripted service returns as the marked file.
 pub(crate) const MARKED: &str = "marked by the script";
@@ -104,20 +105,8 @@ impl Scripted {
     }
 }
 
-fn read_head(tls: &mut Tls) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        tls.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    Some(String::from_utf8(head).unwrap())
-}
-
 fn read_body(tls: &mut Tls, head: &str) -> Vec<u8> {
-    let head = head.to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map(|n| n.parse().unwrap());
-    let mut body = vec![0; length.unwrap_or(0)];
+    let mut body = vec![0; content_length(head).unwrap_or(0)];
     // If the daemon has given up, the step notices by itself.
     let _ = tls.read_exact(&mut body);
     body

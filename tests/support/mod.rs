@@ -4,6 +4,7 @@
 //! command line, and connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
+mod http;
 pub(crate) mod issuer;
 pub(crate) mod markdown;
 pub(crate) mod openssl;
@@ -13,7 +14,7 @@ mod port;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,6 +31,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[allow(unused_imports)] // likewise
+pub(crate) use http::*;
 #[allow(unused_imports)] // likewise
 pub(crate) use port::free_port;
 
@@ -358,76 +361,6 @@ impl Daemon {
 /// A number as [`Daemon::metric`] gives it.
 pub(crate) fn as_metric(n: usize) -> f64 {
     f64::from(u32::try_from(n).expect("a number of 32 bits"))
-}
-
-/// An HTTP answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: Vec<u8>,
-}
-
-impl Answer {
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.body.clone()).unwrap()
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
-    }
-
-    /// The value of a header field.
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
-        fields.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    }
-
-    /// The code of an error answer.
-    pub(crate) fn code(&self) -> String {
-        self.json()["code"].as_str().unwrap_or_default().to_owned()
-    }
-}
-
-pub(crate) fn get_from(to: SocketAddr, path: &str) -> Answer {
-    request(to, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), b"")
-}
-
-/// Sends a request's bytes as they are and reads one answer.
-pub(crate) fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(to).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-    // An early answer may close the stream before all is sent.
-    let _ = stream.write_all(&[head.as_bytes(), body].concat());
-    read_answer(&mut stream).expect("an answer")
-}
-
-/// Waits until the answer begins, without reading it.
-pub(crate) fn wait_for_answer(stream: &TcpStream) {
-    loop {
-        match stream.peek(&mut [0]) {
-            Ok(1) => return,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => panic!("no answer: {other:?}"),
-        }
-    }
-}
-
-/// Reads one answer with a Content-Length from a stream that may go on; `None` if the stream ends first.
-pub(crate) fn read_answer(stream: &mut impl Read) -> Option<Answer> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let status = head[9..12].parse().unwrap();
-    let field =
-        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-    let mut body = vec![0; field.map_or(0, |n| n.parse().unwrap())];
-    stream.read_exact(&mut body).ok()?;
-    Some(Answer { status, head, body })
 }
 
 /// Encrypts as Zing's clients do: IV, ciphertext, tag.

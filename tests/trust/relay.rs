@@ -48,15 +48,8 @@ pub(crate) fn parent(scene: &Scene, meddling: Meddling) -> (String, mpsc::Receiv
 
 /// A request: the lines of its head, and its body.
 fn receive(stream: &mut TcpStream) -> (Vec<String>, Vec<u8>) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        head.extend(byte);
-    }
-    let head: Vec<_> = String::from_utf8(head).unwrap().trim_end().lines().map(str::to_owned).collect();
-    let length = head.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
+    let head = read_head(stream).unwrap();
+    let mut body = vec![0; content_length(&head).unwrap_or(0)];
     stream.read_exact(&mut body).unwrap();
-    (head, body)
+    (head.trim_end().lines().map(str::to_owned).collect(), body)
 }
