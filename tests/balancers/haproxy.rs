@@ -3,11 +3,12 @@ use std::os::unix::net::UnixStream;
 
 use tempfile::TempDir;
 
+use super::support::balancer;
 use super::*;
 
 /// HAProxy with the documented configuration, in which `check` is replaced, and a socket for its statistics.
 fn haproxy(daemons: &[Daemon; 2], folder: &TempDir, check: &str) -> Balancer {
-    let (port, path) = (free_port(), folder.path().display().to_string());
+    let (port, path) = (free_port(), folder.path().display());
     let [a, b] = daemons.each_ref().map(|daemon| daemon.public.to_string());
     let pem = folder.path().join("tls.pem");
     let both = ["server.crt", "server.key"].map(|name| std::fs::read(CERTS.path(name)).unwrap()).concat();
@@ -23,9 +24,7 @@ fn haproxy(daemons: &[Daemon; 2], folder: &TempDir, check: &str) -> Balancer {
         ],
     );
     let config = format!("global\n    stats socket {path}/stats\n\n{sections}");
-    std::fs::write(folder.path().join("haproxy.cfg"), config).unwrap();
-    let file = format!("{path}/haproxy.cfg");
-    let balancer = Balancer::start("/usr/sbin/haproxy", &["-db", "-f", &file], port, folder.path());
+    let balancer = Balancer { _process: balancer::haproxy(&config, port, folder.path()), port };
     wait_for("both servers", || (up(folder) == 2).then_some(()));
     balancer
 }

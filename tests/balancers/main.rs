@@ -8,7 +8,6 @@ mod nginx;
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -49,18 +48,6 @@ struct Balancer {
 }
 
 impl Balancer {
-    fn start(program: &str, arguments: &[&str], port: u16, folder: &Path) -> Balancer {
-        assert!(Path::new(program).exists(), "{program} is not installed: run host/install-tools.sh");
-        let process = Process::spawn(Command::new(program).args(arguments).stdout(Stdio::null()), folder.join("log"));
-        let balancer = Balancer { _process: process, port };
-        wait_for(program, || TcpStream::connect(balancer.address()).ok());
-        balancer
-    }
-
-    fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
-    }
-
     fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.port)
     }

@@ -1,10 +1,11 @@
 use tempfile::TempDir;
 
+use super::support::balancer;
 use super::*;
 
 /// nginx with the documented configuration. `more` is added to its location.
 fn nginx(daemons: &[Daemon; 2], folder: &TempDir, more: &str) -> Balancer {
-    let (port, path) = (free_port(), folder.path().display().to_string());
+    let port = free_port();
     let [a, b] = daemons.each_ref().map(|daemon| daemon.public.to_string());
     let servers = documented(
         "nginx",
@@ -17,16 +18,7 @@ fn nginx(daemons: &[Daemon; 2], folder: &TempDir, more: &str) -> Balancer {
             ("proxy_http_version 1.1;", &format!("proxy_http_version 1.1; {more}")),
         ],
     );
-    let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|what| format!("{what}_temp_path {path}/{what};\n"))
-        .concat();
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {path}/pid;\nerror_log stderr;\nevents {{}}\n\
-         http {{\naccess_log off;\n{temp}{servers}}}\n"
-    );
-    std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
-    let file = format!("{path}/nginx.conf");
-    Balancer::start("/usr/sbin/nginx", &["-p", &path, "-c", &file, "-e", "stderr"], port, folder.path())
+    Balancer { _process: balancer::nginx(&servers, port, folder.path()), port }
 }
 
 #[test]

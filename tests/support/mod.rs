@@ -4,6 +4,7 @@
 //! command line, and connections are real sockets.
 #![allow(dead_code)] // each test program uses its part
 
+pub(crate) mod balancer;
 mod http;
 pub(crate) mod issuer;
 pub(crate) mod markdown;

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::io::copy;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
 use std::thread;
 
+use super::support::balancer;
 use super::*;
 
 /// Two daemons with the same secrets.
@@ -84,38 +84,19 @@ fn round_robin(to: [SocketAddr; 2]) -> String {
     endpoint
 }
 
-/// Starts a proxy that listens on this port.
-fn proxy(command: &mut Command, port: u16, folder: &TempDir) -> Process {
-    let mut proxy = Process::spawn(command.stdout(Stdio::null()), folder.path().join("log"));
-    wait_for("the proxy to listen", || {
-        if let Some(ended) = proxy.child.try_wait().unwrap() {
-            panic!("the proxy ended with {ended}: {}", proxy.log());
-        }
-        TcpStream::connect(("127.0.0.1", port)).ok()
-    });
-    proxy
-}
-
 /// nginx in front of the two, by plain HTTP.
 fn nginx([first, second]: [SocketAddr; 2], folder: &TempDir) -> (Process, String) {
-    let (port, path) = (free_port(), folder.path().display());
-    let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-    let temporary: String = kinds.map(|kind| format!("{kind}_temp_path {path}/{kind};\n")).concat();
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {path}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n\
-         {temporary}upstream fleet {{ server {first}; server {second}; }}\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://fleet; }} }}\n}}\n"
+    let port = free_port();
+    let servers = format!(
+        "upstream fleet {{ server {first}; server {second}; }}\n\
+         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://fleet; }} }}\n"
     );
-    let file = folder.path().join("nginx.conf");
-    fs::write(&file, config).unwrap();
-    let mut command = Command::new("nginx");
-    command.arg("-e").arg("stderr").arg("-p").arg(folder.path()).arg("-c").arg(&file);
-    (proxy(&mut command, port, folder), format!("http://127.0.0.1:{port}"))
+    (balancer::nginx(&servers, port, folder.path()), format!("http://127.0.0.1:{port}"))
 }
 
 /// HAProxy in front of the two, by TLS.
 fn haproxy([first, second]: [SocketAddr; 2], folder: &TempDir) -> (Process, String) {
-    let (port, file, pem) = (free_port(), folder.path().join("haproxy.cfg"), folder.path().join("server.pem"));
+    let (port, pem) = (free_port(), folder.path().join("server.pem"));
     let part = |name| fs::read(CERTS.path(name)).unwrap();
     fs::write(&pem, [part("server.crt"), part("server.key")].concat()).unwrap();
     let config = format!(
@@ -124,10 +105,7 @@ fn haproxy([first, second]: [SocketAddr; 2], folder: &TempDir) -> (Process, Stri
          backend fleet\nbalance roundrobin\nserver first {first}\nserver second {second}\n",
         pem.display()
     );
-    fs::write(&file, config).unwrap();
-    let mut command = Command::new("haproxy");
-    command.arg("-db").arg("-f").arg(&file);
-    (proxy(&mut command, port, folder), format!("https://localhost:{port}"))
+    (balancer::haproxy(&config, port, folder.path()), format!("https://localhost:{port}"))
 }
 
 #[test]
