@@ -49,8 +49,7 @@ fn scene_with(threshold: usize, settings: &[(&str, &str)]) -> Scene {
         .env("TEEMARK_HANDSHAKE", "sealed")
         .env("TEEMARK_OPERATOR_KEYS", &keys.join(","))
         .env("TEEMARK_OPERATOR_THRESHOLD", &threshold.to_string());
-    let setup = settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
-    Scene { daemon: setup.start(), service }
+    Scene { daemon: setup.envs(settings).start(), service }
 }
 
 fn key(byte: u8) -> DeliveredKey {

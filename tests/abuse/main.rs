@@ -39,8 +39,7 @@ impl Scene {
     fn new(env: &[(&str, &str)], faults: &[&str]) -> Scene {
         let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
         let service = Service::start(&CERTS, &arguments);
-        let setup = Setup::new(service.port).env("TEEMARK_WATERMARK_KEEPALIVE", "1s");
-        let setup = env.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
+        let setup = Setup::new(service.port).env("TEEMARK_WATERMARK_KEEPALIVE", "1s").envs(env);
         let daemon = Daemon::ready_with(setup, service.port, &CERTS);
         let file = encrypt(&KEY, b"a file like any other\n");
         assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);

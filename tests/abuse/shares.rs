@@ -40,7 +40,7 @@ impl Granted {
         let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
         let (service, issuer) = (Service::start(&CERTS, &arguments), Issuer::new());
         let setup = Setup::new(service.port).env("TEEMARK_GRANTS", "required").env("TEEMARK_FLEET", "fleet");
-        let setup = env.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
+        let setup = setup.envs(env);
         let daemon = setup.start();
         let mut bundle = CERTS.full_bundle(service.port);
         bundle["GRANT_KEYS"] = issuer.jwks();

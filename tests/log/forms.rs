@@ -123,7 +123,7 @@ fn settings_of_the_log_that_contradict_each_other_stop_the_start_and_are_named()
         (&[("TEEMARK_LOG", "clear"), ("TEEMARK_LOG_KEYS", &*key)], "TEEMARK_LOG: \"clear\" seals nothing"),
         (&[("TEEMARK_LOG_TO", "vsock:9001")], "TEEMARK_LOG_TO: \"vsock:9001\" names no machine"),
     ] {
-        let setup = settings.iter().fold(Setup::new(1), |setup, (name, value)| setup.env(name, value));
+        let setup = Setup::new(1).envs(settings);
         let mut process = Process::spawn(&mut setup.command(), setup.folder.path().join("log"));
         let status = wait_for("the daemon's end", || process.child.try_wait().unwrap());
         assert_eq!(status.code(), Some(1));

@@ -249,6 +249,11 @@ impl Setup {
         self
     }
 
+    pub(crate) fn envs(mut self, more: &[(&str, &str)]) -> Setup {
+        self.env.extend(more.iter().map(|&(name, value)| (name.into(), value.into())));
+        self
+    }
+
     /// The daemon's command, not started.
     pub(crate) fn command(&self) -> Command {
         let list = self.folder.path().join("allowed_endpoints.yaml");

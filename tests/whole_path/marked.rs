@@ -8,7 +8,7 @@ fn pair_in(form: &str, fault: Option<&str>, more: &[(&str, &str)]) -> (Service, 
     let arguments: Vec<&str> = fault.iter().flat_map(|fault| ["--fault", *fault]).collect();
     let service = Service::start(&CERTS, &arguments);
     let setup = Setup::new(service.port).env("TEEMARK_WATERMARK_API", form);
-    let setup = more.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
+    let setup = setup.envs(more);
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     (service, daemon)
 }
