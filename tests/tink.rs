@@ -121,7 +121,7 @@ fn what_tink_binds_to_a_file_id_opens_for_that_id_only() {
 fn sealed_by_teemark(plain: &[u8], aad: bool, encrypt: &[&str]) -> (u32, Vec<u8>, Vec<u8>) {
     let folder = tempfile::TempDir::new().unwrap();
     fs::write(folder.path().join("plain"), plain).unwrap();
-    let teemark = |arguments: &[&str]| run(Command::new(program("teemark")).args(arguments).current_dir(folder.path()));
+    let teemark = |arguments: &[&str]| succeeds(teemark(folder.path(), arguments));
     teemark(if aad { &["keygen", "--output", "keys.json", "--aad"] } else { &["keygen", "--output", "keys.json"] });
     teemark(&[&["encrypt", "plain", "--keys", "keys.json", "--output", "sealed"], encrypt].concat());
     let keys: Value = serde_json::from_slice(&fs::read(folder.path().join("keys.json")).unwrap()).unwrap();

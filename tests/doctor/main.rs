@@ -10,8 +10,6 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use formats::time::Utc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -100,12 +98,10 @@ impl Deployment {
         ] {
             deployment.write(name, text);
         }
-        let register = |index: usize| format!("a{index}").repeat(48);
-        deployment.write("image.pcrs", &(0..3).map(|i| format!("{} PCR{i}\n", register(i))).collect::<String>());
-        deployment.measures(&register(0));
+        deployment.write("image.pcrs", &pcrs(&["a0", "a1", "a2"]));
+        deployment.measures(&"a0".repeat(48));
         deployment.runs(json!([{"EnclaveName": "teemark", "EnclaveCID": 16, "State": "RUNNING", "Flags": "NONE"}]));
-        let told = deployment.daemon.get("/get_attestation").json();
-        fs::write(deployment.path("root.der"), STANDARD.decode(told["test_root"].as_str().unwrap()).unwrap()).unwrap();
+        fs::write(deployment.path("root.der"), deployment.daemon.test_root()).unwrap();
         fs::create_dir_all(deployment.path("proc")).unwrap();
         symlink("/proc/net", deployment.path("proc/net")).unwrap();
         fs::create_dir_all(deployment.path("bin")).unwrap();
@@ -179,7 +175,7 @@ impl Deployment {
     fn start(&mut self, name: &str, words: &str, arguments: &str) {
         if name == "collect" {
             let keygen = ["keygen", "--for", "collector", "--output", "collector.key"];
-            run(Command::new(program("teemark")).args(keygen).current_dir(self.root.path()).stderr(Stdio::null()));
+            succeeds(teemark(self.root.path(), &keygen));
         }
         let mut command = Command::new(program("teemark"));
         command.args(arguments.split_whitespace()).current_dir(self.root.path());
@@ -274,7 +270,7 @@ fn an_image_and_a_pcrs_file_of_different_builds_are_named() {
     deployment.has_wrong(&[], "image", "teemark.eif is not the image of --pcrs: PCR0: it is b0b0");
     // The other way round, what runs is not that image either.
     deployment.measures(&"a0".repeat(48));
-    deployment.write("image.pcrs", &(0..3).map(|i| format!("{} PCR{i}\n", "c0".repeat(48))).collect::<String>());
+    deployment.write("image.pcrs", &pcrs(&["c0"; 3]));
     let (lines, status) = deployment.names(&[], &[("image", "wrong"), ("attestation", "wrong")]);
     assert!(lines[1]["found"].as_str().unwrap().contains("PCR0"), "{lines:?}");
     assert_eq!(status, 1);

@@ -235,14 +235,7 @@ fn a_key_bound_to_the_file_id_opens_the_files_of_that_id_only() {
     let folder = daemon.folder.path();
     fs::write(folder.join("keys.json"), bound["FILE_KEYS"].to_string()).unwrap();
     fs::write(folder.join("text"), "a text").unwrap();
-    run(std::process::Command::new(program("teemark")).current_dir(folder).args([
-        "encrypt",
-        "text",
-        "--keys",
-        "keys.json",
-        "--file-id",
-        "one",
-    ]));
+    succeeds(teemark(folder, &["encrypt", "text", "--keys", "keys.json", "--file-id", "one"]));
     let sealed = fs::read(folder.join("text.enc")).unwrap();
     assert_eq!(daemon.decrypt(&sealed, "one", "user").status, 200);
     assert_eq!(daemon.decrypt(&sealed, "two", "user").status, 422);

@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 
 use super::collector::{Collector, audits, keygen};
 use super::support::issuer::{Issuer, claims};
-use super::support::{Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, request, wait_for};
+use super::support::{
+    Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, printed, read_answer, request, succeeds, wait_for,
+};
 use super::{Taker, check_chain, record};
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
@@ -42,7 +44,7 @@ impl Scene {
         let setup = Setup::new(service.port).env("TEEMARK_LOG_TO", &collector.address());
         let setup = setup.env("TEEMARK_AUDIT_KEYS", &collector.public).env("TEEMARK_FLEET", "fleet");
         let setup = setup.env("RUST_LOG", "info");
-        let daemon = settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value)).start();
+        let daemon = setup.envs(settings).start();
         let mut bundle = CERTS.full_bundle(service.port);
         bundle["GRANT_KEYS"] = Issuer::new().jwks();
         assert_eq!(daemon.handshake(bundle.to_string().as_bytes())["missing"], json!([]));
@@ -117,8 +119,7 @@ fn each_decision_is_a_record_with_who_got_what_by_which_grant() {
     assert_eq!(of("event", "bundle_accepted")["names"].as_array().unwrap().len(), 4);
     assert_eq!(of("event", "bundle_refused")["field"], "FILE_KEYS");
     assert_eq!(of("nonce", "0badcafe")["event"], "document");
-    let verified = scene.collector.verify(&["--development"]);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    succeeds(scene.collector.verify(&["--development"]));
 }
 
 #[test]
@@ -192,8 +193,7 @@ fn no_answer_leaves_without_its_record_while_the_collector_is_killed_ten_times()
     assert!(ids.len() > 60 && without.is_empty(), "{} given, without a record: {without:?}", ids.len());
     // The second record of each comes too; nobody waits for it.
     scene.collector.wait_for("\"event\":\"given\"", ids.len());
-    let verified = scene.collector.verify(&["--development"]);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    succeeds(scene.collector.verify(&["--development"]));
 }
 
 #[test]
@@ -355,9 +355,7 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
     }
     assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
     let url = format!("http://{}", scene.daemon.public);
-    let verified = scene.collector.verify(&["--development", "--attested", &url]);
-    let text = String::from_utf8_lossy(&verified.stdout);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let text = printed(scene.collector.verify(&["--development", "--attested", &url]));
     assert!(text.contains("signed up to record") && !text.contains("dropped"), "{text}");
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use formats::log::Record;
 use tempfile::TempDir;
 
-use super::support::{Process, free_port, program, run, wait_for};
+use super::support::{Process, free_port, line, program, teemark, wait_for};
 
 /// A collector's place: its folder, its keys, its port, and its process while it runs.
 pub(super) struct Collector {
@@ -20,10 +20,7 @@ pub(super) struct Collector {
 }
 
 pub(super) fn keygen(folder: &Path, purpose: &str) -> String {
-    let key = folder.join(format!("{purpose}.key"));
-    let mut command = Command::new(program("teemark"));
-    let public = run(command.args(["keygen", "--for", purpose, "--output"]).arg(key).stderr(Stdio::null()));
-    String::from_utf8(public).unwrap().trim().to_owned()
+    line(teemark(folder, &["keygen", "--for", purpose, "--output", &format!("{purpose}.key")]))
 }
 
 impl Collector {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::collector::{Collector, lines_of, verify};
 use super::record;
-use super::support::{Daemon, Setup, wait_for};
+use super::support::{Daemon, Setup, fails, printed, wait_for};
 
 /// In the line of each request for a path that does not exist.
 const MISSED: &str = "unknown 404";
@@ -91,10 +91,7 @@ fn middle(lines: &[String]) -> usize {
 
 #[track_caller]
 fn names(what: &(TempDir, PathBuf), words: &str) {
-    let output = verify(&what.1, &["--development"]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains(words), "{words:?} in {told}");
+    fails(1, &verify(&what.1, &["--development"]), words);
 }
 
 fn number(line: &str) -> u64 {
@@ -105,21 +102,14 @@ fn number(line: &str) -> u64 {
 fn genuine_records_verify_over_restarts_and_against_the_running_enclave() {
     let Genuine { collector, daemon, .. } = Genuine::new();
     let url = format!("http://{}", daemon.public);
-    let output = collector.verify(&["--development", "--attested", &url]);
-    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{told}");
+    let text = printed(collector.verify(&["--development", "--attested", &url]));
     assert_eq!(text.matches("; identity known by ").count(), 2, "{text}");
     // The same as an object.
     let output = collector.verify(&["--development", "--json"]);
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(object["boots"].as_array().unwrap().iter().all(|boot| boot["findings"].as_array().unwrap().is_empty()));
     // Without anything to trust nothing is proven, whatever fits.
-    let output = verify(&with(|_| {}).1, &[]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.code() == Some(2) && told.contains("nothing proves that an enclave wrote this log"),
-        "{told}"
-    );
+    fails(2, &verify(&with(|_| {}).1, &[]), "nothing proves that an enclave wrote this log");
     let output = verify(&with(|_| {}).1, &["--identity", &"7".repeat(64)]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("none of those that were given"));
 }
@@ -271,9 +261,7 @@ fn what_the_enclave_says_it_dropped_is_told_and_only_that_may_be_missing() {
         let boot = lines.iter().position(|line| record(line).kind == Kind::Boot)?;
         lines[boot..].iter().any(|line| record(line).kind == Kind::Checkpoint).then_some(lines)
     });
-    let output = verify(&write(&name, &lines).1, &["--development"]);
-    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{told}");
+    let text = printed(verify(&write(&name, &lines).1, &["--development"]));
     let dropped = format!("dropped by the enclave: records 1 to {}, says record ", number(&lines[0]) - 1);
     assert!(text.contains(&dropped) && text.contains("signed up to record"), "{text}");
     // One more at the beginning, and the first that is left, changed.

@@ -8,15 +8,10 @@ use serde_json::Value;
 
 use super::collector::{Collector, keygen};
 use super::start_silently;
-use super::support::{Process, SOON, Setup, free_port, program, run};
+use super::support::{Process, SOON, Setup, free_port, printed, program, run, succeeds};
 
 fn log(arguments: &[&str]) -> Output {
     Command::new(program("teemark")).arg("log").args(arguments).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 #[test]
@@ -39,16 +34,16 @@ fn a_sealed_log_comes_through_a_relay_and_only_its_key_shows_it() {
     let (files, key) = (collector.files(), folder.join("log.key"));
     let (files, key) = (files.to_str().unwrap(), key.to_str().unwrap());
     super::support::wait_for("all lines in the files", || {
-        let found = text(&log(&["grep", "unknown 404", files, "--key", key]));
+        let found = printed(log(&["grep", "unknown 404", files, "--key", key]));
         (found.lines().count() == 200).then_some(())
     });
-    assert_eq!(text(&log(&["grep", "unknown 404", files])), "", "not without the key");
-    let shown = text(&log(&["show", files, "--key", key]));
+    assert_eq!(printed(log(&["grep", "unknown 404", files])), "", "not without the key");
+    let shown = printed(log(&["show", files, "--key", key]));
     assert!(shown.lines().any(|line| line.contains(" log ") && line.ends_with("starts")), "{shown}");
-    let opened = text(&log(&["open", files, "--key", key]));
+    let opened = printed(log(&["open", files, "--key", key]));
     assert_eq!(opened.lines().count(), shown.lines().count());
     assert!(opened.lines().any(|line| line.contains(" log ") && line.contains("unknown 404")));
-    let object: Value = serde_json::from_str(&text(&log(&["grep", "boot_nonce", files, "--json"]))).unwrap();
+    let object: Value = serde_json::from_str(&printed(log(&["grep", "boot_nonce", files, "--json"]))).unwrap();
     let records = object["records"].as_array().unwrap();
     assert!(records.iter().any(|record| record["kind"] == "boot" && record["body"]["log"] == "sealed"), "{object}");
     let follow = ["log", "follow", files, "--key", key];
@@ -66,6 +61,6 @@ fn a_sealed_log_comes_through_a_relay_and_only_its_key_shows_it() {
     let n = journal.recv(&mut entry).unwrap();
     let entry = String::from_utf8_lossy(&entry[..n]).into_owned();
     assert!(entry.starts_with("MESSAGE=key ") && entry.contains("\nTEEMARK_NUMBER=1\n"), "{entry}");
-    text(&log(&["verify", files, "--development"]));
+    succeeds(log(&["verify", files, "--development"]));
     run(Command::new("kill").args(["-s", "TERM", &relay.child.id().to_string()]));
 }

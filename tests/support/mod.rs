@@ -11,6 +11,7 @@ pub(crate) mod markdown;
 pub(crate) mod openssl;
 pub(crate) mod packages;
 mod port;
+mod teemark;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -36,6 +37,8 @@ use tempfile::TempDir;
 pub(crate) use http::*;
 #[allow(unused_imports)] // likewise
 pub(crate) use port::free_port;
+#[allow(unused_imports)] // likewise
+pub(crate) use teemark::*;
 
 /// After this long, something that should happen is taken never to happen. It bounds tests of broken code, and is far
 /// more than the busiest machine needs.
@@ -339,6 +342,11 @@ impl Daemon {
     /// The same on the admin listener.
     pub(crate) fn get_admin(&self, path: &str) -> Answer {
         get_from(self.admin, path)
+    }
+
+    /// The certificate (DER) of the root that it made for its attestation documents, as it has no Nitro Secure Module.
+    pub(crate) fn test_root(&self) -> Vec<u8> {
+        STANDARD.decode(self.get("/get_attestation").json()["test_root"].as_str().unwrap()).unwrap()
     }
 
     /// The raw route: a file for a user.

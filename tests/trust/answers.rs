@@ -1,5 +1,10 @@
 //! Sealed and signed answers, through a parent that sees and changes what it relays.
 
+use std::process::Command;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use super::relay::{Meddling, NONE, parent};
 use super::*;
 

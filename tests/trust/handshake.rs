@@ -70,7 +70,7 @@ fn a_bundle_that_was_sealed_to_another_enclave_is_refused() {
 fn an_operators_key_by_openssl_serves_as_well() {
     let folder = TempDir::new().unwrap();
     bash(folder.path(), "openssl genpkey -algorithm ed25519 -out operator.key");
-    let public = line(teemark(&folder, &["keygen", "--for", "operator", "--public", "operator.key"]));
+    let public = line(teemark(folder.path(), &["keygen", "--for", "operator", "--public", "operator.key"]));
     let scene = Scene::of_operator(folder, &public);
     succeeds(scene.seal("operator.key", &["--send", &scene.secrets()]));
 }

@@ -12,11 +12,9 @@ mod relay;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::LazyLock;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 
 use support::*;
@@ -45,7 +43,7 @@ impl Scene {
     /// Before its handshake.
     fn new() -> Scene {
         let folder = TempDir::new().unwrap();
-        let operator = teemark(&folder, &["keygen", "--for", "operator", "--output", "operator.key"]);
+        let operator = teemark(folder.path(), &["keygen", "--for", "operator", "--output", "operator.key"]);
         Scene::of_operator(folder, &line(operator))
     }
 
@@ -55,14 +53,11 @@ impl Scene {
         let settings = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_GRANTS", "required");
         let daemon = settings.env("TEEMARK_OPERATOR_KEYS", public).env("TEEMARK_FLEET", "test").start();
         let endpoint = format!("http://{}", daemon.public);
-        let root =
-            daemon.get("/get_attestation").json()["test_root"].as_str().map(|root| STANDARD.decode(root).unwrap());
-        let alice = line(teemark(&folder, &["keygen", "--for", "reply", "--output", "alice.key"]));
-        let issuer = teemark(&folder, &["keygen", "--for", "grants", "--output", "grant.key"]);
-        let zeros: String = (0..3).map(|index| format!("{} PCR{index}\n", "00".repeat(48))).collect();
+        let alice = line(teemark(folder.path(), &["keygen", "--for", "reply", "--output", "alice.key"]));
+        let issuer = teemark(folder.path(), &["keygen", "--for", "grants", "--output", "grant.key"]);
         let scene = Scene { folder, service, daemon, endpoint, alice };
-        scene.write("root.der", root.unwrap());
-        scene.write("image.pcrs", zeros);
+        scene.write("root.der", scene.daemon.test_root());
+        scene.write("image.pcrs", pcrs(&["00"; 3]));
         scene.write("grant-keys.json", succeeds(issuer).stdout);
         scene.write("file", TEXT);
         succeeds(scene.teemark(&["keygen", "--output", "keys.json"]));
@@ -92,7 +87,7 @@ impl Scene {
     }
 
     fn teemark(&self, arguments: &[&str]) -> Output {
-        teemark(&self.folder, arguments)
+        teemark(self.folder.path(), arguments)
     }
 
     /// The whole bundle, from `teemark secrets`.
@@ -149,27 +144,4 @@ impl Scene {
         fails(status, output, words);
         assert!(!self.path("marked").exists());
     }
-}
-
-fn teemark(folder: &TempDir, arguments: &[&str]) -> Output {
-    Command::new(program("teemark")).args(arguments).current_dir(folder.path()).output().unwrap()
-}
-
-/// The line that was printed.
-fn line(output: Output) -> String {
-    String::from_utf8(succeeds(output).stdout).unwrap().trim_end().to_owned()
-}
-
-#[track_caller]
-fn succeeds(output: Output) -> Output {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-/// The command ended with this status and these words.
-#[track_caller]
-fn fails(status: i32, output: &Output, words: &str) {
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{told}");
-    assert!(told.contains(words), "{words} in {told}");
 }
