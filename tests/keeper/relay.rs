@@ -1,6 +1,6 @@
 //! A hostile parent between the keeper and the enclave: it withholds, makes up, records and replays.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -89,18 +89,10 @@ fn first(recorded: &Recorded, path: &str) -> Option<Vec<u8>> {
 }
 
 /// The first line, whole head and body of one message.
-fn read(stream: &TcpStream) -> std::io::Result<(String, String, Vec<u8>)> {
-    let mut reader = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head)? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    let lower = head.to_ascii_lowercase();
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
-    reader.read_exact(&mut body)?;
+fn read(mut stream: &TcpStream) -> std::io::Result<(String, String, Vec<u8>)> {
+    let head = read_head(&mut stream).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let mut body = vec![0; content_length(&head).unwrap_or(0)];
+    stream.read_exact(&mut body)?;
     Ok((head.lines().next().unwrap().to_owned(), head, body))
 }
 
@@ -183,7 +175,7 @@ fn relay(mut client: TcpStream, enclave: u16, ways: &Mutex<Way>, recorded: &Reco
 
 /// A keeper, a parent, and an enclave behind it that has nothing.
 fn scene() -> (Scene, Parent, u16) {
-    let (scene, port) = (Scene::new(), free_port());
+    let (scene, port) = (Scene::new(&CERTS), free_port());
     let parent = Parent::new(port);
     scene.config_of_files(&[parent.port]);
     (scene, parent, port)

@@ -7,11 +7,7 @@ use super::*;
 
 #[test]
 fn a_certificate_that_is_renewed_on_disk_comes_into_force_and_no_request_fails() {
-    let (scene, port) = (Scene::new(), free_port());
-    scene.config_of_files(&[port]);
-    let enclave = scene.enclave(port, PCRS);
-    let _keeper = scene.keeper();
-    is_ready(&enclave);
+    let (scene, _, enclave, _keeper) = ready(&CERTS);
     let serial = || {
         let text = bash(scene.folder.path(), "openssl x509 -noout -serial -in client.crt");
         text.trim().trim_start_matches("serial=").to_ascii_lowercase()
@@ -29,11 +25,7 @@ fn a_certificate_that_is_renewed_on_disk_comes_into_force_and_no_request_fails()
 
 #[test]
 fn a_pair_of_files_that_do_not_fit_yet_is_not_sent() {
-    let (scene, port) = (Scene::new(), free_port());
-    scene.config_of_files(&[port]);
-    let enclave = scene.enclave(port, PCRS);
-    let mut keeper = scene.keeper();
-    is_ready(&enclave);
+    let (scene, port, enclave, mut keeper) = ready(&CERTS);
     keeper.tells("current", "");
     let sent = keeper.count("sent");
     bash(
@@ -51,11 +43,7 @@ fn a_pair_of_files_that_do_not_fit_yet_is_not_sent() {
 
 #[test]
 fn a_file_key_that_comes_while_it_runs_is_sent_alone() {
-    let (scene, port) = (Scene::new(), free_port());
-    scene.config_of_files(&[port]);
-    let enclave = scene.enclave(port, PCRS);
-    let _keeper = scene.keeper();
-    is_ready(&enclave);
+    let (scene, _, enclave, _keeper) = ready(&CERTS);
     for id in ["creator-1", "creator-2"] {
         let new = ["keygen", "--id", id, "--output", "keys.json"];
         succeeds(scene.teemark(&[&new[..], &["--add"]].concat()));
@@ -71,11 +59,7 @@ fn a_file_key_that_comes_while_it_runs_is_sent_alone() {
 fn while_32_clients_work_a_key_comes_each_round_and_a_certificate_is_renewed_and_no_request_fails() {
     const CLIENTS: usize = 32;
     const KEYS: usize = 6;
-    let (scene, port) = (Scene::new(), free_port());
-    scene.config_of_files(&[port]);
-    let enclave = scene.enclave(port, PCRS);
-    let _keeper = scene.keeper();
-    is_ready(&enclave);
+    let (scene, _, enclave, _keeper) = ready(&CERTS);
     scene.decrypts(&enclave, "k");
     let file = fs::read(scene.path("file.enc")).unwrap();
     let (done, served) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -107,7 +91,7 @@ fn while_32_clients_work_a_key_comes_each_round_and_a_certificate_is_renewed_and
 
 #[test]
 fn a_command_that_hangs_fails_or_prints_too_much_keeps_its_last_output() {
-    let (scene, port) = (Scene::new(), free_port());
+    let (scene, port) = (Scene::new(&CERTS), free_port());
     let cat = format!("exec cat {}", scene.path("keys.json").display());
     let does = |script: &str| {
         // The keeper may be running it.
@@ -142,7 +126,7 @@ fn a_command_that_hangs_fails_or_prints_too_much_keeps_its_last_output() {
 
 #[test]
 fn enclaves_that_a_file_lists_are_watched_while_it_lists_them() {
-    let (scene, ports) = (Scene::new(), [free_port(), free_port()]);
+    let (scene, ports) = (Scene::new(&CERTS), [free_port(), free_port()]);
     scene.config(&ports[..1], "{ file = 'keys.json' }", ["", "file = 'enclaves'"]);
     scene.write("enclaves", "# none yet\n");
     let mut keeper = scene.keeper();
@@ -157,11 +141,7 @@ fn enclaves_that_a_file_lists_are_watched_while_it_lists_them() {
 
 #[test]
 fn its_metrics_tell_how_it_stands() {
-    let (scene, port) = (Scene::new(), free_port());
-    scene.config_of_files(&[port]);
-    let enclave = scene.enclave(port, PCRS);
-    let mut keeper = scene.keeper();
-    is_ready(&enclave);
+    let (_scene, port, enclave, mut keeper) = ready(&CERTS);
     keeper.tells("current", "");
     let listen = keeper.tells("started", "")["listen"].as_str().unwrap().parse().unwrap();
     let get =

@@ -12,15 +12,14 @@ struct Three {
 
 impl Three {
     fn new() -> Three {
-        let mut scene = Scene::new();
+        let mut scene = Scene::new(&CERTS);
         for name in ["second.key", "third.key"] {
             let public = line(scene.teemark(&["keygen", "--for", "operator", "--output", name]));
             scene.operator = format!("{},{public}", scene.operator);
         }
         let port = free_port();
         let enclave = scene.enclave_with(port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
-        let root = enclave.get("/get_attestation").json()["test_root"].as_str().unwrap().to_owned();
-        bash(scene.folder.path(), &format!("printf %s {root} | base64 -d >root.der"));
+        scene.write("root.der", enclave.test_root());
         Three { url: format!("http://{}", enclave.public), scene, enclave, port }
     }
 
@@ -103,8 +102,7 @@ fn a_bundle_for_another_boot_is_not_signed() {
     succeeds(three.seal(&["--output", "bundle"]));
     drop(three.enclave);
     three.enclave = three.scene.enclave_with(three.port, PCRS, &[("TEEMARK_OPERATOR_THRESHOLD", "2")]);
-    let root = three.enclave.get("/get_attestation").json()["test_root"].as_str().unwrap().to_owned();
-    bash(three.scene.folder.path(), &format!("printf %s {root} | base64 -d >root.der"));
+    three.scene.write("root.der", three.enclave.test_root());
     let before = fs::read(three.scene.path("bundle")).unwrap();
     fails(1, &three.sign(&["--operator-key", "second.key"]), "restarted, or is another");
     assert_eq!(fs::read(three.scene.path("bundle")).unwrap(), before);

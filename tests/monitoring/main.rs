@@ -13,6 +13,7 @@ use std::sync::LazyLock;
 use std::thread;
 
 use serde_json::Value;
+use support::keeper::{self, Keeper, PCRS};
 use support::markdown::code_and_prose;
 use support::*;
 use teemarkd::metrics::{Live, METRICS};
@@ -25,74 +26,38 @@ fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// A running enclave that a keeper has given its secrets, on the system's own ports, the service behind it, and a collector
-/// of its log.
+/// A running enclave that a keeper has given its secrets, and a collector of its log.
 struct Scene {
-    folder: TempDir,
+    file: Vec<u8>,
     enclave: Daemon,
+    /// The keeper's own address.
     keeper: SocketAddr,
-    _keeper: Process,
+    _running: Keeper,
     _collector: Process,
-    _service: Service,
+    _set: keeper::Scene,
 }
 
 impl Scene {
     fn new() -> Scene {
-        let (folder, service, port) = (TempDir::new().unwrap(), Service::start(&CERTS, &[]), free_port());
-        let teemark = |arguments: &[&str]| {
-            let printed = run(Command::new(program("teemark")).args(arguments).current_dir(folder.path()));
-            String::from_utf8(printed).unwrap().trim().to_owned()
-        };
-        let operator = teemark(&["keygen", "--for", "operator", "--output", "operator.key"]);
-        teemark(&["keygen", "--id", "k", "--output", "keys.json"]);
-        fs::write(folder.path().join("file"), "minutes").unwrap();
-        teemark(&["encrypt", "file", "--keys", "keys.json", "--key-id", "k", "--output", "file.enc"]);
-        let registers = [(0, "a0"), (1, "a1"), (2, "a2"), (3, "b3")];
-        let pcrs: String = registers.map(|(index, byte)| format!("{} PCR{index}\n", byte.repeat(48))).concat();
-        fs::write(folder.path().join("image.pcrs"), pcrs).unwrap();
-        let config = format!(
-            "interval = 1\nlisten = '127.0.0.1:0'\nfolder = '.'\noperator_key = {{ file = 'operator.key' }}\n[enclaves]\n\
-             urls = ['http://127.0.0.1:{port}']\npcrs = ['image.pcrs']\ndevelopment = true\nany_instance = true\n[items]\n\
-             endpoint = 'https://localhost:{}'\nfile_keys = {{ file = 'keys.json' }}\n[items.certificate]\n\
-             cert = {{ file = '{certs}/client.crt' }}\nkey = {{ file = '{certs}/client.key' }}\n\
-             ca = {{ file = '{certs}/ecs-ca.crt' }}\n",
-            service.port,
-            certs = CERTS.path("").display(),
-        );
-        fs::write(folder.path().join("keeper.toml"), config).unwrap();
+        let (set, port) = (keeper::Scene::new(&CERTS), free_port());
+        set.config_of_files(&[port]);
         let collector = format!("tcp:127.0.0.1:{}", free_port());
         let mut command = Command::new(program("teemark"));
-        command.args(["log", "collect", "--listen", &collector, "--into", "records"]).current_dir(folder.path());
-        let collecting = Process::spawn(command.stdout(Stdio::null()), folder.path().join("collector.log"));
+        command.args(["log", "collect", "--listen", &collector, "--into", "records"]).current_dir(set.folder.path());
+        let collecting = Process::spawn(command.stdout(Stdio::null()), set.path("collector.log"));
         assert!(collecting.has_logged("keeps records in"), "{}", collecting.log());
-        let enclave = Setup::new(service.port)
-            .env("TEEMARK_LOG_TO", &collector)
-            .env("TEEMARK_HANDSHAKE", "sealed")
-            .env("TEEMARK_OPERATOR_KEYS", &operator)
-            .env("TEEMARK_PUBLIC", &format!("tcp:127.0.0.1:{port}"))
-            .env("TEEMARKD_TEST_PCRS", "0=a0,1=a1,2=a2,3=b3")
-            .start();
-        let output = folder.path().join("keeper.out");
-        let mut command = Command::new(program("teemark"));
-        command.args(["keeper", "--config", "keeper.toml"]).current_dir(folder.path());
-        command.stdin(Stdio::null()).stdout(fs::File::create(&output).unwrap());
-        let mut process = Process::spawn(&mut command, folder.path().join("keeper.log"));
-        let keeper = wait_for("the keeper to listen", || {
-            let ended = process.child.try_wait().unwrap();
-            assert!(ended.is_none(), "the keeper does not start: {}", process.log());
-            let output = fs::read_to_string(&output).ok()?;
-            let line = output.lines().find(|line| line.contains("\"started\""))?;
-            serde_json::from_str::<Value>(line).unwrap()["listen"].as_str()?.parse().ok()
-        });
-        wait_for("the enclave's secrets", || (enclave.get("/ready").status == 200).then_some(()));
-        Scene { folder, enclave, keeper, _keeper: process, _collector: collecting, _service: service }
+        let enclave = set.enclave_with(port, PCRS, &[("TEEMARK_LOG_TO", &collector)]);
+        let mut running = set.keeper();
+        let keeper = running.tells("started", "")["listen"].as_str().unwrap().parse().unwrap();
+        keeper::is_ready(&enclave);
+        let file = set.encrypted("k");
+        Scene { file, enclave, keeper, _running: running, _collector: collecting, _set: set }
     }
 
     /// One file that is given, and one that is not.
     fn works(&self) {
-        let file = fs::read(self.folder.path().join("file.enc")).unwrap();
-        assert_eq!(self.enclave.decrypt(&file, "file", "alice").status, 200);
-        assert_eq!(self.enclave.decrypt(&file[1..], "file", "alice").status, 422);
+        assert_eq!(self.enclave.decrypt(&self.file, "file", "alice").status, 200);
+        assert_eq!(self.enclave.decrypt(&self.file[1..], "file", "alice").status, 422);
     }
 }
 

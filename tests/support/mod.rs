@@ -7,6 +7,7 @@
 pub(crate) mod balancer;
 mod http;
 pub(crate) mod issuer;
+pub(crate) mod keeper;
 pub(crate) mod markdown;
 pub(crate) mod openssl;
 pub(crate) mod packages;
