@@ -198,17 +198,30 @@ fn replaced_keys_leave_nothing_in_memory_and_keys_in_force_only_what_is_computed
     }
 }
 
+/// A daemon that takes bundles which this operator has sealed, before its first one.
+struct Sealed {
+    daemon: Daemon,
+    service: Service,
+    certs: Certs,
+    operator: Ed25519KeyPair,
+}
+
+impl Sealed {
+    /// `None` if its memory may not be read.
+    fn start() -> Option<Sealed> {
+        let certs = Certs::make();
+        let service = Service::start(&certs, &[]);
+        let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
+        let public = STANDARD.encode(operator.public_key().as_ref());
+        let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &public);
+        let daemon = setup.start();
+        may_look(&daemon).then_some(Sealed { daemon, service, certs, operator })
+    }
+}
+
 #[test]
 fn sealed_bundles_and_answers_leave_nothing_in_memory() {
-    let certs = Certs::make();
-    let service = Service::start(&certs, &[]);
-    let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
-    let public = STANDARD.encode(operator.public_key().as_ref());
-    let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &public);
-    let daemon = setup.start();
-    if !may_look(&daemon) {
-        return;
-    }
+    let Some(Sealed { certs, service, operator, daemon }) = Sealed::start() else { return };
     let key: [u8; 32] = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(89) ^ 0xa5);
     let mut bundle = certs.bundle(service.port);
     bundle["FILE_KEYS"] = json!({"k": STANDARD.encode(key)});
@@ -240,15 +253,7 @@ fn sealed_bundles_and_answers_leave_nothing_in_memory() {
 
 #[test]
 fn keys_that_come_by_the_public_listener_are_left_on_no_thread_that_goes_on() {
-    let certs = Certs::make();
-    let service = Service::start(&certs, &[]);
-    let operator = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
-    let public = STANDARD.encode(operator.public_key().as_ref());
-    let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &public);
-    let daemon = setup.start();
-    if !may_look(&daemon) {
-        return;
-    }
+    let Some(Sealed { operator, daemon, service: _service, .. }) = Sealed::start() else { return };
     // One connection, so that one thread takes one bundle after the other and goes on.
     let mut stream = TcpStream::connect(daemon.public).unwrap();
     let mut install = |byte: u8| {
