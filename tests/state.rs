@@ -306,6 +306,7 @@ fn until_the_last_of_several_bundles_has_come_the_enclave_is_not_ready() {
     let rotated = Outgoing { file_keys: Some(keys([1])), ..Outgoing::default() };
     scene.accepted(&scene.sealed(&rotated, &[2]));
     assert_eq!(scene.daemon.get("/ready").json()["complete_at"], json!(at));
+    assert_eq!(scene.daemon.get_admin("/admin/status").json()["complete_at"], json!(at));
     scene.accepted(&scene.sealed_with(&add([2]), &[1], |manifest| manifest.complete_at = Some(at)));
     let ready = scene.daemon.get("/ready");
     assert_eq!((scene.state(), ready.status), (at, 200), "{}", ready.text());

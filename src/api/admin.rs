@@ -107,6 +107,7 @@ fn is_local(host: &str) -> bool {
 fn status(api: &Api) -> Answer {
     let secrets = api.store.now();
     let fault = secrets.certificate_fault(Utc::now());
+    let (ready, why) = readiness(api);
     let ends = METRICS.certificate_ends.get();
     let log = logging::log().map(Log::progress).unwrap_or_default();
     Answer::json(
@@ -114,9 +115,13 @@ fn status(api: &Api) -> Answer {
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": api.started.elapsed().as_secs(),
-            "ready": readiness(api).0,
+            "ready": ready,
             "draining": api.drain.is_on(),
-            "missing": secrets.missing(),
+            "missing": why["missing"],
+            "complete_at": why["complete_at"],
+            "clock_fault": why["clock"],
+            "audit": logging::log().map(|log| log.audit().name()),
+            "audit_fault": why["audit"],
             "client_certificate": (ends > 0).then(|| fault.unwrap_or_else(|| "valid".into())),
             "client_certificate_expires": (ends > 0).then(|| Utc(ends).to_string()),
             "endpoints": api.allowed.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -146,6 +146,9 @@ fn requests_without_a_valid_grant_cannot_fill_the_trail_and_are_counted() {
 fn no_answer_leaves_without_its_record_while_the_collector_is_killed_ten_times() {
     let mut scene = Scene::new(REQUIRED);
     assert_eq!(scene.daemon.get("/ready").json()["audit"], "no collector has acknowledged a record yet");
+    let status = scene.daemon.get_admin("/admin/status").json();
+    assert_eq!(status["audit_fault"], "no collector has acknowledged a record yet");
+    assert_eq!((&status["ready"], &status["audit"]), (&json!(false), &json!("required")));
     scene.collector.start();
     wait_for("the daemon to be ready", || scene.is_ready());
     let (stop, given) = (AtomicBool::new(false), AtomicUsize::new(0));

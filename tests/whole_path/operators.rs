@@ -59,6 +59,8 @@ fn operators_can_ask_for_the_state_of_the_daemon() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert!(status["uptime_seconds"].as_u64().is_some() && status["memory_left_bytes"].as_u64() > Some(1 << 20));
     assert_eq!(status["client_certificate"], "valid");
+    assert_eq!(status["audit"], "best_effort");
+    assert!(["complete_at", "clock_fault", "audit_fault"].iter().all(|name| status[name].is_null()), "{status}");
     let year = status["client_certificate_expires"].as_str().unwrap()[..4].parse::<u32>().unwrap();
     assert!((2025..2100).contains(&year), "{status}");
 }
