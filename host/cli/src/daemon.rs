@@ -171,7 +171,15 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::ask`]; the answer is longer, or ends early.
     pub(crate) fn get(&self, path: &str, most: u64) -> Result<Vec<u8>> {
-        let (agent, endpoint) = (self.agent(GET_LIMIT), &self.endpoint);
+        self.get_by(&self.agent(GET_LIMIT), path, most)
+    }
+
+    /// The same by an agent that was made before, over a connection that it has kept.
+    ///
+    /// # Errors
+    /// As [`Daemon::get`].
+    pub(crate) fn get_by(&self, agent: &Agent, path: &str, most: u64) -> Result<Vec<u8>> {
+        let endpoint = &self.endpoint;
         let url = format!("{endpoint}{path}");
         let answer = self.ask(self.retries, || agent.get(&url).call())?;
         let mut body = Vec::new();

@@ -32,10 +32,7 @@ fn names() -> MutexGuard<'static, Vec<PathBuf>> {
 /// Starts a thread that waits for the first signal and ends the program as the signal itself would, so that whoever
 /// started the program sees which one it was.
 fn watch() -> io::Result<()> {
-    let ignored = ignored();
-    // A signal that is ignored, as under nohup, stays ignored.
-    let signals = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
-    let mut signals = Signals::new(signals)?;
+    let mut signals = Signals::new(signals())?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
         // Held to the end, so that no more files are made.
@@ -47,6 +44,12 @@ fn watch() -> io::Result<()> {
         process::exit(128 + signal);
     })?;
     Ok(())
+}
+
+/// The signals that end the program. One that is ignored, as under nohup, stays ignored.
+pub(crate) fn signals() -> impl Iterator<Item = i32> {
+    let ignored = ignored();
+    [SIGHUP, SIGINT, SIGTERM].into_iter().filter(move |signal| ignored >> (signal - 1) & 1 == 0)
 }
 
 /// The signals that this program was started to ignore: bit n - 1 for signal n (proc_pid_status(5), SigIgn).

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -109,6 +109,29 @@ fn to_stdout(line: &str) -> Result<()> {
     }
 }
 
+/// Reads a log key.
+///
+/// # Errors
+/// The file cannot be read, or its key is for another use.
+pub(crate) fn log_key(path: &Path) -> Result<hpke::PrivateKey> {
+    PrivateKey::read(path, Use::Log)?.log()
+}
+
+/// What is sealed in this record, which comes next in its log; `None` if it is not a sealed one, or not one that this key
+/// opens. `segment` is the one that the records before have begun.
+pub(crate) fn open_next(
+    record: &Record<'_>,
+    key: &hpke::PrivateKey,
+    segment: &mut Option<Segment>,
+) -> Option<(Kind, String)> {
+    match record.kind {
+        Kind::Key => *segment = Segment::open(record.body, record.head.number, key),
+        Kind::Sealed => return segment.as_ref()?.open_record(record.head.number, record.body),
+        _ => {}
+    }
+    None
+}
+
 type Each<'a> = &'a mut dyn FnMut(&Record<'_>, Opened<'_>) -> Result<()>;
 
 impl Source {
@@ -146,8 +169,8 @@ struct Place {
 
 impl Reader {
     fn new(source: &Source) -> Result<Reader> {
-        let key = source.key.as_deref().map(|path| PrivateKey::read(path, Use::Log)?.log());
-        Ok(Reader { key: key.transpose()?, seen: Vec::new(), segments: HashMap::new() })
+        let key = source.key.as_deref().map(log_key).transpose()?;
+        Ok(Reader { key, seen: Vec::new(), segments: HashMap::new() })
     }
 
     fn read(&mut self, source: &Source, each: Each<'_>) -> Result<()> {
@@ -183,14 +206,7 @@ impl Reader {
         while let Some(line) = lines.next()? {
             *read += line.len() as u64 + 1;
             let Some(record) = Record::parse(line) else { continue };
-            let mut opened = None;
-            match (&key, record.kind) {
-                (Some(key), Kind::Key) => *segment = Segment::open(record.body, record.head.number, key),
-                (Some(_), Kind::Sealed) => {
-                    opened = segment.as_ref().and_then(|segment| segment.open_record(record.head.number, record.body));
-                }
-                _ => {}
-            }
+            let opened = key.as_ref().and_then(|key| open_next(&record, key, segment));
             each(&record, opened.as_ref().map_or((record.kind, record.body), |(kind, body)| (*kind, body)))?;
         }
         Ok(())
