@@ -1,7 +1,7 @@
 //! `teemark`, the command line of operators, grant issuers and users: makes keys, encrypts files, sends the bundle, signs
 //! grants, has a running daemon decrypt files, attests an enclave, prints the parent's side of the allow list, exposes
-//! the enclave's ports on the parent, goes through the checklist of a deployment, and carries, keeps, verifies and reads
-//! the enclave's log.
+//! the enclave's ports on the parent, goes through the checklist of a deployment, shows what enclaves are doing, and carries,
+//! keeps, verifies and reads the enclave's log.
 //!
 //! A command returns what it did ([`failure::Done`]) or why it failed ([`failure::Failure`]). Only `main` writes results
 //! to standard output, except for files that are to go there.
@@ -29,6 +29,7 @@ mod keygen;
 mod keys;
 mod log;
 mod manifest;
+mod metrics;
 mod output;
 mod private_key;
 mod progress;
@@ -38,6 +39,7 @@ mod secrets;
 mod sign;
 mod state;
 mod terminal;
+mod top;
 mod vsock_proxy;
 
 use std::process::ExitCode;
@@ -88,6 +90,7 @@ enum Command {
     VsockProxy(vsock_proxy::Arguments),
     Expose(expose::Arguments),
     Doctor(doctor::Arguments),
+    Top(top::Arguments),
     Log(log::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: teemark completions bash > ~/.local/share/bash-completion/completions/teemark")]
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         Command::VsockProxy(arguments) => vsock_proxy::run(&arguments),
         Command::Expose(arguments) => expose::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments, json),
+        Command::Top(arguments) => top::run(&arguments, json),
         Command::Log(arguments) => log::run(&arguments, json),
         Command::Completions { shell } => Ok(completions(shell)),
     };

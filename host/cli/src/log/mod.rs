@@ -20,6 +20,8 @@ mod verify;
 
 use anyhow::Result;
 
+pub(crate) use self::read::{log_key, open_next};
+
 use crate::failure::Done;
 
 /// Carry, keep, verify and read the log and the audit trail of an enclave.
