@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::facts::{Exposed, Facts, Found, Listener, Parent, Place};
 use super::last_words::explain;
 use super::processes::exposed_cid;
+use crate::metrics::Metrics;
 
 /// A clock that is off by this much is told, and by this much makes fresh grants fail: the daemon allows 10 s.
 const DRIFT: Duration = Duration::from_secs(2);
@@ -410,7 +411,7 @@ fn clock(facts: &Facts) -> Judged {
     let advice = "set this machine's clock: chronyc tracking; on EC2, chrony asks 169.254.169.123";
     // What the enclave found when it last compared its clock with the module's.
     let metrics = facts.enclave.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
-    let drift = metrics.and_then(|text| metric(text, "teemark_clock_drift_seconds"));
+    let drift = metrics.and_then(|text| Metrics::parse(text).value("teemark_clock_drift_seconds"));
     if off > GRANTS_FAIL {
         return wrong(
             format!("this machine's clock is {seconds} s {side} the enclave's module; grants that are made here fail"),
@@ -457,7 +458,7 @@ fn certificate(status: &Found<Value>, now: Utc) -> Judged {
 
 fn log(parent: &Parent, facts: &Facts) -> Judged {
     let dropped = facts.enclave.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
-    let dropped = dropped.and_then(|text| metric(text, "teemark_log_lines_dropped_total")).unwrap_or(0.0);
+    let dropped = dropped.map_or(0.0, |text| Metrics::parse(text).sum("teemark_log_lines_dropped_total", &[]));
     let lost = if dropped > 0.0 { format!("; {dropped} records are lost already") } else { String::new() };
     let waits = facts.enclave.ready.as_ref().is_ok_and(|(_, answer)| answer["audit"].is_string());
     let Some(relay) = &parent.relay else {
@@ -488,29 +489,20 @@ fn log(parent: &Parent, facts: &Facts) -> Judged {
 }
 
 fn keeper(metrics: &Found<String>) -> Judged {
-    let text = match metrics {
-        Ok(text) => text,
+    let metrics = match metrics {
+        Ok(text) => Metrics::parse(text),
         Err(why) => return wrong(why, "is the keeper running, and does it listen where this machine reaches it?"),
     };
-    let lines = text.lines().filter(|line| line.starts_with("teemark_keeper_enclave_current{"));
-    let (current, behind): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.ends_with(" 1"));
-    let name = |line: &str| line.split('"').nth(1).unwrap_or("?").to_owned();
+    let enclaves = metrics.by("teemark_keeper_enclave_current", "enclave");
+    let (current, behind): (Vec<&str>, Vec<&str>) = enclaves.keys().partition(|name| enclaves[**name] == 1.0);
     match (current.len(), behind.as_slice()) {
         (0, []) => wrong("the keeper watches no enclave", "name its addresses in enclaves.urls of keeper.toml"),
         (number, []) => Ok(format!("{number} enclaves have everything that the keeper's sources have")),
         (_, behind) => wrong(
-            format!(
-                "the keeper could not bring up to date: {}",
-                behind.iter().map(|line| name(line)).collect::<Vec<_>>().join(", ")
-            ),
+            format!("the keeper could not bring up to date: {}", behind.join(", ")),
             "journalctl -u teemark-keeper says why: not_attested, not_confirmed, held, no_place",
         ),
     }
-}
-
-/// The value of a metric without labels.
-fn metric(text: &str, name: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 #[cfg(test)]
