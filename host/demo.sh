@@ -52,9 +52,11 @@ start_daemon() { # name port NAME=value...
   name=$1
   port_wanted=$2
   shift 2
+  admin="unix:$sockets/$name-admin"
+  [ "$keep$name" != --keepteemarkd ] || admin=tcp:127.0.0.1:3001
   env "$@" TEEMARKD="$bin/teemarkd" TEEMARK_EGRESS=direct TEEMARK_ENDPOINTS="$out/allowed_endpoints.yaml" \
     TEEMARK_CERTS="$out/certs-of-$name" TEEMARK_PUBLIC="tcp:127.0.0.1:$port_wanted" \
-    TEEMARK_ADMIN="unix:$sockets/$name-admin" TEEMARK_SECRETS="unix:$sockets/$name" ./run.sh 2>"$out/$name.log" &
+    TEEMARK_ADMIN="$admin" TEEMARK_SECRETS="unix:$sockets/$name" ./run.sh 2>"$out/$name.log" &
   daemon=$!
   pids="$pids $daemon"
   await "$out/$name.log" 'waiting for the handshake' 'teemarkd'
@@ -251,6 +253,7 @@ Still running. Try, from another terminal in this folder (Ctrl-C here ends it):
     curl -f -H "Authorization: Bearer \$(cat grant)" --data-binary @$out/original.png.enc -o mine.png \\
       'http://$trusted/files/original.png/decrypt?user_id=alice'
     $bin/watermark-service extract mine.png
+    $bin/teemark top
 EOT
   wait
 fi
