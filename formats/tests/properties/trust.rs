@@ -115,7 +115,7 @@ proptest! {
         claims in prop_oneof![any::<String>().prop_map(String::into_bytes), vec(any::<u8>(), 0..200)],
         members in altered(&CLAIMS),
     ) {
-        let check = |claims: &[u8]| keys().check(&token(&header, claims), &["a".into()], Now { clock: Utc(NOW), latest: Utc(NOW) });
+        let check = |claims: &[u8]| keys().check(&token(&header, claims), &["a".into()], grants::Now { clock: Utc(NOW), latest: Utc(NOW) });
         prop_assert!(check(&claims).is_err());
         // These may happen to be valid; what counts is that the parser returns.
         let mut good: Map<String, Value> = serde_json::from_str(&good_claims()).unwrap();
@@ -126,11 +126,11 @@ proptest! {
     #[test]
     fn a_good_token_with_any_character_changed_is_refused(at in any::<Index>(), other in any::<char>()) {
         let token = token(HEADER, good_claims().as_bytes());
-        keys().check(&token, &["a".into()], Now { clock: Utc(NOW), latest: Utc(NOW) }).unwrap();
+        keys().check(&token, &["a".into()], grants::Now { clock: Utc(NOW), latest: Utc(NOW) }).unwrap();
         let at = at.index(token.len());
         let changed = format!("{}{other}{}", &token[..at], &token[at + 1..]);
         prop_assume!(changed != token);
-        prop_assert!(keys().check(&changed, &["a".into()], Now { clock: Utc(NOW), latest: Utc(NOW) }).is_err());
+        prop_assert!(keys().check(&changed, &["a".into()], grants::Now { clock: Utc(NOW), latest: Utc(NOW) }).is_err());
     }
 
     #[test]
