@@ -150,10 +150,10 @@ pub fn gives(trail: &mut Trail) -> bool {
     given
 }
 
-/// Most records a second of requests without a valid grant: whoever reaches the port can make as many as he likes.
+/// Most records a second of requests without a valid grant, and of bundles without a good line: whoever reaches the port can make as many as he likes.
 const MOST_STRANGERS: u32 = 10;
 
-/// The requests that were refused before they had shown a valid grant.
+/// The requests that were refused before they had shown a valid grant or a good line.
 struct Strangers {
     second: u64,
     /// How many came in that second.
@@ -185,12 +185,16 @@ fn strangers() -> MutexGuard<'static, Strangers> {
 
 /// Records that a request is refused before it has shown a valid grant.
 pub fn refuses_stranger(trail: &mut Trail) {
+    record_of_stranger(trail, "refused");
+}
+
+fn record_of_stranger(trail: &mut Trail, event: &str) {
     let left_out = strangers().refuse(now_ms() / 1000);
     if let Some(left_out) = left_out {
         if left_out > 0 {
             trail.number("not_recorded_before", left_out);
         }
-        trail.record("refused");
+        trail.record(event);
     }
 }
 
@@ -215,13 +219,37 @@ pub fn bundle_accepted(names: &[&str], state: Sha256, signed: Option<(BundleId, 
     trail.record("bundle_accepted");
 }
 
-/// Records that a bundle was refused; who signed it is known if its signatures were checked.
-pub fn bundle_refused(refusal: &Refusal, signed: Option<(BundleId, &[VerifyingKey])>) {
+/// Most bytes of a bundle's refusal that are recorded of each text: it may name what is in the bundle, whoever sent it.
+const MOST_TOLD: usize = 512;
+
+/// Records that a bundle was refused. What is known depends on how far it came: whose signatures verified, and once it was
+/// open the names of its items and the state, which stays in force.
+pub fn bundle_refused(
+    refusal: &Refusal,
+    signed: Option<(BundleId, &[VerifyingKey])>,
+    contents: Option<(&[&str], Sha256)>,
+) {
+    let mut trail = refused_bundle(refusal, signed);
+    if let Some((names, state)) = contents {
+        trail.names("names", names);
+        trail.hash("state_sha256", state);
+    }
+    trail.record("bundle_refused");
+}
+
+/// Records that a bundle which came by the public listener was refused for its line. Anybody can send one, also one that an
+/// operator signed once.
+pub fn refuses_strangers_bundle(refusal: &Refusal, signed: Option<(BundleId, &[VerifyingKey])>) {
+    record_of_stranger(&mut refused_bundle(refusal, signed), "bundle_refused");
+}
+
+fn refused_bundle(refusal: &Refusal, signed: Option<(BundleId, &[VerifyingKey])>) -> Trail {
     let mut trail = Trail::of_request();
     trail.signed(signed);
-    trail.text("field", &refusal.field);
-    trail.text("reason", &refusal.reason);
-    trail.record("bundle_refused");
+    for (name, text) in [("field", &refusal.field), ("reason", &refusal.reason)] {
+        trail.text(name, &text[..text.floor_char_boundary(MOST_TOLD)]);
+    }
+    trail
 }
 
 /// Records that an attestation document was made.

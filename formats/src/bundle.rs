@@ -105,6 +105,13 @@ impl Received {
         Received::parse_any(bytes)
     }
 
+    /// The names of the known items in a bundle, whatever is wrong with them; none if it is not an object.
+    pub fn names(bytes: &[u8]) -> Vec<&'static str> {
+        let known = [ITEMS, CHANGES].concat();
+        let Ok(items) = Object::parse(WHOLE, bytes, Keep::Named(&known)) else { return Vec::new() };
+        known.into_iter().filter(|name| items.get(name).is_some()).collect()
+    }
+
     fn parse_any(bytes: &[u8]) -> Result<Received, Refusal> {
         if bytes.trim_ascii().is_empty() {
             return refuse(WHOLE, "is empty");

@@ -45,6 +45,11 @@ impl RequestId {
         RequestId { number, name: name.unwrap_or_else(|| format!("{}-{number}", process())) }
     }
 
+    /// The ids of the request that this thread serves, if any: another thread that works for it enters them too.
+    pub fn of_this_thread() -> Option<RequestId> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
     /// The id for the answer.
     pub fn into_name(self) -> String {
         self.name

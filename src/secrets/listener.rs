@@ -18,9 +18,12 @@ use formats::refusal::{Refusal, WHOLE};
 use formats::sealed_bundle::v2::{Line, MAX_LINE};
 use log::debug;
 
+use super::sealed::{Known, Signed};
 use super::store::{Accepted, Store, tell_refusal};
+use crate::audit;
 use crate::memory::{Budget, NoMemory};
 use crate::net::pace::Pace;
+use crate::net::request_id::RequestId;
 use crate::net::wait::Timed;
 
 /// Time limit to send a bundle's line, or a bundle without one, and to take the answer.
@@ -181,7 +184,9 @@ impl Handshakes {
             return self.receive_v2(sender, place, &bytes, rest);
         }
         if place.is_none() {
-            return Err(whole("does not begin with the line of a sealed bundle of version 2").into());
+            let refusal = whole("does not begin with the line of a sealed bundle of version 2");
+            audit::refuses_strangers_bundle(&refusal, None);
+            return Err(refusal.into());
         }
         while bytes.len() <= MAX_BUNDLE {
             let room = MAX_BUNDLE + 1 - bytes.len();
@@ -201,12 +206,13 @@ impl Handshakes {
     ) -> Result<Accepted, Failed<S::Error>> {
         let is_public = place.is_none();
         let Some(place) = place.or_else(|| Handshakes::place(&self.checked)) else { return Err(Failed::Busy) };
-        let checked = self.store.check_line(line);
-        // Strangers must not be able to fill the log by the public listener.
-        let line = checked.inspect_err(|refusal| {
-            if !is_public {
-                tell_refusal(refusal)
-            }
+        let mut known = Known::default();
+        let checked = self.store.check_line(line, &mut known);
+        // Strangers must not be able to fill the log by the public listener, also not with a line that an operator signed
+        // once.
+        let line = checked.inspect_err(|refusal| match is_public {
+            true => audit::refuses_strangers_bundle(refusal, known.signed.as_ref().map(Signed::parts)),
+            false => tell_refusal(refusal, &known),
         })?;
         let Some(_transfer) = self.transfer(line.counter()) else { return Err(Failed::Busy) };
         drop(place);
@@ -239,8 +245,9 @@ impl Handshakes {
         act: impl FnOnce(&Store) -> Result<Accepted, Refusal> + Send + 'static,
     ) -> Result<Accepted, Refusal> {
         let (store, outcome) = (self.store.clone(), Arc::new(Mutex::new(None)));
-        let told = outcome.clone();
+        let (told, request) = (outcome.clone(), RequestId::of_this_thread());
         let started = threads::start("handshake", move || {
+            let _in_log = request.as_ref().map(RequestId::enter);
             let result = act(&store);
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         });
@@ -307,7 +314,7 @@ const PIECE: usize = 64 << 10;
 
 /// The answer to a bundle that did not come whole; it is logged and counted here.
 fn told(refusal: &Refusal) -> String {
-    tell_refusal(refusal);
+    tell_refusal(refusal, &Known::default());
     format!("{}\n", refusal.to_json())
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use formats::attestation::{BootNonce, BundleId};
+use formats::digest::Sha256;
 use formats::refusal::{Refusal, refuse};
 use formats::sealed_bundle::{self, SealedBundle, v2};
 use formats::signature::VerifyingKey;
@@ -45,6 +46,21 @@ impl Signed {
     }
 }
 
+/// What is known of a bundle by the time that it is refused.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// The operators whose signatures verified, and what they signed.
+    pub signed: Option<Signed>,
+    /// The names of its items, and the state in force, if it could be opened.
+    pub contents: Option<(Vec<&'static str>, Sha256)>,
+}
+
+impl Known {
+    fn is_signed(&mut self, id: BundleId, signers: &[VerifyingKey]) {
+        self.signed = (!signers.is_empty()).then(|| Signed { id, signers: signers.to_vec() });
+    }
+}
+
 /// The line of a bundle of version 2 whose signatures have been checked: what follows it may be read.
 pub struct CheckedLine {
     line: v2::Line,
@@ -74,13 +90,15 @@ impl Unsealer {
         Unsealer { attestation, operators }
     }
 
-    /// Opens a bundle of version 1. The signature is checked first, so that only an operator learns more from an error.
+    /// Opens a bundle of version 1. The signature is checked first, so that only an operator learns more from an error. Adds to
+    /// what is `known`.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn open(&self, bytes: &[u8]) -> Result<Opened, Refusal> {
+    pub fn open(&self, bytes: &[u8], known: &mut Known) -> Result<Opened, Refusal> {
         let sealed = SealedBundle::parse(bytes)?;
         let signer = sealed.check_signature(&self.operators.keys)?;
+        known.is_signed(sealed.id(), &[signer]);
         if self.operators.threshold > 1 {
             let n = self.operators.threshold;
             return refuse(
@@ -94,13 +112,15 @@ impl Unsealer {
         Ok(Opened { bundle, id, manifest: None, signers: vec![signer] })
     }
 
-    /// Checks the line of a bundle of version 2, the signatures first.
+    /// Checks the line of a bundle of version 2, the signatures first. Adds to what is `known`.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn check_line(&self, line: &[u8]) -> Result<CheckedLine, Refusal> {
+    pub fn check_line(&self, line: &[u8], known: &mut Known) -> Result<CheckedLine, Refusal> {
         let line = v2::Line::parse(line)?;
-        let signers = line.check_signatures(&self.operators.keys, self.operators.threshold)?;
+        let signers = line.signers(&self.operators.keys);
+        known.is_signed(line.id(), &signers);
+        v2::Line::suffice(&signers, self.operators.threshold)?;
         self.is_for_now(line.boot_nonce, line.counter, v2::field)?;
         Ok(CheckedLine { line, signers })
     }
@@ -135,7 +155,6 @@ impl Unsealer {
 
 #[cfg(test)]
 mod tests {
-    use formats::digest::Sha256;
     use formats::hpke::PrivateKey;
     use formats::sealed_bundle::{Destination, seal};
     use formats::state::{Items, Manifest};
@@ -180,8 +199,12 @@ mod tests {
         }
 
         fn open_v2(&self, sealed: &v2::SealedBundle) -> Result<Opened, Refusal> {
-            let line = self.unsealer.check_line(sealed.line.to_json().as_bytes())?;
+            let line = self.unsealer.check_line(sealed.line.to_json().as_bytes(), &mut Known::default())?;
             self.unsealer.open_v2(line, [&sealed.manifest[..], &sealed.ciphertext].concat())
+        }
+
+        fn open(&self, bytes: &str) -> Result<Opened, Refusal> {
+            self.unsealer.open(bytes.as_bytes(), &mut Known::default())
         }
 
         fn took_effect(&self, opened: &Opened) {
@@ -189,7 +212,7 @@ mod tests {
         }
 
         fn refused(&self, bytes: &str) -> Refusal {
-            self.unsealer.open(bytes.as_bytes()).err().expect("a bundle was opened that has to be refused")
+            self.open(bytes).err().expect("a bundle was opened that has to be refused")
         }
     }
 
@@ -197,14 +220,14 @@ mod tests {
     fn a_bundle_takes_effect_once_and_never_after_a_newer_one() {
         let scene = scene();
         let (old, new) = (scene.sealed(7), scene.sealed(8));
-        let opened = scene.unsealer.open(new.as_bytes()).unwrap();
-        assert!(scene.unsealer.open(old.as_bytes()).is_ok(), "a bundle that did not take effect does not count");
+        let opened = scene.open(&new).unwrap();
+        assert!(scene.open(&old).is_ok(), "a bundle that did not take effect does not count");
         scene.took_effect(&opened);
         for late in [&old, &new] {
             let refusal = scene.refused(late);
             assert!(refusal.field == "sealed_bundle.counter" && refusal.reason.contains("above 8"), "{refusal}");
         }
-        assert!(scene.unsealer.open(scene.sealed(9).as_bytes()).is_ok());
+        assert!(scene.open(&scene.sealed(9)).is_ok());
         // Both versions share the counter.
         assert_eq!(scene.open_v2(&scene.sealed_v2(8, &[1])).err().unwrap().field, "sealed_bundle_v2.counter");
         let opened = scene.open_v2(&scene.sealed_v2(10, &[1])).unwrap();
@@ -216,7 +239,7 @@ mod tests {
     fn of_two_bundles_that_come_at_once_the_older_does_not_replace_the_newer() {
         let scene = scene();
         let (old, new) = (scene.sealed_v2(7, &[1]), scene.sealed_v2(8, &[1]));
-        let line = scene.unsealer.check_line(old.line.to_json().as_bytes()).unwrap();
+        let line = scene.unsealer.check_line(old.line.to_json().as_bytes(), &mut Known::default()).unwrap();
         scene.took_effect(&scene.open_v2(&new).unwrap());
         let late = scene.unsealer.open_v2(line, [&old.manifest[..], &old.ciphertext].concat());
         assert_eq!(late.err().unwrap().field, "sealed_bundle_v2.counter");
@@ -236,6 +259,26 @@ mod tests {
         let elsewhere = Destination { sealing_key: key, ..this.to };
         let sealed = seal(b"b", &elsewhere, 1, &this.operator).unwrap();
         assert_eq!(this.refused(&sealed.to_json()).field, "sealed_bundle.ciphertext");
+    }
+
+    #[test]
+    fn of_a_bundle_that_is_refused_it_is_known_who_signed_it() {
+        let scene = scene_with(2);
+        let known = |open: &dyn Fn(&mut Known)| {
+            let mut known = Known::default();
+            open(&mut known);
+            known.signed.map(|signed| (signed.id.counter, signed.signers.len()))
+        };
+        let old = |by: &Scene| {
+            let sealed = by.sealed(3);
+            known(&|known| assert!(scene.unsealer.open(sealed.as_bytes(), known).is_err()))
+        };
+        let line = |by: &[u8]| {
+            let line = scene.sealed_v2(4, by).line.to_json();
+            known(&|known| drop(scene.unsealer.check_line(line.as_bytes(), known)))
+        };
+        assert_eq!((old(&scene), old(&Scene { operator: operator(3), ..scene_with(2) })), (Some((3, 1)), None));
+        assert_eq!([line(&[1, 3]), line(&[2, 1]), line(&[3])], [Some((4, 1)), Some((4, 2)), None]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use log::{info, warn};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, Service};
-use super::sealed::{CheckedLine, Opened, Signed, Unsealer};
+use super::sealed::{CheckedLine, Known, Opened, Signed, Unsealer};
 use super::validity::{Remark, Validity};
 use crate::attest::Attestation;
 use crate::audit;
@@ -212,31 +212,41 @@ impl Store {
     pub fn accept(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
         // Checking takes memory, so bundles are checked one at a time too.
         let _one_at_a_time = self.exclusive();
-        tell(self.accept_whole(bytes), None)
+        let mut known = Known::default();
+        let result = self.accept_whole(bytes, &mut known);
+        tell(result, &known)
     }
 
-    fn accept_whole(&self, bytes: &[u8]) -> Result<Accepted, Refusal> {
+    fn accept_whole(&self, bytes: &[u8], known: &mut Known) -> Result<Accepted, Refusal> {
         if bytes.len() > MAX_BUNDLE {
             return refuse(WHOLE, format!("is larger than {MAX_BUNDLE} bytes"));
         }
         match &self.unsealer {
-            None => self.check_and_replace(Received::parse(bytes)?, By::default()),
+            None => {
+                let result = Received::parse(bytes).and_then(|it| self.check_and_replace(it, By::default()));
+                self.knows(bytes, result, known)
+            }
             Some(unsealer) if v2::Line::is_one(bytes) => {
                 let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
                 let (line, rest) = bytes.split_at(end);
-                self.replace_by(unsealer.open_v2(unsealer.check_line(line)?, rest.to_vec())?)
+                self.replace_by(unsealer.open_v2(unsealer.check_line(line, known)?, rest.to_vec())?, known)
             }
-            Some(unsealer) => self.replace_by(unsealer.open(bytes)?),
+            Some(unsealer) => self.replace_by(unsealer.open(bytes, known)?, known),
         }
     }
 
-    /// Checks the line of a bundle of version 2.
+    /// Adds to what is `known` if this bundle, in the clear, is refused.
+    fn knows<T>(&self, bundle: &[u8], result: Result<T, Refusal>, known: &mut Known) -> Result<T, Refusal> {
+        result.inspect_err(|_| known.contents = Some((Received::names(bundle), self.now().state.sha256())))
+    }
+
+    /// Checks the line of a bundle of version 2. Adds to what is `known`.
     ///
     /// # Errors
     /// Why what follows it is not worth reading.
-    pub fn check_line(&self, line: &[u8]) -> Result<CheckedLine, Refusal> {
+    pub fn check_line(&self, line: &[u8], known: &mut Known) -> Result<CheckedLine, Refusal> {
         match &self.unsealer {
-            Some(unsealer) => unsealer.check_line(line),
+            Some(unsealer) => unsealer.check_line(line, known),
             None => refuse(WHOLE, "is sealed, but this daemon takes plain bundles (TEEMARK_HANDSHAKE)"),
         }
     }
@@ -248,13 +258,20 @@ impl Store {
     pub fn accept_v2(&self, line: CheckedLine, rest: Vec<u8>) -> Result<Accepted, Refusal> {
         let _one_at_a_time = self.exclusive();
         let Some(unsealer) = &self.unsealer else { return refuse(WHOLE, "is sealed") };
-        let signed = line.signed();
-        tell(unsealer.open_v2(line, rest).and_then(|opened| self.replace_by(opened)), Some(signed))
+        let mut known = Known { signed: Some(line.signed()), ..Known::default() };
+        let result = unsealer.open_v2(line, rest).and_then(|opened| self.replace_by(opened, &mut known));
+        tell(result, &known)
     }
 
-    fn replace_by(&self, Opened { bundle, id, manifest, signers }: Opened) -> Result<Accepted, Refusal> {
+    fn replace_by(
+        &self,
+        Opened { bundle, id, manifest, signers }: Opened,
+        known: &mut Known,
+    ) -> Result<Accepted, Refusal> {
         let received = if manifest.is_some() { Received::parse_v2(&bundle) } else { Received::parse(&bundle) };
-        let mut accepted = self.check_and_replace(received?, By { id: Some(id), manifest: manifest.as_deref() })?;
+        let by = By { id: Some(id), manifest: manifest.as_deref() };
+        let result = received.and_then(|received| self.check_and_replace(received, by));
+        let mut accepted = self.knows(&bundle, result, known)?;
         let names: Vec<String> = signers.iter().map(formats::base64::encode).collect();
         info!("the bundle of counter {} is signed by {}", id.counter, names.join(", "));
         accepted.signed = Some(Signed { id, signers });
@@ -438,7 +455,7 @@ impl Store {
 const NAMES: [&str; 8] =
     [CERTIFICATES, ENDPOINT, FILE_KEYS, FILE_KEYS_ADD, FILE_KEYS_REMOVE, GRANT_KEYS, GRANT_KEYS_ADD, GRANT_KEYS_REMOVE];
 
-fn tell(result: Result<Accepted, Refusal>, signed: Option<Signed>) -> Result<Accepted, Refusal> {
+fn tell(result: Result<Accepted, Refusal>, known: &Known) -> Result<Accepted, Refusal> {
     match &result {
         Ok(done) => {
             METRICS.handshakes_accepted.add(1);
@@ -446,20 +463,17 @@ fn tell(result: Result<Accepted, Refusal>, signed: Option<Signed>) -> Result<Acc
             audit::bundle_accepted(&done.updated, done.state, done.signed.as_ref().map(Signed::parts));
             audit::checkpoint();
         }
-        Err(refusal) => refused(refusal, signed.as_ref()),
+        Err(refusal) => tell_refusal(refusal, known),
     }
     result
 }
 
-/// Counts and logs a refusal.
-pub(super) fn tell_refusal(refusal: &Refusal) {
-    refused(refusal, None);
-}
-
-fn refused(refusal: &Refusal, signed: Option<&Signed>) {
+/// Counts, logs and records a refusal.
+pub(super) fn tell_refusal(refusal: &Refusal, known: &Known) {
     METRICS.handshakes_refused.add(1);
     warn!("handshake refused, nothing changed: {refusal}");
-    audit::bundle_refused(refusal, signed.map(Signed::parts));
+    let contents = known.contents.as_ref().map(|(names, state)| (&names[..], *state));
+    audit::bundle_refused(refusal, known.signed.as_ref().map(Signed::parts), contents);
 }
 
 fn list(names: &[&str]) -> String {

@@ -9,11 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use formats::attestation::UserData;
 use formats::base64;
 use formats::digest::sha256;
 use formats::log::{Ack, Boot, Dropped, Head, Kind};
-use formats::sealed_bundle::{Destination, seal};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
@@ -441,35 +439,4 @@ fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
         // What waits for the stream is called once more for each request, or for each record.
         assert!(full < read + COUNTED / 4, "{name}: {full} calls with a full pipe, {read} with one that is read");
     }
-}
-
-#[test]
-fn a_sealed_bundle_is_recorded_with_who_signed_it_its_counter_and_the_state_by_it() {
-    let operator = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
-    let signer = base64::encode(operator.public_key());
-    let service = Service::start(&CERTS, &[]);
-    let setup = Setup::new(service.port).env("TEEMARK_HANDSHAKE", "sealed").env("TEEMARK_OPERATOR_KEYS", &signer);
-    let daemon = setup.start();
-    let document = hex::decode(daemon.get("/get_attestation").json()["attestation"].as_str().unwrap()).unwrap();
-    let start = document.windows(20).position(|part| part == b"{\"allow_list_sha256\"").unwrap();
-    let end = start + document[start..].iter().position(|byte| *byte == b'}').unwrap() + 1;
-    let told = UserData::parse(&document[start..end]).unwrap();
-    let to = Destination { sealing_key: told.sealing_key, boot_nonce: told.boot_nonce };
-    let bundle = CERTS.full_bundle(service.port).to_string();
-    let sealed = seal(bundle.as_bytes(), &to, 7, &operator).unwrap();
-    assert_eq!(daemon.handshake(sealed.to_json().as_bytes())["ok"], true);
-    assert_eq!(daemon.handshake(sealed.to_json().as_bytes())["ok"], false);
-    let of = |event: &str| {
-        wait_for(event, || {
-            let text = daemon.get_admin("/admin/log?lines=10000").text();
-            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            audits(&lines).into_iter().find(|record| record["event"] == event)
-        })
-    };
-    let accepted = of("bundle_accepted");
-    assert_eq!(accepted["signers"], json!([signer]));
-    assert_eq!((&accepted["counter"], &accepted["bundle_sha256"]), (&json!(7), &json!(sealed.id().sha256)));
-    assert_eq!(accepted["names"].as_array().unwrap().len(), 3);
-    assert!(accepted["state_sha256"].as_str().is_some_and(|state| state.len() == 64 && state != "0".repeat(64)));
-    assert_eq!(of("bundle_refused")["field"], "sealed_bundle.counter");
 }

@@ -1,6 +1,7 @@
 //! The log as it leaves the enclave: to a collector, to standard error, and on the admin listener.
 
 mod audit;
+mod bundles;
 mod collector;
 mod forms;
 mod hostile;

@@ -239,8 +239,16 @@ impl Line {
     /// Fewer did.
     pub fn check_signatures(&self, operators: &[VerifyingKey], threshold: usize) -> Result<Vec<VerifyingKey>, Refusal> {
         let signers = self.signers(operators);
+        Line::suffice(&signers, threshold).map(|()| signers)
+    }
+
+    /// Checks that so many operators are enough.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn suffice(signers: &[VerifyingKey], threshold: usize) -> Result<(), Refusal> {
         if signers.len() >= threshold && !signers.is_empty() {
-            return Ok(signers);
+            return Ok(());
         }
         let needed = match threshold {
             1 => "one by an operator whose key is in the image (TEEMARK_OPERATOR_KEYS) is needed".to_owned(),
