@@ -1,6 +1,6 @@
 //! The audit trail: what is recorded, and what is not given without it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
@@ -302,7 +302,7 @@ fn where_records_are_required_none_that_is_not_acknowledged_goes_however_many_co
 }
 
 /// Asks for a path that does not exist, on one connection: a line in the log at level debug.
-fn ask_in_vain(stream: &mut TcpStream, path: &str, times: usize) {
+pub(super) fn ask_in_vain(stream: &mut TcpStream, path: &str, times: usize) {
     let id = "i".repeat(64);
     let one = format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\n\r\n");
     for _ in 0..times {
@@ -358,85 +358,4 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
     let url = format!("http://{}", scene.daemon.public);
     let text = printed(scene.collector.verify(&["--development", "--attested", &url]));
     assert!(text.contains("signed up to record") && !text.contains("dropped"), "{text}");
-}
-
-#[test]
-fn a_collector_that_never_reads_costs_a_request_no_further_system_call() {
-    const COUNTED: usize = 1000;
-    // System calls of the threads of requests and of the event loop, by name, while it asks in vain.
-    let calls = |reads: bool| {
-        let taker = Taker::small();
-        let folder = tempfile::tempdir().unwrap();
-        let trace = folder.path().join("trace");
-        let strace = [
-            "strace",
-            "--daemonize",
-            "--follow-forks",
-            "--quiet=all",
-            "--signal=none",
-            "--output",
-            trace.to_str().unwrap(),
-        ];
-        let setup = Setup::new(1).by(&strace).env("TEEMARK_LOG_TO", &taker.address()).env("RUST_LOG", "debug");
-        let mut daemon = setup.start();
-        let mut taken = taker.accept();
-        taken.lines_until(|record| record.body.contains("teemarkd::boot: public: listening"));
-        let pid = daemon.process.child.id();
-        let log_thread = wait_for("the log's thread", || {
-            std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().find_map(|task| {
-                let path = task.unwrap().path();
-                let name = std::fs::read_to_string(path.join("comm")).ok()?;
-                (name.trim() == "log").then(|| path.file_name().unwrap().to_str().unwrap().to_owned())
-            })
-        });
-        let mut stream = TcpStream::connect(daemon.public).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        let dropped = |daemon: &Daemon| daemon.metric("teemark_log_lines_dropped_total");
-        let reader = reads.then(|| thread::spawn(move || while !taken.line().is_empty() {}));
-        if reads {
-            ask_in_vain(&mut stream, "/before", 500);
-        } else {
-            // Until the pipe is full, and the memory for records too.
-            wait_for("records to be dropped", || {
-                ask_in_vain(&mut stream, "/before", 500);
-                (dropped(&daemon) > 0.0).then_some(())
-            });
-        }
-        let before = dropped(&daemon);
-        ask_in_vain(&mut stream, "/counted", COUNTED);
-        assert_eq!(dropped(&daemon) > before, !reads);
-        drop(stream);
-        daemon.process.signal("TERM");
-        wait_for("the daemon's end", || daemon.process.child.try_wait().unwrap());
-        drop(reader.map(thread::JoinHandle::join));
-        let text = wait_for("the end of the trace", || {
-            let text = std::fs::read_to_string(&trace).unwrap();
-            text.contains("exit_group(").then_some(text)
-        });
-        let lines: Vec<&str> = text.lines().collect();
-        let counted = |line: &&str| line.contains("GET /counted");
-        let first = lines.iter().position(counted).expect("the first request that is counted");
-        let last = lines.iter().rposition(counted).expect("the last one");
-        // But for the bytes that wake a thread, which never wait.
-        let others =
-            lines[first..last].iter().filter(|line| !line.starts_with(&log_thread) && !line.contains("\".\", 1"));
-        let mut counts = BTreeMap::new();
-        for line in others {
-            let call = line.split_once(' ').unwrap().1.trim_start();
-            // The second half of a line that others interrupted.
-            if call.starts_with("<... ") {
-                continue;
-            }
-            let name = call.split('(').next().unwrap();
-            assert!(!call.starts_with("write(2,"), "only the log's thread writes to standard error: {call}");
-            *counts.entry(name.to_owned()).or_insert(0) += 1;
-        }
-        counts
-    };
-    let [full, read] = [false, true].map(calls);
-    for name in full.keys().chain(read.keys()) {
-        let [full, read] = [&full, &read].map(|counts| counts.get(name).copied().unwrap_or(0));
-        // What waits for the stream is called once more for each request, or for each record.
-        assert!(full < read + COUNTED / 4, "{name}: {full} calls with a full pipe, {read} with one that is read");
-    }
 }

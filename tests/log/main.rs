@@ -10,6 +10,7 @@ mod reading;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;
+mod waiting;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
