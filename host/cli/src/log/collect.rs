@@ -21,8 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::chains::Took;
-use super::files;
-use super::kept::{self, Kept, Room, Undo};
+use super::files::{self, Kept, Room, Undo};
 use crate::failure::Done;
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::say;
@@ -125,7 +124,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let Arguments { listen, into, key, journald, keep_days, max_bytes, idle } = arguments;
     let key = key.as_deref().map(|path| PrivateKey::read(path, Use::Collector)?.collectors()).transpose()?;
-    kept::make_folder(into).context("--into")?;
+    files::make_folder(into).context("--into")?;
     let room = Arc::new(Room::count(into, *max_bytes)?);
     let journal = journald.clone().map(|path| UnixDatagram::unbound().map(|socket| (socket, path))).transpose()?;
     if let Some((socket, _)) = &journal {
@@ -216,7 +215,7 @@ impl Collector {
             for folder in files::boot_folders(&self.into)? {
                 let name = folder.file_name().and_then(|name| BootNonce::from_hex(name.to_str()?));
                 let streams = name.is_some_and(|nonce| boots.contains_key(nonce.as_bytes()));
-                kept::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
+                files::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
             }
             self.room.count_again(&self.into)
         };

@@ -3,8 +3,7 @@
 //! ```text
 //! relay      on the parent: carries the stream on, and knows nothing about it
 //! collect    behind it: keeps records in files, and acknowledges them
-//! kept       a boot's files as collect writes them
-//! files      the files of a boot, and how they are read
+//! files      the files of a boot, as collect writes them and the others read them
 //! chains     which records of a boot belong together
 //! verify     whether records are as the enclave wrote them, in order and complete
 //! read       open, show, grep, follow
@@ -13,7 +12,6 @@
 mod chains;
 mod collect;
 mod files;
-mod kept;
 mod read;
 mod relay;
 mod verify;
