@@ -357,5 +357,5 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
     assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
     let url = format!("http://{}", scene.daemon.public);
     let text = printed(scene.collector.verify(&["--development", "--attested", &url]));
-    assert!(text.contains("signed up to record") && !text.contains("dropped"), "{text}");
+    assert!(text.contains("proven up to record") && !text.contains("dropped"), "{text}");
 }

@@ -139,7 +139,7 @@ fn records_that_the_parent_reorders_in_the_stream_are_named() {
         [line.to_owned()].into_iter().chain(held.take()).collect()
     }));
     let told = told.found(goes_on);
-    assert!(told.contains(&format!("record {AT} stands after record {}: moved", AT + 1)), "{told}");
+    assert!(told.contains(&format!("record {AT} comes after record {}: it was moved", AT + 1)), "{told}");
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn records_that_the_parent_replays_in_the_stream_are_named() {
         [line.to_owned()].into_iter().chain(replayed).collect()
     }));
     let told = told.found(goes_on);
-    assert!(told.contains(&format!("record 3 stands again after record {AT}: replayed")), "{told}");
+    assert!(told.contains(&format!("record 3 comes again after record {AT}: it was replayed")), "{told}");
 }
 
 #[test]
@@ -212,10 +212,24 @@ fn a_stream_that_the_parent_cuts_is_named_while_the_enclave_runs() {
 }
 
 #[test]
-fn a_record_that_the_parent_puts_into_the_stream_is_named() {
+fn a_record_that_the_parent_puts_into_the_stream_before_the_genuine_one_is_named_by_its_hash() {
     let made_up = |line: &str| after(line, Kind::Audit, "{\"event\":\"given\"}");
-    let told = Scene::new(once(move |line| vec![line.to_owned(), made_up(line)])).found(goes_on);
-    assert!(told.contains(&format!("another record {} stands after record {0}: put in", AT + 1)), "{told}");
+    let scene = Scene::new(once(move |line| vec![line.to_owned(), made_up(line)]));
+    let told = scene.found(goes_on);
+    // The next checkpoint tells, which comes within a minute.
+    let [undecided, decided] = ["is here twice", "with hash "].map(|how| format!("record {} {how}", AT + 1));
+    assert!(told.contains(&undecided) || told.contains(&decided), "{told}");
+    scene.daemon.process.signal("TERM");
+    let lines = wait_for("the last checkpoint", || {
+        let lines = scene.collector.lines();
+        (record(lines.last()?).kind == Kind::Checkpoint).then_some(lines)
+    });
+    let inserted = lines.iter().find(|line| number(line) == Some(AT + 1)).unwrap();
+    assert!(inserted.contains("given"), "it stands before the genuine one");
+    let hash = &record(inserted).head.hash.to_string()[..16];
+    let told = scene.named(&["--development"]);
+    let expected = format!("record {} with hash {hash}… was inserted: the enclave signed another", AT + 1);
+    assert!(told.contains(&expected) && told.matches("WRONG").count() == 1, "{told}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn records_that_were_moved_are_named() {
         at = middle(lines);
         lines.swap(at, at + 1);
     });
-    names(&moved, &format!("record {} stands after record {}: moved", at + 1, at + 2));
+    names(&moved, &format!("record {} comes after record {}: it was moved", at + 1, at + 2));
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn records_that_were_replayed_are_named() {
         at = middle(lines);
         lines.insert(at + 4, lines[at].clone());
     });
-    names(&replayed, &format!("record {} stands again after record {}: replayed", at + 1, at + 4));
+    names(&replayed, &format!("record {} comes again after record {}: it was replayed", at + 1, at + 4));
     let (name, lines) = &BOOTS[0];
     let twice = write(name, lines);
     fs::create_dir(twice.1.join("f".repeat(64))).unwrap();
@@ -196,21 +196,66 @@ fn a_log_that_was_cut_is_named_while_the_enclave_runs() {
     assert!(output.status.code() == Some(1) && told.contains("the end is missing: records"), "{told}");
     // A whole boot.
     let output = verify(&with(|_| {}).1, &["--development", "--attested", &url]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("none of its records is here"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("none of its records are here"));
 }
 
 #[test]
-fn a_record_that_was_put_in_is_named() {
-    let mut at = 0;
-    let put_in = with(|lines| {
-        at = middle(lines);
-        let mut head = record(&lines[at - 1]).head;
-        let mut line = Vec::new();
-        head.write(Kind::Audit, b"{\"event\":\"given\"}", &mut line);
-        lines.insert(at + 1, String::from_utf8(line).unwrap().trim_end().to_owned());
-    });
-    names(&put_in, &format!("another record {} stands after record {}: put in", at + 1, at + 1));
+fn a_record_that_was_put_in_is_named_by_its_hash_before_and_after_the_genuine_one() {
+    for place in [0, 1, 4] {
+        let (mut at, mut hash) = (0, String::new());
+        let put_in = with(|lines| {
+            at = middle(lines);
+            let made_up = given_after(&lines[at - 1]);
+            hash = record(&made_up).head.hash.to_string()[..16].to_owned();
+            lines.insert(at + place, made_up);
+        });
+        names(&put_in, &format!("record {0} with hash {hash}… was inserted: the enclave signed another", at + 1));
+    }
     names(&with(|lines| lines.insert(4, "a line".into())), "line 5 of");
+}
+
+/// A made-up record that somebody was given a file, after this one.
+fn given_after(line: &str) -> String {
+    let mut head = record(line).head;
+    let mut made_up = Vec::new();
+    head.write(Kind::Audit, b"{\"event\":\"given\"}", &mut made_up);
+    String::from_utf8(made_up).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn what_no_checkpoint_has_signed_does_not_read_as_proven_and_nothing_after_a_finding_does() {
+    let signed = |lines: &[String], from: usize| {
+        let at = lines[from..].iter().rposition(|line| record(line).kind == Kind::Checkpoint).map(|at| at + from);
+        serde_json::from_str::<Checkpoint>(record(&lines[at.unwrap()]).body).unwrap().head.number
+    };
+    // Records that the parent made up, at the end.
+    let mut last = 0;
+    let made_up = with(|lines| {
+        last = number(&lines[lines.len() - 1]);
+        (0..500).for_each(|_| lines.push(given_after(&lines[lines.len() - 1])));
+    });
+    let output = verify(&made_up.1, &["--development"]);
+    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let last_made_up = last + 500;
+    if output.status.success() {
+        assert!(text.contains(&format!("proven up to record {}, ", last - 1)), "{text}");
+        assert!(text.contains(&format!("not proven: records {last} to {last_made_up}, which no checkpoint")), "{text}");
+    } else {
+        // The enclave's last checkpoint is three minutes old by now, on a machine that is busy.
+        let overdue = format!("no checkpoint has signed records {last} to {last_made_up}, and the next one is overdue");
+        assert!(told.contains(&overdue), "{told}");
+    }
+    // One that was changed, with a checkpoint before and after it.
+    let mut before = 0;
+    let edited = with(|lines| {
+        let at = middle(lines);
+        before = signed(&lines[..at], 0);
+        assert!(signed(lines, at) > at as u64);
+        lines[at] = lines[at].replace(MISSED, "unknown 200");
+    });
+    let output = verify(&edited.1, &["--development", "--json"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &object["boots"][0]["signed_to"]), (Some(1), &before.into()), "{object}");
 }
 
 #[test]
@@ -263,7 +308,7 @@ fn what_the_enclave_says_it_dropped_is_told_and_only_that_may_be_missing() {
     });
     let text = printed(verify(&write(&name, &lines).1, &["--development"]));
     let dropped = format!("dropped by the enclave: records 1 to {}, says record ", number(&lines[0]) - 1);
-    assert!(text.contains(&dropped) && text.contains("signed up to record"), "{text}");
+    assert!(text.contains(&dropped) && text.contains("proven up to record"), "{text}");
     // One more at the beginning, and the first that is left, changed.
     let first = number(&lines[0]);
     names(&write(&name, &lines[1..]), &format!("record {first} is missing"));

@@ -1,15 +1,19 @@
 //! `teemark log verify`: whether the records of a boot are as the enclave wrote them, and complete.
 //!
 //! ```text
-//! boot       the lines of one boot, in one or more chains
-//! chain      one chain: whether its records fit each other, and its checkpoints are the enclave's
+//! boot       the lines of one boot, of one or more starts
+//! branches   the records of one start, followed as branches where two have the same number
+//! chain      one branch: whether its records fit each other, and its checkpoints are the enclave's
+//! known      the records that are known again
 //! gaps       what is missing of a chain, and why
 //! verdict    what was found
 //! ```
 
 mod boot;
+mod branches;
 mod chain;
 mod gaps;
+mod known;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -40,13 +44,17 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 /// Check that records are as the enclave wrote them, in order and complete, and name what is not.
 ///
 /// A boot's checkpoints count if its identity key signed them. That key is proven by the attestation document in the log
-/// itself (--pcrs, or --development), by a running enclave (--attested), or given (--identity). Records after the last
-/// checkpoint are signed by the next one, within a minute; if none came, nothing proves them, and they are named. What the
-/// parent withheld after the last checkpoint cannot be missed, nor a boot of which it withheld everything, unless that
-/// enclave still runs and is asked (--attested).
+/// itself (--pcrs, or --development), by a running enclave (--attested), or given (--identity). Each boot is proven up to
+/// the record that its line names, which the last checkpoint before the first finding signs.
 ///
-/// Exit status 0: everything here is proven to be as the enclave wrote it. 1: something is not, or is missing. Files that
-/// the collector removed (--keep-days) are told and are no fault: the hash that the rest follows stands in its file `days`.
+/// The records after the last checkpoint are not proven. While an enclave runs there are always some, since it signs them
+/// within a minute: they are named as "not proven", and after three minutes as a finding. With --attested, the running
+/// enclave proves those that it had written when it was asked. Nobody can tell what the parent withheld after the last
+/// checkpoint, or that it withheld a whole boot, unless that enclave still runs and is asked (--attested).
+///
+/// Exit status 0: nothing is wrong or missing; what no checkpoint has signed yet is named, and not proven. 1: something is
+/// not as the enclave wrote it, or is missing. Files that the collector removed (--keep-days) are reported, and do not count
+/// as an error: the hash that the rest follows is in its file `days`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark log verify /var/lib/teemark-log --pcrs teemark.pcrs
@@ -126,15 +134,16 @@ fn report(mut boots: Vec<Verdict>, live: Option<&Live>) -> Result<Done> {
             Some(boot) => boot.compare(&live.checkpoint),
             None => bail!(Failure::refused(
                 "log_refused",
-                format!("boot {}: the enclave runs, and none of its records is here", live.checkpoint.boot_nonce)
+                format!(
+                    "boot {}: this enclave is running, but none of its records are here",
+                    live.checkpoint.boot_nonce
+                )
             )),
         }
     }
     for (i, boot) in boots.iter().enumerate() {
         if boot.nonce.is_some() && boots[..i].iter().any(|other| other.nonce == boot.nonce) {
-            boots[i]
-                .findings
-                .push("stands here a second time: another start is missing, or this one was copied".into());
+            boots[i].find_since(None, "appears twice: it was copied, perhaps in place of another boot".into());
             break;
         }
     }

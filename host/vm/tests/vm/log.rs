@@ -51,7 +51,7 @@ pub(crate) fn every_record_comes_out_over_vsock_and_verifies(stage: &Stage, work
         let health: Value = serde_json::from_slice(&world.get("/health_check")?.with(200)?.body)?;
         let identity = health["pk"].as_str().context("no pk")?.to_owned();
         let told = parent.sh(&format!("teemark log verify /tmp/logs --identity {identity}"))?;
-        ensure!(told.contains("signed up to record") && told.contains("identity known by --identity"), "{told}");
+        ensure!(told.contains("proven up to record") && told.contains("identity known by --identity"), "{told}");
         ensure!(!told.contains("dropped"), "{told}");
         Ok(())
     })?;

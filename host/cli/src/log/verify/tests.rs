@@ -111,7 +111,12 @@ fn records_that_no_checkpoint_signs_are_named_once_one_would_have_come() {
     assert_eq!(verdict(&log.lines, 10 * YOUNG_MS, &[]).findings, [""; 0]);
     log.add_some(500);
     let young = verdict(&log.lines, YOUNG_MS - 1, &[]);
-    assert_eq!((young.findings.len(), young.unsigned), (0, 501));
+    assert_eq!((young.findings.len(), young.unsigned, young.signed_to()), (0, 501, 7));
+    assert!(
+        young.to_text().contains("not proven: records 8 to 508, which no checkpoint has signed"),
+        "{}",
+        young.to_text()
+    );
     assert_eq!(young.to_json()["unsigned"], 501);
     let old = verdict(&log.lines, YOUNG_MS, &[]).findings;
     assert!(old.len() == 1 && old[0].starts_with("no checkpoint has signed records 8 to 508"), "{old:?}");
@@ -128,7 +133,8 @@ fn a_made_up_chain_beside_the_genuine_one_is_named_and_the_genuine_one_verified(
     let lines: Vec<_> = [first, &genuine.lines, rest].concat();
     let verdict = verdict(&lines, 1000, &[]);
     assert_eq!(verdict.findings, ["another chain begins after record 1: of another start, replayed, or made up"]);
-    assert_eq!((verdict.records, verdict.signed_to()), (8, 7));
+    // The verdict is on the genuine one, of which nothing is proven: there are two records of each number.
+    assert_eq!((verdict.records, verdict.head.number, verdict.signed_to()), (8, 8, 0));
 }
 
 #[test]
@@ -159,13 +165,187 @@ fn records_that_were_moved_replayed_or_put_in_are_named_and_those_after_them_are
         lines.insert(at, line.to_owned());
         lines
     };
-    assert_eq!(found(&with(5, &log.lines[3])), ["record 4 stands again after record 5: replayed"]);
+    assert_eq!(found(&with(5, &log.lines[3])), ["record 4 comes again after record 5: it was replayed"]);
     let other = log.lines[3].replace(&log.lines[3][2..10], "01234567");
-    assert_eq!(found(&with(5, &other)), ["another record 4 stands after record 5: put in"]);
+    assert_eq!(found(&with(5, &other)), ["a second record 4 comes after record 5: it was inserted"]);
     let mut moved = with(6, &log.lines[3]);
     moved.remove(3);
-    assert_eq!(found(&moved), ["record 4 stands after record 6: moved"]);
-    assert_eq!(verdict(&moved, 1000, &[]).signed_to(), 7);
+    assert_eq!(found(&moved), ["record 4 comes after record 6: it was moved"]);
+    // Several.
+    let verdict = verdict(&[&log.lines[..3], &log.lines[5..7], &log.lines[3..5], &log.lines[7..]].concat(), 1000, &[]);
+    assert_eq!(verdict.findings, ["records 4 to 5 come after record 7: they were moved"]);
+    assert_eq!((verdict.head.number, verdict.signed_to()), (8, 1));
+}
+
+/// Lines that go on from the end of these, of another content than the enclave's.
+fn made_up(lines: &[String], kinds: &[Kind]) -> Vec<String> {
+    let head = Record::parse(lines[lines.len() - 1].trim_end().as_bytes()).unwrap().head;
+    let mut log = Log { head, lines: Vec::new() };
+    kinds.iter().for_each(|kind| log.add(*kind, "made up"));
+    log.lines
+}
+
+/// The beginning of a record's hash.
+fn hash(line: &str) -> &str {
+    &line.split(' ').nth(1).unwrap()[..16]
+}
+
+#[test]
+fn of_two_records_of_one_number_the_next_checkpoint_tells_which_one_was_inserted_wherever_it_stands() {
+    let mut log = Log::new();
+    log.add_some(5);
+    log.checkpoint();
+    log.add_some(1);
+    let (before, after) = log.lines.split_at(3);
+    for kinds in [&[Kind::Audit][..], &[Kind::Audit; 3], &[Kind::Audit; 9], &[Kind::Checkpoint], &[Kind::Dropped; 2]] {
+        let put_in = made_up(before, kinds);
+        let expected = match kinds.len() {
+            1 => format!("record 4 with hash {}… was inserted: the enclave signed another record 4", hash(&put_in[0])),
+            n => format!(
+                "records 4 to {}, the first with hash {}…, were inserted: the enclave signed others",
+                3 + n,
+                hash(&put_in[0])
+            ),
+        };
+        let first = [before, &put_in, after].concat();
+        let last = [before, &after[..3], &put_in, &after[3..]].concat();
+        for lines in [first, last] {
+            let verdict = verdict(&lines, 1000, &[]);
+            assert_eq!((&verdict.findings, verdict.signed_to()), (&vec![expected.clone()], 1));
+            assert_eq!((verdict.head, verdict.records), (log.head, 9), "the genuine records are those that count");
+        }
+    }
+    // Before there is a checkpoint nothing tells.
+    let lines = [before, &made_up(before, &[Kind::Audit]), &after[..3]].concat();
+    assert_eq!(found(&lines), ["record 4 is here twice, and no checkpoint tells yet which one was inserted"]);
+}
+
+#[test]
+fn a_changed_record_before_the_genuine_one_is_the_one_that_is_blamed() {
+    let mut log = Log::new();
+    log.add_some(5);
+    log.checkpoint();
+    let mut lines = log.lines.clone();
+    lines.insert(3, log.lines[3].replace(" log x", " log y"));
+    let verdict = verdict(&lines, 1000, &[]);
+    assert_eq!(
+        verdict.findings,
+        [
+            "record 4 does not fit: it was changed, or record 3 was",
+            "a second record 4 comes after record 4, and fits: the first was changed"
+        ]
+    );
+    assert_eq!((verdict.head, verdict.signed_to()), (log.head, 1));
+    // With a hash that is not the genuine one's either.
+    lines[3] = lines[3].replace(hash(&lines[3]), "0123456789abcdef");
+    let wrong = "record 4 with hash 0123456789abcdef… was inserted: the enclave signed another record 4";
+    assert_eq!(found(&lines), [wrong]);
+}
+
+#[test]
+fn records_that_somebody_signs_with_a_key_of_his_own_do_not_displace_the_enclaves() {
+    let mut genuine = Log::default();
+    genuine.add_some(1);
+    let start = genuine.lines.clone();
+    let of_enclave = Log::new();
+    let body = |line: &String| Record::parse(line.trim_end().as_bytes()).unwrap().body.to_owned();
+    genuine.add(Kind::Boot, &body(&of_enclave.lines[0]));
+    genuine.add_some(3);
+    genuine.checkpoint();
+    // The same beginning, with another identity that signs.
+    let stranger = Ed25519KeyPair::from_seed_unchecked(&[6; 32]).unwrap();
+    let identity = VerifyingKey::from_hex(&hex::encode(stranger.public_key().as_ref())).unwrap();
+    let head = Record::parse(start[0].trim_end().as_bytes()).unwrap().head;
+    let mut made_up = Log { head, lines: Vec::new() };
+    made_up.add(Kind::Boot, &body(&of_enclave.lines[0]).replace(&identity_key().to_string(), &identity.to_string()));
+    let sign = |bytes: &[u8]| stranger.sign(bytes).as_ref().try_into().unwrap();
+    let checkpoint = Checkpoint::new(NONCE, made_up.head, SIGNED_MS, sign);
+    made_up.add(Kind::Checkpoint, &serde_json::to_string(&checkpoint).unwrap());
+    let verdict = verdict(&[&start[..], &made_up.lines, &genuine.lines[1..]].concat(), 1000, &[]);
+    assert_eq!((verdict.identity, verdict.head), (Some(identity_key()), genuine.head));
+    let inserted = format!("records 2 to 3, the first with hash {}…, were inserted", hash(&made_up.lines[0]));
+    assert!(verdict.findings.len() == 1 && verdict.findings[0].starts_with(&inserted), "{:?}", verdict.findings);
+}
+
+#[test]
+fn what_is_proven_ends_with_the_last_checkpoint_before_the_first_finding() {
+    let mut log = Log::new();
+    for _ in 0..3 {
+        log.add_some(3);
+        log.checkpoint();
+    }
+    // Checkpoints 2, 6, 10 and 14 sign 1, 5, 9 and 13.
+    assert_eq!(verdict(&log.lines, 1000, &[]).signed_to(), 13);
+    let changed = |at: usize, line: Option<String>| {
+        let mut lines = log.lines.clone();
+        lines.splice(at..=at, line);
+        verdict(&lines, 1000, &[])
+    };
+    for (at, signed_to) in [(2, 1), (3, 1), (7, 5), (11, 9)] {
+        let edited = changed(at, Some(log.lines[at].replace(" log x", " log y")));
+        assert_eq!((edited.findings.len(), edited.signed_to()), (1, signed_to), "{:?}", edited.findings);
+        assert_eq!(edited.to_json()["signed_to"], signed_to);
+        let missing = changed(at, None);
+        assert_eq!((missing.findings.len(), missing.signed_to()), (1, signed_to), "{:?}", missing.findings);
+        let text = missing.to_text();
+        assert!(text.contains(&format!("proven up to record {signed_to}, ")), "{text}");
+        let junk = changed(at, Some("x".into()));
+        assert_eq!(junk.signed_to(), signed_to, "{:?}", junk.findings);
+    }
+    // What is explained later is no finding.
+    let mut log = Log::new();
+    log.add_some(10);
+    log.checkpoint();
+    log.dropped(4, 6);
+    log.checkpoint();
+    let lines = [&log.lines[..3], &log.lines[6..]].concat();
+    let verdict = verdict(&lines, 1000, &[]);
+    assert_eq!((verdict.findings.len(), verdict.signed_to()), (0, 14), "{:?}", verdict.findings);
+}
+
+#[test]
+fn what_is_held_is_bounded_whatever_is_in_the_files() {
+    let log = Log::new();
+    let head = log.head;
+    let anchors = Anchors { expected: None, identities: &[identity_key()], live: None };
+    let long = "x".repeat(MAX_LINE - 200);
+    let mut number = 2;
+    let mut gap = || {
+        number += 2;
+        format!("{number} {} log {long}", "ab".repeat(32))
+    };
+    let mut last = head;
+    let mut next = || {
+        let mut line = Vec::new();
+        last.write(Kind::Log, b"x", &mut line);
+        String::from_utf8(line).unwrap()
+    };
+    let mut times = 0;
+    let mut second = || {
+        times += 1;
+        let (mut line, mut head) = (Vec::new(), head);
+        head.write(Kind::Log, format!("{times}").as_bytes(), &mut line);
+        String::from_utf8(line).unwrap()
+    };
+    let dropped = format!("3 {} dropped {{\"lines\":1}}", "ab".repeat(32));
+    let mut hostile: [(&str, usize, &mut dyn FnMut() -> String); 4] = [
+        ("gaps", 1000, &mut gap),
+        ("records", 2 * known::LINES, &mut next),
+        ("second records", 1000, &mut second),
+        ("what was dropped", 1000, &mut || dropped.clone()),
+    ];
+    for (what, times, line) in &mut hostile {
+        let mut checker = Checker::new(&anchors, "a folder");
+        log.lines.iter().for_each(|line| checker.take(line.trim_end().as_bytes(), format_args!("")));
+        for _ in 0..*times {
+            checker.take(line().trim_end().as_bytes(), format_args!("a line"));
+        }
+        let [lines, parents, branches, gaps] = checker.holds();
+        assert!(lines <= known::LINES && parents <= known::PARENTS + branches::BRANCHES, "{what}: {lines} {parents}");
+        assert!(branches <= branches::BRANCHES && gaps <= verdict::MOST, "{what}: {branches} {gaps}");
+        let verdict = checker.end(&[], SIGNED_MS);
+        assert!(verdict.findings.len() <= verdict::MOST && verdict.dropped.len() <= verdict::MOST, "{what}");
+    }
 }
 
 #[test]

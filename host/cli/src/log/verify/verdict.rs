@@ -1,7 +1,5 @@
 //! What was found in the records of one boot, and how it is told.
 
-use std::collections::VecDeque;
-
 use formats::attestation::BootNonce;
 use formats::digest::Sha256;
 use formats::log::{Boot, Checkpoint, Head};
@@ -12,11 +10,21 @@ use serde_json::{Value, json};
 use crate::terminal::printable;
 
 /// Most findings that are listed of one boot.
-const MOST: usize = 100;
-/// Of so many records the hashes are kept, to tell a replayed record from one that was put in.
-const RECENT: usize = 65_536;
+pub(super) const MOST: usize = 100;
+
+/// How much reason there is to take a chain for the enclave's: whether its identity is known, whether the running enclave
+/// signs it, how far it is signed, and how long it is.
+pub(super) type Trust = (bool, bool, u64, u64);
+
+/// The last record that a good checkpoint signs, and when it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SignedTo {
+    pub(super) number: u64,
+    pub(super) time_ms: u64,
+}
 
 /// What was found in the records of one boot.
+#[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) name: String,
     pub(super) nonce: Option<BootNonce>,
@@ -26,18 +34,21 @@ pub(super) struct Verdict {
     pub(super) records: u64,
     /// The last record.
     pub(super) head: Head,
-    /// The last records' hashes, the last one at the end.
-    recent: VecDeque<Head>,
     /// The record here that the running enclave signs.
     pub(super) live: Option<Sha256>,
     /// The last checkpoint that is good.
-    pub(super) signed: Option<Checkpoint>,
+    pub(super) last_signed: Option<SignedTo>,
+    /// The last one before the first finding: up to there everything is as the enclave wrote it.
+    pub(super) signed: Option<SignedTo>,
     /// Records after the last checkpoint, which nothing proves yet.
     pub(super) unsigned: u64,
     /// What is not as the enclave wrote it.
     pub(super) findings: Vec<String>,
-    /// What the enclave itself says it dropped.
+    /// Those that are about checkpoints which the enclave did not sign so.
+    forged: Vec<String>,
+    /// What the enclave itself says it dropped, and how much of it is not listed.
     pub(super) dropped: Vec<String>,
+    more_dropped: usize,
     /// What the collector removed.
     pub(super) removed: Vec<String>,
     /// Findings that are not listed.
@@ -53,17 +64,21 @@ impl Verdict {
             by: "",
             records: 0,
             head: Head::default(),
-            recent: VecDeque::new(),
             live: None,
+            last_signed: None,
             signed: None,
             unsigned: 0,
             findings: Vec::new(),
+            forged: Vec::new(),
             dropped: Vec::new(),
+            more_dropped: 0,
             removed: Vec::new(),
             more: 0,
         }
     }
 
+    /// Something is wrong that comes after all records so far: what the last checkpoint signs is proven, and no later one
+    /// proves more.
     pub(super) fn find(&mut self, finding: String) {
         if self.lists_another() {
             self.findings.push(finding);
@@ -82,25 +97,50 @@ impl Verdict {
         (self.nonce, self.identity) == (Some(boot.boot_nonce), Some(boot.identity))
     }
 
-    pub(super) fn remember(&mut self, head: Head) {
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
+    /// Something is wrong with records after those that were proven by then.
+    pub(super) fn find_since(&mut self, since: Option<SignedTo>, finding: String) {
+        self.signed = self.signed.min(since);
+        self.find(finding);
+    }
+
+    /// A checkpoint is not the enclave's, or not here.
+    pub(super) fn find_forged(&mut self, finding: String) {
+        if self.forged.len() < MOST {
+            self.forged.push(finding.clone());
         }
-        self.recent.push_back(head);
+        self.find(finding);
     }
 
-    /// Whether this is one of the last records.
-    pub(super) fn has_had(&self, head: Head) -> bool {
-        self.recent.contains(&head)
+    /// What was forged in a chain that stood beside this one.
+    pub(super) fn take_over(&mut self, other: &Verdict) {
+        let forged: Vec<_> = other.forged.iter().filter(|finding| !self.forged.contains(finding)).cloned().collect();
+        forged.into_iter().for_each(|finding| self.find_forged(finding));
     }
 
-    /// Whether one of the last records has this number.
-    pub(super) fn has_had_number(&self, number: u64) -> bool {
-        self.recent.iter().any(|head| head.number == number)
+    /// A good checkpoint signs all records up to one.
+    pub(super) fn sign(&mut self, signed: SignedTo) {
+        self.last_signed = Some(signed);
+        if self.findings.is_empty() {
+            self.signed = Some(signed);
+        }
+    }
+
+    /// The enclave says that it dropped something.
+    pub(super) fn drop(&mut self, dropped: String) {
+        if self.dropped.len() < MOST {
+            self.dropped.push(dropped);
+        } else {
+            self.more_dropped += 1;
+        }
+    }
+
+    /// The records that no checkpoint has signed.
+    pub(super) fn tail(&self) -> String {
+        records(self.head.number + 1 - self.unsigned, self.head.number)
     }
 
     pub(super) fn signed_to(&self) -> u64 {
-        self.signed.as_ref().map_or(0, |signed| signed.head.number)
+        self.signed.map_or(0, |signed| signed.number)
     }
 
     /// Whether the record that a checkpoint is about is here.
@@ -121,7 +161,7 @@ impl Verdict {
             Some(hash) if hash != live.head.hash => {
                 self.find(format!("record {number} is not the one that the running enclave signs"));
             }
-            Some(_) => self.signed = Some(live.clone()),
+            Some(_) => self.sign(SignedTo { number, time_ms: live.time_ms }),
         }
     }
 
@@ -134,8 +174,9 @@ impl Verdict {
             "last": self.head.number,
             "signed_to": self.signed_to(),
             "unsigned": self.unsigned,
-            "signed_at_ms": self.signed.as_ref().map(|signed| signed.time_ms),
+            "signed_at_ms": self.signed.map(|signed| signed.time_ms),
             "dropped": self.dropped,
+            "more_dropped": self.more_dropped,
             "removed": self.removed,
             "findings": self.findings,
             "more_findings": self.more,
@@ -144,11 +185,11 @@ impl Verdict {
 
     pub(super) fn to_text(&self) -> String {
         let mut text = format!("boot {}: {} records", printable(&self.name), self.records);
-        match &self.signed {
-            Some(Checkpoint { head, time_ms, .. }) => {
-                text.push_str(&format!(", signed up to record {} at {}", head.number, Utc(time_ms / 1000)));
+        match self.signed {
+            Some(SignedTo { number, time_ms }) => {
+                text.push_str(&format!(", proven up to record {number}, signed at {}", Utc(time_ms / 1000)));
             }
-            None => text.push_str(", none of them signed"),
+            None => text.push_str(", none of them proven"),
         }
         match (self.by, &self.identity) {
             ("", Some(identity)) => text.push_str(&format!("; WARNING: identity {identity} is not attested")),
@@ -157,13 +198,16 @@ impl Verdict {
         }
         text.push('\n');
         if self.unsigned > 0 {
-            text.push_str(&format!("  not signed yet: the last {}\n", self.unsigned));
+            text.push_str(&format!("  not proven: {}, which no checkpoint has signed\n", self.tail()));
         }
         for removed in &self.removed {
             text.push_str(&format!("  removed by the collector: {removed}\n"));
         }
         for dropped in &self.dropped {
             text.push_str(&format!("  dropped by the enclave: {dropped}\n"));
+        }
+        if self.more_dropped > 0 {
+            text.push_str(&format!("  dropped by the enclave: {} more times\n", self.more_dropped));
         }
         for finding in &self.findings {
             text.push_str(&format!("  WRONG: {}\n", printable(finding)));
