@@ -22,6 +22,7 @@ use signal_hook::iterator::Signals;
 
 use super::chains::Took;
 use super::files::{self, Kept, Room, Undo};
+use super::removal;
 use crate::failure::Done;
 use crate::private_key::{PrivateKey, Use};
 use crate::terminal::say;
@@ -208,14 +209,18 @@ impl Collector {
     /// Removes the files of days that are longer ago.
     fn remove(&self, days: u64) {
         let before = Utc(Utc::now().0.saturating_sub(days.saturating_mul(86_400))).to_string()[..10].to_owned();
-        // No stream begins meanwhile.
-        let mut boots = lock(&self.boots);
-        boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
         let removed = || {
-            for folder in files::boot_folders(&self.into)? {
+            let folders = files::boot_folders(&self.into)?;
+            for folder in &folders {
+                removal::keep_keys(folder, &before).with_context(|| folder.display().to_string())?;
+            }
+            // No stream begins meanwhile.
+            let mut boots = lock(&self.boots);
+            boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
+            for folder in folders {
                 let name = folder.file_name().and_then(|name| BootNonce::from_hex(name.to_str()?));
                 let streams = name.is_some_and(|nonce| boots.contains_key(nonce.as_bytes()));
-                files::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
+                removal::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
             }
             self.room.count_again(&self.into)
         };

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use formats::attestation::BootNonce;
 use formats::digest::Sha256;
-use formats::log::{Head, Kind, MAX_LINE, Record};
+use formats::log::{Head, MAX_LINE, Record};
 use formats::time::Utc;
 
 use super::chains::{Chains, Took};
@@ -73,8 +73,6 @@ pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
 const DAYS: &str = "days";
 /// Bytes that a boot's folder counts, besides those of its files.
 const FOLDER: u64 = 8 << 10;
-/// Bytes that are looked through for the first checkpoint of a log.
-const BEGINNING: u64 = 1 << 20;
 
 /// How a chain ended when a day did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +93,12 @@ pub(super) fn days(folder: &Path) -> Vec<DayEnd> {
     text.split_inclusive('\n').filter_map(parse).collect()
 }
 
+/// The last `key` records, as lines, of the days that were removed: the records of a segment that began before midnight are
+/// opened with one of them.
+pub(super) const KEYS: &str = "keys";
+
 /// The day of a file.
-fn day_of(path: &Path) -> String {
+pub(super) fn day_of(path: &Path) -> String {
     path.file_stem().and_then(OsStr::to_str).unwrap_or_default().to_owned()
 }
 
@@ -114,7 +116,7 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
     made.with_context(|| path.display().to_string())
 }
 
-fn sync_folder(path: &Path) -> Result<()> {
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
     Ok(File::open(path)?.sync_all()?)
 }
 
@@ -146,6 +148,7 @@ impl Room {
             for path in of_boot(&folder)? {
                 used += path.metadata()?.len();
             }
+            used += fs::metadata(folder.join(KEYS)).map_or(0, |keys| keys.len());
         }
         self.used.store(used, Ordering::Release);
         Ok(())
@@ -342,46 +345,6 @@ impl Undo {
     }
 }
 
-/// Removes the files of days before this one, and the folder if none is left and no stream goes on with it. Of a log that goes
-/// on, its beginning stays, up to the first checkpoint, which
-/// says whose log it is.
-///
-/// # Errors
-/// The system's.
-pub(super) fn remove_days(folder: &Path, before: &str, goes_on: bool) -> Result<()> {
-    let files = of_boot(folder)?;
-    let old = files.iter().take_while(|path| day_of(path).as_str() < before).count();
-    if old == files.len() && !goes_on {
-        return Ok(fs::remove_dir_all(folder)?);
-    }
-    // The last file is the one that is written to.
-    let old = old.min(files.len().saturating_sub(1));
-    for path in &files[usize::from(old > 0)..old.max(1)] {
-        fs::remove_file(path)?;
-    }
-    if old > 0 {
-        let file = OpenOptions::new().read(true).write(true).open(&files[0])?;
-        file.set_len(beginning(&file)?)?;
-        file.sync_all()?;
-    }
-    sync_folder(folder)
-}
-
-/// How long a log's beginning is.
-fn beginning(file: &File) -> Result<u64> {
-    let mut lines = Lines::new(file);
-    while let Some(line) = lines.next()? {
-        let is_checkpoint = Record::parse(line).is_some_and(|record| record.kind == Kind::Checkpoint);
-        if is_checkpoint {
-            return Ok(lines.whole());
-        }
-        if lines.whole() > BEGINNING {
-            break;
-        }
-    }
-    Ok(0)
-}
-
 /// The lines of a file, each without its end, and none longer than a record's.
 pub(super) struct Lines<R> {
     reader: R,
@@ -552,39 +515,6 @@ mod tests {
         assert_eq!(take(&mut kept, &lines[3], now), (Took::Next, Some(4)));
         let mut kept = open(root.path());
         assert_eq!(take(&mut kept, &lines[4], now), (Took::Next, Some(5)));
-    }
-
-    #[test]
-    fn old_days_go_and_what_is_acknowledged_goes_on_from_what_they_held() {
-        let root = tempfile::tempdir().unwrap();
-        let mut head = Head::default();
-        let mut line = |kind: Kind, body: &str| {
-            let mut line = Vec::new();
-            head.write(kind, body.as_bytes(), &mut line);
-            line.pop();
-            line
-        };
-        let mut kept = open(root.path());
-        // Three records a day, for five days.
-        for n in 0..15 {
-            let kind = if n % 3 == 1 { Kind::Checkpoint } else { Kind::Log };
-            assert_eq!(take(&mut kept, &line(kind, "x"), day(n / 3)), (Took::Next, Some(n + 1)));
-        }
-        let folder = root.path().join(BOOT.to_string());
-        remove_days(&folder, "2025-12-03", true).unwrap();
-        let files = of_boot(&folder).unwrap();
-        let left: Vec<_> = files.iter().map(|path| (day_of(path), numbers(path))).collect();
-        let expected = [("2025-11-30", vec![1, 2]), ("2025-12-03", vec![10, 11, 12]), ("2025-12-04", vec![13, 14, 15])];
-        assert_eq!(left, expected.map(|(day, numbers)| (day.to_owned(), numbers)));
-        let mut kept = open(root.path());
-        assert_eq!(take(&mut kept, &line(Kind::Log, "x"), day(4)), (Took::Next, Some(16)));
-        // All but the beginning and the last one, which is written to, also if that is old.
-        remove_days(&folder, "2026-01-01", true).unwrap();
-        assert_eq!(of_boot(&folder).unwrap().len(), 2);
-        let mut kept = open(root.path());
-        assert_eq!(take(&mut kept, &line(Kind::Log, "x"), day(40)), (Took::Next, Some(17)));
-        remove_days(&folder, "2027-01-01", false).unwrap();
-        assert!(!folder.exists());
     }
 
     #[test]

@@ -5,20 +5,25 @@
 //! collect    behind it: keeps records in files, and acknowledges them
 //! files      the files of a boot, as collect writes them and the others read them
 //! chains     which records of a boot belong together
+//! removal    what --keep-days removes of those files
 //! verify     whether records are as the enclave wrote them, in order and complete
 //! read       open, show, grep, follow
+//! reader     the records of files one after the other, sealed ones opened
 //! ```
 
 mod chains;
 mod collect;
 mod files;
 mod read;
+mod reader;
 mod relay;
+mod removal;
 mod verify;
 
 use anyhow::Result;
 
-pub(crate) use self::read::{log_key, open_next};
+pub(crate) use self::read::log_key;
+pub(crate) use self::reader::Segments;
 
 use crate::failure::Done;
 

@@ -1,21 +1,20 @@
-//! `teemark log open`, `show`, `grep` and `follow`: read records, sealed ones with a log key.
+//! `teemark log open`, `show`, `grep` and `follow`: print records, sealed ones opened with a log key.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use formats::hpke;
-use formats::log::{Kind, Record, Segment};
+use formats::log::{Kind, Record};
 use serde_json::{Value, json};
 
-use super::files::{self, Lines};
+use super::reader::{Next, Opened, Reader};
 use crate::failure::{Done, Failure};
 use crate::private_key::{PrivateKey, Use};
-use crate::terminal::printable;
+use crate::terminal::{printable, say};
 
 /// Which records, and how they are opened.
 #[derive(clap::Args)]
@@ -31,6 +30,12 @@ struct Source {
 /// Print records as lines, sealed ones opened: NUMBER HASH KIND BODY.
 ///
 /// A hash is that of the record as it was sent, sealed.
+///
+/// It verifies nothing: whoever holds the files can change them, and whoever has the public log key can make up sealed records
+/// that open. `teemark log verify` says up to which record everything is proven.
+///
+/// Exit status 1: there are records that could not be opened, or lines that are not records; standard error says how
+/// many.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark log open /var/lib/teemark-log --key log.key
@@ -41,6 +46,12 @@ pub(crate) struct OpenArguments {
 }
 
 /// Print records as people read them.
+///
+/// It verifies nothing: whoever holds the files can change them, and whoever has the public log key can make up sealed records
+/// that open. `teemark log verify` says up to which record everything is proven.
+///
+/// Exit status 1: there are records that could not be opened, or lines that are not records; standard error says how
+/// many.
 #[derive(clap::Args)]
 #[command(after_help = "Example: teemark log show /var/lib/teemark-log --key log.key")]
 pub(crate) struct ShowArguments {
@@ -49,6 +60,12 @@ pub(crate) struct ShowArguments {
 }
 
 /// Print the records that contain a text.
+///
+/// It verifies nothing: whoever holds the files can change them, and whoever has the public log key can make up sealed records
+/// that open. `teemark log verify` says up to which record everything is proven.
+///
+/// Exit status 1: there are records that could not be opened, and so not searched, or lines that are not records; standard
+/// error says how many.
 #[derive(clap::Args)]
 #[command(after_help = "Example: teemark log grep report-7 /var/lib/teemark-log --key log.key")]
 pub(crate) struct GrepArguments {
@@ -59,6 +76,11 @@ pub(crate) struct GrepArguments {
 }
 
 /// Print records as people read them, and go on with those that come, until a signal ends it.
+///
+/// It verifies nothing: whoever holds the files can change them, and whoever has the public log key can make up sealed records
+/// that open. `teemark log verify` says up to which record everything is proven.
+///
+/// Standard error says how many records could not be opened.
 #[derive(clap::Args)]
 #[command(after_help = "Example: teemark log follow /var/lib/teemark-log --key log.key")]
 pub(crate) struct FollowArguments {
@@ -85,15 +107,21 @@ pub(crate) fn follow(arguments: &FollowArguments, json: bool) -> Result<Done> {
     if json {
         bail!(Failure::usage("follow never ends, so it has no object to print; teemark log show --json does"));
     }
-    let mut reader = Reader::new(&arguments.source)?;
+    let mut reader = arguments.source.reader()?;
+    let mut told = 0;
     loop {
-        reader.read(&arguments.source, &mut |record, opened| to_stdout(&line(record, opened)))?;
+        let flow = reader.read(&arguments.source.paths, &mut |record, opened| to_stdout(&line(record, opened)))?;
+        let missed = reader.missed();
+        if missed.count() > told {
+            say(format_args!("log: {missed}"));
+            told = missed.count();
+        }
+        if flow.is_break() {
+            return missed.done(json!({}));
+        }
         thread::sleep(Duration::from_millis(200));
     }
 }
-
-/// A record's kind and body; those of the record in it, if it is sealed and could be opened.
-type Opened<'a> = (Kind, &'a str);
 
 /// A record as people read it.
 fn line(record: &Record<'_>, (kind, body): Opened<'_>) -> String {
@@ -101,11 +129,11 @@ fn line(record: &Record<'_>, (kind, body): Opened<'_>) -> String {
     format!("{:>8} {:10} {}", record.head.number, kind.name(), printable(body))
 }
 
-/// Prints a line; ends the command once nobody reads any more.
-fn to_stdout(line: &str) -> Result<()> {
+/// Prints a line, as long as somebody reads.
+fn to_stdout(line: &str) -> Next {
     match writeln!(io::stdout(), "{line}") {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        printed => Ok(printed?),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        printed => Ok(ControlFlow::Continue(printed?)),
     }
 }
 
@@ -117,98 +145,28 @@ pub(crate) fn log_key(path: &Path) -> Result<hpke::PrivateKey> {
     PrivateKey::read(path, Use::Log)?.log()
 }
 
-/// What is sealed in this record, which comes next in its log; `None` if it is not a sealed one, or not one that this key
-/// opens. `segment` is the one that the records before have begun.
-pub(crate) fn open_next(
-    record: &Record<'_>,
-    key: &hpke::PrivateKey,
-    segment: &mut Option<Segment>,
-) -> Option<(Kind, String)> {
-    match record.kind {
-        Kind::Key => *segment = Segment::open(record.body, record.head.number, key),
-        Kind::Sealed => return segment.as_ref()?.open_record(record.head.number, record.body),
-        _ => {}
-    }
-    None
-}
-
-type Each<'a> = &'a mut dyn FnMut(&Record<'_>, Opened<'_>) -> Result<()>;
-
 impl Source {
+    fn reader(&self) -> Result<Reader> {
+        Ok(Reader::new(self.key.as_deref().map(log_key).transpose()?))
+    }
+
     /// Prints what `form` makes of each record, or all of those records as one object.
+    ///
+    /// # Errors
+    /// Some records could not be opened; what could was printed.
     fn print(&self, json: bool, form: impl Fn(&Record<'_>, Opened<'_>) -> Option<String>) -> Result<Done> {
         let mut records = Vec::new();
-        Reader::new(self)?.read(self, &mut |record, (kind, body)| {
-            let Some(text) = form(record, (kind, body)) else { return Ok(()) };
+        let mut reader = self.reader()?;
+        let _ = reader.read(&self.paths, &mut |record, (kind, body)| {
+            let Some(text) = form(record, (kind, body)) else { return Ok(ControlFlow::Continue(())) };
             if !json {
                 return to_stdout(&text);
             }
             let body = serde_json::from_str::<Value>(body).unwrap_or_else(|_| body.into());
             let head = record.head;
             records.push(json!({"number": head.number, "hash": head.hash, "kind": kind.name(), "body": body}));
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         })?;
-        Ok(Done::new("", json!({"records": records})))
-    }
-}
-
-/// Reads records from where it stopped the last time.
-struct Reader {
-    key: Option<hpke::PrivateKey>,
-    /// The files that were read.
-    seen: Vec<Place>,
-    /// The last segment of each boot, by the first of its files.
-    segments: HashMap<PathBuf, Segment>,
-}
-
-/// How far a file was read. It is opened again for what comes, since there may be more files than a process may have open.
-struct Place {
-    path: PathBuf,
-    read: u64,
-}
-
-impl Reader {
-    fn new(source: &Source) -> Result<Reader> {
-        let key = source.key.as_deref().map(log_key).transpose()?;
-        Ok(Reader { key, seen: Vec::new(), segments: HashMap::new() })
-    }
-
-    fn read(&mut self, source: &Source, each: Each<'_>) -> Result<()> {
-        for boot in files::boots(&source.paths)? {
-            let first = boot[0].clone();
-            let mut segment = self.segments.remove(&first);
-            for path in boot {
-                let at = match self.seen.iter().position(|place| place.path == path) {
-                    Some(at) => at,
-                    None => {
-                        self.seen.push(Place { path, read: 0 });
-                        self.seen.len() - 1
-                    }
-                };
-                self.read_file(at, &mut segment, each).with_context(|| self.seen[at].path.display().to_string())?;
-            }
-            if let Some(segment) = segment {
-                self.segments.insert(first, segment);
-            }
-        }
-        Ok(())
-    }
-
-    fn read_file(&mut self, at: usize, segment: &mut Option<Segment>, each: Each<'_>) -> Result<()> {
-        let Reader { key, seen, .. } = self;
-        let Place { path, read } = &mut seen[at];
-        let mut file = File::open(path)?;
-        if file.metadata()?.len() <= *read {
-            return Ok(());
-        }
-        file.seek(SeekFrom::Start(*read))?;
-        let mut lines = Lines::new(file);
-        while let Some(line) = lines.next()? {
-            *read += line.len() as u64 + 1;
-            let Some(record) = Record::parse(line) else { continue };
-            let opened = key.as_ref().and_then(|key| open_next(&record, key, segment));
-            each(&record, opened.as_ref().map_or((record.kind, record.body), |(kind, body)| (*kind, body)))?;
-        }
-        Ok(())
+        reader.missed().done(json!({"records": records}))
     }
 }

@@ -8,7 +8,7 @@ use formats::time::Utc;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::log::open_next;
+use crate::log::Segments;
 
 /// How many are kept.
 const MOST: usize = 100;
@@ -56,9 +56,9 @@ impl Refusals {
             }
         };
         (self.fault, self.sealed) = (None, 0);
-        let mut segment = None;
+        let mut segments = Segments::default();
         for record in log.split(|&byte| byte == b'\n').filter_map(Record::parse) {
-            let opened = key.and_then(|key| open_next(&record, key, &mut segment));
+            let opened = key.and_then(|key| segments.open_next(&record, key));
             let (kind, body) =
                 opened.as_ref().map_or((record.kind, record.body), |(kind, body)| (*kind, body.as_str()));
             self.sealed += usize::from(kind == Kind::Sealed);
