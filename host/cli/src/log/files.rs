@@ -255,20 +255,23 @@ impl Kept {
         now: Utc,
     ) -> Result<(Took, Option<Head>)> {
         let (took, end) = self.chains.take(line, record, again);
+        let day = &now.to_string()[..10];
+        // This record is of the next day already.
+        let ends: Vec<Head> = if self.day.as_str() < day { self.chains.ends().collect() } else { Vec::new() };
         if took.is_new() {
             self.room.take(line.len() as u64 + 1)?;
-            let open = self.of_day(&now.to_string()[..10])?;
+            let open = self.of_day(day, &ends)?;
             open.file.write_all(&[line, b"\n"].concat())?;
             open.length += line.len() as u64 + 1;
         }
         Ok((took, end))
     }
 
-    /// The file of this day, or of the last one if the clock went back.
-    fn of_day(&mut self, day: &str) -> Result<&mut Open> {
+    /// The file of this day, or of the last one if the clock went back. If that day is over, it ended with these.
+    fn of_day(&mut self, day: &str, ends: &[Head]) -> Result<&mut Open> {
         let is_new = self.day.as_str() < day;
         if is_new && !self.day.is_empty() {
-            self.end_day()?;
+            self.end_day(ends)?;
         }
         if is_new {
             self.open = None;
@@ -291,10 +294,9 @@ impl Kept {
     }
 
     /// Writes down how the chains ended on a day that is over.
-    fn end_day(&mut self) -> Result<()> {
+    fn end_day(&mut self, ends: &[Head]) -> Result<()> {
         self.sync()?;
-        let lines: String =
-            self.chains.ends().map(|end| format!("{} {} {}\n", self.day, end.number, end.hash)).collect();
+        let lines: String = ends.iter().map(|end| format!("{} {} {}\n", self.day, end.number, end.hash)).collect();
         let mut file = append_to(&self.folder.join(DAYS))?;
         file.write_all(lines.as_bytes())?;
         file.sync_all()?;

@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
     use crate::log::chains::Took;
-    use crate::log::files::{Kept, Room};
+    use crate::log::files::{Kept, Room, days};
 
     const BOOT: BootNonce = BootNonce::from_bytes([3; 32]);
 
@@ -161,6 +161,8 @@ mod tests {
             assert_eq!(take(&mut kept, &next(&mut head, kind), day(n / 3)), (Took::Next, Some(n + 1)));
         }
         let folder = root.path().join(BOOT.to_string());
+        let ends: Vec<_> = days(&folder).into_iter().map(|end| end.head.number).collect();
+        assert_eq!(ends, [3, 6, 9, 12], "each day ends with its own last record");
         remove_days(&folder, "2025-12-03", true).unwrap();
         let files = of_boot(&folder).unwrap();
         let left: Vec<_> = files.iter().map(|path| (day_of(path), numbers(path))).collect();

@@ -1,12 +1,16 @@
 //! Records as an enclave writes them, and what is found after somebody has changed them.
 
+use std::sync::Arc;
+
 use formats::attestation::BootNonce;
 use formats::log::{Dropped, Head, Kind, Record};
+use formats::time::Utc;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use super::chain::YOUNG_MS;
 use super::*;
-use crate::log::files::DayEnd;
+use crate::log::files::{DayEnd, Kept, Room};
+use crate::log::removal::remove_days;
 
 const NONCE: BootNonce = BootNonce::from_bytes([3; 32]);
 const SIGNED_MS: u64 = 1_764_460_800_000;
@@ -153,6 +157,34 @@ fn what_the_collector_removed_is_told_and_what_follows_it_is_checked() {
     lines[2] = lines[2].replace(" log x", " log y");
     assert_eq!(verdict(&lines, 1000, &days).findings, ["records 3 to 9 are missing"]);
     assert_eq!(found(&lines), ["records 3 to 9 are missing"]);
+}
+
+#[test]
+fn what_the_collector_leaves_of_a_log_after_it_removed_days_verifies() {
+    let root = tempfile::tempdir().unwrap();
+    let room = Arc::new(Room::count(root.path(), u64::MAX).unwrap());
+    let mut kept = Kept::open(root.path(), NONCE, room).unwrap();
+    let mut log = Log::new();
+    for day in 0..5 {
+        log.add_some(5);
+        log.checkpoint();
+        for line in log.lines.drain(..) {
+            let (line, now) = (line.trim_end().as_bytes(), Utc(SIGNED_MS / 1000 + day * 86_400));
+            kept.take(line, &Record::parse(line).unwrap(), false, now).unwrap();
+        }
+    }
+    let folder = root.path().join(NONCE.to_string());
+    let anchors = Anchors { expected: None, identities: &[identity_key()], live: None };
+    let verdict = || check(&files::of_boot(&folder).unwrap(), &anchors, SIGNED_MS + 1000).unwrap();
+    assert_eq!((verdict().findings, verdict().signed_to()), (vec![], 31));
+    let mut removed = Vec::new();
+    for (before, to) in [("2025-12-01", 8), ("2025-12-03", 20)] {
+        remove_days(&folder, before, true).unwrap();
+        assert_eq!((verdict().findings, verdict().signed_to()), (vec![], 31));
+        removed.extend(verdict().removed);
+        assert!(removed.last().unwrap().starts_with(&format!("records 3 to {to}, of ")), "{removed:?}");
+    }
+    assert_eq!(removed.len(), 2);
 }
 
 #[test]
