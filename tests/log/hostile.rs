@@ -1,21 +1,19 @@
 //! A hostile parent: it changes the stream between an enclave and the collector, in place of a relay that carries it as it
 //! is. What it did is in the collector's files, and `teemark log verify` names it.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use formats::attestation::BootNonce;
-use formats::log::{Ack, Checkpoint, Dropped, Head, Kind, Record, hello};
+use formats::log::{Checkpoint, Dropped, Head, Kind, Record};
 use ring::signature::Ed25519KeyPair;
 
 use super::collector::Collector;
 use super::record;
-use super::support::{Daemon, Process, SOON, Setup, bash, free_port, program, run, wait_for};
+use super::support::{Daemon, Process, Setup, free_port, program, wait_for};
 
 /// What it does to a line of the stream: the lines that go on in its place.
 type Change = Box<dyn FnMut(&str) -> Vec<String> + Send>;
@@ -261,178 +259,4 @@ fn records_that_the_parent_drops_and_says_that_the_enclave_did_are_named() {
     }));
     let told = scene.found(|lines| lines.iter().any(|line| number(line) == Some(21)));
     assert!(told.contains("records 15 to 17 are missing; record 21 says that the enclave dropped them"), "{told}");
-}
-
-/// A stream to a collector, of whoever reaches its port.
-struct Client(BufReader<TcpStream>);
-
-impl Client {
-    fn new(collector: &Collector, boot: BootNonce) -> Client {
-        let stream = TcpStream::connect(("127.0.0.1", collector.port)).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        let mut client = Client(BufReader::new(stream));
-        client.say(&hello(boot));
-        client
-    }
-
-    fn say(&mut self, text: &str) {
-        self.0.get_mut().write_all(text.as_bytes()).unwrap();
-    }
-
-    /// Ends its side, and reads all acknowledgements to the end.
-    fn acks(mut self) -> Vec<Ack> {
-        let _ = self.0.get_mut().shutdown(Shutdown::Write);
-        let mut bytes = Vec::new();
-        let _ = self.0.read_to_end(&mut bytes);
-        let acks = bytes.split_inclusive(|b| *b == b'\n').map(|line| Ack::parse(&line[..line.len() - 1]).unwrap());
-        acks.collect()
-    }
-}
-
-fn chain(n: usize) -> Vec<String> {
-    let mut head = Head::default();
-    let mut lines = Vec::new();
-    for i in 0..n {
-        let mut line = Vec::new();
-        head.write(Kind::Log, format!("line {i}").as_bytes(), &mut line);
-        lines.push(String::from_utf8(line).unwrap());
-    }
-    lines
-}
-
-const BOOT: BootNonce = BootNonce::from_bytes([7; 32]);
-
-#[test]
-fn the_collector_signs_for_nothing_that_it_does_not_have_from_the_first_record_on() {
-    let mut collector = Collector::new();
-    collector.start();
-    // Whatever number and hash somebody would like to have signed.
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&format!("4711 {} log x\n", "cd".repeat(32)));
-    assert_eq!(client.acks(), []);
-    // All but one record.
-    let lines = chain(6);
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&[&lines[..2], &lines[3..]].concat().concat());
-    let acks = client.acks();
-    assert!(acks.iter().all(|ack| ack.head.number <= 2) && !acks.is_empty(), "{acks:?}");
-    // Also by a collector that begins anew.
-    collector.kill();
-    collector.start();
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&lines[3..].concat());
-    assert_eq!(client.acks(), []);
-    // With what was missing, all of it.
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&lines[2..].concat());
-    assert_eq!(client.acks().last().unwrap().head.number, 6);
-}
-
-#[test]
-fn a_collector_whose_disk_is_full_acknowledges_what_it_wrote_and_goes_on_when_there_is_room() {
-    let mut collector = Collector::new();
-    let limits = ["bash", "-c", "trap '' XFSZ; ulimit -S -f 1; exec \"$@\"", "bash"];
-    collector.start_by(&limits, &[]);
-    let lines = chain(40);
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&lines.concat());
-    let _ = client.acks();
-    let written: Vec<String> = collector.lines();
-    assert!(written.len() < 40 && written.iter().zip(&lines).all(|(a, b)| a == b.trim_end()), "{written:?}");
-    run(Command::new("prlimit").args(["--fsize=unlimited:", "--pid", &collector.pid().to_string()]));
-    let mut client = Client::new(&collector, BOOT);
-    client.say(&lines.concat());
-    assert_eq!(client.acks().last().unwrap().head.number, 40);
-    assert_eq!(collector.lines(), lines.iter().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>());
-}
-
-/// What the collector calls while records come, a system call a line, each with its thread.
-fn calls(collector: &mut Collector, strace: &[&str], streams: impl FnOnce(&Collector)) -> String {
-    let trace = collector.folder.path().join("trace");
-    let mut by = vec!["strace", "-D", "-f", "-qq", "-o", trace.to_str().unwrap()];
-    by.extend(strace);
-    collector.start_by(&by, &[]);
-    streams(collector);
-    fs::read_to_string(trace).unwrap()
-}
-
-#[test]
-fn each_acknowledgement_comes_after_the_disk_has_the_records() {
-    let mut collector = Collector::new();
-    let trace = calls(&mut collector, &["-e", "trace=write,fdatasync,sendto", "-y"], |collector| {
-        for lines in chain(30).chunks(3).scan(String::new(), |all, lines| {
-            all.push_str(&lines.concat());
-            Some(all.clone())
-        }) {
-            let mut client = Client::new(collector, BOOT);
-            client.say(&lines);
-            let last = record(lines.lines().last().unwrap()).head;
-            assert_eq!(client.acks().last().unwrap().head, last);
-        }
-    });
-    let (mut unsynced, mut writes, mut acks) = (0, 0, 0);
-    for line in trace.lines() {
-        if line.contains("write(") && line.contains(".log>, ") {
-            (unsynced, writes) = (unsynced + 1, writes + 1);
-        } else if line.contains("fdatasync(") && line.ends_with("= 0") {
-            unsynced = 0;
-        } else if line.contains("sendto(") && line.contains("\"ack ") {
-            assert_eq!(unsynced, 0, "{trace}");
-            acks += 1;
-        }
-    }
-    assert!(writes == 30 && acks >= 10, "{writes} {acks}: {trace}");
-}
-
-#[test]
-fn what_could_not_be_synced_is_not_acknowledged_and_is_written_anew() {
-    let mut collector = Collector::new();
-    let lines = chain(4);
-    calls(&mut collector, &["-e", "inject=fdatasync:error=EIO:when=2"], |collector| {
-        // On one stream, whose thread is the one that strace counts the calls of.
-        let mut client = Client::new(collector, BOOT);
-        client.say(&lines[..2].concat());
-        let mut ack = String::new();
-        client.0.read_line(&mut ack).unwrap();
-        assert_eq!(Ack::parse(ack.trim_end().as_bytes()).unwrap().head.number, 2);
-        client.say(&lines[2..].concat());
-        assert_eq!(client.acks(), []);
-        assert_eq!(collector.lines().len(), 2, "what may not be on the disk is gone");
-        let mut client = Client::new(collector, BOOT);
-        client.say(&lines[2..].concat());
-        assert_eq!(client.acks().last().unwrap().head.number, 4);
-    });
-    assert_eq!(collector.lines().len(), 4);
-}
-
-#[test]
-fn the_collector_holds_no_file_of_a_boot_without_a_stream_and_no_stream_that_brings_nothing() {
-    let mut collector = Collector::new();
-    collector.start_by(&[], &["--idle", "1"]);
-    let open = || fs::read_dir(format!("/proc/{}/fd", collector.pid())).unwrap().count();
-    let before = open();
-    for n in 0..50 {
-        let mut client = Client::new(&collector, BootNonce::from_bytes([n; 32]));
-        client.say(&chain(1).concat());
-        assert_eq!(client.acks().len(), 1);
-    }
-    wait_for("the files to be closed", || (open() <= before).then_some(()));
-    let mut silent = TcpStream::connect(("127.0.0.1", collector.port)).unwrap();
-    silent.set_read_timeout(Some(SOON)).unwrap();
-    assert_eq!(silent.read(&mut [0]).unwrap(), 0, "the collector ends it");
-    let files = collector.files();
-    for (path, mode) in [(&files, 0o700), (&files.join(BootNonce::from_bytes([1; 32]).to_string()), 0o700)] {
-        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
-    }
-}
-
-#[test]
-fn more_files_than_a_process_may_open_are_read() {
-    let folder = tempfile::tempdir().unwrap();
-    for (n, line) in chain(60).iter().enumerate() {
-        fs::write(folder.path().join(format!("2026-{:02}-{:02}.log", 1 + n / 28, 1 + n % 28)), line).unwrap();
-    }
-    let teemark = program("teemark");
-    let show = format!("ulimit -n 40; {} log show {}", teemark.display(), folder.path().display());
-    assert_eq!(bash(folder.path(), &show).lines().count(), 60);
 }

@@ -5,6 +5,7 @@ mod bundles;
 mod collector;
 mod forms;
 mod hostile;
+mod keeping;
 mod manipulations;
 mod reading;
 mod stream;

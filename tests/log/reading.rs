@@ -19,7 +19,7 @@ fn log(arguments: &[&str]) -> Output {
 }
 
 /// The lines of a log that was sealed for this public key in segments of ten records, each with a key.
-fn sealed(public: &str, segments: usize) -> Vec<String> {
+pub(super) fn sealed(public: &str, segments: usize) -> Vec<String> {
     let public = PublicKey::from_base64(public).unwrap();
     let (mut head, mut lines) = (Head::default(), Vec::new());
     let mut add = |head: &mut Head, kind, body: &str| {

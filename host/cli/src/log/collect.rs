@@ -35,8 +35,6 @@ const AT_ONCE: usize = 256 << 10;
 const RESTING: usize = 16;
 /// How long a relay may take to read an acknowledgement.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
-/// How often files that are older than --keep-days are looked for.
-const REMOVAL: Duration = Duration::from_secs(3600);
 
 /// Keep the records that enclaves send, a line each, in a folder for each boot and a file for each day, and acknowledge
 /// what is on the disk, until a signal ends it.
@@ -45,7 +43,7 @@ const REMOVAL: Duration = Duration::from_secs(3600);
 /// `teemark log verify`, and never acknowledged.
 ///
 /// It must not run on the parent: there, whoever the records are about could change them and acknowledge them. Let only
-/// relays reach its port: it asks nobody who he is, and keeps what comes.
+/// relays reach its port: it does not authenticate clients, and stores whatever it receives.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   teemark keygen --for collector --output collector.key --public-output collector.pub
@@ -68,10 +66,14 @@ pub(crate) struct Arguments {
     /// Give each record to the journal too
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = "/run/systemd/journal/socket")]
     journald: Option<PathBuf>,
-    /// Remove the files of days that are longer ago, but for the beginning of a log that goes on
+    /// Remove files older than this, except the beginning of a log still being written
     #[arg(long, value_name = "DAYS", env = "LOG_COLLECT_KEEP_DAYS", value_parser = clap::value_parser!(u64).range(2..))]
     keep_days: Option<u64>,
-    /// Keep, and so acknowledge, nothing more once all files take this much: what was kept is never removed for it
+    /// How often files that are older than --keep-days are looked for
+    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = 3600,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    remove_every: u64,
+    /// Stop storing and acknowledging records once the files reach this size; what is stored is never removed for it
     #[arg(long, value_name = "BYTES", env = "LOG_COLLECT_MAX_BYTES", default_value_t = u64::MAX, hide_default_value = true)]
     max_bytes: u64,
     /// End a stream that brings nothing for so long; an enclave's brings a checkpoint each minute
@@ -110,8 +112,15 @@ struct Streamed {
     whole: bool,
 }
 
-/// What is acknowledged, and why the stream ends, if it does.
-type Outcome = (Option<Head>, Result<()>);
+/// What came of some lines.
+struct Outcome {
+    /// The record up to which they are on the disk and may be acknowledged.
+    head: Option<Head>,
+    /// Why the stream ends, if it does.
+    end: Result<()>,
+    /// Whether the files have all that their chains do, so that they need not be read again.
+    is_whole: bool,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,7 +132,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The address cannot be listened on, the folder cannot be made, or the key cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let Arguments { listen, into, key, journald, keep_days, max_bytes, idle } = arguments;
+    let Arguments { listen, into, key, journald, keep_days, remove_every, max_bytes, idle } = arguments;
     let key = key.as_deref().map(|path| PrivateKey::read(path, Use::Collector)?.collectors()).transpose()?;
     files::make_folder(into).context("--into")?;
     let room = Arc::new(Room::count(into, *max_bytes)?);
@@ -140,10 +149,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let collector = Arc::new(collector);
     if let Some(days) = *keep_days {
         collector.remove(days);
-        let collector = collector.clone();
+        let (collector, every) = (collector.clone(), Duration::from_secs(*remove_every));
         thread::spawn(move || {
             loop {
-                thread::sleep(REMOVAL);
+                thread::sleep(every);
                 collector.remove(days);
             }
         });
@@ -257,19 +266,22 @@ impl Collector {
                 *streamed = Some(self.enter(nonce));
             }
             if let Some(streamed) = streamed {
-                let (head, outcome) = self.keep(streamed, lines)?;
-                if let Some(head) = head {
+                let outcome = self.keep(streamed, lines)?;
+                if let Some(head) = outcome.head {
                     let signed = Ack::to_be_signed(head, streamed.nonce);
                     let signature = self.key.as_ref().map(|key| key.sign(&signed).as_ref().to_vec());
                     stream.write_all(Ack { head, signature }.to_string().as_bytes())?;
                 }
-                outcome?;
+                outcome.end?;
             }
             buffer.drain(..whole);
         }
     }
 
-    /// Keeps lines, and gives the record up to which they are on the disk and may be acknowledged.
+    /// Keeps lines, as far as there is room for them.
+    ///
+    /// # Errors
+    /// None of them may be on the disk.
     fn keep<'a>(&self, streamed: &mut Streamed, lines: impl Iterator<Item = &'a [u8]>) -> Result<Outcome> {
         let boot = streamed.boot.clone();
         let mut boot = lock(&boot);
@@ -285,6 +297,9 @@ impl Collector {
         if result.is_err() {
             // What is in the file now is not known: it is read again.
             boot.undo = boot.kept.take().and_then(Kept::undo).filter(|undo| undo.run().is_err());
+        }
+        if !result.as_ref().is_ok_and(|outcome| outcome.is_whole) {
+            boot.kept = None;
             self.room.count_again(&self.into)?;
         }
         result
@@ -296,39 +311,43 @@ impl Collector {
         streamed: &mut Streamed,
         lines: impl Iterator<Item = &'a [u8]>,
     ) -> Result<Outcome> {
-        let (nonce, mut head, mut outcome) = (streamed.nonce, None, Ok(()));
+        let nonce = streamed.nonce;
+        let mut outcome = Outcome { head: None, end: Ok(()), is_whole: true };
+        let mut new = Vec::new();
         for line in lines {
             let Some(record) = Record::parse(line).filter(|_| line.len() < MAX_LINE) else {
-                outcome = Err(anyhow!("boot {nonce}: not a record of a log"));
+                outcome.end = Err(anyhow!("boot {nonce}: not a record of a log"));
                 break;
             };
             let number = record.head.number;
-            let (took, end) = kept.take(line, &record, number <= streamed.last, Utc::now())?;
-            match took {
-                Took::Next | Took::Known => {}
-                Took::After(missing) => {
-                    say(format_args!("log: boot {nonce}: {missing} records before record {number} are missing"));
+            let (took, end) = match kept.take(line, &record, number <= streamed.last, Utc::now()) {
+                Ok(took) => took,
+                Err(e) => {
+                    // There is no room for this one; those before it are kept.
+                    outcome.end = Err(e.context(format!("boot {nonce}: record {number} cannot be kept")));
+                    outcome.is_whole = false;
+                    kept.cut()?;
+                    break;
                 }
-                Took::Other => {
-                    say(format_args!("log: boot {nonce}: record {number} does not follow the one before it"));
-                }
-                Took::Again => say(format_args!("log: boot {nonce}: record {number} came a second time")),
-            }
+            };
+            tell(nonce, number, took);
             if took.is_new() {
-                self.tell_journal(nonce, line);
+                new.push(line);
             }
             streamed.last = streamed.last.max(number);
             let was_whole = std::mem::replace(&mut streamed.whole, end.is_some());
-            head = end.or(head);
+            outcome.head = end.or(outcome.head);
             if was_whole && end.is_none() {
-                outcome = Err(anyhow!(
+                outcome.end = Err(anyhow!(
                     "boot {nonce}: record {number} cannot be acknowledged; the enclave sends again what it still has"
                 ));
                 break;
             }
         }
         kept.sync()?;
-        Ok((head, outcome))
+        // Only now: what could not be synced comes again.
+        new.into_iter().for_each(|line| self.tell_journal(nonce, line));
+        Ok(outcome)
     }
 
     /// Gives a record to the journal (systemd.io/JOURNAL_NATIVE_PROTOCOL); what it does not take is in the file anyway.
@@ -342,5 +361,17 @@ impl Collector {
             record.kind.name()
         );
         let _ = socket.send_to(entry.as_bytes(), path);
+    }
+}
+
+/// Says what is not as it has to be about a record that came.
+fn tell(nonce: BootNonce, number: u64, took: Took) {
+    match took {
+        Took::Next | Took::Known => {}
+        Took::After(missing) => {
+            say(format_args!("log: boot {nonce}: {missing} records before record {number} are missing"));
+        }
+        Took::Other => say(format_args!("log: boot {nonce}: record {number} does not follow the one before it")),
+        Took::Again => say(format_args!("log: boot {nonce}: record {number} came a second time")),
     }
 }

@@ -246,7 +246,8 @@ impl Kept {
     /// [`Kept::sync`].
     ///
     /// # Errors
-    /// There is no room for it; the system's error. After an error [`Kept::undo`] is called.
+    /// There is no room for it; the system's error. After one this is not used any more, but for [`Kept::cut`] and then
+    /// [`Kept::sync`], which keep the lines before it, or for [`Kept::undo`].
     pub(super) fn take(
         &mut self,
         line: &[u8],
@@ -254,10 +255,10 @@ impl Kept {
         again: bool,
         now: Utc,
     ) -> Result<(Took, Option<Head>)> {
-        let (took, end) = self.chains.take(line, record, again);
         let day = &now.to_string()[..10];
         // This record is of the next day already.
         let ends: Vec<Head> = if self.day.as_str() < day { self.chains.ends().collect() } else { Vec::new() };
+        let (took, end) = self.chains.take(line, record, again);
         if took.is_new() {
             self.room.take(line.len() as u64 + 1)?;
             let open = self.of_day(day, &ends)?;
@@ -301,6 +302,19 @@ impl Kept {
         file.write_all(lines.as_bytes())?;
         file.sync_all()?;
         sync_folder(&self.folder)
+    }
+
+    /// Removes the part of a line that was written before an error.
+    ///
+    /// # Errors
+    /// The system's. After one [`Kept::undo`] is called.
+    pub(super) fn cut(&mut self) -> Result<()> {
+        if let Some(open) = &self.open
+            && open.file.metadata()?.len() > open.length
+        {
+            open.file.set_len(open.length)?;
+        }
+        Ok(())
     }
 
     /// Waits until all lines are on the disk.
