@@ -1,5 +1,6 @@
 //! A sealed log, through a relay, in a collector's files and in the journal, and what its key shows of it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
@@ -134,6 +135,32 @@ fn the_file_of_one_day_is_opened_with_the_key_of_a_segment_that_began_on_the_day
     let first = lines[70..].iter().position(|line| line.contains(" key ")).unwrap();
     assert_eq!((status, found), (Some(1), 137 - first), "{told}");
     assert!(told.contains("the file of the day before is not in the same folder"), "{told}");
+}
+
+#[test]
+fn the_reference_has_each_command_and_option_of_the_log_and_no_other() {
+    let reference = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/REFERENCE.md")).unwrap();
+    let section = reference.split("\n## teemark log\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let options = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '-');
+        words.filter(|word| word.starts_with("--") && !word.ends_with('-')).map(str::to_owned).collect()
+    };
+    let mut named = BTreeSet::new();
+    for command in ["relay", "collect", "verify", "open", "show", "grep", "follow"] {
+        let help = text(&log(&[command, "--help"]));
+        assert!(section.contains(&format!("| `{command}")), "{command}");
+        // Examples name options of other commands.
+        let (_, listed) = help.split_once("\nOptions:\n").unwrap();
+        for line in listed.split("\nExample").next().unwrap().lines().filter(|line| line.starts_with("      --")) {
+            named.extend(options(line));
+        }
+        for variable in help.split("[env: ").skip(1) {
+            let variable = variable.split('=').next().unwrap();
+            assert!(section.contains(&format!("({variable})")), "{variable}");
+        }
+    }
+    assert!(named.len() > 10, "{named:?}");
+    assert_eq!(options(section), named);
 }
 
 #[test]
