@@ -17,6 +17,11 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// So many of something, of which this is the word for one.
+pub(crate) fn counted(n: u64, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
+}
+
 /// One line of JSON, in which those characters are escaped as JSON does it.
 pub(crate) fn json_line(value: &Value) -> String {
     let text = value.to_string();

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::files::{self, KEYS, Lines};
 use crate::failure::{Done, Failure};
+use crate::terminal::counted;
 
 /// So many of the last segments' keys are tried. The last one would do if nobody could make up another after it.
 const SEGMENTS: usize = 16;
@@ -136,17 +137,17 @@ impl Missed {
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Missed { unopened, lines, has_key } = *self;
-        if unopened > 0 && has_key {
-            write!(
-                f,
-                "{unopened} sealed records could not be opened: they were sealed for another log key, are changed or made \
-                up, or the file of the day before is not in the same folder"
-            )?;
-        } else if unopened > 0 {
-            write!(f, "{unopened} sealed records could not be opened without the log key (--key FILE)")?;
+        if unopened > 0 {
+            write!(f, "{} could not be opened", counted(unopened, "sealed record"))?;
+            f.write_str(if has_key {
+                ": sealed for another log key, changed or made up, or the file of the day before is not in the same folder"
+            } else {
+                " without the log key (--key FILE)"
+            })?;
         }
         if lines > 0 {
-            write!(f, "{}{lines} lines are not records", if unopened > 0 { "; " } else { "" })?;
+            let and = if unopened > 0 { "; " } else { "" };
+            write!(f, "{and}{} that cannot be read as a record", counted(lines, "line"))?;
         }
         Ok(())
     }

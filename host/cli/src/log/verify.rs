@@ -36,7 +36,7 @@ use super::files::{self, Lines};
 use crate::attest::{Expected, Purpose, Trust};
 use crate::daemon::{self, Cacert};
 use crate::failure::{Done, Failure};
-use crate::terminal::say;
+use crate::terminal::{counted, say};
 
 /// How long records that the enclave has signed may take to arrive in the files.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -149,14 +149,17 @@ fn report(mut boots: Vec<Verdict>, live: Option<&Live>) -> Result<Done> {
     }
     let object = json!({"boots": boots.iter().map(Verdict::to_json).collect::<Vec<_>>()});
     let text: String = boots.iter().map(Verdict::to_text).collect();
-    let wrong: usize = boots.iter().map(|boot| boot.findings.len()).sum();
+    let wrong = boots.iter().map(Verdict::count).sum();
     if wrong == 0 {
         return Ok(Done::new(text, object));
     }
     for line in text.lines() {
         say(line);
     }
-    let failure = Failure::refused("log_refused", format!("the log is not as the enclave wrote it: {wrong} findings"));
+    let failure = Failure::refused(
+        "log_refused",
+        format!("the log is not as the enclave wrote it: {}", counted(wrong, "finding")),
+    );
     Err(failure.with("boots", object["boots"].clone()).into())
 }
 

@@ -87,6 +87,11 @@ impl Verdict {
         }
     }
 
+    /// How many findings there are.
+    pub(super) fn count(&self) -> u64 {
+        (self.findings.len() + self.more) as u64
+    }
+
     /// Whether the next finding is listed, not only counted.
     pub(super) fn lists_another(&self) -> bool {
         self.findings.len() < MOST
