@@ -293,10 +293,15 @@ fn records_that_somebody_signs_with_a_key_of_his_own_do_not_displace_the_enclave
     let sign = |bytes: &[u8]| stranger.sign(bytes).as_ref().try_into().unwrap();
     let checkpoint = Checkpoint::new(NONCE, made_up.head, SIGNED_MS, sign);
     made_up.add(Kind::Checkpoint, &serde_json::to_string(&checkpoint).unwrap());
-    let verdict = verdict(&[&start[..], &made_up.lines, &genuine.lines[1..]].concat(), 1000, &[]);
-    assert_eq!((verdict.identity, verdict.head), (Some(identity_key()), genuine.head));
-    let inserted = format!("records 2 to 3, the first with hash {}…, were inserted", hash(&made_up.lines[0]));
-    assert!(verdict.findings.len() == 1 && verdict.findings[0].starts_with(&inserted), "{:?}", verdict.findings);
+    let (made_up, genuine_lines) = (&made_up.lines, &genuine.lines[1..]);
+    let at_once = [&start[..], made_up, genuine_lines].concat();
+    let between = [&start[..], &made_up[..1], &genuine_lines[..2], &made_up[1..], &genuine_lines[2..]].concat();
+    for lines in [at_once, between] {
+        let verdict = verdict(&lines, 1000, &[]);
+        assert_eq!((verdict.identity, verdict.head), (Some(identity_key()), genuine.head));
+        let inserted = format!("records 2 to 3, the first with hash {}…, were inserted", hash(&made_up[0]));
+        assert!(verdict.findings.len() == 1 && verdict.findings[0].starts_with(&inserted), "{:?}", verdict.findings);
+    }
 }
 
 #[test]
