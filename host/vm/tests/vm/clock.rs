@@ -5,6 +5,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use teemark_image::arch::Arch;
+use teemark_image::contents::command_line;
 use teemark_vm::{Console, Shape, operator, qemu, run};
 
 use crate::debug::script_with;
@@ -14,8 +16,7 @@ use crate::workshop::Workshop;
 use crate::world::{SOON, World};
 
 /// Microseconds that the kernel adds to its clock at each of 100 ticks a second: 10 % more than a second has, the most
-/// that it takes. At 1 % it would take 18 minutes until a clock that nobody sets refuses a grant; and under TCG a guest's
-/// clock is off by a per cent or two by itself, in either direction.
+/// that it takes. At 1 % it would take 18 minutes until a clock that nobody sets refuses a grant.
 const FAST_TICK: u32 = 11_000;
 /// Seconds for which a grant is valid, besides ten of leeway.
 const VALID: u64 = 1;
@@ -40,7 +41,8 @@ pub(crate) fn an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_t
     // A debug image has a shell, whose adjtimex makes the clock run fast before the daemon starts.
     let launcher = workshop.path("fast.sh");
     fs::write(&launcher, script_with(&format!("/bin/busybox adjtimex -t {FAST_TICK} >/dev/null"))?)?;
-    let debug = ["--debug".into(), "--launcher".into(), launcher];
+    let line = format!("{} {}", command_line(Arch::X86_64, true), tsc()?);
+    let debug = ["--debug".into(), "--launcher".into(), launcher, "--command-line".into(), line.into()];
     let image = workshop.sealed_by("fast", "TEEMARK_CLOCK_INTERVAL=5s\n", &debug)?;
     let mut world = World::with(stage, workshop, &image, Shape { ahead: -200, ..256.into() }, &operator::OF_SERVICE)?;
     world.wait_for_listeners()?;
@@ -88,6 +90,15 @@ pub(crate) fn an_enclave_whose_clock_is_behind_or_runs_fast_takes_fresh_grants_t
         ensure!(clock.contains("ahead of the Nitro Secure Module's, which is too far to correct"), "{clock}");
         Ok(())
     })
+}
+
+/// Has the guest's clock run by the processor's time stamp counter, which TCG passes on. A kernel that cannot find out how fast
+/// that counts goes by ticks, of which it misses some while the host is busy. In a virtual machine /proc/cpuinfo has that rate.
+fn tsc() -> Result<String> {
+    let processors = fs::read_to_string("/proc/cpuinfo")?;
+    let mhz = processors.lines().find_map(|line| line.strip_prefix("cpu MHz")?.trim_start().strip_prefix(':'));
+    let mhz: f64 = mhz.context("no cpu MHz in /proc/cpuinfo")?.trim().parse()?;
+    Ok(format!("tsc_early_khz={:.0} tsc=reliable", mhz * 1000.0))
 }
 
 /// What the daemon says when it has set a clock that was ahead.
