@@ -147,7 +147,7 @@ fn the_reference_has_each_command_and_option_of_the_log_and_no_other() {
     };
     let mut named = BTreeSet::new();
     for command in ["relay", "collect", "verify", "open", "show", "grep", "follow"] {
-        let help = text(&log(&[command, "--help"]));
+        let help = printed(log(&[command, "--help"]));
         assert!(section.contains(&format!("| `{command}")), "{command}");
         // Examples name options of other commands.
         let (_, listed) = help.split_once("\nOptions:\n").unwrap();
