@@ -67,7 +67,12 @@ fn run() -> ExitCode {
     let ran = settings.map_err(|e| e.to_string()).and_then(|settings| {
         signals.and_then(|signals| boot::run(&settings, &signals, &ALLOCATOR)).map_err(|e| e.to_string())
     });
-    ended(ran)
+    let failed = ran.is_err();
+    let code = ended(ran);
+    if let Some(log) = logging::log().filter(|_| failed) {
+        log.start_failed();
+    }
+    code
 }
 
 /// For the launcher: writes the certificate files without jq, with the handshake's own checks.

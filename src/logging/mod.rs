@@ -26,6 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ::ring::rand::{SecureRandom, SystemRandom};
 use event_loop::threads;
 use formats::address::Address;
 use formats::attestation::BootNonce;
@@ -46,7 +47,7 @@ use stream::{Judge, News, Outgoing};
 /// call for each line took a fifth of a small request's time.
 const GATHERING: Duration = Duration::from_millis(5);
 /// How long the end of the process waits for the remaining records.
-const AT_THE_END: Duration = Duration::from_secs(1);
+const AT_THE_END: Duration = Duration::from_secs(2);
 /// How long a request waits for the acknowledgement of its record.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Longest line of the daemon, in bytes.
@@ -106,15 +107,16 @@ pub struct Author {
 /// The boot has a name.
 struct Begun {
     boot_nonce: BootNonce,
-    sign: Sign,
+    /// None of a daemon that ends before its keys are made.
+    sign: Option<Sign>,
     /// The records that say which boot this is. They come again where others are missing: they may be among those.
     names: Vec<(Kind, Vec<u8>)>,
 }
 
 impl Begun {
     /// Signs the log up to this record.
-    fn checkpoint(&self, head: Head) -> Checkpoint {
-        Checkpoint::new(self.boot_nonce, head, now_ms(), &self.sign)
+    fn checkpoint(&self, head: Head) -> Option<Checkpoint> {
+        Some(Checkpoint::new(self.boot_nonce, head, now_ms(), self.sign.as_ref()?))
     }
 }
 
@@ -263,7 +265,7 @@ impl Log {
         let mut names = vec![(Kind::Boot, serde_json::to_vec(&boot).expect("texts are JSON"))];
         names.extend(document.map(|document| (Kind::Document, base64::encode(document).into_bytes())));
         names.iter().for_each(|(kind, body)| _ = self.record(*kind, body.clone()));
-        if self.0.boot.set(Begun { boot_nonce, sign, names }).is_err() {
+        if self.0.boot.set(Begun { boot_nonce, sign: Some(sign), names }).is_err() {
             return;
         }
         self.checkpoint();
@@ -271,9 +273,20 @@ impl Log {
         log::info!("the log is {}, and goes to {to}; audit trail: {}", form.name(), audit.name());
     }
 
+    /// The daemon ends because something failed, perhaps before the enclave's keys are made. Then what it wrote goes to the
+    /// collector under a random name that no key stands for, and nothing signs it: it says why, and proves nothing.
+    pub fn start_failed(&self) {
+        let mut nonce = [0; 32];
+        if self.0.boot.get().is_none() && SystemRandom::new().fill(&mut nonce).is_ok() {
+            let begun = Begun { boot_nonce: BootNonce::from_bytes(nonce), sign: None, names: Vec::new() };
+            let _ = self.0.boot.set(begun);
+        }
+        self.checkpoint();
+    }
+
     /// Has the records so far signed.
     pub fn checkpoint(&self) {
-        if self.0.boot.get().is_some() {
+        if self.0.boot.get().is_some_and(|begun| begun.sign.is_some()) {
             self.record(Kind::Checkpoint, Vec::new());
         }
     }
@@ -284,7 +297,7 @@ impl Log {
         let ring = lock(&self.0.ring);
         let head = Head { number: ring.last(), hash: ring.hash(ring.last()).unwrap_or(ring.gone().hash) };
         drop(ring);
-        Some(begun.checkpoint(head))
+        begun.checkpoint(head)
     }
 
     /// The last records, so many if there are, as lines; in a sealed log, with those before them in their segment, which
@@ -297,7 +310,7 @@ impl Log {
         out
     }
 
-    /// Waits until all records are written, at most a second.
+    /// Waits until all records are written, and a collector that can be reached has them, at most two seconds.
     pub fn finish(&self) {
         let mut queue = lock(&self.0.queue);
         queue.finishing = true;
@@ -494,7 +507,7 @@ impl Writer {
         let number = self.head.number + 1;
         match (kind, &mut self.segment, &self.shared.settings.form) {
             (Kind::Checkpoint, ..) => {
-                let made = self.shared.boot.get().map(|begun| begun.checkpoint(self.head));
+                let made = self.shared.boot.get().and_then(|begun| begun.checkpoint(self.head));
                 body = serde_json::to_vec(&made).expect("texts and numbers are JSON");
             }
             // The first one's is made already.
@@ -536,7 +549,7 @@ impl Writer {
         let ring = &shared.ring;
         // If there is a stream, it counts what is dropped.
         self.console.write(ring, shared.settings.to.is_none());
-        let (Some(Begun { boot_nonce, names, .. }), Some(to)) = (shared.boot.get(), &shared.settings.to) else {
+        let (Some(Begun { boot_nonce, names, sign }), Some(to)) = (shared.boot.get(), &shared.settings.to) else {
             return self.console.is_behind(&lock(ring));
         };
         let outgoing = self.outgoing.get_or_insert_with(|| Outgoing::new(to.clone(), now));
@@ -558,7 +571,9 @@ impl Writer {
             let mut queue = lock(&shared.queue);
             queue.push(Kind::Dropped, serde_json::to_vec(&gone).expect("numbers are JSON"));
             names.iter().for_each(|(kind, body)| _ = queue.push(*kind, body.clone()));
-            queue.push(Kind::Checkpoint, Vec::new());
+            if sign.is_some() {
+                queue.push(Kind::Checkpoint, Vec::new());
+            }
         }
         let ring = lock(ring);
         self.console.is_behind(&ring) || outgoing.is_behind(&ring)

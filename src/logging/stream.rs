@@ -198,14 +198,13 @@ impl Outgoing {
         }
     }
 
-    /// Whether a collector has not yet taken, or acknowledged, every record.
+    /// Whether a collector may yet take, or acknowledge, a record. What was sent and not acknowledged may be lost with the
+    /// process.
     pub(super) fn is_behind(&self, ring: &Ring) -> bool {
         match &self.state {
-            State::Connected(connected) => {
-                let last = ring.last();
-                !connected.outbox.is_empty() || connected.next <= last || (self.acked > 0 && self.acked < last)
-            }
-            _ => false,
+            State::Waiting(_) => false,
+            State::Connecting(..) => true,
+            State::Connected(_) => self.acked < ring.last(),
         }
     }
 }

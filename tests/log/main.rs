@@ -6,6 +6,7 @@ mod collector;
 mod forms;
 mod hostile;
 mod keeping;
+mod last_words;
 mod manipulations;
 mod reading;
 mod stream;
