@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -106,6 +106,9 @@ impl Deployment {
         symlink("/proc/net", deployment.path("proc/net")).unwrap();
         fs::create_dir_all(deployment.path("bin")).unwrap();
         symlink(repository().join("host/cli/tests/deploy/nitro-cli"), deployment.path("bin/nitro-cli")).unwrap();
+        // Whatever this machine's own has is not this parent's.
+        deployment.write("bin/journalctl", "#!/bin/sh\ncat \"$STAND_IN/journal\" 2>/dev/null\n");
+        fs::set_permissions(deployment.path("bin/journalctl"), fs::Permissions::from_mode(0o755)).unwrap();
 
         if plan.collector {
             deployment.start(
@@ -372,11 +375,36 @@ fn where_no_enclave_runs_the_last_words_explain_nitro_clis_errors() {
         deployment.write("var/log/nitro_enclaves/nitro_enclaves.log", words);
         deployment.has_wrong(&[], "enclave", &format!("no enclave is running; nitro-cli's {explained}"));
     }
-    // What the enclave itself said, in the collector's files.
-    let boot = format!("logs/{}/2026-11-30.log", "ab".repeat(32));
-    deployment.write(&boot, "7 00 init [INIT] FATAL: environment: line 2 of /etc/teemark.env: not NAME=value\n");
-    let words = "the enclave's last words: 7 00 init [INIT] FATAL: environment: line 2";
-    deployment.has_wrong(&["--logs", "logs"], "enclave", words);
+    // A fresh start in the journal counts, and not the old one in nitro-cli's log.
+    let stale = "[nitro-cli:7][ERROR][2026-01-02T03:04:05.678Z][src/main.rs:7] [ E29 ] Ioctl failure.\n";
+    deployment.write("var/log/nitro_enclaves/nitro_enclaves.log", stale);
+    let journal = |ago: u64, words: &str| {
+        let entry = json!({"__REALTIME_TIMESTAMP": format!("{}000000", Utc::now().0 - ago), "MESSAGE": words});
+        format!("{entry}\n")
+    };
+    let start = "Starting teemark-enclave.service - teemark enclave...";
+    deployment.write("journal", &(journal(600, start) + &journal(400, "[ E36 ] Enclave boot failure.")));
+    deployment.has_wrong(&[], "enclave", "no enclave is running; nitro-cli's E36: no heartbeat");
+}
+
+#[test]
+fn what_a_daemon_that_could_not_start_told_the_collector_is_its_last_words() {
+    let mut deployment = Deployment::new(&WELL);
+    deployment.runs(json!([]));
+    deployment.write("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "256\n");
+    let port = free_port();
+    let collect = format!("log collect --listen tcp:127.0.0.1:{port} --into logs");
+    deployment.start("failed", "keeps records in", &collect);
+    let mut setup = Setup::new(1).env("TEEMARK_LOG_TO", &format!("tcp:127.0.0.1:{port}"));
+    setup.allowed = "endpoints:\n  - not a host\n".into();
+    let mut daemon = Process::spawn(&mut setup.command(), deployment.path("daemon.log"));
+    wait_for("the daemon's end", || daemon.child.try_wait().unwrap());
+    let (lines, _) = wait_for("its last words at the collector", || {
+        let told = deployment.names(&["--logs", "logs"], &[("enclave", "wrong")]);
+        told.0[0]["found"].as_str().unwrap().contains("last words").then_some(told)
+    });
+    let found = lines[0]["found"].as_str().unwrap();
+    assert!(found.contains("teemarkd cannot go on: allow list: ") && found.contains(":2: "), "{found}");
 }
 
 #[test]

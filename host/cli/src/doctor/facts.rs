@@ -26,13 +26,20 @@ pub(super) struct Parent {
     pub(super) cid: Option<u32>,
     /// What nitro-cli describe-enclaves lists.
     pub(super) enclaves: Found<Vec<Described>>,
-    /// The last lines that nitro-cli and the enclave wrote, the oldest first.
-    pub(super) last_words: Vec<String>,
+    /// The last lines that nitro-cli and the enclave wrote, by the places where they are kept.
+    pub(super) last_words: Vec<Vec<Said>>,
     /// The two HTTP ports.
     pub(super) exposed: Vec<Exposed>,
     /// The programs that forward a vsock port to an endpoint.
     pub(super) proxies: Vec<Proxy>,
     pub(super) relay: Option<Relay>,
+}
+
+/// A line that a program wrote.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    pub(super) at: Utc,
+    pub(super) text: String,
 }
 
 /// Memory and CPUs that are set aside for enclaves.

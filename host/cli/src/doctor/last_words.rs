@@ -1,5 +1,9 @@
 //! What nitro-cli's errors mean with this image, by the last lines that nitro-cli and the enclave wrote.
 
+use formats::time::Utc;
+
+use super::facts::Said;
+
 /// nitro-cli's errors, the most telling first, and what they mean here. host/deploy/README.md has the same.
 const ERRORS: [(&str, &str); 7] = [
     (
@@ -22,7 +26,8 @@ const ERRORS: [(&str, &str); 7] = [
     (
         "E36",
         "no heartbeat within 180 s: the kernel did not boot (nitro-cli describe-eif: CheckCRC; the architecture; the \
-         signing certificate), or /init failed before teemarkd; deploy/first-boot.sh reads its console",
+         signing certificate), or /init failed before teemarkd. Neither says why outside debug mode: \
+         deploy/first-boot.sh starts a debug image and reads its console",
     ),
     ("E39", "comes with every failed start, and says nothing more: look at the error before it"),
 ];
@@ -30,29 +35,57 @@ const ERRORS: [(&str, &str); 7] = [
 /// What a program of this project says before it ends.
 const ENDS: [&str; 3] = ["[INIT] FATAL:", "cannot go on:", "ended with status"];
 
-/// Explains why an enclave does not run: the last error of nitro-cli, and what the enclave itself said last, if these lines
-/// have either.
-pub(super) fn explain(lines: &[String]) -> Option<String> {
-    // One failed start may leave several codes, of which E39 is always one; what came before the last start is of no
-    // interest.
-    let start = lines.iter().rposition(|line| line.contains("Start allocating memory")).unwrap_or(0);
-    let last = &lines[start..];
-    let has = |code: &str| last.iter().any(|line| line.contains(&format!("[ {code} ]")));
-    let code = ERRORS.iter().find(|(code, _)| has(code)).map(|(code, means)| format!("nitro-cli's {code}: {means}"));
-    let said = last.iter().rfind(|line| ENDS.iter().any(|end| line.contains(end)));
-    let said = said.map(|line| format!("the enclave's last words: {}", line.trim()));
-    match (code, said) {
-        (Some(code), Some(said)) => Some(format!("{said}; {code}")),
-        (code, said) => said.or(code),
+/// Whether a start begins with this line: systemd's for the service, or nitro-cli's.
+fn is_start(said: &Said) -> bool {
+    said.text.starts_with("Starting teemark") || said.text.contains("Start allocating memory")
+}
+
+/// Explains why an enclave does not run: the last error of nitro-cli, and what the enclave itself said last, if there is
+/// either in one of these places since the last start. Of several, the newest counts.
+pub(super) fn explain(places: &[Vec<Said>]) -> Option<String> {
+    let started = places.iter().flatten().filter(|said| is_start(said)).map(|said| said.at).max();
+    let since_start = |place: &'_ Vec<Said>| {
+        let own = place.iter().rposition(is_start).unwrap_or(0);
+        place[own..].iter().filter(|said| Some(said.at) >= started).cloned().collect::<Vec<_>>()
+    };
+    let last: Vec<Vec<Said>> = places.iter().map(since_start).collect();
+    let mut code = last.iter().filter_map(|place| code(place)).max_by_key(|(at, _)| *at);
+    let ends = |said: &&Said| ENDS.iter().any(|end| said.text.contains(end));
+    let mut words = last.iter().filter_map(|place| place.iter().rfind(ends)).max_by_key(|said| said.at);
+    if let (None, Some((at, _)), Some(said)) = (started, &code, words) {
+        // It is not known whether both are about one start.
+        if *at < said.at {
+            code = None;
+        } else if *at > said.at {
+            words = None;
+        }
     }
+    let words = words.map(|said| format!("the enclave's last words: {}", said.text.trim()));
+    match (words, code) {
+        (Some(words), Some((_, code))) => Some(format!("{words}; {code}")),
+        (words, code) => words.or(code.map(|(_, code)| code)),
+    }
+}
+
+/// The error in these lines that says most, and when it came: one failed start may leave several, of which E39 is always
+/// one.
+fn code(lines: &[Said]) -> Option<(Utc, String)> {
+    ERRORS.iter().find_map(|(code, means)| {
+        let said = lines.iter().rfind(|said| said.text.contains(&format!("[ {code} ]")))?;
+        Some((said.at, format!("nitro-cli's {code}: {means}")))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn said(at: u64, text: &str) -> Vec<Said> {
+        text.lines().map(|line| Said { at: Utc(at), text: line.into() }).collect()
+    }
+
     fn explained(text: &str) -> String {
-        explain(&text.lines().map(str::to_owned).collect::<Vec<_>>()).unwrap_or_default()
+        explain(&[said(7, text)]).unwrap_or_default()
     }
 
     #[test]
@@ -76,6 +109,28 @@ mod tests {
         assert!(told.starts_with("nitro-cli's E27") && !told.contains("FATAL"), "{told}");
         let ended = "teemarkd cannot go on: allow list: /allowed_endpoints.yaml:2: expected `- host:port`";
         assert_eq!(explained(ended), format!("the enclave's last words: {ended}"));
+    }
+
+    #[test]
+    fn of_several_places_the_newest_counts_and_each_is_cut_at_the_last_start() {
+        let place = |lines: &[(u64, &str)]| lines.iter().flat_map(|(at, text)| said(*at, text)).collect::<Vec<_>>();
+        let old = place(&[(10, "[ E29 ] Ioctl failure.")]);
+        let fresh = place(&[(20, "Starting teemark-enclave.service - teemark enclave..."), (200, "[ E36 ] x")]);
+        let told = |places: &[&Vec<Said>]| explain(&places.iter().map(|place| (*place).clone()).collect::<Vec<_>>());
+        for places in [[&old, &fresh], [&fresh, &old]] {
+            assert!(told(&places).unwrap().starts_with("nitro-cli's E36"), "{places:?}");
+        }
+        // What a collector has of an earlier boot is about that one; what it has of this one comes first.
+        let words = |at| place(&[(at, "7 00 log 2026-11-30T02:00:00Z ERROR teemarkd: teemarkd cannot go on: x")]);
+        assert!(told(&[&fresh, &words(10)]).unwrap().starts_with("nitro-cli's E36"));
+        let both = told(&[&fresh, &words(21)]).unwrap();
+        assert!(both.starts_with("the enclave's last words: 7 00 log") && both.contains("; nitro-cli's E36"), "{both}");
+        // Without a start nobody knows, and the newer one is told alone.
+        assert!(told(&[&old, &words(9)]).unwrap().starts_with("nitro-cli's E29"));
+        assert!(!told(&[&old, &words(11)]).unwrap().contains("E29"));
+        // A start that has not failed yet.
+        let again = place(&[(200, "[ E36 ] x"), (210, "Starting teemark-enclave.service - teemark enclave...")]);
+        assert_eq!(told(&[&again, &old, &words(21)]), None);
     }
 
     #[test]

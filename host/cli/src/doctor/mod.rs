@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! parent       gathers what the parent instance shows      processes  what proc(5) shows of programs and ports
+//!                                                          said       the last lines of the journal and of logs
 //! enclave      gathers what the enclave answers
 //! facts        what was gathered
 //! checks       judges it, line by line                     last_words what nitro-cli's errors mean
@@ -13,6 +14,7 @@ mod facts;
 mod last_words;
 mod parent;
 mod processes;
+mod said;
 
 use std::fmt::Write;
 use std::fs;

@@ -1,7 +1,7 @@
 //! Gathers what the parent instance shows: files, processes, nitro-cli.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use formats::address::Address;
 use serde_json::Value;
 
 use super::facts::{Allocator, Described, Exposed, Found, Listener, Parent, Place, Proxy, Relay, Size};
-use super::processes;
+use super::{processes, said};
 use crate::command;
 use crate::connect::connect;
 
@@ -20,9 +20,8 @@ use crate::connect::connect;
 const PROGRAM: Duration = Duration::from_secs(30);
 /// Time limit to connect to the collector.
 const COLLECTOR: Duration = Duration::from_secs(5);
-/// How much is read of the end of a log, in bytes, and how many lines count.
-const TAIL: u64 = 64 << 10;
-const LINES: usize = 200;
+/// How much is read of what a program says when it fails, in bytes.
+const MESSAGE: u64 = 64 << 10;
 
 /// What the operator wants, by options, the environment or /etc/teemark/parent.env.
 pub(super) struct Wanted {
@@ -59,13 +58,6 @@ pub(super) fn look(wanted: &Wanted) -> Parent {
         let to = to.or_else(|| processes::variable(&proc, process.number, "LOG_RELAY_TO"));
         relay(to)
     });
-    let mut last_words = said_by("journalctl", &["-u", "teemark-enclave", "-n", "200", "-o", "cat", "--no-pager"])
-        .map(|text| lines(&text))
-        .unwrap_or_default();
-    last_words.extend(newest(&root.join("var/log/nitro_enclaves")).iter().flat_map(|file| tail(file)));
-    if let Some(folder) = wanted.logs.as_deref().and_then(newest_folder) {
-        last_words.extend(newest(&folder).iter().flat_map(|file| tail(file)));
-    }
     Parent {
         device: root.join("dev/nitro_enclaves").exists(),
         allocator: allocator(root),
@@ -74,7 +66,7 @@ pub(super) fn look(wanted: &Wanted) -> Parent {
         name: wanted.name.clone(),
         cid: wanted.cid,
         enclaves: described(),
-        last_words,
+        last_words: said::gather(root, wanted.logs.as_deref()),
         exposed: exposed.collect(),
         proxies: proxies.collect(),
         relay,
@@ -162,7 +154,7 @@ fn measured(eif: &Path) -> Found<BTreeMap<u8, Vec<u8>>> {
 }
 
 /// What a program prints.
-fn said_by(program: &str, arguments: &[&str]) -> Found<String> {
+pub(super) fn said_by(program: &str, arguments: &[&str]) -> Found<String> {
     // What it says on standard error is for its message if it fails.
     let errors = tempfile::tempfile().map_err(|e| e.to_string())?;
     let mut said = errors.try_clone().map_err(|e| e.to_string())?;
@@ -173,42 +165,10 @@ fn said_by(program: &str, arguments: &[&str]) -> Found<String> {
         return Ok(String::from_utf8_lossy(&output).into_owned());
     }
     let mut text = Vec::new();
-    let _ = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(TAIL).read_to_end(&mut text));
+    let _ = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(MESSAGE).read_to_end(&mut text));
     let text = String::from_utf8_lossy(&text).into_owned();
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
     Err(format!("{program} {} failed: {}", arguments.first().copied().unwrap_or_default(), first.trim()))
-}
-
-/// The file of a folder that was written last and is named *.log.
-fn newest(folder: &Path) -> Option<PathBuf> {
-    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
-    logs.max_by_key(|path| fs::metadata(path).and_then(|about| about.modified()).ok())
-}
-
-/// The folder in a folder that was changed last: that of a collector's last boot.
-fn newest_folder(folder: &Path) -> Option<PathBuf> {
-    let folders = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let folders = folders.filter(|path| path.is_dir());
-    folders.max_by_key(|path| fs::metadata(path).and_then(|about| about.modified()).ok())
-}
-
-/// The last lines of a file.
-fn tail(path: &Path) -> Vec<String> {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    lines(&String::from_utf8_lossy(&read().unwrap_or_default()))
-}
-
-fn lines(text: &str) -> Vec<String> {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
 #[cfg(test)]
