@@ -31,6 +31,8 @@ struct Plan {
     proxies: &'static [(u16, usize)],
     relay: bool,
     collector: bool,
+    /// The image's TEEMARK_LOG_TO, if not where the relay listens.
+    log_to: Option<&'static str>,
 }
 
 const WELL: Plan = Plan {
@@ -41,6 +43,7 @@ const WELL: Plan = Plan {
     proxies: &[(8101, 0), (8102, 1)],
     relay: true,
     collector: true,
+    log_to: None,
 };
 
 /// A parent instance, its enclave with CID 16, and all that belongs to them.
@@ -48,6 +51,7 @@ struct Deployment {
     root: TempDir,
     public: u16,
     admin: u16,
+    collector: u16,
     daemon: Daemon,
     programs: Vec<Process>,
     _service: Service,
@@ -68,7 +72,7 @@ impl Deployment {
         let mut setup = Setup::new(service.port)
             .env("TEEMARKD_TEST_PCRS", "0=a0,1=a1,2=a2")
             .env("TEEMARKD_TEST_CLOCK", plan.clock)
-            .env("TEEMARK_LOG_TO", &format!("tcp:127.0.0.1:{relay}"));
+            .env("TEEMARK_LOG_TO", plan.log_to.unwrap_or(&format!("tcp:127.0.0.1:{relay}")));
         let entries =
             [format!("localhost:{}", service.port), format!("localhost:{}", other.local_addr().unwrap().port())];
         setup.allowed = format!("endpoints:\n  - {}\n  - {}\n", entries[0], entries[1]);
@@ -80,6 +84,7 @@ impl Deployment {
             root,
             public,
             admin,
+            collector,
             daemon,
             programs: vec![],
             _service: service,
@@ -120,6 +125,12 @@ impl Deployment {
         if plan.relay {
             let to = format!("log relay --listen tcp:127.0.0.1:{relay} --to tcp:127.0.0.1:{collector}");
             deployment.start("relay", "leads to", &to);
+        }
+        if plan.relay && plan.collector && plan.log_to.is_none() {
+            wait_for("the log to arrive", || {
+                let status = deployment.daemon.get_admin("/admin/status").json();
+                status["log"]["acknowledged"].as_u64().filter(|acknowledged| *acknowledged > 0)
+            });
         }
         if let Some(cid) = plan.expose {
             let Daemon { public: to, admin: admin_to, .. } = deployment.daemon;
@@ -189,7 +200,10 @@ impl Deployment {
     fn doctor(&self, more: &[&str]) -> Output {
         let [public, admin] = [self.public, self.admin].map(|port| format!("127.0.0.1:{port}"));
         let mut command = Command::new(program("teemark"));
-        command.args(["doctor", "--parent-root", ".", "--pcrs", "image.pcrs", "--root", "root.der"]);
+        command.args(["doctor", "--parent-root", ".", "--root", "root.der"]);
+        if !more.contains(&"--pcrs") {
+            command.args(["--pcrs", "image.pcrs"]);
+        }
         command.args(["--public", &public, "--admin", &admin]).args(more).current_dir(self.root.path());
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
         command.env("PATH", path).env("STAND_IN", self.root.path());
@@ -237,7 +251,7 @@ fn a_deployment_that_is_well_is_told_so_line_by_line() {
         "ok       enclave      teemark runs, CID 16",
         "ok       proxies      2 in the order of the allow list",
         "ok       service      the watermark service is healthy",
-        "ok       log          it goes to tcp:127.0.0.1:",
+        "ok       log          a collector has acknowledged record ",
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }
@@ -351,12 +365,44 @@ fn a_service_that_answers_503_is_named() {
 
 #[test]
 fn a_log_that_nobody_collects_is_named() {
+    let none = "no collector has acknowledged any of the log's ";
     let deployment = Deployment::new(&Plan { collector: false, ..WELL });
-    deployment.has_wrong(&[], "log", "nobody collects the enclave's log: the relay leads to tcp:127.0.0.1:");
+    deployment.has_wrong(&[], "log", none);
+    deployment.has_wrong(&[], "log", ": the relay leads to tcp:127.0.0.1:");
     let deployment = Deployment::new(&Plan { relay: false, collector: false, ..WELL });
+    deployment.has_wrong(&[], "log", none);
+    deployment.has_wrong(&[], "log", ": teemark log relay does not run");
+}
+
+#[test]
+fn a_relay_that_listens_where_the_image_does_not_send_is_named_though_it_reaches_a_collector() {
+    let mut deployment = Deployment::new(&Plan { relay: false, ..WELL });
+    let (listen, to) = (free_port(), deployment.collector);
+    let relay = format!("log relay --listen tcp:127.0.0.1:{listen} --to tcp:127.0.0.1:{to}");
+    deployment.start("relay", "leads to", &relay);
+    deployment.has_wrong(&[], "log", &format!(", and the relay listens on tcp:127.0.0.1:{listen}"));
+}
+
+#[test]
+fn a_relay_beside_an_image_that_sends_no_log_is_named() {
+    let deployment = Deployment::new(&Plan { log_to: Some("off"), ..WELL });
     let (lines, status) = deployment.names(&[], &[("log", "warning")]);
-    assert!(lines[0]["found"].as_str().unwrap().contains("teemark log relay does not run"), "{lines:?}");
+    assert!(lines[0]["found"].as_str().unwrap().starts_with("the image sends no log: "), "{lines:?}");
     assert_eq!(status, 0);
+    let deployment = Deployment::new(&Plan { log_to: Some("off"), relay: false, collector: false, ..WELL });
+    deployment.names(&[], &[]);
+}
+
+#[test]
+fn a_pcrs_file_that_cannot_be_read_is_wrong_usage_and_nothing_is_judged() {
+    let deployment = Deployment::new(&WELL);
+    deployment.write("damaged.pcrs", "PCR0: none\n");
+    for (file, words) in [("missing.pcrs", "missing.pcrs"), ("damaged.pcrs", "damaged.pcrs")] {
+        let output = deployment.doctor(&["--pcrs", file, "--json"]);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        assert_eq!((output.status.code(), &told["exit"]), (Some(2), &json!(2)), "{told}");
+        assert!(told["error"].as_str().unwrap().contains(words) && told["checks"].is_null(), "{told}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The checklist: each line is judged by a function of the facts alone.
 
+mod log;
+
 use std::time::Duration;
 
 use formats::time::Utc;
@@ -94,7 +96,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Check> {
         add("certificate", certificate(status, facts.now));
     }
     if let Some(parent) = &facts.parent {
-        add("log", log(parent, facts));
+        add("log", log::judge(parent, facts));
     }
     if let Some(keeper) = &facts.keeper {
         add("keeper", self::keeper(keeper));
@@ -456,38 +458,6 @@ fn certificate(status: &Found<Value>, now: Utc) -> Judged {
     }
 }
 
-fn log(parent: &Parent, facts: &Facts) -> Judged {
-    let dropped = facts.enclave.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
-    let dropped = dropped.map_or(0.0, |text| Metrics::parse(text).sum("teemark_log_lines_dropped_total", &[]));
-    let lost = if dropped > 0.0 { format!("; {dropped} records are lost already") } else { String::new() };
-    let waits = facts.enclave.ready.as_ref().is_ok_and(|(_, answer)| answer["audit"].is_string());
-    let Some(relay) = &parent.relay else {
-        let found = format!("nobody collects the enclave's log: teemark log relay does not run{lost}");
-        let advice = "systemctl enable --now teemark-log-relay, with LOG_RELAY_TO in /etc/teemark/log-relay.env; if there is \
-                      to be no collector, build the image with TEEMARK_LOG_TO=off";
-        return if waits { wrong(found, advice) } else { warning(found, advice) };
-    };
-    if let Err(why) = &relay.reached {
-        return wrong(
-            format!("nobody collects the enclave's log: the relay leads to {}, where {why}{lost}", relay.to),
-            "start teemark-log-collect on that machine, and let the parent reach its port",
-        );
-    }
-    if waits {
-        return wrong(
-            format!("a collector at {} takes the log, and its acknowledgements do not count", relay.to),
-            "its key (teemark keygen --for collector --public) has to be in the image's TEEMARK_AUDIT_KEYS",
-        );
-    }
-    match dropped > 0.0 {
-        true => warning(
-            format!("the log goes to {}, and {dropped} records were lost before", relay.to),
-            "teemark log verify names them; keep relay and collector running",
-        ),
-        false => Ok(format!("it goes to {}", relay.to)),
-    }
-}
-
 fn keeper(metrics: &Found<String>) -> Judged {
     let metrics = match metrics {
         Ok(text) => Metrics::parse(text),
@@ -506,7 +476,7 @@ fn keeper(metrics: &Found<String>) -> Judged {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use formats::digest::sha256;
 
     use super::super::facts::{Allocator, AllowList, Described, Enclave, Process, Proxy, Relay, Size};
@@ -534,6 +504,7 @@ mod tests {
             "client_certificate": "valid",
             "client_certificate_expires": Utc(NOW.0 + ends).to_string(),
             "endpoints": ["a.example:443", "b.example:443"],
+            "log": {"to": "vsock:3:9001", "connected": true, "last": 50, "acknowledged": 40},
         })
     }
 
@@ -552,13 +523,14 @@ mod tests {
             last_words: vec![],
             exposed: vec![exposed("public", "teemark expose --enclave 16")],
             proxies: proxies.collect(),
-            relay: Some(Relay { to: "tcp:collector:9002".into(), reached: Ok(()) }),
+            relays: vec![Relay { listen: "vsock:9001".into(), to: "tcp:collector:9002".into(), reached: Ok(()) }],
         };
         let enclave = Enclave {
             endpoint: "http://127.0.0.1:3000".into(),
             ready: Ok((true, json!({"ready": true, "missing": []}))),
             health: Ok(json!({"endpoints_status": {"a.example:443": true}, "watermark": {"healthy": true}})),
             status: Some(Ok(status(90 * DAY))),
+            logged: 40,
             metrics: Some(Ok("teemark_clock_drift_seconds 0.2\nteemark_log_lines_dropped_total 0\n".into())),
             attested: None,
             unproven: None,
@@ -578,7 +550,7 @@ mod tests {
     }
 
     /// The lines that are not ok once this was changed, without the two of an image that nobody named.
-    fn after(change: impl FnOnce(&mut Facts, &mut Parent)) -> Vec<String> {
+    pub(super) fn after(change: impl FnOnce(&mut Facts, &mut Parent)) -> Vec<String> {
         let mut facts = well();
         let mut parent = facts.parent.take().unwrap();
         change(&mut facts, &mut parent);
@@ -589,7 +561,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn only(lines: Vec<String>, begins: &str) {
+    pub(super) fn only(lines: Vec<String>, begins: &str) {
         assert!(lines.len() == 1 && lines[0].starts_with(begins), "{begins}: {lines:#?}");
     }
 
@@ -705,21 +677,6 @@ mod tests {
             let check = all(&facts).into_iter().find(|check| check.name == "certificate").unwrap();
             assert!(format!("{} certificate: {}", check.verdict.name(), check.found).starts_with(line), "{check:?}");
         }
-    }
-
-    #[test]
-    fn a_log_that_does_not_arrive_is_wrong_where_requests_wait_for_it() {
-        let waits = || Ok((false, json!({"missing": [], "audit": "no acknowledgement"})));
-        let no_relay = after(|f, p| {
-            p.relay = None;
-            f.enclave.ready = waits();
-        });
-        assert!(no_relay[0].starts_with("wrong ready: audit: no ack") && no_relay[1].starts_with("wrong log: nobody"));
-        let wrong_key = after(|f, _| f.enclave.ready = waits());
-        assert!(wrong_key[1].contains("its acknowledgements do not count"), "{wrong_key:?}");
-        let lost = after(|f, _| f.enclave.metrics = Some(Ok("teemark_log_lines_dropped_total 12\n".into())));
-        only(lost, "warning log: the log goes to tcp:collector:9002, and 12 records were lost before");
-        only(after(|_, p| p.relay = None), "warning log: nobody collects the enclave's log");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Gathers what the enclave answers. Whatever answers is untrusted: it is bounded here, and printed escaped.
 
 use std::io::Read;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use formats::time::now_ms;
 use serde_json::Value;
@@ -12,6 +13,10 @@ use crate::daemon::{Cacert, Daemon};
 
 /// Time limit of a request: a health check answers within 3 s.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a record may take to a collector and back, if the daemon first has to connect again, which it tries at least
+/// every 5 s; and how often it is asked meanwhile.
+const ACKNOWLEDGED: Duration = Duration::from_secs(8);
+const PAUSE: Duration = Duration::from_millis(200);
 /// Largest answer, in bytes.
 const LARGEST: u64 = 4 << 20;
 
@@ -22,7 +27,7 @@ pub(super) fn look(endpoint: &str, admin: Option<&str>, cacert: &Cacert, trust: 
         let daemon = Cacert { cacert: None }.daemon(admin?).map_err(|e| format!("{e:#}"));
         Some(daemon.and_then(|daemon| ask(&daemon, path)).map(|(_, body)| body))
     };
-    let status = ask_admin("/admin/status").map(|body| parsed(body?));
+    let (status, logged) = status(|| ask_admin("/admin/status").map(|body| parsed(body?)));
     let metrics = ask_admin("/metrics").map(|body| body.map(|body| String::from_utf8_lossy(&body).into_owned()));
     let public = cacert.daemon(endpoint).map_err(|e| format!("{e:#}"));
     let public = match public {
@@ -31,14 +36,32 @@ pub(super) fn look(endpoint: &str, admin: Option<&str>, cacert: &Cacert, trust: 
             let (ready, health, ahead_ms) = (Err(why.clone()), Err(why.clone()), Err(why.clone()));
             let attested = trust.is_given().then_some(Err(why));
             let (endpoint, unproven) = (endpoint.to_owned(), trust.unproven());
-            return Enclave { endpoint, ready, health, status, metrics, attested, unproven, ahead_ms };
+            return Enclave { endpoint, ready, health, status, logged, metrics, attested, unproven, ahead_ms };
         }
     };
     let ready = ask(&public, "/ready").and_then(|(code, body)| Ok((code == 200, parsed(body)?)));
     let health = ask(&public, "/health_check").and_then(|(_, body)| parsed(body));
     let (attested, ahead_ms) = document(&public, trust);
     let (endpoint, unproven) = (endpoint.to_owned(), trust.unproven());
-    Enclave { endpoint, ready, health, status, metrics, attested, unproven, ahead_ms }
+    Enclave { endpoint, ready, health, status, logged, metrics, attested, unproven, ahead_ms }
+}
+
+/// The status, and the last record of the log when it was first asked for: again until a collector has acknowledged that
+/// one, if it is going to within the time.
+fn status(ask: impl Fn() -> Option<Found<Value>>) -> (Option<Found<Value>>, u64) {
+    let (start, first) = (Instant::now(), ask());
+    let log = |status: &Option<Found<Value>>| Some(status.as_ref()?.as_ref().ok()?["log"].clone());
+    let Some(logged) = log(&first).as_ref().and_then(|log| log["last"].as_u64()) else { return (first, 0) };
+    let mut status = first;
+    // Where it goes nowhere, nothing is acknowledged.
+    let waits = |log: Option<Value>| {
+        log.is_some_and(|log| log["to"] != "off" && log["acknowledged"].as_u64().unwrap_or(0) < logged)
+    };
+    while waits(log(&status)) && start.elapsed() < ACKNOWLEDGED {
+        thread::sleep(PAUSE);
+        status = ask();
+    }
+    (status, logged)
 }
 
 /// A page of another program, such as a keeper's metrics.

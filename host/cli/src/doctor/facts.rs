@@ -32,7 +32,7 @@ pub(super) struct Parent {
     pub(super) exposed: Vec<Exposed>,
     /// The programs that forward a vsock port to an endpoint.
     pub(super) proxies: Vec<Proxy>,
-    pub(super) relay: Option<Relay>,
+    pub(super) relays: Vec<Relay>,
 }
 
 /// A line that a program wrote.
@@ -130,8 +130,10 @@ impl Place {
     }
 }
 
-/// `teemark log relay`.
+/// A `teemark log relay`.
 pub(super) struct Relay {
+    /// Where it listens.
+    pub(super) listen: String,
     /// The collector's address.
     pub(super) to: String,
     /// Whether somebody listens there.
@@ -148,6 +150,9 @@ pub(super) struct Enclave {
     pub(super) health: Found<Value>,
     /// /admin/status and /metrics; `None` where the admin port is not asked.
     pub(super) status: Option<Found<Value>>,
+    /// The last record of the log when it was first asked; `status` was asked for later, once a collector had that record
+    /// or time was up. 0 if it did not say.
+    pub(super) logged: u64,
     pub(super) metrics: Option<Found<String>>,
     /// What its document proves; `None` if nobody said which image is expected.
     pub(super) attested: Option<Found<Attested>>,

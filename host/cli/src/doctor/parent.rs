@@ -18,6 +18,8 @@ use crate::connect::connect;
 
 /// Time limit of a program that is asked: nitro-cli gives each enclave's process some seconds.
 const PROGRAM: Duration = Duration::from_secs(30);
+/// Where `teemark log relay` listens unless it is told otherwise.
+const RELAY: &str = "vsock:9001";
 /// Time limit to connect to the collector.
 const COLLECTOR: Duration = Duration::from_secs(5);
 /// How much is read of what a program says when it fails, in bytes.
@@ -53,10 +55,13 @@ pub(super) fn look(wanted: &Wanted) -> Parent {
         let (port, name) = processes::proxied(&process.words)?;
         Some(Proxy { port, to: place(&name), process: process.number })
     });
-    let relay = processes.iter().find(|process| processes::relays_log(&process.words)).map(|process| {
-        let to = processes::option(&process.words, "--to").map(str::to_owned);
-        let to = to.or_else(|| processes::variable(&proc, process.number, "LOG_RELAY_TO"));
-        relay(to)
+    let relays = processes.iter().filter(|process| processes::relays_log(&process.words)).map(|process| {
+        let set = |option: &str, variable: &str| {
+            let given = processes::option(&process.words, option).map(str::to_owned);
+            given.or_else(|| processes::variable(&proc, process.number, variable))
+        };
+        let listen = set("--listen", "LOG_RELAY_LISTEN").unwrap_or_else(|| RELAY.into());
+        relay(listen, set("--to", "LOG_RELAY_TO"))
     });
     Parent {
         device: root.join("dev/nitro_enclaves").exists(),
@@ -69,7 +74,7 @@ pub(super) fn look(wanted: &Wanted) -> Parent {
         last_words: said::gather(root, wanted.logs.as_deref()),
         exposed: exposed.collect(),
         proxies: proxies.collect(),
-        relay,
+        relays: relays.collect(),
     }
 }
 
@@ -116,14 +121,14 @@ fn cpus_of(list: &str) -> usize {
     list.split(',').filter_map(of).sum()
 }
 
-fn relay(to: Option<String>) -> Relay {
+fn relay(listen: String, to: Option<String>) -> Relay {
     let Some(to) = to else {
         let reached = Err("its address cannot be read; run this as root".to_owned());
-        return Relay { to: "?".into(), reached };
+        return Relay { listen, to: "?".into(), reached };
     };
     let address = to.parse::<Address>().map_err(|e| e.to_string());
     let reached = address.and_then(|address| connect(&address, COLLECTOR).map(drop).map_err(|e| e.to_string()));
-    Relay { to, reached }
+    Relay { listen, to, reached }
 }
 
 /// nitro-cli's list of enclaves.
