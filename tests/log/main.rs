@@ -8,6 +8,7 @@ mod hostile;
 mod keeping;
 mod last_words;
 mod manipulations;
+mod many;
 mod reading;
 mod stream;
 #[path = "../support/mod.rs"]

@@ -1,0 +1,160 @@
+//! Every record of very many requests, at the disk's pace, as fast as they come, and where none is given without one.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
+use std::process::Command;
+use std::thread;
+
+use formats::log::{Dropped, Kind};
+use serde_json::Value;
+
+use super::audit::Scene;
+use super::collector::{Collector, audits};
+use super::record;
+use super::support::{SOON, read_answer, wait_for};
+
+const REQUESTS: usize = 20_000;
+/// How many are sent on a connection before their answers are waited for.
+const AT_ONCE: usize = 200;
+
+/// Whether a request's file is given. The others' do not open.
+fn is_given(n: usize) -> bool {
+    n.is_multiple_of(20)
+}
+
+/// Sends these requests on one connection, and expects of each its answer.
+fn ask(stream: &mut TcpStream, file: &[u8], numbers: Range<usize>, is_given: fn(usize) -> bool) {
+    let one = |n: usize| {
+        let file: &[u8] = if is_given(n) { file } else { b"x" };
+        let length = file.len();
+        let head = format!(
+            "POST /files/f/decrypt?user_id=alice HTTP/1.1\r\nHost: x\r\nX-Request-Id: r-{n}\r\n\
+             Content-Length: {length}\r\n\r\n"
+        );
+        [head.as_bytes(), file].concat()
+    };
+    let many: Vec<u8> = numbers.clone().flat_map(one).collect();
+    let mut sender = stream.try_clone().unwrap();
+    let sending = thread::spawn(move || sender.write_all(&many).unwrap());
+    for n in numbers {
+        let status = read_answer(stream).expect("an answer").status;
+        assert_eq!(status, if is_given(n) { 200 } else { 422 }, "r-{n}");
+    }
+    sending.join().unwrap();
+}
+
+/// The same by so many clients at once, none of which waits for the disk.
+fn ask_at_once(scene: &Scene, clients: usize, requests: usize, is_given: fn(usize) -> bool) {
+    thread::scope(|scope| {
+        for client in 0..clients {
+            let share = requests / clients;
+            scope.spawn(move || {
+                let mut stream = connect(scene.daemon.public);
+                let end = (client + 1) * share;
+                for first in (client * share..end).step_by(AT_ONCE) {
+                    ask(&mut stream, &scene.file, first..(first + AT_ONCE).min(end), is_given);
+                }
+            });
+        }
+    });
+}
+
+fn connect(public: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(public).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+/// Waits until this is in one of the last lines of the collector's files.
+fn wait_for_last(collector: &Collector, text: &str) {
+    wait_for("the records in the files", || {
+        let tail = format!("tail -qc 100000 {}/*/*.log", collector.files().display());
+        let found = Command::new("sh").arg("-c").arg(tail).output().unwrap();
+        String::from_utf8_lossy(&found.stdout).contains(text).then_some(())
+    });
+}
+
+/// Waits until the collector has what the enclave has written until now. It acknowledges nothing after a gap.
+fn wait_for_all(scene: &Scene) {
+    let last = scene.daemon.get_admin("/admin/status").json()["log"]["last"].as_u64().unwrap();
+    wait_for_last(&scene.collector, &format!("\n{last} "));
+}
+
+/// The requests of which there is a record of this event, by their ids.
+fn decided(all: &[Value], event: &str) -> BTreeSet<String> {
+    let of_event = all.iter().filter(|record| record["event"] == event);
+    of_event.filter_map(|record| record["request_id"].as_str().map(str::to_owned)).collect()
+}
+
+/// What verify says, which has nothing against the files, nor against their end.
+#[track_caller]
+fn verified(scene: &Scene) -> String {
+    let url = format!("http://{}", scene.daemon.public);
+    let verified = scene.collector.verify(&["--development", "--attested", &url]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let text = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(text.contains("signed up to record"), "{text}");
+    text
+}
+
+#[test]
+fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
+    let mut scene = Scene::new(&[]);
+    scene.collector.start();
+    let mut stream = connect(scene.daemon.public);
+    for first in (0..REQUESTS).step_by(AT_ONCE) {
+        ask(&mut stream, &scene.file, first..first + AT_ONCE, is_given);
+        // As fast as this machine's disk: what nobody takes in time would be dropped.
+        wait_for_last(&scene.collector, &format!("\"r-{}\"", first + AT_ONCE - 1));
+    }
+    let all = audits(&scene.collector.lines());
+    let [given, refused] = ["given", "refused"].map(|event| decided(&all, event));
+    for n in 0..REQUESTS {
+        assert!(if is_given(n) { &given } else { &refused }.contains(&format!("r-{n}")), "{n}");
+    }
+    assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
+    assert!(!verified(&scene).contains("dropped"));
+}
+
+#[test]
+fn of_20000_requests_as_fast_as_they_come_each_record_is_in_the_files_or_told_to_be_dropped() {
+    let mut scene = Scene::new(&[]);
+    scene.collector.start();
+    ask_at_once(&scene, 8, REQUESTS, is_given);
+    wait_for_all(&scene);
+    let lines = scene.collector.lines();
+    let all = audits(&lines);
+    let [given, refused] = ["given", "refused"].map(|event| decided(&all, event));
+    let missing =
+        (0..REQUESTS).filter(|n| !if is_given(*n) { &given } else { &refused }.contains(&format!("r-{n}"))).count();
+    let dropped: u64 = lines
+        .iter()
+        .map(|line| record(line))
+        .filter(|record| record.kind == Kind::Dropped)
+        .map(|record| match serde_json::from_str(record.body).unwrap() {
+            Dropped::Lines { lines } => lines,
+            Dropped::Records { from, last } => last.number + 1 - from,
+        })
+        .sum();
+    assert!(missing as u64 <= dropped, "{missing} decisions are missing, and {dropped} records are told to be dropped");
+    assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), dropped as f64);
+    assert_eq!(verified(&scene).contains("dropped by the enclave"), dropped > 0);
+}
+
+#[test]
+fn of_many_requests_at_once_none_is_given_without_its_records_where_they_are_required() {
+    const MANY: usize = 1_000;
+    let mut scene = Scene::new(&[("TEEMARK_AUDIT", "required")]);
+    scene.collector.start();
+    wait_for("the daemon to be ready", || scene.is_ready());
+    ask_at_once(&scene, 8, MANY, |_| true);
+    // Each answer is here, so its first record has to be.
+    let ids: BTreeSet<String> = (0..MANY).map(|n| format!("r-{n}")).collect();
+    assert_eq!(decided(&audits(&scene.collector.lines()), "about_to_give"), ids);
+    wait_for_all(&scene);
+    assert_eq!(decided(&audits(&scene.collector.lines()), "given"), ids);
+    assert_eq!(scene.daemon.metric("teemark_log_lines_dropped_total"), 0.0);
+    assert!(!verified(&scene).contains("dropped"));
+}
