@@ -61,6 +61,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         doctor::what_is_broken_on_the_parent_is_named_and_nothing_else
     }),
     ("log: every record comes out over vsock and verifies", log::every_record_comes_out_over_vsock_and_verifies),
+    ("log: a sealed log shows nothing of a request, on the console neither", {
+        log::a_sealed_log_shows_nothing_of_a_request_on_the_console_neither
+    }),
     ("memory: with 64 MiB of memory files of 1 MiB are served", {
         memory::with_64_mib_of_memory_files_of_1_mib_are_served
     }),

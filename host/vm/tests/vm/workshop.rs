@@ -171,6 +171,17 @@ impl Workshop {
         })
     }
 
+    /// The same with these settings too, and with the stand-in where QEMU has no module.
+    pub(crate) fn baked_with(&self, name: &str, settings: &str) -> Result<Image> {
+        let environment = self.plain(&format!("FILE_KEYS={}\n{settings}", self.file_keys()?))?;
+        let mut arguments = vec!["--certs".into(), self.certs()?.to_owned(), "--environment".into(), environment];
+        if qemu::nitro().is_some() {
+            return self.build(name, &arguments);
+        }
+        arguments.push("--test-nsm".into());
+        Ok(self.build(name, &arguments)?.taken_apart())
+    }
+
     /// The same with run.sh and a shell.
     pub(crate) fn debug(&self) -> Result<&Image> {
         made(&self.debug, || self.build("debug", &[&self.with_secrets()?[..], &["--debug".into()]].concat()))
