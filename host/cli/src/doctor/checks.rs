@@ -110,7 +110,8 @@ fn device(parent: &Parent) -> Judged {
     }
     wrong(
         "/dev/nitro_enclaves is not there",
-        "launch the instance with enclaves enabled (--enclave-options Enabled=true), of a type that has them",
+        "launch the instance with enclaves enabled (--enclave-options Enabled=true), of a type that has them; on a machine \
+         that is not the parent, look from outside with --endpoint URL",
     )
 }
 
@@ -150,7 +151,12 @@ fn image(parent: &Parent, facts: &Facts) -> Judged {
     let (file, measured) = &parent.eif;
     let measured = match measured {
         Ok(measured) => measured,
-        Err(why) => return warning(format!("{file}: {why}"), "name the image's file with --eif"),
+        Err(why) => {
+            return warning(
+                format!("{file}: {why}"),
+                "is it the image's file (--eif), and is nitro-cli here (dnf install aws-nitro-enclaves-cli)?",
+            );
+        }
     };
     let Some(pcrs) = &facts.pcrs else {
         return warning(format!("{file} is not compared"), "name the .pcrs file of the image's build with --pcrs");
@@ -291,7 +297,7 @@ fn attestation(facts: &Facts) -> Judged {
             "for anything but a trial, start the image without debug mode, on an instance with a Nitro Secure Module",
         ),
         Some(Ok(_)) if facts.enclave.unproven.is_some() => warning(
-            format!("with {} nobody vouches for the enclave", facts.enclave.unproven.unwrap_or_default()),
+            format!("{} proves nothing about the enclave", facts.enclave.unproven.unwrap_or_default()),
             "for anything but a trial, name the .pcrs file alone",
         ),
         Some(Ok(attested)) => Ok(format!("module {} vouches for the image of --pcrs", attested.module_id)),
@@ -326,10 +332,10 @@ fn allow_list(facts: &Facts) -> Judged {
             hex::encode(attested.allow_list_sha256)
         )),
         (Some(Ok(_)), _) => Ok(format!("{file} is the attested one")),
-        (_, Some(_)) => Ok(format!("{file} has the entries that the enclave tells of")),
+        (_, Some(_)) => Ok(format!("{file} matches the list that the enclave reports")),
         (_, None) => warning(
             format!("{file} is not compared: the enclave neither attests its allow list nor tells of it"),
-            "mend the lines above first",
+            "fix the problems above first",
         ),
     }
 }
@@ -371,7 +377,7 @@ fn proxies(parent: &Parent, facts: &Facts) -> Judged {
 fn endpoints(facts: &Facts) -> Judged {
     let health = match &facts.enclave.health {
         Ok(health) => health,
-        Err(why) => return wrong(why, "mend the lines above first"),
+        Err(why) => return wrong(why, "fix the problems above first"),
     };
     let status = health["endpoints_status"].as_object();
     let unreached: Vec<&str> =
@@ -389,7 +395,7 @@ fn endpoints(facts: &Facts) -> Judged {
 fn service(facts: &Facts) -> Judged {
     let service = match &facts.enclave.health {
         Ok(health) => &health["watermark"],
-        Err(why) => return wrong(why, "mend the lines above first"),
+        Err(why) => return wrong(why, "fix the problems above first"),
     };
     if service["healthy"] == true {
         return Ok("the watermark service is healthy".into());
@@ -406,7 +412,7 @@ fn service(facts: &Facts) -> Judged {
 fn clock(facts: &Facts) -> Judged {
     let ahead = match &facts.enclave.ahead_ms {
         Ok(ahead) => *ahead,
-        Err(why) => return warning(format!("the clocks are not compared: {why}"), "mend the lines above first"),
+        Err(why) => return warning(format!("the clocks are not compared: {why}"), "fix the problems above first"),
     };
     let off = Duration::from_millis(ahead.unsigned_abs());
     let (seconds, side) = (off.as_secs(), if ahead > 0 { "behind" } else { "ahead of" });

@@ -45,7 +45,8 @@ use crate::vsock_proxy::Proxied;
   sudo teemark doctor --pcrs teemark.pcrs --json | jq -r '.checks[] | select(.verdict != \"ok\") | .check'
   teemark doctor --endpoint https://files.example.com --pcrs teemark.pcrs
 
-Exit status: 0 if nothing is wrong, also with warnings; 1 if something is.")]
+Exit status: 0 if nothing is wrong, also with warnings; 1 if something is; 2 if the .pcrs file or a number in parent.env
+cannot be read.")]
 pub(crate) struct Arguments {
     /// From outside: the public address, http://HOST:PORT or https://HOST
     #[arg(long, value_name = "URL", value_parser = daemon::endpoint)]
@@ -203,6 +204,7 @@ fn as_text(facts: &Facts, checks: &[Check]) -> String {
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
     let (wrong, warnings) = (count(Verdict::Wrong), count(Verdict::Warning));
     let endpoint = &facts.enclave.endpoint;
-    let _ = writeln!(text, "{endpoint}: {} lines, {warnings} warnings, {wrong} wrong", checks.len());
+    let some = if warnings == 1 { "warning" } else { "warnings" };
+    let _ = writeln!(text, "{endpoint}: {} lines, {warnings} {some}, {wrong} wrong", checks.len());
     text
 }

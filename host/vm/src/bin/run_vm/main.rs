@@ -251,6 +251,7 @@ impl Running<'_> {
         println!("\nRunning. Try, from another terminal in this folder (Ctrl-C here ends it):");
         println!("    curl http://{public}/health_check");
         println!("    {teemark} attest --endpoint http://{public} {}", operator::trust(self.image).join(" "));
+        println!("    {teemark} doctor --endpoint http://{public} {}", operator::trust(self.image).join(" "));
         let attested = run(self
             .teemark("attest")?
             .args(["--endpoint", &self.endpoint(), "--json"])
