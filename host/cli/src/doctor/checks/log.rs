@@ -85,8 +85,9 @@ fn lost_on_the_way(parent: &Parent, told: &Told<'_>) -> (String, &'static str) {
             Err(why) => (format!("{since}: the relay leads to {}, where {why}", relay.to), START_COLLECTOR),
             Ok(()) => (
                 format!("{since}: the relay leads to {}, where somebody listens", relay.to),
-                "is that teemark log collect? Then its log says why it acknowledges nothing; and its key (teemark keygen \
-                 --for collector --public) has to be in the image's TEEMARK_AUDIT_KEYS, if that has any",
+                "is that teemark log collect? Then its log says why it acknowledges nothing: after records that are missing \
+                 it does not until the enclave starts anew. Its key (teemark keygen --for collector --public) has to be in the \
+                 image's TEEMARK_AUDIT_KEYS, if that has any",
             ),
         },
         (None, Some(relay)) => (
