@@ -139,6 +139,15 @@ fn requests_without_a_valid_grant_cannot_fill_the_trail_and_are_counted() {
     assert_eq!(recorded + left_out, ASKED, "{recorded} recorded");
 }
 
+/// Says, once it goes, that threads are to stop.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Expects a record in the collector's files that each of these was about to be given.
 fn all_are_recorded(ids: &BTreeSet<String>, collector: &Collector) {
     let recorded: BTreeSet<String> = audits(&collector.lines())
@@ -162,6 +171,8 @@ fn no_answer_leaves_without_its_record_while_the_collector_is_killed_ten_times()
     let (stop, given) = (AtomicBool::new(false), Mutex::new(BTreeSet::new()));
     let (public, file) = (scene.daemon.public, scene.file.clone());
     thread::scope(|scope| {
+        // Also where an expectation fails: the scope waits for its threads.
+        let ended = Ended(&stop);
         let asker = |name: &'static str| {
             let (stop, given, file) = (&stop, &given, &file);
             move || {
@@ -194,7 +205,7 @@ fn no_answer_leaves_without_its_record_while_the_collector_is_killed_ten_times()
         }
         let before = number();
         wait_for("answers after the last time", || (number() > before + 5).then_some(()));
-        stop.store(true, Ordering::Release);
+        drop(ended);
     });
     let ids = given.into_inner().unwrap();
     assert!(ids.len() > 60, "{ids:?}");
