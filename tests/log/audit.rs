@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::collector::{Collector, audits, keygen};
 use super::support::issuer::{Issuer, claims};
 use super::support::{
-    Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, printed, read_answer, request, succeeds, wait_for,
+    Answer, Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, request, succeeds, wait_for,
 };
 use super::{Taker, check_chain, record};
 

@@ -21,7 +21,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::chains::Took;
-use super::files::{self, Kept, Room, Undo};
+use super::files;
+use super::kept::{self, Kept, Room, Undo};
 use super::removal;
 use crate::failure::Done;
 use crate::private_key::{PrivateKey, Use};
@@ -134,7 +135,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let Arguments { listen, into, key, journald, keep_days, remove_every, max_bytes, idle } = arguments;
     let key = key.as_deref().map(|path| PrivateKey::read(path, Use::Collector)?.collectors()).transpose()?;
-    files::make_folder(into).context("--into")?;
+    kept::make_folder(into).context("--into")?;
     let room = Arc::new(Room::count(into, *max_bytes)?);
     let journal = journald.clone().map(|path| UnixDatagram::unbound().map(|socket| (socket, path))).transpose()?;
     if let Some((socket, _)) = &journal {

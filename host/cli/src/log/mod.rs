@@ -3,7 +3,8 @@
 //! ```text
 //! relay      on the parent: carries the stream on, and knows nothing about it
 //! collect    behind it: keeps records in files, and acknowledges them
-//! files      the files of a boot, as collect writes them and the others read them
+//! kept       a boot's files as collect writes them
+//! files      the files of a boot, and how they are read
 //! chains     which records of a boot belong together
 //! removal    what --keep-days removes of those files
 //! verify     whether records are as the enclave wrote them, in order and complete
@@ -14,6 +15,7 @@
 mod chains;
 mod collect;
 mod files;
+mod kept;
 mod read;
 mod reader;
 mod relay;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use formats::log::{Kind, Record};
 
-use super::files::{KEYS, Lines, day_of, of_boot, sync_folder};
+use super::files::{KEYS, Lines, day_of, of_boot};
+use super::kept::sync_folder;
 
 /// Bytes that are looked through for the first checkpoint of a log.
 const BEGINNING: u64 = 1 << 20;
@@ -118,7 +119,8 @@ mod tests {
 
     use super::*;
     use crate::log::chains::Took;
-    use crate::log::files::{Kept, Room, days};
+    use crate::log::files::days;
+    use crate::log::kept::{Kept, Room};
 
     const BOOT: BootNonce = BootNonce::from_bytes([3; 32]);
 

@@ -9,7 +9,8 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use super::chain::YOUNG_MS;
 use super::*;
-use crate::log::files::{DayEnd, Kept, Room};
+use crate::log::files::DayEnd;
+use crate::log::kept::{Kept, Room};
 use crate::log::removal::remove_days;
 
 const NONCE: BootNonce = BootNonce::from_bytes([3; 32]);

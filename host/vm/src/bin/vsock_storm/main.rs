@@ -62,7 +62,12 @@ fn storm(peer: u32, port: u32, count: u32, client: bool) -> (usize, usize) {
     let (begun, over) = (Barrier::new(2), AtomicBool::new(false));
     thread::scope(|scope| {
         let client = client.then(|| scope.spawn(|| be_served(peer, &begun, &over)));
-        let sockets = connections(peer, port, count, || drop(client.as_ref().map(|_| begun.wait())));
+        let begin = || {
+            if client.is_some() {
+                begun.wait();
+            }
+        };
+        let sockets = connections(peer, port, count, begin);
         over.store(true, Ordering::Release);
         let answers = client.map_or(0, |client| client.join().expect("no panic"));
         (sockets.len(), answers)
