@@ -162,7 +162,7 @@ impl Outgoing {
                     connected.unacknowledged = None;
                 }
                 connected.send(judge.ring, &mut self.told, now, news)?;
-                return connected.expect_acknowledgement(self.acked, now);
+                return connected.expect_acknowledgement(self.acked, self.told, now);
             }
         }
         Ok(())
@@ -279,9 +279,10 @@ impl Connected {
         }
     }
 
-    /// Fails if acknowledgements have stopped. What has never acknowledged a record may be something that only reads.
-    fn expect_acknowledgement(&mut self, acked: u64, now: Instant) -> io::Result<()> {
-        if acked == 0 || self.next == acked + 1 {
+    /// Fails if acknowledgements have stopped. What has never acknowledged a record may be something that only reads; and a
+    /// collector that lacks records, since they were gone before they could be sent, acknowledges none after them.
+    fn expect_acknowledgement(&mut self, acked: u64, gone: u64, now: Instant) -> io::Result<()> {
+        if acked == 0 || acked < gone || self.next == acked + 1 {
             self.unacknowledged = None;
             return Ok(());
         }
@@ -409,5 +410,31 @@ mod tests {
             assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, None));
         }
         assert_eq!([(); 5].map(|()| next_number(&mut taken)), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_stream_after_records_were_lost_goes_on_though_nothing_more_is_acknowledged() {
+        let mut scene = Scene::new();
+        let one = scene.record();
+        let mut first = scene.connect(0);
+        scene.acknowledge(&mut first, one, 1);
+        drop(first);
+        while scene.outgoing.is_connected() {
+            scene.step(2);
+            std::thread::yield_now();
+        }
+        while lock(&scene.ring).gone().number < 10 {
+            scene.record();
+        }
+        let mut second = scene.connect(100);
+        std::thread::spawn(move || std::io::copy(&mut second, &mut std::io::sink()));
+        let last = lock(&scene.ring).last();
+        while !matches!(&scene.outgoing.state, State::Connected(sent) if sent.outbox.is_empty() && sent.next > last) {
+            scene.step(101);
+        }
+        for after in [131, 100_000] {
+            scene.step(after);
+            assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, None));
+        }
     }
 }
