@@ -15,6 +15,7 @@ help:
 	@echo '                   ENDPOINTS=FILE   an allow list other than allowed_endpoints.yaml'
 	@echo '                   SIGN_KEY=FILE SIGN_CERT=FILE  signed: PCR8'
 	@echo '                   DEBUG=1          out/teemark-debug.eif: run.sh and a shell in it'
+	@echo '                   BUSYBOX=FILE     its shell, in place of /bin/busybox: for another architecture than this one'
 	@echo '                   ARCH=aarch64     out/teemark-aarch64.eif, for Graviton instances'
 	@echo '                   COMPRESSION=gzip kernel and ramdisks compressed so in place of xz (docs/HARDWARE.md)'
 	@echo '                   TESTNSM=1        out/teemark-testnsm.eif: attests itself without a Nitro Secure Module,'
@@ -54,7 +55,7 @@ image:
 	  $${OPERATOR:+--operator "$$OPERATOR"} \
 	  $${CLOSED:+--no-operator} $${CERTS:+--certs "$$CERTS"} \
 	  $${ENVIRONMENT:+--environment "$$ENVIRONMENT"} $${ENDPOINTS:+--endpoints "$$ENDPOINTS"} \
-	  $${COMPRESSION:+--compression "$$COMPRESSION"} \
+	  $${COMPRESSION:+--compression "$$COMPRESSION"} $${BUSYBOX:+--shell "$$BUSYBOX"} \
 	  $${SIGN_KEY:+--sign-key "$$SIGN_KEY"} $${SIGN_CERT:+--sign-certificate "$$SIGN_CERT"}
 
 # Of the images as they are shipped: without certificates, whatever out/ holds.

@@ -40,6 +40,16 @@ pub(crate) fn a_debug_image_starts_run_sh_has_a_shell_and_stops_on_sigterm(
         }
         Ok(())
     })?;
+    stage.step("PID 1 reaps a process whose parent has ended, while the heartbeat still waits", || {
+        // The subshell ends at once, so `true` becomes PID 1's child.
+        let lines = type_in(
+            &mut enclave,
+            "(true &); sleep 2; grep -l '^State:.Z' /proc/[0-9]*/status; ls /proc | grep -c '^[0-9]'",
+        )?;
+        ensure!(!lines.iter().any(|line| line.text.starts_with("/proc/")), "{lines:?}");
+        ensure!(lines.iter().any(|line| line.text.parse::<u32>().is_ok_and(|count| count > 3)), "{lines:?}");
+        Ok(())
+    })?;
     stage.step("/etc/hosts names the host, as the daemon wrote it", || {
         let lines = type_in(&mut enclave, "cat /etc/hosts")?;
         let line = "127.0.0.64 watermark.internal.staging.zing.you";
