@@ -25,10 +25,15 @@ target=$root/target/image
 triple=$arch-unknown-linux-musl
 
 # Cargo, rustc and ring's build obey CC, CFLAGS, CARGO_PROFILE_RELEASE_LTO, RUSTUP_TOOLCHAIN and many other variables of
-# the caller, and any of them would change the PCRs in silence. So they have none but these.
+# the caller, and any of them would change the PCRs in silence. So they get only these. A configuration of cargo in its own
+# folder or above the clone still counts.
 clean() {
-  env -i PATH="$PATH" HOME="$HOME" ${CARGO_HOME:+"CARGO_HOME=$CARGO_HOME"} ${RUSTUP_HOME:+"RUSTUP_HOME=$RUSTUP_HOME"} "$@"
+  env -i PATH="$PATH" ${HOME:+"HOME=$HOME"} ${CARGO_HOME:+"CARGO_HOME=$CARGO_HOME"} ${RUSTUP_HOME:+"RUSTUP_HOME=$RUSTUP_HOME"} "$@"
 }
+
+cd "$root"
+# With the caller's environment, which may have a proxy: the toolchain and the crates are downloaded here, if they have to be.
+cargo fetch --quiet --locked --target "$triple"
 
 # Panic messages name source files. Each folder of this machine gets a name of its own: the clone, the crates, and the
 # standard library's source, which has its official name where it is not installed.
@@ -41,8 +46,6 @@ case $arch in
   aarch64) flags="$flags -Clink-arg=-Wl,-z,max-page-size=4096" ;;
   *) echo "image/programs.sh: no enclave runs on $arch; it is x86_64 or aarch64" >&2; exit 2 ;;
 esac
-cd "$root"
-cargo fetch --quiet --locked --target "$triple"
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
   flags="$flags --remap-path-prefix=$registry=/crates"
 done

@@ -85,8 +85,13 @@ impl UsedGrants {
             return Err(GrantError::Expired);
         }
         match remembered.grants.get_mut(&grant.id) {
-            Some(state) if state.taken => return Err(GrantError::Used),
-            Some(state) => state.taken = true,
+            Some(state) => {
+                // Another token of the same id may be valid for longer.
+                state.ends = state.ends.max(grant.ends);
+                if std::mem::replace(&mut state.taken, true) {
+                    return Err(GrantError::Used);
+                }
+            }
             None => {
                 if !remembered.has_room(owner) {
                     remembered.forget_expired(now);
@@ -305,6 +310,16 @@ mod tests {
         assert_eq!(check(&later).err(), Some(GrantError::NotYetValid), "by the clock that was set back");
         set(first.ends - 100);
         assert!(check(&later).is_ok());
+    }
+
+    #[test]
+    fn two_tokens_of_one_id_are_one_grant_until_both_have_expired() {
+        let used = grants_at(0);
+        used.take(&grant(1, 5)).unwrap().use_up();
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
+        set(8);
+        assert_eq!(used.count(), 1);
+        assert_eq!(used.take(&grant(1, 9)).err(), Some(GrantError::Used));
     }
 
     #[test]

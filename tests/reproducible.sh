@@ -16,7 +16,7 @@ git ls-files --cached --others --exclude-standard -z | tar -c --null --files-fro
 ln -s "${CARGO_HOME:-$HOME/.cargo}/registry" "$dir/cargo/registry"
 path=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
 other='CC=clang CFLAGS=-O0 TARGET_CFLAGS=-g RUSTFLAGS=-Copt-level=1 CARGO_ENCODED_RUSTFLAGS=-Copt-level=1 CDPATH=/:.
-  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_BUILD_RUSTFLAGS=-Cdebuginfo=2 RUSTC_WRAPPER=/bin/false'
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_BUILD_RUSTFLAGS=-Cdebuginfo=2'
 for arch in x86_64 aarch64; do
   image/build.sh --arch "$arch" --output "$dir/first" >/dev/null
   # shellcheck disable=SC2086 # one variable a word

@@ -34,25 +34,42 @@ pub fn aside(name: &'static str, job: impl Fn() + Send + Sync + 'static) -> impl
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread::yield_now;
 
     use super::*;
 
-    #[test]
-    fn a_job_that_blocks_holds_up_no_timer_and_runs_once_at_a_time() {
+    /// A timer whose job blocks until it is told to end, the job's beginnings, and what tells it: one job for each
+    /// message, and all if it is dropped.
+    fn blocking() -> (impl FnMut() + Send + 'static, Receiver<()>, Sender<()>) {
         let (began, beginnings) = channel();
         let (end, ends) = channel::<()>();
         let ends = Mutex::new(ends);
-        let mut timer = aside("job", move || {
+        let timer = aside("job", move || {
             began.send(()).unwrap();
             let _ = ends.lock().unwrap().recv();
         });
+        (timer, beginnings, end)
+    }
+
+    #[test]
+    fn a_job_that_blocks_holds_up_no_timer_and_runs_once_at_a_time() {
+        let (mut timer, beginnings, end) = blocking();
         timer();
         beginnings.recv().unwrap();
         // It blocks by now, and nobody waits for it.
         (0..10).for_each(|_| timer());
-        assert!(beginnings.try_recv().is_err(), "it was started a second time");
+        drop(end);
+        drop(timer);
+        // To the end of the last thread.
+        assert_eq!(beginnings.iter().count(), 0, "it was started a second time");
+    }
+
+    #[test]
+    fn a_job_that_has_ended_runs_again() {
+        let (mut timer, beginnings, end) = blocking();
+        timer();
+        beginnings.recv().unwrap();
         end.send(()).unwrap();
         while beginnings.try_recv().is_err() {
             timer();

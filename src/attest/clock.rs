@@ -35,7 +35,24 @@ enum Correction {
 
 /// What was found when the clocks were last compared, if they ever were.
 #[derive(Debug, Default)]
-pub(super) struct Clock(Mutex<Option<Difference>>);
+pub(super) struct Clock(Mutex<Option<Last>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    difference: Difference,
+    /// What was logged of it, and of those before, in the same words: what came of them, and whether this machine's clock was
+    /// ahead.
+    told: Option<(Outcome, bool)>,
+}
+
+/// What came of a difference that is too large to be left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Slewed,
+    Stepped,
+    Failed,
+    Impossible,
+}
 
 /// A difference of two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,55 +118,59 @@ impl Clock {
     ///
     /// The first comparison is made before anybody is served. Nothing minds a step then, and a slew would take up to an hour.
     fn correct(&self, difference: Difference, set: impl FnOnce(Correction) -> io::Result<()>) {
-        let words = difference.words();
-        let before = self.last().replace(difference);
+        let before = self.last().replace(Last { difference, told: None });
         let correction = match difference.correction() {
             Correction::Slew if before.is_none() => Correction::Step,
             correction => correction,
         };
-        let before = before.unwrap_or_default();
-        let is_new = (before.correction(), before.ahead) != (correction, difference.ahead);
-        let result = match correction {
+        let (outcome, fault) = match correction {
             Correction::None => return,
-            Correction::Slew | Correction::Step => set(correction),
-            Correction::Impossible => {
-                if is_new {
-                    error!("the clock is {words}, which is too far to correct: restart the enclave");
-                }
-                return;
-            }
+            Correction::Impossible => (Outcome::Impossible, None),
+            Correction::Slew | Correction::Step => match set(correction) {
+                Err(e) => (Outcome::Failed, Some(e)),
+                Ok(()) if correction == Correction::Slew => (Outcome::Slewed, None),
+                Ok(()) => (Outcome::Stepped, None),
+            },
         };
-        if correction == Correction::Step && result.is_ok() {
-            // It is over; the next one is another.
-            *self.last() = Some(Difference::default());
+        let told = Some((outcome, difference.ahead));
+        // A step is over; the next one is another.
+        if outcome != Outcome::Stepped
+            && let Some(last) = &mut *self.last()
+        {
+            last.told = told;
         }
-        if !is_new {
+        if before.is_some_and(|before| before.told == told) {
             return;
         }
-        let how = match (result, correction) {
-            (Err(e), _) => {
-                error!("the clock is {words}, and cannot be set: {e}");
-                "failed"
+        let words = difference.words();
+        let how = match (outcome, fault) {
+            (Outcome::Impossible, _) => {
+                error!("the clock is {words}, which is too far to correct: restart the enclave");
+                return;
             }
-            (Ok(()), Correction::Slew) => {
+            (Outcome::Slewed, _) => {
                 info!("the clock is {words}, and is slewed");
                 "slewed"
             }
-            (Ok(()), _) => {
+            (Outcome::Stepped, _) => {
                 warn!("the clock is {words}, and is set");
                 "stepped"
+            }
+            (Outcome::Failed, fault) => {
+                error!("the clock is {words}, and cannot be set: {}", fault.unwrap_or(io::ErrorKind::Other.into()));
+                "failed"
             }
         };
         audit::clock(difference.milliseconds(), how);
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Difference>> {
+    fn last(&self) -> MutexGuard<'_, Option<Last>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is wrong with the clock, for whoever is to start the enclave anew.
     pub(super) fn fault(&self) -> Option<String> {
-        let last = (*self.last())?;
+        let last = (*self.last())?.difference;
         (last.correction() == Correction::Impossible).then(|| format!("{}, which is too far to correct", last.words()))
     }
 }
@@ -249,7 +270,7 @@ mod tests {
                 .map(|record| (record["correction"].clone(), record["ahead"].clone()))
                 .collect()
         };
-        let clock = Clock(Mutex::new(Some(Difference::default())));
+        let clock = Clock(Mutex::new(Some(Last::default())));
         let (slew, step, other) = (difference(1.111), difference(-61.222), difference(99.333));
         let correct = |difference: Difference, result: io::Result<()>, times: usize| {
             let before = recorded(difference).len();
@@ -270,11 +291,13 @@ mod tests {
         correct(step, Ok(()), 1);
         correct(other, fails(), 1);
         correct(other, fails(), 0);
+        // It could be set in the end.
+        correct(other, Ok(()), 1);
         let all = [slew, step, other].map(recorded);
         let expected =
             [("slewed", true), ("stepped", false), ("failed", true)].map(|(how, ahead)| (json!(how), json!(ahead)));
         assert_eq!(all.each_ref().map(|records| records[0].clone()), expected);
-        assert_eq!(all.map(|records| records.len()), [2, 2, 1]);
+        assert_eq!(all.map(|records| records.len()), [2, 2, 2]);
     }
 
     /// Nothing is set here: it would be this machine's clock.

@@ -315,7 +315,8 @@ impl Log {
         let mut queue = lock(&self.0.queue);
         queue.finishing = true;
         self.0.wake();
-        drop(self.0.written.wait_timeout_while(queue, AT_THE_END, |queue| queue.finishing));
+        let waited = self.0.written.wait_timeout_while(queue, AT_THE_END, |queue| queue.finishing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.finishing = false;
     }
 
     /// How far it has come.
@@ -462,7 +463,8 @@ impl Writer {
         let (shared, mut entries) = (self.shared.clone(), VecDeque::new());
         loop {
             let queue = lock(&shared.queue);
-            let gathers = !queue.is_empty() && !queue.finishing;
+            let finishing = queue.finishing;
+            let gathers = !queue.is_empty() && !finishing;
             drop(queue);
             if gathers && lock(&shared.acked).waiting == 0 {
                 thread::sleep(GATHERING);
@@ -484,7 +486,8 @@ impl Writer {
                     continue;
                 }
                 queue.awake = false;
-                if queue.finishing && !behind {
+                // What was asked for after this round began may be behind all the same.
+                if finishing && !behind {
                     queue.finishing = false;
                     shared.written.notify_all();
                 }

@@ -64,6 +64,8 @@ struct Connected {
     moved: Instant,
     /// Since when records wait for an acknowledgement of which none came, if that is expected.
     unacknowledged: Option<Instant>,
+    /// The last record that an answer named, also one that was gone by then.
+    heard: u64,
 }
 
 /// What the stream reports to the log.
@@ -150,6 +152,7 @@ impl Outgoing {
                     inbox: Vec::new(),
                     moved: now,
                     unacknowledged: None,
+                    heard: 0,
                 });
                 log::info!("log: the stream to {} is open", self.to);
                 return self.try_step(judge, now, news);
@@ -159,7 +162,6 @@ impl Outgoing {
                     self.acked = acked;
                     self.pause = FIRST_PAUSE;
                     news.acked = Some(acked);
-                    connected.unacknowledged = None;
                 }
                 connected.send(judge.ring, &mut self.told, now, news)?;
                 return connected.expect_acknowledgement(self.acked, self.told, now);
@@ -232,6 +234,11 @@ impl Connected {
             let number = ack.head.number;
             // If the record was acknowledged before, or is gone, the signature need not be verified.
             let hash = lock(judge.ring).hash(number);
+            if self.heard < number && number < self.next {
+                self.heard = number;
+                // Slow, and alive.
+                self.unacknowledged = None;
+            }
             if number <= acked.unwrap_or(before) || number >= self.next || hash.is_none() {
                 continue;
             }

@@ -31,7 +31,7 @@ use self::authorities::Authorities;
 use self::certificate::{Certificate, elliptic_key, elliptic_secret};
 use self::cryptography::SIGNATURES;
 use crate::net::egress::{Egress, NoLookup, Route};
-use crate::net::sessions::Sessions;
+use crate::net::sessions::{PERIOD, Sessions};
 use crate::net::tls::MAX_ANSWER_HEAD;
 
 /// Time limit to connect and shake hands.
@@ -161,7 +161,7 @@ impl Identity {
             let egress = Egress { allowed: allowed.clone(), route, sessions: sessions.clone() };
             Agent::with_parts(config, egress, NoLookup)
         };
-        let pooled = Mutex::new(Pooled { agent: agent(at_once), used: Instant::now() });
+        let pooled = Mutex::new(Pooled { agent: agent(at_once), made: Instant::now(), used: Instant::now() });
         MutualTls { fresh: agent(0), pooled, empty: Box::new(move || agent(at_once)), timeout, keepalive }
     }
 }
@@ -191,6 +191,7 @@ pub struct MutualTls {
 
 struct Pooled {
     agent: Agent,
+    made: Instant,
     /// When a call last took it.
     used: Instant,
 }
@@ -202,10 +203,14 @@ impl fmt::Debug for MutualTls {
 }
 
 impl MutualTls {
-    /// The agent that reuses connections, for a call that begins now.
-    pub fn pooled(&self) -> Agent {
+    /// The agent that reuses connections, for a call that begins now. Like sessions, connections that are never idle for long
+    /// stand for the certificates of their handshakes, so that new ones are made each [`PERIOD`].
+    pub fn pooled(&self, now: Instant) -> Agent {
         let mut pooled = self.lock();
-        pooled.used = Instant::now();
+        if now.saturating_duration_since(pooled.made) >= PERIOD {
+            (pooled.agent, pooled.made) = ((self.empty)(), now);
+        }
+        pooled.used = now;
         pooled.agent.clone()
     }
 
@@ -215,7 +220,7 @@ impl MutualTls {
         let mut pooled = self.lock();
         if now.saturating_duration_since(pooled.used) > self.keepalive {
             // A call under way keeps the agent that it took, which goes with it.
-            pooled.agent = (self.empty)();
+            (pooled.agent, pooled.made) = ((self.empty)(), now);
         }
     }
 

@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use rustls::client::{Resumption, Tls12Resumption};
 
 /// The longest time after a handshake in full in which its session may be resumed.
-const PERIOD: Duration = Duration::from_secs(600);
+pub const PERIOD: Duration = Duration::from_secs(600);
 /// Sessions kept to be resumed, as many as rustls keeps of one server.
 const SESSIONS: usize = 8;
 

@@ -277,7 +277,7 @@ fn with_repeat(
     still_may: impl Fn(&Ready) -> bool,
     call: impl Fn(&Ready, &Agent) -> Result<Response<Body>, Error>,
 ) -> Result<Response<Body>, WatermarkError> {
-    match call(ready, &ready.mtls.pooled()) {
+    match call(ready, &ready.mtls.pooled(Instant::now())) {
         Err(e) if is_stale(&e) => {
             info!("{e}: the call is repeated on a new one");
             METRICS.watermark_retries.add(1);

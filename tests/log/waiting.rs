@@ -27,16 +27,32 @@ const OF_MEMORY: [&str; 5] = ["brk", "madvise", "mmap", "mprotect", "munmap"];
 struct Call {
     /// The thread's name, and its id.
     thread: String,
-    /// The call as strace shows it, with descriptors as what they lead to.
+    /// The call as strace shows it, both halves if there are two, with descriptors as what they lead to.
     text: String,
 }
 
 impl Call {
-    /// `ID<NAME> CALL`. The second half of a line that others interrupted is not a call.
-    fn parse(line: &str) -> Option<Call> {
-        let (thread, text) = line.split_once("> ")?;
-        let text = text.trim_start();
-        (!text.starts_with("<... ")).then(|| Call { thread: thread.to_owned(), text: text.to_owned() })
+    /// The calls in strace's lines, `ID<NAME> CALL`. A line that others interrupted comes in two halves: the call's
+    /// result is in the second one, which is the next line of that thread.
+    fn parse_all(lines: &[&str]) -> Vec<Call> {
+        let mut calls: Vec<Call> = Vec::new();
+        // By the thread's id, which call.
+        let mut unfinished: BTreeMap<&str, usize> = BTreeMap::new();
+        for (thread, text) in lines.iter().filter_map(|line| line.split_once("> ")) {
+            let (id, text) = (thread.split('<').next().unwrap(), text.trim_start());
+            if let Some(half) = text.strip_prefix("<... ") {
+                // What began before these lines is not among them.
+                if let (Some(at), Some((_, rest))) = (unfinished.remove(id), half.split_once(" resumed>")) {
+                    calls[at].text.push_str(rest);
+                }
+                continue;
+            }
+            if text.ends_with("<unfinished ...>") {
+                unfinished.insert(id, calls.len());
+            }
+            calls.push(Call { thread: thread.to_owned(), text: text.to_owned() });
+        }
+        calls
     }
 
     fn name(&self) -> &str {
@@ -127,7 +143,7 @@ fn trace(reads: bool) -> Trace {
     let first = lines.iter().position(counted).expect("the first request that is counted");
     let last = lines.iter().rposition(counted).expect("the last one");
     Trace {
-        calls: lines[first..last].iter().filter_map(|line| Call::parse(line)).collect(),
+        calls: Call::parse_all(&lines[first..last]),
         never_blocks: lines[..last]
             .iter()
             .filter_map(|line| Some(line.split_once("ioctl(")?.1.split_once(", FIONBIO, [1]")?.0.to_owned()))
@@ -167,6 +183,7 @@ fn while_the_log_goes_nowhere_a_request_for_a_file_waits_for_nothing_of_it() {
                     pools.insert(address);
                     handed_over += 1;
                 } else if rest.contains("WAIT") && !rest.contains("EAGAIN") {
+                    // With EAGAIN it came back at once: the lock was free again.
                     locks += 1;
                 }
             } else if call.is_of("request")

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use formats::allow_list::AllowList;
 use formats::certificates::{Part, Parts};
@@ -11,6 +11,7 @@ use formats::time::Utc;
 use teemarkd::mtls::{Calls, Identity, MutualTls};
 use teemarkd::net::egress::Route;
 
+use crate::scripted::{Scripted, Step};
 use crate::*;
 
 /// A listener that reports whether anybody has connected.
@@ -57,16 +58,31 @@ fn an_endpoint_off_the_allow_list_is_never_dialled() {
         format!("http://localhost:{yes}/"),
         format!("http://localhost:{no}/"),
     ] {
-        for agent in [&mtls.pooled(), &mtls.fresh] {
+        for agent in [&mtls.pooled(Instant::now()), &mtls.fresh] {
             assert!(agent.get(&url).call().is_err(), "{url}");
         }
         assert!(unlisted.is_untouched() && listed.is_untouched(), "{url} was dialled");
     }
-    let refused = mtls.pooled().get(format!("https://localhost:{no}/")).call().unwrap_err();
+    let refused = mtls.pooled(Instant::now()).get(format!("https://localhost:{no}/")).call().unwrap_err();
     assert!(refused.to_string().contains("is not on the allow list"), "{refused}");
     // To show that the listener would notice: a listed host is dialled, in upper or lower case.
-    assert!(mtls.pooled().get(format!("https://LOCALHOST:{yes}/")).call().is_err());
+    assert!(mtls.pooled(Instant::now()).get(format!("https://LOCALHOST:{yes}/")).call().is_err());
     assert!(!listed.is_untouched());
+}
+
+/// As it is called each time that it may be: the service's certificate could have expired since.
+#[test]
+fn a_connection_is_used_for_ten_minutes_at_most_however_often_it_is() {
+    let service = Scripted::start(|_, _| Step::Answer);
+    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", service.port));
+    let (begin, url) = (Instant::now(), format!("https://localhost:{}/", service.port));
+    for (second, connections) in [(0, 1), (1, 1), (599, 1), (601, 2), (602, 2), (1200, 2), (1202, 3)] {
+        let agent = mtls.pooled(begin + Duration::from_secs(second));
+        // A small file, as the daemon sends it.
+        let answer = agent.post(&url).send("{}").unwrap();
+        let _ = answer.into_body().read_to_string().unwrap();
+        assert_eq!(service.connections(), connections, "at {second} s");
+    }
 }
 
 #[test]

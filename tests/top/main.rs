@@ -173,6 +173,18 @@ fn the_terminal_is_left_as_it_was_by_each_way_to_end() {
 }
 
 #[test]
+fn a_terminal_that_is_closed_ends_it_by_the_signal_and_without_one() {
+    let daemon = Setup::new(1).start();
+    let address = daemon.admin.to_string();
+    for (wrapper, signal) in [(&[][..], Some(1)), (&["env", "--ignore-signal=HUP"], Some(1))] {
+        let mut terminal = Terminal::by(wrapper, (80, 24), &["top", &address, "--interval", "0.2"]);
+        terminal.shows("not ready!!");
+        terminal.hangs_up();
+        assert_eq!(terminal.ended(), (None, signal), "{wrapper:?}");
+    }
+}
+
+#[test]
 fn one_that_hangs_holds_up_nobody_and_a_restart_is_told() {
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free_port();

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
@@ -20,16 +22,23 @@ const LEAVES: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
 
 pub(crate) struct Terminal {
     /// Its two sides: the one that a terminal's window has, and the one that its programs have.
-    window: File,
+    window: Option<File>,
     programs: OwnedFd,
     child: Child,
     before: Termios,
     written: Arc<Mutex<Vec<u8>>>,
+    reads: Option<JoinHandle<()>>,
+    closes: Arc<AtomicBool>,
 }
 
 impl Terminal {
     /// A terminal of this width and height, in which teemark is started.
     pub(crate) fn new(size: (u16, u16), arguments: &[&str]) -> Terminal {
+        Terminal::by(&[], size, arguments)
+    }
+
+    /// The same, where another program starts it.
+    pub(crate) fn by(wrapper: &[&str], size: (u16, u16), arguments: &[&str]) -> Terminal {
         let window = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&window).unwrap();
         unlockpt(&window).unwrap();
@@ -40,19 +49,16 @@ impl Terminal {
         let before = tcgetattr(&programs).unwrap();
         // setsid makes it the session's terminal, without which no program learns of its size, and then becomes teemark.
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(program("teemark")).args(arguments).env("TERM", "xterm");
+        command.arg("--ctty").args(wrapper).arg(program("teemark")).args(arguments).env("TERM", "xterm");
         let side = || programs.try_clone().unwrap();
         let child = command.stdin(side()).stdout(side()).stderr(side()).spawn();
         let child = child.unwrap_or_else(|e| panic!("setsid (of util-linux): {e}"));
         let written = Arc::new(Mutex::new(Vec::new()));
-        let (mut reads, to) = (File::from(window.try_clone().unwrap()), Arc::clone(&written));
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(n @ 1..) = reads.read(&mut bytes) {
-                to.lock().unwrap().extend_from_slice(&bytes[..n]);
-            }
-        });
-        Terminal { window: window.into(), programs, child, before, written }
+        let closes = Arc::new(AtomicBool::new(false));
+        let (window, to, until) = (File::from(window), Arc::clone(&written), Arc::clone(&closes));
+        let side = window.try_clone().unwrap();
+        let reads = thread::spawn(move || read(side, &to, &until));
+        Terminal { window: Some(window), programs, child, before, written, reads: Some(reads), closes }
     }
 
     /// Everything that was written to it.
@@ -73,7 +79,7 @@ impl Terminal {
     }
 
     pub(crate) fn types(&mut self, keys: &[u8]) {
-        self.window.write_all(keys).unwrap();
+        self.window.as_mut().unwrap().write_all(keys).unwrap();
     }
 
     pub(crate) fn resizes(&mut self, size: (u16, u16)) {
@@ -83,6 +89,13 @@ impl Terminal {
 
     pub(crate) fn signal(&mut self, name: &str) {
         run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
+    }
+
+    /// Closes the window.
+    pub(crate) fn hangs_up(&mut self) {
+        self.closes.store(true, Ordering::Release);
+        self.reads.take().unwrap().join().unwrap();
+        self.window = None;
     }
 
     /// Waits for its end: the exit status, or the signal.
@@ -110,6 +123,19 @@ impl Terminal {
             ENTERS.iter().zip(&LEAVES).all(undone).then_some(())
         });
         modes(&now) == modes(&self.before)
+    }
+}
+
+/// Keeps what is written to the terminal, until it is closed.
+fn read(mut window: File, written: &Mutex<Vec<u8>>, closes: &AtomicBool) {
+    let mut bytes = [0; 4096];
+    while !closes.load(Ordering::Acquire) {
+        let mut ready = [PollFd::new(window.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ready, 50_u8).unwrap() == 0 {
+            continue;
+        }
+        let Ok(n @ 1..) = window.read(&mut bytes) else { return };
+        written.lock().unwrap().extend_from_slice(&bytes[..n]);
     }
 }
 

@@ -1,9 +1,13 @@
 //! Reads what Prometheus reads: metrics in its text format 0.0.4, of a daemon or of a keeper.
 //!
-//! What is asked is untrusted. A line that is not a sample, or whose value is not a finite number, is passed over.
+//! What is asked is untrusted. A line that is not a sample, or whose value is not a finite number, is passed over, and so is what
+//! comes after [`MOST`] samples.
 
 use std::collections::BTreeMap;
 use std::ops::Add;
+
+/// Most samples of a page, several times as many as a daemon has. Each is held against all others.
+const MOST: usize = 2000;
 
 /// A number, with the labels that tell it from others of its name.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +43,7 @@ pub(crate) enum Quantile {
 impl Metrics {
     /// Reads a page.
     pub(crate) fn parse(text: &str) -> Metrics {
-        Metrics(text.lines().filter_map(sample).collect())
+        Metrics(text.lines().filter_map(sample).take(MOST).collect())
     }
 
     /// The sample of this name that has no labels.
@@ -178,6 +182,13 @@ mod tests {
         assert_eq!(metrics.0.len(), 3, "{metrics:?}");
         assert_eq!((metrics.value("x"), metrics.value("y"), metrics.value("z")), (Some(3.0), Some(1000.0), None));
         assert_eq!(metrics.by("x", "b"), BTreeMap::from([("}, \"q\" \\ \n", 4.0)]));
+    }
+
+    #[test]
+    fn no_more_samples_are_read_than_a_daemon_may_have() {
+        let text: String = (0..3000).map(|n| format!("x{{n=\"{n}\"}} 1\n")).collect();
+        let metrics = Metrics::parse(&text);
+        assert_eq!(metrics.sum("x", &[]), f64::from(u32::try_from(MOST).unwrap()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -219,24 +219,31 @@ impl Collector {
     /// Removes the files of days that are longer ago.
     fn remove(&self, days: u64) {
         let before = Utc(Utc::now().0.saturating_sub(days.saturating_mul(86_400))).to_string()[..10].to_owned();
-        let removed = || {
-            let folders = files::boot_folders(&self.into)?;
-            for folder in &folders {
-                removal::keep_keys(folder, &before).with_context(|| folder.display().to_string())?;
+        let tell = |e| say(format_args!("log: --keep-days {days}: old files cannot be removed: {e:#}"));
+        let folders = files::boot_folders(&self.into).unwrap_or_else(|e| {
+            tell(e);
+            Vec::new()
+        });
+        // Without their keys, what is left of a sealed log could not be opened. One folder's fault stops no other's removal.
+        let in_folder = |folder: &Path| folder.display().to_string();
+        let keeps = |folder: &&PathBuf| match removal::keep_keys(folder, &before).with_context(|| in_folder(folder)) {
+            Ok(()) => true,
+            Err(e) => {
+                tell(e);
+                false
             }
-            // No stream begins meanwhile.
-            let mut boots = lock(&self.boots);
-            boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
-            for folder in folders {
-                let name = folder.file_name().and_then(|name| BootNonce::from_hex(name.to_str()?));
-                let streams = name.is_some_and(|nonce| boots.contains_key(nonce.as_bytes()));
-                removal::remove_days(&folder, &before, streams).with_context(|| folder.display().to_string())?;
-            }
-            self.room.count_again(&self.into)
         };
-        if let Err(e) = removed() {
-            say(format_args!("log: --keep-days {days}: old files cannot be removed: {e:#}"));
+        let folders: Vec<&PathBuf> = folders.iter().filter(keeps).collect();
+        // No stream begins meanwhile.
+        let mut boots = lock(&self.boots);
+        boots.retain(|_, boot| Arc::strong_count(boot) > 1 || lock(boot).undo.is_some());
+        for folder in folders {
+            let name = folder.file_name().and_then(|name| BootNonce::from_hex(name.to_str()?));
+            let streams = name.is_some_and(|nonce| boots.contains_key(nonce.as_bytes()));
+            let removed = removal::remove_days(folder, &before, streams).with_context(|| in_folder(folder));
+            removed.unwrap_or_else(tell);
         }
+        self.room.count_again(&self.into).unwrap_or_else(tell);
     }
 
     /// Takes a stream until it ends.

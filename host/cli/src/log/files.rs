@@ -42,9 +42,17 @@ pub(super) fn boot_folders(root: &Path) -> Result<Vec<PathBuf>> {
 /// The files of each boot in these paths: of a collector's folder, a boot's folder, or files of one boot.
 ///
 /// # Errors
-/// A path cannot be read, or there are no files in it.
+/// A path cannot be read, or there is neither a file nor a folder of a boot in it.
 pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
-    let (mut boots, mut single) = (Vec::new(), Vec::new());
+    Ok(boots_and_empty(paths)?.0)
+}
+
+/// The files of each boot in these paths, as [`boots`] gives them, and the folders of boots that have none.
+///
+/// # Errors
+/// Those of [`boots`].
+pub(super) fn boots_and_empty(paths: &[PathBuf]) -> Result<(Vec<Vec<PathBuf>>, Vec<PathBuf>)> {
+    let (mut boots, mut single, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     for path in paths {
         if !path.is_dir() {
             single.push(path.clone());
@@ -56,11 +64,16 @@ pub(super) fn boots(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>> {
         }
         boots.extend((!own.is_empty()).then_some(own));
         for folder in folders {
-            boots.extend(Some(of_boot(&folder)?).filter(|files| !files.is_empty()));
+            let files = of_boot(&folder)?;
+            if files.is_empty() {
+                empty.push(folder);
+            } else {
+                boots.push(files);
+            }
         }
     }
     boots.extend((!single.is_empty()).then_some(single));
-    Ok(boots)
+    Ok((boots, empty))
 }
 
 /// What the collector knows of a boot's days: a line `DAY NUMBER HASH` for each chain from record 1 on, with the record that
@@ -85,16 +98,23 @@ impl fmt::Display for DayEnd {
     }
 }
 
-/// The ends of the days of the boot in this folder; none if the collector wrote none.
+/// The ends of the days of the boot in this folder; none if the collector wrote none. A line without a date is not one that
+/// the collector wrote.
 pub(super) fn days(folder: &Path) -> Vec<DayEnd> {
     let text = fs::read_to_string(folder.join(DAYS)).unwrap_or_default();
     let parse = |line: &str| {
         let mut words = line.strip_suffix('\n')?.split(' ');
-        let day = words.next()?.to_owned();
+        let day = words.next().filter(|word| is_day(word))?.to_owned();
         let head = Head { number: words.next()?.parse().ok()?, hash: Sha256::from_hex(words.next()?)? };
         words.next().is_none().then_some(DayEnd { day, head })
     };
     text.split_inclusive('\n').filter_map(parse).collect()
+}
+
+/// Whether this is a date as files are named by, `2026-11-30`.
+pub(super) fn is_day(text: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| if matches!(at, 4 | 7) { byte == b'-' } else { byte.is_ascii_digit() };
+    text.len() == 10 && text.bytes().enumerate().all(fits)
 }
 
 /// The day of a file.
@@ -145,5 +165,35 @@ impl<F: Read> Lines<BufReader<F>> {
     /// From where the file is read next.
     pub(super) fn new(file: F) -> Lines<BufReader<F>> {
         Lines { reader: BufReader::with_capacity(MAX_LINE, file), line: Vec::new(), whole: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_days_counts_only_with_a_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = "ab".repeat(32);
+        let days = ["2025-11-30", "\x1b[2J", "2025-11-3\u{660}", "2025-11-300", "2025/11/30", ""];
+        let lines: String = days.iter().map(|day| format!("{day} 7 {hash}\n")).collect();
+        fs::write(folder.path().join(DAYS), lines).unwrap();
+        let ends = super::days(folder.path());
+        assert_eq!(ends.iter().map(|end| end.day.as_str()).collect::<Vec<_>>(), ["2025-11-30"]);
+    }
+
+    #[test]
+    fn the_folder_of_a_boot_without_files_is_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let [empty, full] = ["03", "04"].map(|byte| root.path().join(byte.repeat(32)));
+        for folder in [&empty, &full] {
+            fs::create_dir(folder).unwrap();
+        }
+        let file = full.join("2025-11-30.log");
+        fs::write(&file, "").unwrap();
+        let paths = [root.path().to_owned()];
+        assert_eq!(boots_and_empty(&paths).unwrap(), (vec![vec![file.clone()]], vec![empty]));
+        assert_eq!(boots(&paths).unwrap(), [[file]]);
     }
 }

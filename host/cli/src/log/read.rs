@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::reader::{Next, Opened, Reader};
 use crate::failure::{Done, Failure};
 use crate::private_key::{PrivateKey, Use};
-use crate::terminal::{printable, say};
+use crate::terminal::{json_line, printable, say};
 
 /// Which records, and how they are opened.
 #[derive(clap::Args)]
@@ -29,7 +29,7 @@ struct Source {
 
 /// Print records as lines, sealed ones opened: NUMBER HASH KIND BODY.
 ///
-/// A hash is that of the record as it was sent, sealed.
+/// A hash is that of the record as it was sent, sealed. Control characters in a body are escaped.
 ///
 /// It verifies nothing: whoever holds the files can change them, and whoever has the public log key can make up sealed records
 /// that open. `teemark log verify` says up to which record everything is proven.
@@ -90,7 +90,7 @@ pub(crate) struct FollowArguments {
 
 pub(crate) fn open(arguments: &OpenArguments, json: bool) -> Result<Done> {
     arguments.source.print(json, |record, (kind, body)| {
-        Some(format!("{} {} {} {body}", record.head.number, record.head.hash, kind.name()))
+        Some(format!("{} {} {} {}", record.head.number, record.head.hash, kind.name(), in_line(body)))
     })
 }
 
@@ -121,6 +121,15 @@ pub(crate) fn follow(arguments: &FollowArguments, json: bool) -> Result<Done> {
         }
         thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// A body as it is, but for what would end the line or act on a terminal. JSON stays JSON, for the programs that read it.
+fn in_line(body: &str) -> String {
+    let shown = printable(body);
+    if shown == body {
+        return shown;
+    }
+    serde_json::from_str(body).map_or(shown, |value: Value| json_line(&value).trim_end().to_owned())
 }
 
 /// A record as people read it.
@@ -168,5 +177,20 @@ impl Source {
             Ok(ControlFlow::Continue(()))
         })?;
         reader.missed().done(json!({"records": records}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_stays_in_its_line_and_does_nothing_to_a_terminal() {
+        for ordinary in ["x", "GET /a\\b \"水印\"", r#"{"z":1.50, "a":"\u001b"}"#] {
+            assert_eq!(in_line(ordinary), ordinary);
+        }
+        assert_eq!(in_line("a\x1b[2J\n3 00 audit {}"), "a\\u{1b}[2J\\n3 00 audit {}");
+        let json = "{\"user_id\":\"a\u{202e}b\"}\n";
+        assert_eq!(in_line(json), "{\"user_id\":\"a\\u202eb\"}");
     }
 }

@@ -32,14 +32,15 @@ pub(super) fn remove_days(folder: &Path, before: &str, goes_on: bool) -> Result<
     }
     // The last file is the one that is written to.
     let old = old.min(files.len().saturating_sub(1));
-    for path in &files[usize::from(old > 0)..old.max(1)] {
+    if old == 0 {
+        return Ok(());
+    }
+    for path in &files[1..old] {
         fs::remove_file(path)?;
     }
-    if old > 0 {
-        let file = OpenOptions::new().read(true).write(true).open(&files[0])?;
-        file.set_len(beginning(&file)?)?;
-        file.sync_all()?;
-    }
+    let file = OpenOptions::new().read(true).write(true).open(&files[0])?;
+    file.set_len(beginning(&file)?)?;
+    file.sync_all()?;
     sync_folder(folder)
 }
 
@@ -165,6 +166,10 @@ mod tests {
         let folder = root.path().join(BOOT.to_string());
         let ends: Vec<_> = days(&folder).into_iter().map(|end| end.head.number).collect();
         assert_eq!(ends, [3, 6, 9, 12], "each day ends with its own last record");
+        for goes_on in [true, false] {
+            remove_days(&folder, "2025-11-30", goes_on).unwrap();
+            assert_eq!(of_boot(&folder).unwrap().len(), 5, "none is old");
+        }
         remove_days(&folder, "2025-12-03", true).unwrap();
         let files = of_boot(&folder).unwrap();
         let left: Vec<_> = files.iter().map(|path| (day_of(path), numbers(path))).collect();
@@ -179,6 +184,10 @@ mod tests {
         assert_eq!(take(&mut kept, &next(&mut head, Kind::Log), day(40)), (Took::Next, Some(17)));
         remove_days(&folder, "2027-01-01", false).unwrap();
         assert!(!folder.exists());
+        // A stream that has brought nothing yet.
+        fs::create_dir(&folder).unwrap();
+        remove_days(&folder, "2027-01-01", true).unwrap();
+        assert!(folder.exists());
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! chain      one branch: whether its records fit each other, and its checkpoints are the enclave's
 //! known      the records that are known again
 //! gaps       what is missing of a chain, and why
+//! days       where the collector may have removed days
 //! verdict    what was found
 //! ```
 
 mod boot;
 mod branches;
 mod chain;
+mod days;
 mod gaps;
 mod known;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use serde_json::json;
 
 use self::boot::Checker;
 use self::chain::{Anchors, Live};
+use self::days::Days;
 use self::verdict::Verdict;
 use super::files::{self, Lines};
 use crate::attest::{Expected, Purpose, Trust};
@@ -96,11 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     let anchors = Anchors { expected, identities: &arguments.identity, live: live.as_ref() };
     let start = Instant::now();
     let boots = loop {
-        let now_ms = now_ms();
-        let mut boots = Vec::new();
-        for files in files::boots(&arguments.paths)? {
-            boots.push(check(&files, &anchors, now_ms)?);
-        }
+        let boots = verdicts(&arguments.paths, &anchors, now_ms())?;
         // The enclave's last records may still be on their way.
         let arrived = live.as_ref().is_none_or(|live| boots.iter().any(|boot| boot.has(&live.checkpoint)));
         if arrived || start.elapsed() > ARRIVAL {
@@ -111,24 +110,41 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Done> {
     report(boots, live.as_ref())
 }
 
+/// Checks the boots in these paths.
+fn verdicts(paths: &[PathBuf], anchors: &Anchors<'_>, now_ms: u64) -> Result<Vec<Verdict>> {
+    let (boots, empty) = files::boots_and_empty(paths)?;
+    let mut verdicts = Vec::new();
+    for files in &boots {
+        verdicts.push(check(files, anchors, now_ms)?);
+    }
+    let name = |folder: &PathBuf| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    verdicts.extend(empty.iter().map(|folder| Verdict::without_files(name(folder))));
+    Ok(verdicts)
+}
+
 /// Checks the files of one boot.
 fn check(files: &[PathBuf], anchors: &Anchors<'_>, now_ms: u64) -> Result<Verdict> {
     let folder = files[0].parent();
     let name = folder.and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
-    let (name, days) = (name.unwrap_or_default(), folder.map(files::days).unwrap_or_default());
-    let mut checker = Checker::new(anchors, &name);
+    let (name, ends) = (name.unwrap_or_default(), folder.map(files::days).unwrap_or_default());
+    let (mut checker, mut days) = (Checker::new(anchors, &name), Days::new(&ends));
     for path in files {
+        days.next_file(files::day_of(path));
         let mut lines = Lines::new(File::open(path).with_context(|| path.display().to_string())?);
         let mut number = 0;
         while let Some(line) = lines.next().with_context(|| path.display().to_string())? {
             number += 1;
+            days.take(line);
             checker.take(line, format_args!("line {number} of {}", path.display()));
         }
     }
-    Ok(checker.end(&days, now_ms))
+    Ok(checker.end(&days.removed(), now_ms))
 }
 
 fn report(mut boots: Vec<Verdict>, live: Option<&Live>) -> Result<Done> {
+    if boots.is_empty() {
+        bail!(Failure::refused("log_refused", "these paths hold no boot, so there is nothing to verify"));
+    }
     if let Some(live) = live {
         match boots.iter_mut().find(|boot| boot.nonce == Some(live.checkpoint.boot_nonce)) {
             Some(boot) => boot.compare(&live.checkpoint),

@@ -7,7 +7,7 @@ const DAY: f64 = 86_400.0;
 const CERTIFICATE_WARNS: f64 = 14.0 * DAY;
 const CERTIFICATE_ALARMS: f64 = 2.0 * DAY;
 /// Of the clock, in seconds (TeemarkClockOff).
-const DRIFT: f64 = 0.5;
+const DRIFT: f64 = 2.0;
 /// The part of TEEMARK_MEMORY that is left (TeemarkMemoryNearLimit).
 const MEMORY_LEFT: f64 = 0.1;
 /// The part of the grants that are remembered (TeemarkGrantsNearLimit), and of requests in flight
@@ -81,7 +81,7 @@ mod tests {
         let used = |used| Used { used, limit: 100.0 };
         assert_eq!((certificate(2.0 * DAY - 1.0), certificate(2.0 * DAY)), (Level::Critical, Level::Warning));
         assert_eq!((certificate(14.0 * DAY - 1.0), certificate(14.0 * DAY)), (Level::Warning, Level::Well));
-        assert_eq!((drift(-0.51), drift(0.5)), (Level::Warning, Level::Well));
+        assert_eq!((drift(-2.01), drift(2.0)), (Level::Warning, Level::Well));
         assert_eq!((memory(used(91.0)), memory(used(90.0))), (Level::Warning, Level::Well));
         assert_eq!((near_limit(used(81.0)), near_limit(used(80.0))), (Level::Warning, Level::Well));
     }

@@ -42,19 +42,18 @@ use crate::{log, output};
 
 /// Show what enclaves are doing: requests, latencies, memory, certificate, clock, log, last refusals.
 ///
-/// It asks the admin port of each for /metrics, /admin/status and /admin/log, and changes nothing. Rates and latencies are of
-/// the time between two looks, at first of that since the start. ! marks what an alert would warn of, and !! what is critical.
+/// It asks the admin port of each for /metrics, /admin/status and /admin/log, and changes nothing. Rates and latencies cover
+/// the time between two looks; at the first look, the time since the start. ! marks what an alert would warn of, and !! what
+/// is critical.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Keys: up and down choose an enclave, Page Up and Page Down scroll what is told of it, q or Esc ends.
+#[command(after_help = "Keys: up and down choose an enclave, Page Up and Page Down scroll its details, q or Esc quits.
 
 Examples:
   teemark top
   teemark top 10.0.1.5:3001 10.0.2.5:3001 --interval 5
   teemark top --once --json | jq '.enclaves[].figures.memory_bytes'
 
-Exit status of --once: 0 if all enclaves answer, otherwise 3."
-)]
+Exit status of --once: 0 if all enclaves answer, otherwise 3.")]
 pub(crate) struct Arguments {
     /// Admin addresses: HOST:PORT, http://HOST:PORT or https://HOST
     #[arg(value_name = "ADDRESS", default_value = "127.0.0.1:3001", value_parser = admin_address)]
@@ -62,7 +61,7 @@ pub(crate) struct Arguments {
     /// Seconds between two looks at an enclave, 0.2 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     interval: Duration,
-    /// Look once, print it as text and end; so also where standard output is not a terminal, and with --json
+    /// Look once, print the result as text and exit; implied by --json or when standard output is not a terminal
     #[arg(long)]
     once: bool,
     /// The log key that opens a sealed log (keygen --for log), for the last refusals

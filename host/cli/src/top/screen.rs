@@ -1,10 +1,10 @@
 //! The terminal: it is drawn on while enclaves are asked, and left as it was, however this ends.
 
-use std::io::{self, Stdout, stdout};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::io::{self, Stdout, stdin, stdout};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use std::{panic, process};
+use std::{panic, process, thread};
 
 use anyhow::{Context, Result, bail};
 use formats::hpke::PrivateKey;
@@ -15,8 +15,9 @@ use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
-use signal_hook::consts::{SIGINT, SIGTSTP};
-use signal_hook::flag::register_usize;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTSTP};
+use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::ask::Asker;
@@ -26,6 +27,8 @@ use crate::interrupt;
 
 /// Longest wait for a key, after which it is looked whether an enclave has answered or a signal has come.
 const WAIT: Duration = Duration::from_millis(100);
+/// How long a signal waits for the drawing to end.
+const DRAWING: Duration = Duration::from_millis(500);
 
 /// Whether the terminal is drawn on. It is restored once: doing so again would move the cursor up, over what was printed since.
 static DRAWN_ON: AtomicBool = AtomicBool::new(false);
@@ -84,10 +87,8 @@ pub(super) fn run(
     interval: Duration,
     key: Option<&PrivateKey>,
 ) -> Result<()> {
-    let came = Arc::new(AtomicUsize::new(0));
-    for signal in interrupt::signals() {
-        register_usize(signal, Arc::clone(&came), usize::try_from(signal)?)?;
-    }
+    let came = Arc::new(AtomicI32::new(0));
+    watch(Arc::clone(&came))?;
     let (sender, receiver) = mpsc::channel::<(usize, Asked)>();
     let askers = askers.into_iter().enumerate();
     let threads =
@@ -107,7 +108,11 @@ pub(super) fn run(
         }
         let now = Utc::now();
         if changed || drawn != Some(now) {
-            screen.0.draw(|frame| view.draw(frame, &enclaves, now, interval))?;
+            let result = screen.0.draw(|frame| view.draw(frame, &enclaves, now, interval)).map(drop);
+            if result.is_err() && waits_until_hung_up(Duration::ZERO) {
+                break SIGHUP;
+            }
+            result?;
             drawn = Some(now);
         }
         match next(&mut view, enclaves.len())? {
@@ -115,23 +120,48 @@ pub(super) fn run(
             Asks::Drawing => drawn = None,
             Asks::Ending => return Ok(()),
             Asks::Interrupting => break SIGINT,
+            Asks::HangingUp => break SIGHUP,
             Asks::Stopping => {
                 screen.stop()?;
                 drawn = None;
             }
         }
-        if let Some(signal) = i32::try_from(came.load(Relaxed)).ok().filter(|signal| *signal != 0) {
-            break signal;
+        match came.load(Relaxed) {
+            0 => {}
+            signal => break signal,
         }
     };
-    drop(screen);
-    emulate_default_handler(signal)?;
+    // Not by dropping it: ratatui would print that a terminal which is gone cannot be restored, and panic.
+    restore();
+    end_by(signal)
+}
+
+/// Starts a thread that tells of a signal by `came`, and ends the program if nobody else does. crossterm reads a terminal that
+/// has hung up again and again, and never returns.
+fn watch(came: Arc<AtomicI32>) -> Result<()> {
+    let mut signals = Signals::new(interrupt::signals())?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        came.store(signal, Relaxed);
+        thread::sleep(DRAWING);
+        restore();
+        end_by(signal)
+    })?;
+    Ok(())
+}
+
+/// Ends the program as the signal itself would.
+fn end_by(signal: i32) -> ! {
+    let _ = emulate_default_handler(signal);
     process::exit(128 + signal)
 }
 
 /// What the next event asks for, if one comes soon.
 fn next(view: &mut View, enclaves: usize) -> io::Result<Asks> {
-    if !event::poll(WAIT)? {
+    if waits_until_hung_up(WAIT) {
+        return Ok(Asks::HangingUp);
+    }
+    if !event::poll(Duration::ZERO)? {
         return Ok(Asks::Nothing);
     }
     Ok(match event::read()? {
@@ -139,4 +169,14 @@ fn next(view: &mut View, enclaves: usize) -> io::Result<Asks> {
         Event::Resize(..) => Asks::Drawing,
         _ => Asks::Nothing,
     })
+}
+
+/// Waits for a key, and tells whether the terminal is gone. That comes without a signal too, to a program that ignores it; and
+/// crossterm must not wait when it comes.
+fn waits_until_hung_up(most: Duration) -> bool {
+    let input = stdin();
+    let mut input = [PollFd::new(&input, PollFlags::IN)];
+    let most = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: most.subsec_nanos().into() };
+    // A signal ends the wait.
+    poll(&mut input, Some(&most)).is_ok() && input[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }

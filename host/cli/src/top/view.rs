@@ -22,6 +22,8 @@ pub(super) enum Asks {
     Ending,
     /// To end as by SIGINT.
     Interrupting,
+    /// To end as by SIGHUP.
+    HangingUp,
     /// To stop as by SIGTSTP.
     Stopping,
 }

@@ -1,7 +1,8 @@
 //! The log's way out: over vsock port 9001 to the relay on the parent, and on to a collector.
 
 use std::fs;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use teemark_vm::{Image, Parent, qemu};
@@ -169,8 +170,15 @@ pub(crate) fn a_sealed_log_shows_nothing_of_a_request_on_the_console_neither(
     })
 }
 
-/// All that the console has shown, once the line of this record is there.
+/// All that the console has shown, once the line of this record is there, which begins with its number.
 fn console(world: &World, last: u64) -> Result<String> {
-    world.enclave.console.wait_for(&format!("{last} "), SOON)?;
-    Ok(world.enclave.console.lines().into_iter().map(|line| line.text + "\n").collect())
+    let (number, end) = (format!("{last} "), Instant::now() + SOON);
+    loop {
+        let lines = world.enclave.console.lines();
+        if lines.iter().any(|line| line.text.starts_with(&number)) {
+            return Ok(lines.into_iter().map(|line| line.text + "\n").collect());
+        }
+        ensure!(Instant::now() < end, "the console does not show record {last}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }

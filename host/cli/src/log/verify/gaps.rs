@@ -87,7 +87,7 @@ impl Gaps {
         self.0 = left;
     }
 
-    /// The collector has removed the records of days that it was not to keep.
+    /// The collector has removed the records of days that it was not to keep. `days` are those that it may have removed.
     pub(super) fn remove(&mut self, days: &[DayEnd], verdict: &mut Verdict) {
         self.0.retain(|Gap { from, to, next, .. }| {
             let next = next.as_ref().and_then(|next| Record::parse(next));

@@ -189,6 +189,75 @@ fn what_the_collector_leaves_of_a_log_after_it_removed_days_verifies() {
 }
 
 #[test]
+fn what_is_missing_within_a_day_was_not_removed_by_the_collector_whatever_days_says() {
+    let mut log = Log::new();
+    for _ in 0..6 {
+        log.add_some(3);
+        log.checkpoint();
+    }
+    // Records 1 to 2 are the beginning, and each four after them end with a checkpoint.
+    let end = |number: usize| Record::parse(log.lines[number - 1].trim_end().as_bytes()).unwrap().head;
+    let folder = tempfile::tempdir().unwrap();
+    let anchors = Anchors { expected: None, identities: &[identity_key()], live: None };
+    let judge = |days: &[(&str, &[(usize, usize)])], ends: &[(&str, usize)]| {
+        let folder = tempfile::tempdir_in(folder.path()).unwrap();
+        for (day, parts) in days {
+            let lines: String = parts.iter().map(|&(from, to)| log.lines[from - 1..to].concat()).collect();
+            std::fs::write(folder.path().join(format!("{day}.log")), lines).unwrap();
+        }
+        let ends = ends.iter().map(|(day, number)| DayEnd { day: (*day).to_owned(), head: end(*number) }.to_string());
+        std::fs::write(folder.path().join(files::DAYS), ends.collect::<String>()).unwrap();
+        let verdict = check(&files::of_boot(folder.path()).unwrap(), &anchors, SIGNED_MS + 1000).unwrap();
+        (verdict.findings, verdict.removed.len())
+    };
+    let missing =
+        |names: &[&str]| (names.iter().map(|name| format!("records {name} are missing")).collect::<Vec<_>>(), 0);
+    // Within a file.
+    let within = [("2025-11-30", &[(1, 6), (9, 14), (17, 26)][..])];
+    for ends in [[("2098-01-01", 8), ("2099-01-01", 16)], [("2025-11-28", 8), ("2025-11-29", 16)]] {
+        assert_eq!(judge(&within, &ends), missing(&["7 to 8", "15 to 16"]));
+    }
+    // Between two files: only of a day between them.
+    let between = [("2025-11-28", &[(1, 10)][..]), ("2025-11-30", &[(15, 26)])];
+    for (day, removed) in [
+        ("2025-11-27", false),
+        ("2025-11-28", false),
+        ("2025-11-29", true),
+        ("2025-11-30", false),
+        ("2098-01-01", false),
+    ] {
+        let expected = if removed { (vec![], 1) } else { missing(&["11 to 14"]) };
+        assert_eq!(judge(&between, &[(day, 14)]), expected, "{day}");
+    }
+    // The first day too, if no more than the beginning is left of it.
+    let beginning = [("2025-11-28", &[(1, 2)][..]), ("2025-11-29", &[(15, 26)])];
+    assert_eq!(judge(&beginning, &[("2025-11-28", 14)]), (vec![], 1));
+    // Not of a later one.
+    let later = [("2025-11-27", &[(1, 6)][..]), ("2025-11-28", &[(7, 10)]), ("2025-11-29", &[(15, 26)])];
+    assert_eq!(judge(&later, &[("2025-11-28", 14)]), missing(&["11 to 14"]));
+}
+
+#[test]
+fn a_boot_without_files_is_a_finding_and_no_boot_at_all_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join(NONCE.to_string())).unwrap();
+    let anchors = Anchors { expected: None, identities: &[identity_key()], live: None };
+    let verdicts = verdicts(&[root.path().to_owned()], &anchors, SIGNED_MS).unwrap();
+    let text = verdicts[0].to_text();
+    assert!(text.starts_with(&format!("boot {NONCE}: 0 records, none of them proven\n  WRONG: its folder")), "{text}");
+    assert!(report(verdicts, None).is_err());
+    let none = report(Vec::new(), None).err().unwrap().to_string();
+    assert!(none.contains("no boot"), "{none}");
+}
+
+#[test]
+fn a_removed_day_is_told_without_what_acts_on_a_terminal() {
+    let mut verdict = Verdict::new("a folder".to_owned());
+    verdict.removed.push("records 3 to 9, of \x1b[2J and before".to_owned());
+    assert!(verdict.to_text().contains("of \\u{1b}[2J and before\n"), "{}", verdict.to_text());
+}
+
+#[test]
 fn records_that_were_moved_replayed_or_put_in_are_named_and_those_after_them_are_still_checked() {
     let mut log = Log::new();
     log.add_some(5);

@@ -77,6 +77,14 @@ impl Verdict {
         }
     }
 
+    /// The verdict on a boot whose folder has this name, and holds no file of records.
+    pub(super) fn without_files(name: String) -> Verdict {
+        let nonce = BootNonce::from_hex(&name);
+        let mut verdict = Verdict { nonce, ..Verdict::new(name) };
+        verdict.find("its folder holds no *.log file: all of its records are missing".into());
+        verdict
+    }
+
     /// Something is wrong that comes after all records so far: what the last checkpoint signs is proven, and no later one
     /// proves more.
     pub(super) fn find(&mut self, finding: String) {
@@ -206,7 +214,7 @@ impl Verdict {
             text.push_str(&format!("  not proven: {}, which no checkpoint has signed\n", self.tail()));
         }
         for removed in &self.removed {
-            text.push_str(&format!("  removed by the collector: {removed}\n"));
+            text.push_str(&format!("  removed by the collector: {}\n", printable(removed)));
         }
         for dropped in &self.dropped {
             text.push_str(&format!("  dropped by the enclave: {dropped}\n"));
