@@ -150,7 +150,8 @@ pub fn gives(trail: &mut Trail) -> bool {
     given
 }
 
-/// Most records a second of requests without a valid grant, and of bundles without a good line: whoever reaches the port can make as many as he likes.
+/// Most records a second of requests without a valid grant, and of bundles without a good line: whoever reaches the port can
+/// make as many as they like.
 const MOST_STRANGERS: u32 = 10;
 
 /// The requests that were refused before they had shown a valid grant or a good line.
@@ -198,7 +199,8 @@ fn record_of_stranger(trail: &mut Trail, event: &str) {
     }
 }
 
-/// Has the records so far signed; before that, records how many requests without a valid grant were not recorded.
+/// Has the records so far signed; before that, records how many requests without a valid grant, and bundles without
+/// a good line, were not recorded.
 pub fn checkpoint() {
     let Some(log) = log() else { return };
     let left_out = std::mem::take(&mut strangers().left_out);

@@ -297,7 +297,7 @@ fn serve(
     // The module may take two minutes to fail (the kernel's drivers/misc/nsm.c).
     let renew = move || {
         if let Err(e) = attestation.renew() {
-            warn!("no attestation document without a nonce, by which the clock is set: {e}");
+            warn!("cannot renew the attestation document without a nonce, so the clock was not checked: {e}");
         }
     };
     event_loop.every(settings.clock_interval, threads::aside("attestation", renew));

@@ -274,7 +274,7 @@ impl Log {
     }
 
     /// The daemon ends because something failed, perhaps before the enclave's keys are made. Then what it wrote goes to the
-    /// collector under a random name that no key stands for, and nothing signs it: it says why, and proves nothing.
+    /// collector under a random boot nonce, unsigned: it says why, but proves nothing.
     pub fn start_failed(&self) {
         let mut nonce = [0; 32];
         if self.0.boot.get().is_none() && SystemRandom::new().fill(&mut nonce).is_ok() {

@@ -208,7 +208,7 @@ impl Handshakes {
         let Some(place) = place.or_else(|| Handshakes::place(&self.checked)) else { return Err(Failed::Busy) };
         let mut known = Known::default();
         let checked = self.store.check_line(line, &mut known);
-        // Strangers must not be able to fill the log by the public listener, also not with a line that an operator signed
+        // Strangers must not be able to fill the log by the public listener, not even with a line that an operator signed
         // once.
         let line = checked.inspect_err(|refusal| match is_public {
             true => audit::refuses_strangers_bundle(refusal, known.signed.as_ref().map(Signed::parts)),

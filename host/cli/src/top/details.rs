@@ -188,7 +188,8 @@ fn refusals(enclave: &Enclave, figures: &Figures, width: usize) -> Vec<Line<'sta
     if let Some(why) = &refusals.fault {
         says(format!("/admin/log: {why}"));
     } else if refusals.sealed > 0 {
-        says(format!("{} records of the log are sealed; --log-key FILE opens them", refusals.sealed));
+        let key = if refusals.has_key { "this log key does not open them" } else { "--log-key FILE opens them" };
+        says(format!("{} records of the log are sealed; {key}", refusals.sealed));
     } else if figures.audit.as_deref() == Some("off") {
         says("TEEMARK_AUDIT is off, so none is recorded".to_owned());
     } else if refusals.newest().next().is_none() {

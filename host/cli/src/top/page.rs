@@ -24,6 +24,8 @@ pub(super) fn as_text(enclaves: &[Enclave], now: Utc) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use formats::hpke::PrivateKey;
+
     use super::super::enclaves::tests::{answers, silent};
     use super::super::figures::tests::look;
     use super::*;
@@ -123,6 +125,9 @@ pub(super) mod tests {
         let zeros = "0".repeat(64);
         enclave.take(answers(0, &metrics(1), &format!("1 {zeros} sealed AAAA\n2 {zeros} sealed AAAA\n")), None);
         assert!(told(&enclave).contains("2 records of the log are sealed; --log-key FILE opens them"));
+        let other = PrivateKey::new(Box::new([1; 32]));
+        enclave.take(answers(0, &metrics(1), &format!("1 {zeros} sealed AAAA\n2 {zeros} sealed AAAA\n")), Some(&other));
+        assert!(told(&enclave).contains("2 records of the log are sealed; this log key does not open them"));
         let mut off = answers(2, &metrics(1), "");
         let page = off.found.as_mut().unwrap();
         page.look.status = Ok(serde_json::json!({"audit": "off"}));

@@ -37,6 +37,8 @@ pub(super) struct Refusals {
     last: u64,
     /// How many records of the last look were sealed and could not be opened.
     pub(super) sealed: usize,
+    /// Whether there was a log key to open them with.
+    pub(super) has_key: bool,
     /// Why there was no log to look at, if there was none.
     pub(super) fault: Option<String>,
 }
@@ -55,7 +57,7 @@ impl Refusals {
                 return;
             }
         };
-        (self.fault, self.sealed) = (None, 0);
+        (self.fault, self.sealed, self.has_key) = (None, 0, key.is_some());
         let mut segments = Segments::default();
         for record in log.split(|&byte| byte == b'\n').filter_map(Record::parse) {
             let opened = key.and_then(|key| segments.open_next(&record, key));
