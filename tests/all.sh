@@ -24,7 +24,8 @@ run='
   { echo; echo "     $1: $ended"; cat "$0/$$.log"; } >"$0/$$.all"
   cat "$0/$$.all"
 '
-xargs -d '\n' -P 4 -n 3 sh -c "$run" "$dir" <"$dir/programs"
+# Some send signals to programs, which leave alone what nohup, or a shell in the background, had them ignore.
+xargs -d '\n' -P 4 -n 3 env --default-signal=HUP,INT sh -c "$run" "$dir" <"$dir/programs"
 cargo test --quiet --workspace --doc
 if [ -e "$dir/failed" ]; then
   echo "failed: $(tr '\n' ' ' <"$dir/failed")" >&2
