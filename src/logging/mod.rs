@@ -561,7 +561,7 @@ impl Writer {
             let by = |key: &VerifyingKey, signature| key.verifies(&Ack::to_be_signed(ack.head, boot), signature);
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))
         };
-        let News { gone, acked } = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
+        let News { acked } = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
         shared.connected.store(outgoing.is_connected(), Ordering::Relaxed);
         if let Some(number) = acked {
             let last = lock(ring).last();
@@ -570,9 +570,12 @@ impl Writer {
             acked.since = (number < last).then_some(now);
             shared.acks.notify_all();
         }
-        if let Some(gone) = gone {
+        if outgoing.untold().next().is_some() {
             let mut queue = lock(&shared.queue);
-            queue.push(Kind::Dropped, serde_json::to_vec(&gone).expect("numbers are JSON"));
+            for (gone, told) in outgoing.untold() {
+                // Where there is no room, it is told once there is.
+                *told = queue.push(Kind::Dropped, serde_json::to_vec(gone).expect("numbers are JSON"));
+            }
             names.iter().for_each(|(kind, body)| _ = queue.push(*kind, body.clone()));
             if sign.is_some() {
                 queue.push(Kind::Checkpoint, Vec::new());

@@ -5,6 +5,7 @@
 //! always report that the collector's machine is gone, and another may be there by now. A new stream begins after the last
 //! acknowledged record, since what was sent on the last one may be lost.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
@@ -27,6 +28,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A stream that takes no bytes for this long, although there are some to send, is given up. So is one on which no
 /// acknowledgement comes for this long, although records wait for one.
 const STALLED: Duration = Duration::from_secs(30);
+/// Most gaps that are told again, if what told of them was dropped too.
+const MOST_GAPS: usize = 64;
 /// Pauses before the next attempt to connect: each is twice as long as the one before, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -43,8 +46,19 @@ pub(super) struct Outgoing {
     acked: u64,
     /// The last record that was reported as gone.
     told: u64,
-    /// The last record that was counted as dropped.
+    /// Up to here it is settled which records were dropped, while the stream goes on.
     counted: u64,
+    /// How many of the records after the last acknowledged one were counted as dropped.
+    dropped: u64,
+    /// The last gaps that a stream had.
+    gaps: VecDeque<Gap>,
+}
+
+/// Records that were gone before they could be sent.
+struct Gap {
+    gone: Dropped,
+    /// The record that says so, as long as it is there or was sent.
+    told: Option<u64>,
 }
 
 enum State {
@@ -71,8 +85,6 @@ struct Connected {
 /// What the stream reports to the log.
 #[derive(Default)]
 pub(super) struct News {
-    /// Records that are gone before they could be sent.
-    pub(super) gone: Option<Dropped>,
     /// The collector has every record up to this one.
     pub(super) acked: Option<u64>,
 }
@@ -87,7 +99,8 @@ pub(super) struct Judge<'a> {
 
 impl Outgoing {
     pub(super) fn new(to: Address, now: Instant) -> Outgoing {
-        Outgoing { to, target: None, state: State::Waiting(now), pause: FIRST_PAUSE, acked: 0, told: 0, counted: 0 }
+        let (target, state, gaps) = (None, State::Waiting(now), VecDeque::new());
+        Outgoing { to, target, state, pause: FIRST_PAUSE, acked: 0, told: 0, counted: 0, dropped: 0, gaps }
     }
 
     /// Goes on as far as it can without waiting.
@@ -105,15 +118,19 @@ impl Outgoing {
     /// Counts records that can no longer be sent, whatever the stream does. What was sent on one that has ended may be
     /// lost: of those records only the acknowledged ones count as taken.
     fn count_dropped(&mut self, ring: &Mutex<Ring>) {
-        let taken = match &self.state {
-            State::Connected(connected) => connected.next - 1,
-            State::Waiting(_) | State::Connecting(..) => self.acked,
+        let gone = lock(ring).gone().number;
+        let new = match &self.state {
+            State::Connected(connected) => gone.saturating_sub(self.counted.max(connected.next - 1)),
+            State::Waiting(_) | State::Connecting(..) => gone.saturating_sub(self.acked + self.dropped),
         };
-        let (gone, before) = (lock(ring).gone().number, self.counted.max(taken));
-        if before < gone {
-            METRICS.log_lines_dropped.add(gone - before);
-            self.counted = gone;
-        }
+        self.counted = self.counted.max(gone);
+        self.dropped += new;
+        METRICS.log_lines_dropped.add(new);
+    }
+
+    /// The gaps of which no record tells that is still there, or was sent. Their records are to be made now.
+    pub(super) fn untold(&mut self) -> impl Iterator<Item = (&Dropped, &mut Option<u64>)> {
+        self.gaps.iter_mut().filter(|gap| gap.told.is_none()).map(|Gap { gone, told }| (&*gone, told))
     }
 
     fn try_step(&mut self, judge: &Judge<'_>, now: Instant, news: &mut News) -> io::Result<()> {
@@ -160,10 +177,11 @@ impl Outgoing {
             State::Connected(connected) => {
                 if let Some(acked) = connected.read(judge, self.acked)? {
                     self.acked = acked;
+                    self.dropped = self.dropped.min(self.counted.saturating_sub(acked));
                     self.pause = FIRST_PAUSE;
                     news.acked = Some(acked);
                 }
-                connected.send(judge.ring, &mut self.told, now, news)?;
+                connected.send(judge.ring, &mut self.told, &mut self.gaps, now)?;
                 return connected.expect_acknowledgement(self.acked, self.told, now);
             }
         }
@@ -253,7 +271,7 @@ impl Connected {
         if self.inbox.len() > MAX_ACK { Err(wrong()) } else { Ok(acked) }
     }
 
-    fn send(&mut self, ring: &Mutex<Ring>, told: &mut u64, now: Instant, news: &mut News) -> io::Result<()> {
+    fn send(&mut self, ring: &Mutex<Ring>, told: &mut u64, gaps: &mut VecDeque<Gap>, now: Instant) -> io::Result<()> {
         loop {
             if self.outbox.is_empty() {
                 self.moved = now;
@@ -263,9 +281,15 @@ impl Connected {
                     // An earlier stream may have delivered them all the same.
                     let from = self.next.max(*told + 1);
                     if from <= gone.number {
-                        news.gone = Some(Dropped::Records { from: self.next, last: gone });
+                        gaps.push_back(Gap { gone: Dropped::Records { from: self.next, last: gone }, told: None });
                         *told = gone.number;
+                        if gaps.len() > MOST_GAPS {
+                            gaps.pop_front();
+                        }
                     }
+                    // What told of an earlier gap may be among them.
+                    let lost = self.next..=gone.number;
+                    gaps.iter_mut().for_each(|gap| gap.told = gap.told.filter(|told| !lost.contains(told)));
                     self.next = gone.number + 1;
                 }
                 let mut lines = Vec::new();
@@ -417,6 +441,48 @@ mod tests {
             assert_eq!((scene.outgoing.is_connected(), scene.deadline()), (true, None));
         }
         assert_eq!([(); 5].map(|()| next_number(&mut taken)), [1, 2, 3, 4, 5]);
+    }
+
+    /// The records that were lost, if they are to be told now; then they are.
+    fn told(scene: &mut Scene) -> Vec<(u64, u64)> {
+        let mut all = Vec::new();
+        while let Some((Dropped::Records { from, last }, told)) = scene.outgoing.untold().next() {
+            all.push((*from, last.number));
+            *told = Some(scene.head.number + 1);
+        }
+        for _ in &all {
+            scene.record();
+        }
+        all
+    }
+
+    #[test]
+    fn what_told_of_lost_records_and_was_lost_itself_is_told_again() {
+        let mut scene = Scene::new();
+        // Has all records dropped that there are now.
+        let lose = |scene: &mut Scene| {
+            let last = scene.head.number;
+            while lock(&scene.ring).gone().number <= last {
+                scene.record();
+            }
+            lock(&scene.ring).gone().number
+        };
+        scene.record();
+        let first = lose(&mut scene);
+        let taken = scene.connect(0);
+        scene.step(0);
+        assert_eq!(told(&mut scene), [(1, first)]);
+        assert_eq!(told(&mut scene), []);
+        drop(taken);
+        while scene.outgoing.is_connected() {
+            scene.step(1);
+        }
+        // Also the record that told of it.
+        let second = lose(&mut scene);
+        let _taken = scene.connect(100);
+        scene.step(100);
+        assert_eq!(told(&mut scene), [(1, first), (1, second)]);
+        assert_eq!(told(&mut scene), []);
     }
 
     #[test]
