@@ -41,7 +41,7 @@ use crate::settings::{Audit, LogForm, LogSettings};
 use console::Console;
 use queue::{Entry, Queue};
 use ring::Ring;
-use stream::{Judge, News, Outgoing};
+use stream::{Judge, Outgoing};
 
 /// How long the first record waits for others, which are then written at once: under load, waking a thread and a system
 /// call for each line took a fifth of a small request's time.
@@ -561,7 +561,7 @@ impl Writer {
             let by = |key: &VerifyingKey, signature| key.verifies(&Ack::to_be_signed(ack.head, boot), signature);
             keys.is_empty() || ack.signature.as_ref().is_some_and(|signature| keys.iter().any(|key| by(key, signature)))
         };
-        let News { acked } = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
+        let acked = outgoing.step(&Judge { ring, boot, signed: &signed }, now);
         shared.connected.store(outgoing.is_connected(), Ordering::Relaxed);
         if let Some(number) = acked {
             let last = lock(ring).last();

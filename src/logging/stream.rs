@@ -82,13 +82,6 @@ struct Connected {
     heard: u64,
 }
 
-/// What the stream reports to the log.
-#[derive(Default)]
-pub(super) struct News {
-    /// The collector has every record up to this one.
-    pub(super) acked: Option<u64>,
-}
-
 /// What an acknowledgement is checked against.
 pub(super) struct Judge<'a> {
     pub(super) ring: &'a Mutex<Ring>,
@@ -103,16 +96,16 @@ impl Outgoing {
         Outgoing { to, target, state, pause: FIRST_PAUSE, acked: 0, told: 0, counted: 0, dropped: 0, gaps }
     }
 
-    /// Goes on as far as it can without waiting.
-    pub(super) fn step(&mut self, judge: &Judge<'_>, now: Instant) -> News {
-        let mut news = News::default();
+    /// Goes on as far as it can without waiting. Returns the last record that was acknowledged now, if any was.
+    pub(super) fn step(&mut self, judge: &Judge<'_>, now: Instant) -> Option<u64> {
+        let mut acked = None;
         self.count_dropped(judge.ring);
-        if let Err(e) = self.try_step(judge, now, &mut news) {
+        if let Err(e) = self.try_step(judge, now, &mut acked) {
             log::debug!("log: no stream to {}: {e}", self.to);
             self.state = State::Waiting(now + self.pause);
             self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         }
-        news
+        acked
     }
 
     /// Counts records that can no longer be sent, whatever the stream does. What was sent on one that has ended may be
@@ -133,7 +126,7 @@ impl Outgoing {
         self.gaps.iter_mut().filter(|gap| gap.told.is_none()).map(|Gap { gone, told }| (&*gone, told))
     }
 
-    fn try_step(&mut self, judge: &Judge<'_>, now: Instant, news: &mut News) -> io::Result<()> {
+    fn try_step(&mut self, judge: &Judge<'_>, now: Instant, newly: &mut Option<u64>) -> io::Result<()> {
         match &mut self.state {
             State::Waiting(until) if now < *until => return Ok(()),
             State::Waiting(_) => {
@@ -172,14 +165,14 @@ impl Outgoing {
                     heard: 0,
                 });
                 log::info!("log: the stream to {} is open", self.to);
-                return self.try_step(judge, now, news);
+                return self.try_step(judge, now, newly);
             }
             State::Connected(connected) => {
                 if let Some(acked) = connected.read(judge, self.acked)? {
                     self.acked = acked;
                     self.dropped = self.dropped.min(self.counted.saturating_sub(acked));
                     self.pause = FIRST_PAUSE;
-                    news.acked = Some(acked);
+                    *newly = Some(acked);
                 }
                 connected.send(judge.ring, &mut self.told, &mut self.gaps, now)?;
                 return connected.expect_acknowledgement(self.acked, self.told, now);
@@ -363,7 +356,7 @@ mod tests {
         }
 
         /// Goes on at this second.
-        fn step(&mut self, second: u64) -> News {
+        fn step(&mut self, second: u64) -> Option<u64> {
             let judge = Judge { ring: &self.ring, boot: BootNonce::from_bytes([7; 32]), signed: &|_| true };
             self.outgoing.step(&judge, self.start + Duration::from_secs(second))
         }
@@ -382,7 +375,7 @@ mod tests {
 
         fn acknowledge(&mut self, taken: &mut BufReader<TcpStream>, head: Head, second: u64) {
             taken.get_mut().write_all(Ack { head, signature: None }.to_string().as_bytes()).unwrap();
-            while self.step(second).acked != Some(head.number) {
+            while self.step(second) != Some(head.number) {
                 std::thread::yield_now();
             }
         }
