@@ -360,6 +360,17 @@ impl Read for Buffered<'_> {
     }
 }
 
+/// Overwrites the buffer that it is to read into, and has nothing for it. TLS decrypts records where they were read to, so
+/// the last one of an answer would stand there until the connection is used again.
+struct Zeros;
+
+impl Read for Zeros {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        buf.fill(0);
+        Err(ErrorKind::WouldBlock.into())
+    }
+}
+
 /// Whether there is nothing to read from a stream, neither bytes nor its end nor an error. Most pooled connections are
 /// silent, and this needs no buffer.
 fn is_silent(stream: &Stream) -> bool {
@@ -446,13 +457,15 @@ impl Transport for TlsTransport {
     }
 
     /// ureq asks before it puts a connection into the pool and when it takes it out. By then the buffers hold pieces of
-    /// files, so they are freed, which wipes them; the next request makes new ones.
+    /// files, so they are freed, which wipes them, and the next request makes new ones; TLS' own is overwritten.
     fn is_open(&mut self) -> bool {
         // What is left of an answer's bytes belongs to no request, but for empty lines.
         let all_read = self.buffers.input().iter().all(|b| matches!(b, b'\r' | b'\n'));
         self.buffers = buffers();
         let quiet = all_read && self.is_quiet();
         self.incoming = Incoming::default();
+        // It fails, since there was nothing to read; what matters is where it would have been read to.
+        let _ = self.tls.read_tls(&mut Zeros);
         quiet
     }
 
