@@ -28,10 +28,10 @@ const CLIENTS: usize = 64;
 const FILE: usize = 8 * MIB;
 
 fn start(faults: &[&str]) -> (Service, Daemon) {
-    start_with("64MiB", faults)
+    start_with(&[], faults)
 }
 
-fn start_with(max_file: &str, faults: &[&str]) -> (Service, Daemon) {
+fn start_with(settings: &[(&str, &str)], faults: &[&str]) -> (Service, Daemon) {
     let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).collect();
     let service = Service::start(&CERTS, &arguments);
     // glibc would keep freed blocks of up to 32 MiB in each of its arenas for later (mallopt(3), M_MMAP_THRESHOLD). The
@@ -39,11 +39,11 @@ fn start_with(max_file: &str, faults: &[&str]) -> (Service, Daemon) {
     // threshold.
     let setup = Setup::new(service.port)
         .env("TEEMARK_MEMORY", BUDGET)
-        .env("TEEMARK_MAX_FILE", max_file)
         .env("TEEMARK_TIMEOUT", "600s")
         // As shipped: pooled connections hold memory for as long as they may be used.
         .env("TEEMARK_WATERMARK_KEEPALIVE", "1s")
         .env("MALLOC_MMAP_THRESHOLD_", "131072");
+    let setup = settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), BUDGET_BYTES);
     (service, daemon)
@@ -142,14 +142,22 @@ fn when_64_files_of_8_mib_come_at_once_some_are_refused_none_is_lost_and_memory_
 /// The answer's base64 is the largest thing that is ever held: four thirds of the file, where its marked file is as large.
 #[test]
 fn a_file_of_64_mib_takes_half_as_much_again_by_the_raw_route_and_no_more_than_2_4_times_by_the_json_route() {
+    a_file_of_64_mib_takes([15, 24], &[], &format!("huge={}", (64 * MIB).div_ceil(3) * 4));
+}
+
+#[test]
+fn where_unmarked_files_may_be_given_a_file_of_64_mib_is_kept_and_takes_two_and_a_half_times_its_size() {
+    a_file_of_64_mib_takes([25, 25], &[("TEEMARK_ALLOW_UNWATERMARKED", "on")], "unmarked");
+}
+
+/// So many tenths of its size at the peak, by the raw and by the JSON route.
+fn a_file_of_64_mib_takes(tenths: [usize; 2], settings: &[(&str, &str)], fault: &str) {
     const LARGE: usize = 64 * MIB;
-    const BASE64: usize = LARGE.div_ceil(3) * 4;
     let file = encrypt(&KEY, &vec![0xff; LARGE]);
     let json = json_body(&file);
-    for (route, head, body, tenths) in
-        [("raw route", raw_head(file.len()), &file, 15), ("JSON route", json_head(json.len()), &json, 24)]
-    {
-        let (_service, daemon) = start(&[&format!("huge={BASE64}")]);
+    let routes = [("raw route", raw_head(file.len()), &file), ("JSON route", json_head(json.len()), &json)];
+    for ((route, head, body), tenths) in routes.into_iter().zip(tenths) {
+        let (_service, daemon) = start_with(settings, &[fault]);
         let idle = daemon.process.memory("VmRSS");
         let got = ask(daemon.public, &head, body);
         assert_eq!((got.status, got.whole), (200, true), "{route}: {}", daemon.process.log());
@@ -278,7 +286,7 @@ fn answers_that_nobody_reads_count_until_they_are_gone() {
 
 #[test]
 fn clients_that_announce_90_mib_and_send_nothing_are_told_at_once_and_hold_nothing() {
-    let (_service, daemon) = start_with("70MiB", &[]);
+    let (_service, daemon) = start_with(&[("TEEMARK_MAX_FILE", "70MiB")], &[]);
     let file = encrypt(&KEY, b"a small file");
     let mut announced: Vec<TcpStream> = (0..CLIENTS).map(|_| connect(daemon.public)).collect();
     for (i, stream) in announced.iter_mut().enumerate() {

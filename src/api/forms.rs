@@ -7,7 +7,7 @@ use formats::reply;
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
-use super::limits::Limits;
+use super::limits::{Limits, TooLarge};
 use super::permit::{Asked, Covered};
 use super::request::{Target, body, decode, header, id, nonce};
 use crate::memory::{FIXED_COST, JSON_SLACK, Reservation, crowded};
@@ -54,7 +54,8 @@ impl Form<'_> {
     ) -> Result<(Covered, Vec<u8>), ApiError> {
         match self {
             Form::Json => {
-                let body = body(request, limits.json_body(), memory, |n| limits.json_cost(n))?;
+                let body = body(request, limits.json_body(), memory, |n| limits.json_cost(n));
+                let body = body.map_err(|e| self.names_its_limit(limits, e))?;
                 if json::beside_largest_value(&body) > JSON_SLACK {
                     memory.cover(limits.json_cost(body.len()).saturating_add(crowded(body.len())))?;
                 }
@@ -63,9 +64,21 @@ impl Form<'_> {
             }
             Form::Raw { file_id, target } => {
                 let covered = covers(raw(file_id, target, request)?)?;
-                Ok((covered, body(request, limits.raw_body(), memory, |n| limits.raw_cost(n))?))
+                let body = body(request, limits.raw_body(), memory, |n| limits.raw_cost(n));
+                Ok((covered, body.map_err(|e| self.names_its_limit(limits, e))?))
             }
         }
+    }
+
+    /// Where a body needs more memory than there is, the error with the largest file of this route.
+    fn names_its_limit(&self, limits: &Limits, e: ApiError) -> ApiError {
+        let ApiError::FileTooLarge(TooLarge::Memory(memory)) = e else { return e };
+        let [raw, json] = limits.largest_files();
+        let (route, largest) = match self {
+            Form::Json => ("JSON", json),
+            Form::Raw { .. } => ("raw", raw),
+        };
+        ApiError::FileTooLarge(TooLarge::Route { route, largest, memory })
     }
 
     /// The answer with the file.

@@ -35,6 +35,15 @@ pub enum TooLarge {
     File(usize),
     /// Memory that all requests together may hold, in bytes: the request needs more.
     Memory(usize),
+    /// The same, where the file's size alone decides.
+    Route {
+        /// "raw" or "JSON".
+        route: &'static str,
+        /// Largest file by this route, in bytes.
+        largest: usize,
+        /// Memory that all requests together may hold, in bytes.
+        memory: usize,
+    },
     /// The watermark service does not accept a file of this size.
     Service,
     /// Largest bundle, in bytes.
@@ -48,6 +57,10 @@ impl TooLarge {
             TooLarge::File(n) => format!("the file is too large: the limit is {n} bytes (TEEMARK_MAX_FILE)"),
             TooLarge::Memory(n) => format!(
                 "the file is too large: it needs more memory than all requests may hold together, {n} bytes (TEEMARK_MEMORY)"
+            ),
+            TooLarge::Route { route, largest, memory } => format!(
+                "the file is too large: by the {route} route a file of up to {largest} bytes fits into what all requests may \
+                 hold together, {memory} bytes (TEEMARK_MEMORY)"
             ),
             TooLarge::Service => "the file is too large for the watermark service (it answered HTTP 413)".into(),
             TooLarge::Bundle(n) => format!("the bundle is too large: the limit is {n} bytes"),
@@ -82,9 +95,10 @@ impl Limits {
         body.saturating_add(body / 2).saturating_add(kept).max(while_arriving(body)).saturating_add(FIXED_COST)
     }
 
-    /// The same for a JSON request: the file is decoded in the buffer of its body, which is a third larger.
+    /// The same for a JSON request: the file is decoded in the buffer of its body, which is a third larger. A file that is
+    /// to be kept gives that third back; a small one does not.
     pub fn json_cost(&self, body: usize) -> usize {
-        let kept = if self.keep_file { body } else { body.min(KEPT / 3 * 4) };
+        let kept = if self.keep_file { body / 4 * 3 } else { 0 }.max(body.min(KEPT / 3 * 4));
         body.saturating_add(body / 8).saturating_add(kept).max(while_arriving(body)).saturating_add(FIXED_COST)
     }
 
@@ -210,6 +224,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_kept_counts_once_more() {
+        let limits = |allow: &str| Limits::new(&shipped_but_for(&[("TEEMARK_ALLOW_UNWATERMARKED", allow)]), 256);
+        let tenths = |cost: usize| cost.saturating_sub(FIXED_COST) * 10 / (64 * MIB);
+        let costs = |l: Limits| [l.raw_cost(64 * MIB), l.json_cost(64 * MIB / 3 * 4)].map(tenths);
+        assert_eq!((costs(limits("off")), costs(limits("on"))), ([15, 15], [25, 24]));
+    }
+
+    #[test]
     fn the_largest_file_is_the_last_that_fits() {
         for memory in [MIB, 5 * MIB + 7, 100 * MIB, 1000 * MIB] {
             let limits =
@@ -243,6 +265,8 @@ mod tests {
     fn each_limit_is_named_in_bytes_with_its_setting() {
         assert!(TooLarge::File(7).message().contains("7 bytes (TEEMARK_MAX_FILE)"));
         assert!(TooLarge::Memory(8).message().contains("together, 8 bytes (TEEMARK_MEMORY)"));
+        let route = TooLarge::Route { route: "JSON", largest: 5, memory: 8 };
+        assert!(route.message().contains("by the JSON route a file of up to 5 bytes"));
         assert!(TooLarge::Bundle(9).message().contains("9 bytes"));
         assert!(TooLarge::Service.message().contains("the watermark service"));
     }

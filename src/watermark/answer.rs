@@ -36,11 +36,15 @@ impl Original {
     ///
     /// # Errors
     /// There are no random numbers.
-    pub(crate) fn of(file: Vec<u8>, sent: Sent, keep: bool) -> Result<Original, WatermarkError> {
+    pub(crate) fn of(mut file: Vec<u8>, sent: Sent, keep: bool) -> Result<Original, WatermarkError> {
         let beginning = base64::encode(&file[..file.len().min(RECOGNIZED)]);
         let beginning = beginning.trim_end_matches('=').to_owned();
         let (length, kind) = (file.len(), Kind::of(&file));
         let content = if keep || length <= KEPT {
+            if keep {
+                // By the JSON route it was decoded in the buffer of its base64, a third larger.
+                file.shrink_to_fit();
+            }
             Content::Whole(file)
         } else {
             Content::Fingerprint(Fingerprint::of(&file).map_err(|_| failed("the system has no random numbers"))?)

@@ -232,10 +232,13 @@ fn a_request_that_can_never_fit_the_memory_is_too_large_and_is_not_told_to_come_
     let setup = Setup::new(service.port).env("TEEMARK_MEMORY", "1MiB");
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     let large = encrypt(&KEY, &[b'x'; 600 << 10]);
-    for answer in [daemon.decrypt(&large, "f", "u"), decrypt_json(&daemon, &large)] {
+    let largest = &daemon.get_admin("/admin/status").json()["limits"]["largest_file_bytes"];
+    for (route, answer) in [("raw", daemon.decrypt(&large, "f", "u")), ("json", decrypt_json(&daemon, &large))] {
         assert_error(&answer, 413, "file_too_large");
         assert_eq!(field(&answer, "Retry-After"), None);
-        assert!(answer.text().contains("may hold together, 1048576 bytes (TEEMARK_MEMORY)"), "{answer:?}");
+        let (text, largest) = (answer.text().to_lowercase(), &largest[route]);
+        assert!(text.contains(&format!("by the {route} route a file of up to {largest} bytes")), "{answer:?}");
+        assert!(text.contains("may hold together, 1048576 bytes (teemark_memory)"), "{answer:?}");
     }
     assert_eq!(daemon.metric("teemark_memory_left_bytes"), f64::from(1 << 20), "nothing of it is kept");
     assert_eq!(daemon.decrypt(&encrypt(&KEY, b"a text"), "f", "u").status, 200);
