@@ -284,6 +284,11 @@ impl Arguments {
         if !self.verify {
             say("warning: without --verify nobody vouches for the answer: anybody who relays it could have made it");
         }
+        if let Some(most) = self.max_age {
+            say(format_args!(
+                "note: the attestation document may be {most} s old, and so may the counter and the bundle in it"
+            ));
+        }
     }
 
     /// The key to have the answer sealed to, if it is to be sealed.

@@ -27,6 +27,9 @@ use crate::terminal::say;
 
 /// Between two attempts to attest an enclave that does not listen yet.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often an address is looked at once more, to find out whether it leads to several enclaves: a balancer that chooses
+/// one of two at random stays unnoticed once in sixteen times.
+const LOOKS: u32 = 4;
 
 /// Build the bundle of certificates, endpoint and keys; write it, or send it to the enclave (the handshake).
 #[derive(clap::Args)]
@@ -269,13 +272,15 @@ impl Arguments {
         state::fetch(&daemon, &state).map(|state| Some(sealer.knowing(state)))
     }
 
-    /// Attests once more, by another connection: behind a balancer that would be another enclave, which could not open what
-    /// is sealed to this one.
+    /// Attests some more times, each by a connection of its own: behind a balancer one of them would be another enclave,
+    /// which could not open what is sealed to this one.
     fn is_one_enclave(&self, to: &Attested) -> Result<()> {
-        let again = self.attest(Purpose::Confirmation, 0)?;
-        if (again.identity, again.boot_nonce) == (to.identity, to.boot_nonce) {
+        let is_another = |again: &Attested| (again.identity, again.boot_nonce) != (to.identity, to.boot_nonce);
+        let mut looks = (0..LOOKS).map(|_| self.attest(Purpose::Confirmation, 0));
+        let Some(again) = looks.find_map(|again| again.map(|again| is_another(&again).then_some(again)).transpose()) else {
             return Ok(());
-        }
+        };
+        let again = again?;
         let endpoint = self.attested.as_deref().unwrap_or_default();
         let message = format!(
             "{endpoint} leads to several enclaves, or the enclave was restarted just now: two documents have the identity \

@@ -13,13 +13,14 @@ const LARGEST: u64 = 1 << 20;
 /// The state that an enclave serves, if it is the one that its attestation document names.
 ///
 /// # Errors
-/// It is another one, since somebody on the way made it up or a bundle arrived meanwhile; as [`Daemon::get`].
+/// It is another one, since a bundle arrived meanwhile, another enclave answered, or somebody on the way made it up; as
+/// [`Daemon::get`].
 pub(crate) fn fetch(daemon: &Daemon, attested: &Sha256) -> Result<State> {
     let json = daemon.get("/state", LARGEST)?;
     if sha256(&json) != *attested {
         let message = format!(
             "the state that {} answers with is not the one that the enclave attests ({attested}): a bundle arrived \
-             meanwhile, or somebody on the way made it up",
+             meanwhile, the address leads to several enclaves, or somebody on the way made it up",
             daemon.endpoint
         );
         bail!(Failure::try_again("state_not_attested", message));
