@@ -5,6 +5,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 pub(crate) mod balancer;
+mod ending;
 mod http;
 pub(crate) mod issuer;
 pub(crate) mod keeper;
@@ -16,7 +17,7 @@ mod teemark;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,9 @@ pub(crate) use teemark::*;
 /// After this long, something that should happen is taken never to happen. It bounds tests of broken code, and is far
 /// more than the busiest machine needs.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
+
+/// For how long the secrets listener reads on after a refusal (LINGER in src/secrets/listener.rs).
+const SECRETS_LINGER: Duration = Duration::from_secs(2);
 
 /// The key that tests use, under the id `k`.
 pub(crate) const KEY: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
@@ -82,6 +86,13 @@ pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T 
         assert!(start.elapsed() < SOON, "still waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What a scene comes to. One that this machine has spoilt comes to nothing and is played again, five times in all: what
+/// is wrong with the daemon is wrong each time.
+pub(crate) fn unspoilt<T>(what: &str, play: impl FnMut() -> Option<T>) -> T {
+    let mut played = std::iter::repeat_with(play).take(5);
+    played.find_map(|came_to| came_to).unwrap_or_else(|| panic!("{what}: spoilt each time"))
 }
 
 /// CA, server and client certificate by certs/make-certs.sh, in a folder of their own.
@@ -325,14 +336,40 @@ impl Daemon {
 
     /// Sends bytes to the secrets listener, ends the stream, and returns the answer.
     pub(crate) fn handshake(&self, bytes: &[u8]) -> Value {
-        let mut stream = UnixStream::connect(&self.secrets).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        // A refused sender may find the stream closed before its last byte is sent.
-        let _ = stream.write_all(bytes);
-        let _ = stream.shutdown(Shutdown::Write);
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = unspoilt("an answer to the handshake", || {
+            let mut stream = UnixStream::connect(&self.secrets).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            let start = Instant::now();
+            // A refused sender may find the stream closed before its last byte is sent.
+            let _ = stream.write_all(bytes);
+            let _ = stream.shutdown(Shutdown::Write);
+            let mut answer = String::new();
+            match stream.read_to_string(&mut answer) {
+                // Refused while it was sending, and no longer listened to after that: the end took the answer with it.
+                Err(e) if e.kind() == ErrorKind::ConnectionReset && start.elapsed() >= SECRETS_LINGER => None,
+                read => Some(read.map(|_| answer).unwrap()),
+            }
+        });
         serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
+    }
+
+    /// The answer of a strict health check; `None` if the service had no time for its own on this machine, since the
+    /// check has 2.8 s (src/api/health.rs).
+    pub(crate) fn health_in_time(&self) -> Option<Answer> {
+        let late = |error: &str| ["did not answer in time", "not answered within"].iter().any(|w| error.contains(w));
+        Some(self.get("/health_check?strict=1"))
+            .filter(|answer| !answer.json()["watermark"]["error"].as_str().is_some_and(late))
+    }
+
+    /// The answer of a strict health check once it is as expected; a busy machine is asked again.
+    pub(crate) fn health(&self, good: impl Fn(&Answer) -> bool) -> Answer {
+        wait_for("a health check that is as it should be", || Some(self.get("/health_check?strict=1")).filter(&good))
+    }
+
+    /// Waits until no request holds memory any more: that of an answer comes back a moment after its last byte.
+    pub(crate) fn has_all_its_memory(&self) {
+        let [left, limit] = ["left", "limit"].map(|what| format!("teemark_memory_{what}_bytes"));
+        wait_for("all memory to come back", || (self.metric(&left) == self.metric(&limit)).then_some(()));
     }
 
     /// A GET request's answer.
