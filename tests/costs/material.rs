@@ -71,7 +71,8 @@ impl Material {
 
     /// The daemon, started by a command that takes its path as the last argument, and ready.
     pub(crate) fn daemon(&self, by: &[&str]) -> Daemon {
-        let setup = Setup::new(self.port).by(by).env("RUST_LOG", "info");
+        // Under valgrind and strace, beside whatever else runs here, a call takes as long as it takes.
+        let setup = Setup::new(self.port).by(by).envs(&[("RUST_LOG", "info"), ("TEEMARK_TIMEOUT", "3600s")]);
         Daemon::ready_with(setup, self.port, &self.certs)
     }
 }
