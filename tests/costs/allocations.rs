@@ -95,19 +95,20 @@ impl log::Log for Lines {
     fn flush(&self) {}
 }
 
-pub(crate) fn measure(material: &Material, sample: &Sample) -> Vec<Figure> {
+pub(crate) fn measure(material: &Material, sample: &Sample, attempt: usize) -> Vec<Figure> {
     // What the start takes differs by a few blocks from run to run: they are to vanish among so many requests.
     let requests = if sample.size <= 64 << 10 { 12 } else { 4 };
-    let (once, twice) = (count(material, sample, requests), count(material, sample, 2 * requests));
+    let count = |requests| count(material, sample, requests, attempt);
+    let (once, twice) = (count(requests), count(2 * requests));
     let each = |i: usize| (twice[i] - once[i]).div_ceil(requests as u64);
     vec![Figure::new(sample, "allocations", each(0)), Figure::new(sample, "bytes-allocated", each(1))]
 }
 
 /// Blocks and bytes.
-fn count(material: &Material, sample: &Sample, requests: usize) -> [u64; 2] {
+fn count(material: &Material, sample: &Sample, requests: usize, attempt: usize) -> [u64; 2] {
     let program = env::current_exe().unwrap();
     // A buffer that takes what has arrived is larger or smaller with it.
-    let mut held = Held::start(material, &[program.to_str().unwrap(), "daemon"]);
+    let mut held = Held::start(material, &[program.to_str().unwrap(), "daemon"], attempt);
     client::ask(&mut held.daemon, sample, requests);
     let log = held.daemon.process.log();
     let (_, counted) = log.rsplit_once(COUNTED).expect("the last line");

@@ -37,8 +37,11 @@ use std::thread;
 use material::{Material, ROUTES, SIZES, Sample};
 use recorded::{Figure, Recorded};
 
-/// One thing to measure; they do not disturb each other.
-type Job<'a> = Box<dyn FnOnce() -> Vec<Figure> + Send + 'a>;
+/// One thing to measure; they do not disturb each other. Each attempt takes its time more than the one before.
+type Job<'a> = Box<dyn Fn(usize) -> Vec<Figure> + Send + 'a>;
+
+/// How often something is measured that is past its limit.
+const ATTEMPTS: usize = 3;
 
 /// Jobs at once: more than processors, since those that hold the daemon up mostly wait.
 const AT_ONCE: usize = 4;
@@ -48,10 +51,13 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("daemon") => allocations::daemon(),
         Some("--record") => {
-            Recorded::write(&measure());
+            Recorded::write(&measure(None));
             ExitCode::SUCCESS
         }
-        _ => Recorded::read().compare(&measure()),
+        _ => {
+            let recorded = Recorded::read();
+            recorded.compare(&measure(Some(&recorded)))
+        }
     }
 }
 
@@ -60,24 +66,25 @@ fn daemon() -> PathBuf {
     env::var_os("TEEMARKD").expect("TEEMARKD is not set: run `make costs`").into()
 }
 
-/// Every figure, in the order of the table.
-fn measure() -> Vec<Figure> {
+/// Every figure, in the order of the table. Where one exceeds what was recorded, it is measured again, and the least
+/// counts: whatever this machine is busy with can only add to it.
+fn measure(recorded: Option<&Recorded>) -> Vec<Figure> {
     let material = Material::make();
     let samples: Vec<Sample> =
         SIZES.into_iter().flat_map(|size| ROUTES.map(|route| material.sample(route, size))).collect();
     let mut jobs: Vec<Job<'_>> = vec![];
     for sample in &samples {
         let material = &material;
-        jobs.push(Box::new(move || callgrind::measure(material, sample)));
-        jobs.push(Box::new(move || allocations::measure(material, sample)));
-        jobs.push(Box::new(move || system_calls::measure(material, sample)));
+        jobs.push(Box::new(move |_| callgrind::measure(material, sample)));
+        jobs.push(Box::new(move |attempt| allocations::measure(material, sample, attempt)));
+        jobs.push(Box::new(move |attempt| system_calls::measure(material, sample, attempt)));
     }
-    jobs.push(Box::new(sizes::measure));
-    run(jobs)
+    jobs.push(Box::new(|_| sizes::measure()));
+    run(jobs, recorded)
 }
 
 /// Runs the jobs and gives what they measured in their order. The last ones are the shortest, so they begin last.
-fn run(jobs: Vec<Job<'_>>) -> Vec<Figure> {
+fn run(jobs: Vec<Job<'_>>, recorded: Option<&Recorded>) -> Vec<Figure> {
     let mut measured: Vec<Vec<Figure>> = jobs.iter().map(|_| vec![]).collect();
     let waiting = Mutex::new(jobs.into_iter().zip(&mut measured).rev());
     thread::scope(|scope| {
@@ -86,7 +93,12 @@ fn run(jobs: Vec<Job<'_>>) -> Vec<Figure> {
                 loop {
                     let next = waiting.lock().expect("another job has failed").next();
                     let Some((job, result)) = next else { return };
-                    *result = job();
+                    *result = job(0);
+                    for attempt in 1..ATTEMPTS {
+                        if recorded.is_some_and(|recorded| recorded.exceeds(result)) {
+                            Figure::lessen(result, job(attempt));
+                        }
+                    }
                 }
             });
         }

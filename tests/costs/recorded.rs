@@ -35,6 +35,16 @@ impl Figure {
         Figure { detail, ..self }
     }
 
+    /// Puts what was measured again in the place of what is more.
+    pub(crate) fn lessen(figures: &mut [Figure], again: Vec<Figure>) {
+        for measured in again {
+            let before = figures.iter_mut().find(|figure| figure.key() == measured.key());
+            if let Some(before) = before.filter(|before| before.value > measured.value) {
+                *before = measured;
+            }
+        }
+    }
+
     fn key(&self) -> Key {
         (self.of.clone(), self.name.clone())
     }
@@ -102,6 +112,11 @@ impl Recorded {
             row.unwrap_or_else(|| panic!("{}: not a figure: {line}", file().display()))
         });
         Recorded(rows.collect())
+    }
+
+    /// Whether any of these is past its limit.
+    pub(crate) fn exceeds(&self, figures: &[Figure]) -> bool {
+        figures.iter().any(|figure| self.0.contains_key(&figure.key()) && self.excess(figure).is_some())
     }
 
     /// Prints the table, and names what grew.

@@ -9,6 +9,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
+use crate::ATTEMPTS;
 use crate::client;
 use crate::material::{Material, Sample};
 use crate::recorded::Figure;
@@ -24,8 +25,8 @@ const STARTS: [&str; 4] = ["clone", "clone3", "fork", "vfork"];
 const OPENS: [&str; 10] =
     ["accept", "accept4", "socket", "socketpair", "open", "openat", "dup", "pipe2", "eventfd2", "epoll_create1"];
 
-/// How long a call is held up, in microseconds.
-const HELD: &str = "10000";
+/// How long a call is held up, in microseconds, at each attempt: on a machine that is busy, the others need longer.
+const HELD: [u32; ATTEMPTS] = [10_000, 30_000, 100_000];
 
 /// A request's calls.
 #[derive(Default)]
@@ -52,11 +53,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Starts it by this command.
-    pub(crate) fn start(material: &Material, by: &[&str]) -> Held {
+    /// Starts it by this command, for this attempt.
+    pub(crate) fn start(material: &Material, by: &[&str], attempt: usize) -> Held {
         let folder = tempfile::tempdir().unwrap();
         let held = [&READS[..], &WRITES, &WAITS].concat().join(",");
-        let (held, trace) = (format!("--inject={held}:delay_enter={HELD}"), folder.path().join("trace"));
+        let (held, trace) = (format!("--inject={held}:delay_enter={}", HELD[attempt]), folder.path().join("trace"));
         let strace = [
             "strace",
             "--daemonize", // so that the daemon is our child
@@ -81,8 +82,8 @@ impl Held {
     }
 }
 
-pub(crate) fn measure(material: &Material, sample: &Sample) -> Vec<Figure> {
-    let mut held = Held::start(material, &[]);
+pub(crate) fn measure(material: &Material, sample: &Sample, attempt: usize) -> Vec<Figure> {
+    let mut held = Held::start(material, &[], attempt);
     client::ask(&mut held.daemon, sample, REQUESTS + 2);
     let requests = held.requests();
     assert_eq!(requests.len(), REQUESTS + 2, "{sample}: every request begins with a read that shows POST");
