@@ -10,11 +10,6 @@ use crate::*;
 
 const STRICT: &str = "/health_check?strict=1";
 
-/// The answer of a strict health check once it is as expected; a busy machine is asked again.
-fn checked(daemon: &Daemon, good: impl Fn(&Answer) -> bool) -> Answer {
-    wait_for("a health check that is as it should be", || Some(daemon.get(STRICT)).filter(&good))
-}
-
 /// What an answer tells of endpoints and service. It tells whether the daemon is ready too, and its identity key.
 fn findings(answer: &Answer, daemon: &Daemon) -> Value {
     let mut findings = answer.json();
@@ -28,7 +23,7 @@ fn findings(answer: &Answer, daemon: &Daemon) -> Value {
 #[test]
 fn health_check_is_200_as_long_as_the_daemon_lives_unless_it_is_asked_to_be_strict() {
     let (service, daemon) = pair(&["--fault", "unhealthy"]);
-    let unwell = checked(&daemon, |answer| answer.json()["watermark"].get("error").is_none());
+    let unwell = daemon.health(|answer| answer.json()["watermark"].get("error").is_none());
     assert_eq!((unwell.status, &unwell.json()["ready"]), (503, &json!(true)));
     for path in ["/health_check", "/health_check?strict=0"] {
         assert_eq!(daemon.get(path).status, 200);
@@ -46,7 +41,7 @@ fn health_check_is_200_as_long_as_the_daemon_lives_unless_it_is_asked_to_be_stri
 #[test]
 fn health_check_tells_a_service_that_is_well() {
     let (service, daemon) = pair(&[]);
-    let answer = checked(&daemon, |answer| answer.status == 200);
+    let answer = daemon.health(|answer| answer.status == 200);
     let endpoints = json!({format!("localhost:{}", service.port): true});
     let well = json!({"status": "healthy", "endpoints_status": endpoints, "watermark": {"healthy": true}});
     assert_eq!(findings(&answer, &daemon), well);
@@ -56,7 +51,7 @@ fn health_check_tells_a_service_that_is_well() {
 #[test]
 fn health_check_tells_a_service_that_is_unwell() {
     let (service, daemon) = pair(&["--fault", "unhealthy"]);
-    let answer = checked(&daemon, |answer| answer.json()["watermark"].get("error").is_none());
+    let answer = daemon.health(|answer| answer.json()["watermark"].get("error").is_none());
     let endpoints = json!({format!("localhost:{}", service.port): true});
     let unwell = json!({"status": "unhealthy", "endpoints_status": endpoints, "watermark": {"healthy": false}});
     assert_eq!((answer.status, findings(&answer, &daemon)), (503, unwell));
@@ -79,23 +74,26 @@ fn health_check_before_the_handshake_says_what_is_missing() {
     let service = Service::start(&CERTS, &[]);
     let daemon = Setup::new(service.port).start();
     let endpoints = json!({format!("localhost:{}", service.port): true});
-    let answer = checked(&daemon, |answer| answer.json()["endpoints_status"] == endpoints);
+    let answer = daemon.health(|answer| answer.json()["endpoints_status"] == endpoints);
     assert_eq!(answer.status, 503);
     assert!(answer.json()["watermark"]["error"].as_str().unwrap().contains("FILE_KEYS"), "{answer:?}");
 }
 
 #[test]
 fn the_result_of_a_health_check_is_kept_for_5_seconds() {
-    let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
-    let start = Instant::now();
-    assert_eq!(daemon.get(STRICT).status, 503);
-    // The service is healthy again at once; the daemon does not ask it.
-    let asked_again = wait_for("a new check", || {
-        let status = daemon.get(STRICT).status;
-        (status == 200).then(|| start.elapsed())
+    unspoilt("health checks in time", || {
+        let (service, daemon) = pair(&["--fault", "unhealthy", "--fault", "first=1"]);
+        let start = Instant::now();
+        assert_eq!(daemon.health_in_time()?.status, 503);
+        // The service is healthy again at once; the daemon does not ask it.
+        let asked_again = wait_for("a new check", || match daemon.health_in_time() {
+            Some(answer) => (answer.status == 200).then(|| Some(start.elapsed())),
+            None => Some(None),
+        })?;
+        assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
+        assert_eq!(service.count("GET /health"), 2);
+        Some(())
     });
-    assert!(asked_again >= Duration::from_secs(5), "{asked_again:?}");
-    assert_eq!(service.count("GET /health"), 2);
 }
 
 /// An endpoint that nobody can reach: its queue of connections is full, and the kernel drops new ones.
@@ -121,7 +119,7 @@ fn an_endpoint_that_hangs_is_reported_and_does_not_keep_the_others_or_the_servic
     let mut setup = Setup::new(service.port);
     holes.iter().for_each(|hole| setup.allowed += &format!("  - 127.0.0.1:{}\n", hole.port));
     let daemon = Daemon::ready_with(setup, service.port, &CERTS);
-    let answer = checked(&daemon, |answer| answer.json()["watermark"]["healthy"] == true);
+    let answer = daemon.health(|answer| answer.json()["watermark"]["healthy"] == true);
     assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("unhealthy")));
     let mut endpoints = json!({format!("localhost:{}", service.port): true});
     holes.iter().for_each(|hole| endpoints[format!("127.0.0.1:{}", hole.port)] = json!(false));
