@@ -73,13 +73,17 @@ fn an_invalid_nonce_is_refused() {
 
 #[test]
 fn documents_that_are_asked_for_too_fast_are_put_off_and_others_served() {
-    let daemon = Setup::new(1).start();
-    let answers: Vec<Answer> = std::thread::scope(|scope| {
-        let asks: Vec<_> = (0..60).map(|_| scope.spawn(|| daemon.get("/get_attestation"))).collect();
-        asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+    // A machine that is so busy that it takes five seconds over them has all of them served.
+    let (daemon, answers) = wait_for("some to be put off", || {
+        let daemon = Setup::new(1).start();
+        let answers: Vec<Answer> = std::thread::scope(|scope| {
+            let asks: Vec<_> = (0..60).map(|_| scope.spawn(|| daemon.get("/get_attestation"))).collect();
+            asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+        });
+        answers.iter().any(|answer| answer.status != 200).then_some((daemon, answers))
     });
     let put_off: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
-    assert!(!put_off.is_empty() && put_off.len() <= 50, "{} of 60", put_off.len());
+    assert!(put_off.len() <= 50, "{} of 60", put_off.len());
     let documents = |result| daemon.metric(&format!("teemark_attestation_documents_total{{result=\"{result}\"}}"));
     assert_eq!(documents("refused"), as_metric(put_off.len()));
     assert!(documents("made") >= as_metric(60 - put_off.len()) && documents("failed") == 0.0);
