@@ -123,9 +123,11 @@ fn a_log_that_nobody_reads_holds_up_neither_requests_nor_the_stop() {
 fn after_a_moment_without_descriptors_requests_are_answered_again() {
     let daemon = Setup::new(free_port()).start();
     assert_eq!(daemon.get("/health").status, 200);
+    let Some(open) = descriptors(&daemon) else {
+        return not_run("after_a_moment_without_descriptors", "only root can count the daemon's");
+    };
     let pid = daemon.process.child.id().to_string();
     let limit = |soft: usize| run(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]));
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     // Which step fails for lack of descriptors depends on what else is open at that moment.
     let mut failed = 0;
     for limited in open - 6..open + 4 {
