@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use formats::time::Utc;
 use serde_json::{Value, json};
@@ -197,7 +198,18 @@ impl Deployment {
         assert!(process.has_logged(words), "{}", process.log());
     }
 
+    /// What the doctor says. The enclave's health check has 2.8 s; where they do not suffice on this machine, the doctor is
+    /// asked again once there is another.
     fn doctor(&self, more: &[&str]) -> Output {
+        const LATE: [&str; 3] = ["did not answer in time", "not answered within", "the enclave does not reach"];
+        wait_for("a health check in time", || {
+            let output = self.doctor_once(more);
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            (!LATE.iter().any(|words| said.contains(words))).then_some(output)
+        })
+    }
+
+    fn doctor_once(&self, more: &[&str]) -> Output {
         let [public, admin] = [self.public, self.admin].map(|port| format!("127.0.0.1:{port}"));
         let mut command = Command::new(program("teemark"));
         command.args(["doctor", "--parent-root", ".", "--root", "root.der"]);
@@ -443,11 +455,13 @@ fn what_a_daemon_that_could_not_start_told_the_collector_is_its_last_words() {
     deployment.start("failed", "keeps records in", &collect);
     let mut setup = Setup::new(1).env("TEEMARK_LOG_TO", &format!("tcp:127.0.0.1:{port}"));
     setup.allowed = "endpoints:\n  - not a host\n".into();
-    let mut daemon = Process::spawn(&mut setup.command(), deployment.path("daemon.log"));
-    wait_for("the daemon's end", || daemon.child.try_wait().unwrap());
-    let (lines, _) = wait_for("its last words at the collector", || {
-        let told = deployment.names(&["--logs", "logs"], &[("enclave", "wrong")]);
-        told.0[0]["found"].as_str().unwrap().contains("last words").then_some(told)
+    let (lines, _) = unspoilt("its last words at the collector", || {
+        let since = Instant::now();
+        let ended = Process::spawn(&mut setup.command(), deployment.path("daemon.log")).end(since);
+        ended.leaves("its last words at the collector", || {
+            let told = deployment.names(&["--logs", "logs"], &[("enclave", "wrong")]);
+            told.0[0]["found"].as_str().unwrap().contains("last words").then_some(told)
+        })
     });
     let found = lines[0]["found"].as_str().unwrap();
     assert!(found.contains("teemarkd cannot go on: allow list: ") && found.contains(":2: "), "{found}");
@@ -458,7 +472,8 @@ fn one_that_waits_for_its_secrets_is_told_which() {
     let deployment = Deployment::new(&WELL);
     let waiting = Setup::new(1).start();
     let endpoint = format!("http://{}", waiting.public);
-    let output = deployment.doctor(&["--endpoint", &endpoint]);
+    // No host listens at its endpoint.
+    let output = deployment.doctor_once(&["--endpoint", &endpoint]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("wrong    ready        secrets are missing: MTLS_CLIENT_CERT_JSON"), "{text}");
     assert_eq!(output.status.code(), Some(1));

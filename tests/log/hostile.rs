@@ -13,7 +13,7 @@ use ring::signature::Ed25519KeyPair;
 
 use super::collector::Collector;
 use super::record;
-use super::support::{Daemon, Process, Setup, free_port, program, wait_for};
+use super::support::{Daemon, Process, Setup, free_port, program, unspoilt, wait_for};
 
 /// What it does to a line of the stream: the lines that go on in its place.
 type Change = Box<dyn FnMut(&str) -> Vec<String> + Send>;
@@ -212,15 +212,17 @@ fn a_stream_that_the_parent_cuts_is_named_while_the_enclave_runs() {
 #[test]
 fn a_record_that_the_parent_puts_into_the_stream_before_the_genuine_one_is_named_by_its_hash() {
     let made_up = |line: &str| after(line, Kind::Audit, "{\"event\":\"given\"}");
-    let scene = Scene::new(once(move |line| vec![line.to_owned(), made_up(line)]));
-    let told = scene.found(goes_on);
-    // The next checkpoint tells, which comes within a minute.
-    let [undecided, decided] = ["is here twice", "with hash "].map(|how| format!("record {} {how}", AT + 1));
-    assert!(told.contains(&undecided) || told.contains(&decided), "{told}");
-    scene.daemon.process.signal("TERM");
-    let lines = wait_for("the last checkpoint", || {
-        let lines = scene.collector.lines();
-        (record(lines.last()?).kind == Kind::Checkpoint).then_some(lines)
+    let (scene, lines) = unspoilt("the last checkpoint", || {
+        let mut scene = Scene::new(once(move |line| vec![line.to_owned(), made_up(line)]));
+        let told = scene.found(goes_on);
+        // The next checkpoint tells, which comes within a minute.
+        let [undecided, decided] = ["is here twice", "with hash "].map(|how| format!("record {} {how}", AT + 1));
+        assert!(told.contains(&undecided) || told.contains(&decided), "{told}");
+        let lines = scene.daemon.stop().leaves("the last checkpoint", || {
+            let lines = scene.collector.lines();
+            (record(lines.last()?).kind == Kind::Checkpoint).then_some(lines)
+        })?;
+        Some((scene, lines))
     });
     let inserted = lines.iter().find(|line| number(line) == Some(AT + 1)).unwrap();
     assert!(inserted.contains("given"), "it stands before the genuine one");

@@ -1,26 +1,37 @@
 //! Why a start failed, as the collector has it.
 
 use std::net::TcpListener;
+use std::time::Instant;
 
 use formats::log::{Boot, Head, Kind, Record};
 
 use super::collector::Collector;
-use super::support::{Process, Setup, wait_for};
+use super::support::{Process, Setup, unspoilt};
 use super::{check_chain, record};
 
 /// Has the log's thread come late to its stream, which is still connecting when the daemon is about to end.
 const LATE: [&str; 8] =
     ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=?poll,?ppoll", "-einject=?poll,?ppoll:delay_enter=50000"];
 
-/// What the collector has of a daemon that does not start.
-fn last_words(collector: &Collector, setup: Setup) -> Vec<String> {
-    let setup = setup.env("TEEMARK_LOG_TO", &collector.address()).by(&LATE);
-    let mut process = Process::spawn(&mut setup.command(), setup.folder.path().join("log"));
-    let status = wait_for("the daemon's end", || process.child.try_wait().unwrap());
-    assert_eq!(status.code(), Some(1), "{}", process.log());
-    // It has ended, so nothing comes any more but what is on its way.
-    collector.wait_for("teemarkd cannot go on: ", 1);
-    collector.lines()
+/// A collector, and what it has of a daemon that does not start, once this is found in it.
+fn last_words(setup: impl Fn() -> Setup, found: impl Fn(&[String]) -> bool) -> (Collector, Vec<String>) {
+    unspoilt("why it did not start", || {
+        let mut collector = Collector::new();
+        collector.start();
+        let setup = setup().env("TEEMARK_LOG_TO", &collector.address()).by(&LATE);
+        let since = Instant::now();
+        let mut process = Process::spawn(&mut setup.command(), setup.folder.path().join("log"));
+        let ended = process.end(since);
+        assert_eq!(ended.status.code(), Some(1), "{}", process.log());
+        // Nothing comes any more but what is on its way.
+        let lines = ended.leaves("its last words", || Some(collector.lines()).filter(|lines| found(lines)))?;
+        Some((collector, lines))
+    })
+}
+
+/// The record of why the daemon cannot go on.
+fn why(lines: &[String]) -> Option<usize> {
+    lines.iter().position(|line| line.contains("teemarkd cannot go on: "))
 }
 
 fn has(lines: &[String], kind: Kind) -> bool {
@@ -29,11 +40,12 @@ fn has(lines: &[String], kind: Kind) -> bool {
 
 #[test]
 fn why_a_start_failed_before_there_were_keys_reaches_the_collector_and_nothing_signs_it() {
-    let mut collector = Collector::new();
-    collector.start();
-    let mut setup = Setup::new(1);
-    setup.allowed = "endpoints:\n  - not a host\n".into();
-    let lines = last_words(&collector, setup);
+    let setup = || {
+        let mut setup = Setup::new(1);
+        setup.allowed = "endpoints:\n  - not a host\n".into();
+        setup
+    };
+    let (collector, lines) = last_words(setup, |lines| why(lines).is_some());
     check_chain(&lines, Head::default(), None);
     assert!(lines.iter().any(|line| line.contains("teemarkd cannot go on: allow list: ")), "{lines:?}");
     assert!(!has(&lines, Kind::Boot) && !has(&lines, Kind::Checkpoint), "{lines:?}");
@@ -45,13 +57,11 @@ fn why_a_start_failed_before_there_were_keys_reaches_the_collector_and_nothing_s
 #[test]
 fn why_a_start_failed_right_after_the_keys_were_made_reaches_the_collector() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut collector = Collector::new();
-    collector.start();
-    let setup = Setup::new(1).env("TEEMARK_PUBLIC", &format!("tcp:{}", taken.local_addr().unwrap()));
-    let lines = last_words(&collector, setup);
+    let setup = || Setup::new(1).env("TEEMARK_PUBLIC", &format!("tcp:{}", taken.local_addr().unwrap()));
+    // It, and the record after it.
+    let (_collector, lines) = last_words(setup, |lines| why(lines).is_some_and(|at| lines.len() > at + 1));
     let words = "teemarkd cannot go on: public listener, tcp:127.0.0.1:";
     let at = lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{lines:?}"));
-    let lines = wait_for("the record after it", || Some(collector.lines()).filter(|lines| lines.len() > at + 1));
     assert_eq!(record(&lines[at + 1]).kind, Kind::Checkpoint, "it is signed");
     let boot = lines.iter().map(|line| record(line)).find(|record| record.kind == Kind::Boot).expect("its name");
     let boot: Boot = serde_json::from_str(boot.body).unwrap();
