@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use serde_json::json;
 
 use super::audit::ask_in_vain;
-use super::support::{Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, wait_for};
+use super::support::{Certs, Daemon, KEY, SOON, Service, Setup, encrypt, read_answer, unspoilt, wait_for};
 use super::{Taken, Taker};
 
 static CERTS: LazyLock<Certs> = LazyLock::new(Certs::make);
@@ -75,10 +76,10 @@ struct Trace {
     log: String,
 }
 
-/// How many files were given, by the records to the end of the stream.
-fn count_given(mut taken: Taken) -> usize {
+/// Counts the files that were given, by the records to the end of the stream.
+fn count_given(mut taken: Taken, given: &AtomicUsize) {
     let lines = std::iter::from_fn(|| Some(taken.line()).filter(|line| !line.is_empty()));
-    lines.filter(|line| line.contains("\"event\":\"given\"")).count()
+    lines.filter(|line| line.contains("\"event\":\"given\"")).for_each(|_| _ = given.fetch_add(1, Ordering::AcqRel));
 }
 
 /// Traces a daemon that gives files while a collector reads, or while none does.
@@ -106,8 +107,10 @@ fn trace(reads: bool) -> Trace {
     let mut stream = TcpStream::connect(daemon.public).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     let dropped = |daemon: &Daemon| daemon.metric("teemark_log_lines_dropped_total");
+    let given = Arc::new(AtomicUsize::new(0));
+    let counted = given.clone();
     let (unread, reader) = match reads {
-        true => (None, Some(thread::spawn(move || count_given(taken)))),
+        true => (None, Some(thread::spawn(move || count_given(taken, &counted)))),
         false => (Some(taken), None),
     };
     if !reads {
@@ -128,11 +131,15 @@ fn trace(reads: bool) -> Trace {
     }
     assert_eq!(dropped(&daemon) > before, !reads);
     drop(stream);
-    daemon.process.signal("TERM");
-    wait_for("the daemon's end", || daemon.process.child.try_wait().unwrap());
+    if reads {
+        // Before the end, which would wait for them two seconds only.
+        wait_for("the record of each", || (given.load(Ordering::Acquire) >= COUNTED).then_some(()));
+    }
+    daemon.stop();
     drop(unread);
     if let Some(reader) = reader {
-        assert_eq!(reader.join().unwrap(), COUNTED, "each has its record");
+        reader.join().unwrap();
+        assert_eq!(given.load(Ordering::Acquire), COUNTED, "each has its record");
     }
     let text = wait_for("the end of the trace", || {
         let text = std::fs::read_to_string(&trace).unwrap();
@@ -161,45 +168,53 @@ fn trace(reads: bool) -> Trace {
 #[test]
 fn while_the_log_goes_nowhere_a_request_for_a_file_waits_for_nothing_of_it() {
     for reads in [false, true] {
-        let trace = trace(reads);
-        let (mut others, mut pools) = (BTreeMap::new(), BTreeSet::new());
-        let (mut given, mut wakes, mut handed_over, mut locks) = (0, 0, 0, 0);
-        for call in &trace.calls {
-            let Call { text, .. } = call;
-            if !call.is_of("request") && !call.is_of("event loop") {
-                continue;
-            }
-            let writes_to_stderr = call.name().starts_with("write") && text.contains("(2<");
-            assert!(!writes_to_stderr && !text.contains(&trace.log), "only the log's thread writes the log: {text}");
-            given += usize::from(text.contains("HTTP/1.1 200 OK"));
-            if text.contains("\".\", 1") {
-                // The byte that wakes a thread.
-                let to = text.split_once('(').unwrap().1.split_once(", ").unwrap().0;
-                assert!(trace.never_blocks.contains(to), "{text}");
-                wakes += 1;
-            } else if call.name() == "futex" {
-                let (address, rest) = text.split_once('(').unwrap().1.split_once(", ").unwrap();
-                if rest.contains("tv_sec") {
-                    pools.insert(address);
-                    handed_over += 1;
-                } else if rest.contains("WAIT") && !rest.contains("EAGAIN") {
-                    // With EAGAIN it came back at once: the lock was free again.
-                    locks += 1;
-                }
-            } else if call.is_of("request")
-                && !OF_MEMORY.contains(&call.name())
-                && !trace.own.iter().any(|own| text.contains(own))
-            {
-                *others.entry(call.name()).or_default() += 1;
-            }
-        }
-        assert!(given >= COUNTED - 2 && wakes > 0, "{given} given, {wakes} wakes");
-        // With a time limit a thread waits for its next request, with the others of its listener.
-        assert!(pools.len() <= 2, "reads: {reads}, {pools:?}");
-        assert!(
-            locks <= handed_over + FEW,
-            "reads: {reads}, {locks} waits at locks, {handed_over} requests handed over"
-        );
-        assert!(others.values().all(|times: &usize| *times <= FEW), "reads: {reads}, {others:?}");
+        // A thread that loses the processor with a lock has the others wait, the more the busier the machine is: the
+        // fewest waits of several traces count. A request that waits for the log does so each time.
+        unspoilt("a trace with few waits at locks", || {
+            let (locks, handed_over) = waits_at_locks(&trace(reads), reads);
+            println!("reads: {reads}, {locks} waits at locks, {handed_over} requests handed over");
+            (locks <= handed_over + FEW).then_some(())
+        });
     }
+}
+
+/// How often a thread of the requests or the event loop waited at a lock, and how often a request was handed over. They
+/// waited for nothing else.
+fn waits_at_locks(trace: &Trace, reads: bool) -> (usize, usize) {
+    let (mut others, mut pools) = (BTreeMap::new(), BTreeSet::new());
+    let (mut given, mut wakes, mut handed_over, mut locks) = (0, 0, 0, 0);
+    for call in &trace.calls {
+        let Call { text, .. } = call;
+        if !call.is_of("request") && !call.is_of("event loop") {
+            continue;
+        }
+        let writes_to_stderr = call.name().starts_with("write") && text.contains("(2<");
+        assert!(!writes_to_stderr && !text.contains(&trace.log), "only the log's thread writes the log: {text}");
+        given += usize::from(text.contains("HTTP/1.1 200 OK"));
+        if text.contains("\".\", 1") {
+            // The byte that wakes a thread.
+            let to = text.split_once('(').unwrap().1.split_once(", ").unwrap().0;
+            assert!(trace.never_blocks.contains(to), "{text}");
+            wakes += 1;
+        } else if call.name() == "futex" {
+            let (address, rest) = text.split_once('(').unwrap().1.split_once(", ").unwrap();
+            if rest.contains("tv_sec") {
+                pools.insert(address);
+                handed_over += 1;
+            } else if rest.contains("WAIT") && !rest.contains("EAGAIN") {
+                // With EAGAIN it came back at once: the lock was free again.
+                locks += 1;
+            }
+        } else if call.is_of("request")
+            && !OF_MEMORY.contains(&call.name())
+            && !trace.own.iter().any(|own| text.contains(own))
+        {
+            *others.entry(call.name()).or_default() += 1;
+        }
+    }
+    assert!(given >= COUNTED - 2 && wakes > 0, "{given} given, {wakes} wakes");
+    // With a time limit a thread waits for its next request, with the others of its listener.
+    assert!(pools.len() <= 2, "reads: {reads}, {pools:?}");
+    assert!(others.values().all(|times: &usize| *times <= FEW), "reads: {reads}, {others:?}");
+    (locks, handed_over)
 }
