@@ -26,6 +26,9 @@ const MIB: usize = 1 << 20;
 /// The daemon's limit for a request's head, and for a pause in a body.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// For how long the daemon reads on after a refusal.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A daemon with its service, and what it held before any abuse.
 struct Scene {
     daemon: Daemon,

@@ -7,17 +7,7 @@ use super::*;
 
 #[test]
 fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_after() {
-    let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "4")], &["slow=12"]);
-    let send = || {
-        let mut stream = connect(scene.public());
-        stream.write_all(raw_head(scene.file.len()).as_bytes()).and_then(|()| stream.write_all(&scene.file)).unwrap();
-        stream
-    };
-    let called = scene.service.count("TLS handshake: client");
-    let mut busy: Vec<TcpStream> = (0..4).map(|_| send()).collect();
-    // One pooled connection to the service exists; the other requests open theirs when they are in flight.
-    wait_for("four requests under way", || (scene.service.count("TLS handshake: client") >= called + 3).then_some(()));
-    let refused = scene.daemon.decrypt(&scene.file, "f", "u");
+    let (scene, mut busy, refused) = unspoilt("all threads to be busy for five seconds", all_threads_busy);
     assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
     assert!(refused.head.to_ascii_lowercase().contains("\r\nretry-after: 1\r\n"), "{}", refused.head);
     assert_eq!(scene.daemon.get("/health").status, 200, "what has no body has an extra place");
@@ -25,6 +15,25 @@ fn a_request_for_which_no_thread_is_free_for_five_seconds_gets_503_with_retry_af
     assert_eq!(scene.daemon.get("/").status, 200);
     drop(busy);
     scene.ends_as_it_began();
+}
+
+/// A daemon of four threads, a client for each of them, and the answer to a fifth. `None` if a thread was free by then:
+/// the service answers the four after twelve seconds.
+fn all_threads_busy() -> Option<(Scene, Vec<TcpStream>, Answer)> {
+    let scene = Scene::new(&[("TEEMARK_MAX_CONNECTIONS", "4")], &["slow=12"]);
+    let send = || {
+        let mut stream = connect(scene.public());
+        stream.write_all(raw_head(scene.file.len()).as_bytes()).and_then(|()| stream.write_all(&scene.file)).unwrap();
+        stream
+    };
+    let called = scene.service.count("TLS handshake: client");
+    let begun = Instant::now();
+    let busy: Vec<TcpStream> = (0..4).map(|_| send()).collect();
+    // One pooled connection to the service exists; the other requests open theirs when they are in flight.
+    wait_for("four requests under way", || (scene.service.count("TLS handshake: client") >= called + 3).then_some(()));
+    let answer = scene.daemon.decrypt(&scene.file, "f", "u");
+    let spoilt = answer.status == 200 && begun.elapsed() >= Duration::from_secs(12);
+    (!spoilt).then_some((scene, busy, answer))
 }
 
 /// A daemon that requires grants, its service, and a file.

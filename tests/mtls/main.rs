@@ -49,7 +49,11 @@ fn call(daemon: &Daemon) -> Answer {
 
 /// The daemon returns the marked file.
 fn assert_works(daemon: &Daemon) {
-    let answer = call(daemon);
+    assert_marked(daemon, &call(daemon));
+}
+
+/// The answer is the marked file.
+fn assert_marked(daemon: &Daemon, answer: &Answer) {
     assert_eq!(answer.status, 200, "{answer:?}\n{}", daemon.process.log());
     assert_eq!(extract(&answer.body), json!({"file_id": "f", "user_id": "u"}));
 }

@@ -379,14 +379,22 @@ fn the_loop_sleeps_whatever_its_connections_wait_for() {
 
 #[test]
 fn at_the_stop_requests_that_wait_or_run_are_answered_and_lingering_clients_keep_their_answer() {
+    // A client may linger for five seconds, in which this machine may not get as far as that.
+    let stopped = std::iter::repeat_with(at_the_stop).take(5).any(|in_time| in_time);
+    assert!(stopped, "five times it took the whole time of the client that lingers");
+}
+
+/// Returns whether the client that lingers had the time that this takes.
+fn at_the_stop() -> bool {
     let scene = Scene::new(4).start();
     let mut idle = scene.send(get("/idle"));
     assert_eq!(answer(&mut idle), echo("/idle"));
     let mut in_flight = [(); 4].map(|()| scene.send(post("/held")));
     in_flight.iter().for_each(|_| scene.begun.recv().unwrap());
     let mut queued = scene.send(post("/queued"));
-    let mut lingering = scene.send("nonsense\r\n\r\n");
     until("one to wait", || scene.queued() == 1);
+    let since = Instant::now();
+    let mut lingering = scene.send("nonsense\r\n\r\n");
     until("the answer", || {
         let peeked = recv(lingering.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
         peeked.is_ok()
@@ -395,13 +403,18 @@ fn at_the_stop_requests_that_wait_or_run_are_answered_and_lingering_clients_keep
     let handle = scene.handle;
     let stopped = thread::spawn(move || handle.stop());
     assert_eq!(answer(&mut idle), None, "it is closed");
-    lingering.write_all(&[b'x'; 4096]).unwrap();
+    let before = lingering.write_all(&[b'x'; 4096]);
     in_flight.iter().for_each(|_| scene.allow.send(()).unwrap());
     in_flight.iter_mut().for_each(|client| assert_eq!(answer(client), echo("/held")));
-    assert_eq!(answer(&mut queued), echo("/queued"));
-    lingering.write_all(b"x").unwrap();
-    assert_eq!(answer(&mut lingering).unwrap().0, 400);
-    assert!(!stopped.is_finished(), "one is still sending");
+    let waited = answer(&mut queued);
+    let after = lingering.write_all(b"x");
+    let kept = answer(&mut lingering).map(|(status, _)| status);
+    let still_sends = !stopped.is_finished();
+    if since.elapsed() < LINGER {
+        assert_eq!((waited, kept), (echo("/queued"), Some(400)));
+        assert!(before.and(after).is_ok() && still_sends, "one is still sending");
+    }
     drop((in_flight, queued, lingering));
     stopped.join().unwrap();
+    since.elapsed() < LINGER
 }
