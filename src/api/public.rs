@@ -64,7 +64,8 @@ fn ready(api: &Api) -> Answer {
 }
 
 /// What the daemon depends on. The status is about the daemon itself, as at Nautilus: whoever replaces what is unhealthy
-/// would otherwise end an enclave, and its secrets with it, when the service is down. Only a strict caller is told by it.
+/// would otherwise end an enclave, and its secrets with it, when the service is down. Only a strict caller is told by it
+/// whether a file would be served.
 fn check_health(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
     let strict = match target.query("strict")? {
         None | Some("0") => false,
@@ -72,9 +73,10 @@ fn check_health(api: &Api, target: &Target<'_>) -> Result<Answer, ApiError> {
         Some(_) => return Err(ApiError::Invalid("strict is neither 1 nor 0".into())),
     };
     let (healthy, mut answer) = health_check(&api.health, &api.allowed, api.route, &api.store);
-    answer["ready"] = readiness(api).0.into();
+    let (ready, _) = readiness(api);
+    answer["ready"] = ready.into();
     answer["pk"] = hex::encode(api.attestation.identity()).into();
-    Ok(Answer::json(if strict && !healthy { 503 } else { 200 }, &answer))
+    Ok(Answer::json(if strict && !(healthy && ready) { 503 } else { 200 }, &answer))
 }
 
 /// The attestation document in hex, as Nautilus serves it; if a test root signs it, with that root.

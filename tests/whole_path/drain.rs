@@ -74,6 +74,10 @@ fn while_it_drains_requests_are_served_each_as_the_last_of_its_connection_and_th
     assert_eq!((daemon.get("/ready").status, daemon.get("/health").status), (503, 200));
     let health = daemon.get("/health_check");
     assert_eq!((health.status, &health.json()["ready"]), (200, &json!(false)));
+    // A strict caller asks whether to send requests here, and there is nothing else that keeps them off.
+    let strict = || daemon.get("/health_check?strict=1");
+    let well = wait_for("a check that finds all well", || Some(strict()).filter(|a| a.json()["status"] == "healthy"));
+    assert_eq!((well.status, &well.json()["ready"]), (503, &json!(false)));
     let status = daemon.get_admin("/admin/status").json();
     assert_eq!((&status["ready"], &status["draining"]), (&json!(false), &json!(true)));
     assert_eq!(ask(&daemon, "POST", "").json(), json!({"drained": true, "in_flight": 0}), "it is already");
@@ -83,6 +87,7 @@ fn while_it_drains_requests_are_served_each_as_the_last_of_its_connection_and_th
     send(&mut kept, &file);
     let after = read_answer(&mut kept).unwrap();
     assert_eq!((after.status, field(&after, "Connection"), daemon.get("/ready").status), (200, None, 200));
+    wait_for("a strict check that is passed again", || (strict().status == 200).then_some(()));
 }
 
 #[test]
