@@ -17,7 +17,7 @@ use crate::net::request::Request;
 /// How a file is requested, and so how it is returned.
 pub(crate) enum Form<'t> {
     /// All of it in JSON.
-    Json,
+    Json { target: &'t Target<'t> },
     /// The body is the file; the rest is in the path, the query and header fields.
     Raw { file_id: &'t str, target: &'t Target<'t> },
 }
@@ -53,7 +53,8 @@ impl Form<'_> {
         covers: impl FnOnce(Asked) -> Result<Covered, ApiError>,
     ) -> Result<(Covered, Vec<u8>), ApiError> {
         match self {
-            Form::Json => {
+            Form::Json { target } => {
+                nothing_misplaced(target, request, true)?;
                 let body = body(request, limits.json_body(), memory, |n| limits.json_cost(n));
                 let body = body.map_err(|e| self.names_its_limit(limits, e))?;
                 if json::beside_largest_value(&body) > JSON_SLACK {
@@ -63,6 +64,7 @@ impl Form<'_> {
                 Ok((covers(asked)?, file))
             }
             Form::Raw { file_id, target } => {
+                nothing_misplaced(target, request, false)?;
                 let covered = covers(raw(file_id, target, request)?)?;
                 let body = body(request, limits.raw_body(), memory, |n| limits.raw_cost(n));
                 Ok((covered, body.map_err(|e| self.names_its_limit(limits, e))?))
@@ -75,7 +77,7 @@ impl Form<'_> {
         let ApiError::FileTooLarge(TooLarge::Memory(memory)) = e else { return e };
         let [raw, json] = limits.largest_files();
         let (route, largest) = match self {
-            Form::Json => ("JSON", json),
+            Form::Json { .. } => ("JSON", json),
             Form::Raw { .. } => ("raw", raw),
         };
         ApiError::FileTooLarge(TooLarge::Route { route, largest, memory })
@@ -84,7 +86,7 @@ impl Form<'_> {
     /// The answer with the file.
     pub(crate) fn answer(&self, given: Given) -> Answer {
         match self {
-            Form::Json => json_answer(given),
+            Form::Json { .. } => json_answer(given),
             Form::Raw { .. } => raw_answer(given),
         }
     }
@@ -122,6 +124,19 @@ struct AfterFile<'a> {
     identity: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     attestation: Option<String>,
+}
+
+/// Refuses a request that asks for a sealed answer or an attestation document where its form does not look for that: it
+/// would get an answer without it, and its grant would be used up.
+fn nothing_misplaced(target: &Target<'_>, request: &Request<'_>, is_json: bool) -> Result<(), ApiError> {
+    for (field, member) in [(reply::REPLY_KEY, "reply_key"), (reply::ATTEST, "attest_nonce")] {
+        if target.query(member)?.is_some() || (is_json && request.head.values(field).next().is_some()) {
+            let message =
+                format!("{member} goes into the JSON body, or on the raw route into the header field {field}");
+            return Err(ApiError::Invalid(message));
+        }
+    }
+    Ok(())
 }
 
 /// Takes a request apart; the file is decoded in the buffer of the body.

@@ -50,7 +50,9 @@ fn serve(api: &Api, target: &Target<'_>, request: &mut Request<'_>) -> Routed {
                 .map(|live| Answer::json(200, &json!(live))),
         ),
         ["metrics"] if api.public_metrics => ("metrics", get(request).map(|()| metrics(api))),
-        ["files", "decrypt"] => ("decrypt", admit(request, "POST").and_then(|()| decrypt(api, &Form::Json, request))),
+        ["files", "decrypt"] => {
+            ("decrypt", admit(request, "POST").and_then(|()| decrypt(api, &Form::Json { target }, request)))
+        }
         ["files", file_id, "decrypt"] => {
             ("decrypt_raw", admit(request, "POST").and_then(|()| decrypt(api, &Form::Raw { file_id, target }, request)))
         }

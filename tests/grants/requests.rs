@@ -71,6 +71,44 @@ fn the_json_route_asks_for_a_grant_too() {
 }
 
 #[test]
+fn what_a_request_asks_for_in_the_other_forms_place_is_an_error_and_leaves_its_grant_good() {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    let issuer = Issuer::new();
+    let scene = Scene::new(&issuer.jwks());
+    let (token, key, nonce) = (issuer.token(&claims("1")), STANDARD.encode([9; 32]), "c0ffee");
+    let json =
+        json!({"file_id": "f", "user_id": "alice", "encrypted_content": STANDARD.encode(&scene.file)}).to_string();
+    let post = |path: &str, lines: &str, body: &[u8]| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n{lines}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        request(scene.daemon.public, &head, body)
+    };
+    let key_field = format!("Teemark-Reply-Key: {key}\r\n");
+    let key_parameter = format!("reply_key={}", key.replace('+', "%2B"));
+    for (path, lines, body) in [
+        ("/files/decrypt".to_owned(), &*key_field, json.as_bytes()),
+        ("/files/decrypt".into(), "teemark-attest: c0ffee\r\n", json.as_bytes()),
+        // Whatever is in it.
+        ("/files/decrypt".into(), "Teemark-Attest: \r\n", json.as_bytes()),
+        (format!("/files/decrypt?{key_parameter}"), "", json.as_bytes()),
+        (format!("/files/decrypt?attest_nonce={nonce}"), "", json.as_bytes()),
+        (format!("/files/f/decrypt?user_id=alice&{key_parameter}"), "", &scene.file),
+        (format!("/files/f/decrypt?user_id=alice&attest_nonce={nonce}"), "", &scene.file),
+        (format!("/files/f/decrypt?user_id=alice&attest_nonce={nonce}"), "Teemark-Attest: c0ffee\r\n", &scene.file),
+    ] {
+        let answer = post(&path, lines, body);
+        assert_eq!(refusal(&answer), is(400, "invalid_request"), "{path} {lines}");
+        let message = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(message.contains("Teemark-") && message.contains("JSON body"), "{message}");
+    }
+    assert_eq!(scene.service.count("POST /api/watermark"), 0);
+    assert_eq!(post("/files/decrypt", "", json.as_bytes()).status, 200, "none of these used it up");
+}
+
+#[test]
 fn a_request_that_returned_nothing_leaves_its_grant_valid_and_only_one_of_two_at_once_is_served() {
     let issuer = Issuer::new();
     let scene = Scene::with(&issuer.jwks(), &["--fault", "slow=2"]);
