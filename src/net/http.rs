@@ -99,7 +99,7 @@ pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, 
         return Err(malformed("a line of the head does not end with CR LF"));
     }
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-    let target = path_and_query(target).ok_or(malformed("the request's target is not a path in ASCII"))?;
+    let (authority, target) = split_target(target).ok_or(malformed("the request's target is not a path in ASCII"))?;
     let http_1_1 = request.version == Some(1);
     let fields = &*request.headers;
     match (named(fields, "host").count(), http_1_1) {
@@ -111,10 +111,14 @@ pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, 
         Some(_) => return Err(HttpError::UnknownExpectation),
         None => false,
     };
+    // The host of an absolute-form target counts in place of Host (RFC 9112, 3.2.2).
+    let counts = |f: &&Header<'_>| authority.is_none() || !f.name.eq_ignore_ascii_case("host");
+    let host = authority.map(|authority| Header { name: "Host", value: authority.as_bytes() });
+    let lines = fields.iter().filter(counts).chain(&host).map(|f| [f.name.as_bytes(), b":", f.value, b"\n"].concat());
     let head = RequestHead {
         method: method.to_owned(),
         target: target.to_owned(),
-        fields: fields.iter().map(|f| [f.name.as_bytes(), b":", f.value, b"\n"].concat()).collect::<Vec<_>>().concat(),
+        fields: lines.collect::<Vec<_>>().concat(),
         body: body(method, fields, http_1_1, max_body)?,
         keep_alive: http_1_1 && !named(fields, "connection").any(has_close),
         expects,
@@ -127,19 +131,20 @@ fn lines_end_with_cr_lf(head: &[u8]) -> bool {
     head.iter().enumerate().all(|(i, b)| *b != b'\n' || (i > 0 && head[i - 1] == b'\r'))
 }
 
-/// The path and query of a target in origin-form or absolute-form (RFC 9112, 3.2).
-fn path_and_query(target: &str) -> Option<&str> {
+/// The authority of a target in absolute-form, and the path and query of one in that form or in origin-form (RFC 9112,
+/// 3.2).
+fn split_target(target: &str) -> Option<(Option<&str>, &str)> {
     let scheme = ["http://", "https://"]
         .into_iter()
         .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-    let target = match scheme.map(|scheme| &target[scheme.len()..]) {
-        None => target,
+    let (authority, target) = match scheme.map(|scheme| &target[scheme.len()..]) {
+        None => (None, target),
         Some(rest) => match rest.find(['/', '?']) {
-            Some(at) => &rest[at..],
-            None => "/",
+            Some(at) => (Some(&rest[..at]), &rest[at..]),
+            None => (Some(rest), "/"),
         },
     };
-    (target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic())).then_some(target)
+    (target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic())).then_some((authority, target))
 }
 
 fn has_close(value: &[u8]) -> bool {
@@ -414,6 +419,20 @@ mod tests {
         assert_eq!(target("HTTPS://x").as_deref(), Some("/"));
         for bad in ["x", "*", "ftp://x/", "http://x?a/b", "/ä", "x:443"] {
             assert_eq!(target(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_an_absolute_target_counts_in_place_of_the_field() {
+        for (start, host) in [
+            ("GET /a HTTP/1.1\r\nHost: field", "field"),
+            ("GET http://target:80/a HTTP/1.1\r\nhost: field", "target:80"),
+            ("GET https://target HTTP/1.0\r\nA: b", "target"),
+            ("GET http:///a HTTP/1.1\r\nHost: field", ""),
+        ] {
+            let (head, _) = head(format!("{start}\r\nLast: x\r\n\r\n").as_bytes()).unwrap().unwrap();
+            assert_eq!(head.values("Host").collect::<Vec<_>>(), [host.as_bytes()], "{start}");
+            assert_eq!(head.values("Last").count(), 1);
         }
     }
 

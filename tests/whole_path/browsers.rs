@@ -163,6 +163,17 @@ fn the_admin_listener_takes_no_request_that_a_page_may_have_made() {
             assert_eq!((answer.status, cors_fields(&answer)), (200, vec![]), "{line} {page}");
         }
     }
+    // The target's own host counts, whatever the field says (RFC 9112, 3.2.2).
+    for target in
+        ["http://attacker.example", "https://attacker.example:3001", "http://127.0.0.1@attacker.example", "http://"]
+    {
+        for (line, body) in [("POST", &*bundle), ("GET", "")] {
+            let answer = ask(&format!("{line} {target}/admin/update-secrets"), &local, body);
+            assert_eq!(answer.code(), "from_page", "{line} {target}");
+        }
+    }
+    let ours = format!("GET http://{}/admin/status", daemon.admin);
+    assert_eq!(ask(&ours, "Host: attacker.example\r\n", "").status, 200);
     let missing = daemon.get("/ready").json()["missing"].clone();
     assert_eq!(missing.as_array().unwrap().len(), 3, "nothing was changed");
     for host in [local, "Host: localhost:3001\r\n".into(), "Host: [::1]\r\n".into()] {
