@@ -2,7 +2,7 @@
 .POSIX:
 # The parts share target/, and each uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce check footprint costs bench vectors clean
+.PHONY: help build demo run image size run-vm run-enclave test quick-test vm-test reproduce fuzz-api check footprint costs bench vectors clean
 
 help:
 	@echo 'make demo        does the main job on real input, step by step, with pictures in out/demo'
@@ -30,6 +30,9 @@ help:
 	@echo '                                    to fail. UNPATCHED=parent: only the parent lacks them; it has to pass'
 	@echo '                   RINGS=128        only the scenario `vsock`, with rings of that length: 128, 256, 512, 1024'
 	@echo 'make reproduce   builds the image twice and compares'
+	@echo 'make fuzz-api    holds the answers to many more requests against docs/openapi.yaml than make test does; with'
+	@echo '                   EXAMPLES=1000    so many for each operation'
+	@echo '                   SEED=NUMBER      those of an earlier run, which told its seed'
 	@echo 'make check       checks formatting, lints, documentation, licences, advisories, shell scripts, units, alerts'
 	@echo 'make footprint   checks the static daemon'\''s size, memory and start against their limits'
 	@echo 'make bench       measures teemarkd next to what people would run instead, for docs/PERFORMANCE.md; with'
@@ -95,6 +98,13 @@ vm-test:
 reproduce:
 	host/install-tools.sh image
 	tests/reproducible.sh
+
+fuzz-api:
+	host/install-tools.sh
+	cargo build --workspace --bins
+	API_SEED="$${SEED:-$$(od -A n -N 3 -t u4 /dev/urandom | tr -d ' ')}"; echo "SEED=$$API_SEED"; \
+	API_SEED="$$API_SEED" API_EXAMPLES="$${EXAMPLES:-1000}" \
+	  cargo test --workspace --test openapi every_answer_is_as_the_description_has_it -- --nocapture
 
 check:
 	host/install-tools.sh check

@@ -32,6 +32,28 @@ pub(crate) fn python(package: &str, modules: &str) -> Result<PathBuf, String> {
     if has(&python) { Ok(python) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
 }
 
+/// A Python that has just these packages, as a list of requirements for pip names them.
+///
+/// # Errors
+/// They are not here and cannot be installed.
+pub(crate) fn pinned(name: &str, requirements: &Path) -> Result<PathBuf, String> {
+    let own = folder(name);
+    let (python, installed) = (own.join("bin/python"), own.join("requirements.txt"));
+    let wanted = std::fs::read(requirements).map_err(|e| e.to_string())?;
+    if std::fs::read(&installed).is_ok_and(|installed| installed == wanted) && works(Command::new(&python).arg("-V")) {
+        return Ok(python);
+    }
+    let pip = format!(
+        "python3 -m venv --clear '{0}' && timeout 300 '{0}/bin/pip' install --quiet --disable-pip-version-check \
+         --requirement '{1}' && cp '{1}' '{2}'",
+        own.display(),
+        requirements.display(),
+        installed.display()
+    );
+    let done = Command::new("sh").arg("-c").arg(pip).output().map_err(|e| e.to_string())?;
+    if done.status.success() { Ok(python) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
+}
+
 /// A folder in which Node.js finds a package.
 ///
 /// # Errors

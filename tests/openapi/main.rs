@@ -1,6 +1,9 @@
-//! docs/openapi.yaml against the routes of a running daemon, and against the table of errors.
+//! docs/openapi.yaml against the routes and the answers of a running daemon, and against the table of errors.
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod fuzz;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +13,7 @@ use serde_json::json;
 use support::*;
 use yaml_rust2::{Yaml, YamlLoader};
 
-const METHODS: [&str; 4] = ["get", "post", "put", "delete"];
+const METHODS: [&str; 5] = ["get", "post", "put", "delete", "options"];
 
 fn description() -> Yaml {
     let text = fs::read_to_string(repository().join("docs/openapi.yaml")).unwrap();
@@ -56,7 +59,20 @@ fn every_route_that_is_described_exists_with_just_these_methods() {
             }
         }
     }
-    assert_eq!(described, 18, "operations");
+    assert_eq!(described, 29, "operations");
+}
+
+#[test]
+fn every_operation_lists_its_statuses_and_what_any_request_may_get() {
+    let of = description();
+    let items = of["paths"].as_hash().unwrap().values();
+    let operations = items.flat_map(|item| METHODS.map(|method| item[method]["responses"].clone()));
+    for responses in operations.filter(|responses| !responses.is_badvalue()) {
+        // Schemathesis takes any status for described where there is a default.
+        for status in ["400", "408", "413", "417", "431", "500", "503"] {
+            assert!(!responses[status].is_badvalue() && responses["default"].is_badvalue(), "{status}: {responses:?}");
+        }
+    }
 }
 
 /// Each path in the code's table of routes, as its patterns spell it.
