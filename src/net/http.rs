@@ -23,7 +23,7 @@ pub enum HttpError {
     Malformed(&'static str),
     /// Its head is over [`MAX_HEAD`] bytes or [`MAX_FIELDS`] fields.
     HeadTooLarge,
-    /// It must announce a length.
+    /// It must announce the length of its body.
     LengthRequired,
     /// Its body is over this many bytes.
     TooLarge(u64),
@@ -115,12 +115,13 @@ pub fn request_head(input: &[u8], max_body: u64) -> Result<Option<(RequestHead, 
     let counts = |f: &&Header<'_>| authority.is_none() || !f.name.eq_ignore_ascii_case("host");
     let host = authority.map(|authority| Header { name: "Host", value: authority.as_bytes() });
     let lines = fields.iter().filter(counts).chain(&host).map(|f| [f.name.as_bytes(), b":", f.value, b"\n"].concat());
+    let body = body(method, fields, http_1_1, max_body)?;
     let head = RequestHead {
         method: method.to_owned(),
         target: target.to_owned(),
         fields: lines.collect::<Vec<_>>().concat(),
-        body: body(method, fields, http_1_1, max_body)?,
-        keep_alive: http_1_1 && !named(fields, "connection").any(has_close),
+        keep_alive: http_1_1 && body != Body::Unannounced && !named(fields, "connection").any(has_close),
+        body,
         expects,
     };
     Ok(Some((head, length)))
@@ -179,7 +180,7 @@ fn body(method: &str, fields: &[Header<'_>], http_1_1: bool, max_body: u64) -> R
             }
         }
         (Some(_), None) => Err(malformed("Content-Length is not a number")),
-        (None, None) if matches!(method, "POST" | "PUT" | "PATCH") => Err(HttpError::LengthRequired),
+        (None, None) if matches!(method, "POST" | "PUT" | "PATCH") => Ok(Body::Unannounced),
         (None, None) => Ok(Body::Length(0)),
     }
 }
@@ -189,6 +190,9 @@ fn body(method: &str, fields: &[Header<'_>], http_1_1: bool, max_body: u64) -> R
 pub enum Body {
     /// This many bytes.
     Length(u64),
+    /// None, of a method that has one as a rule: without a length or a coding it is empty (RFC 9112, 6.3). A proxy that
+    /// lost its framing may still send one, so nothing that follows on the connection is taken for a request.
+    Unannounced,
     /// Chunks.
     Chunked(Chunks),
 }
@@ -216,7 +220,7 @@ enum ChunkPart {
 impl Body {
     /// Whether the whole body has come.
     pub fn is_done(&self) -> bool {
-        matches!(self, Body::Length(0) | Body::Chunked(Chunks { at: ChunkPart::Done, .. }))
+        matches!(self, Body::Length(0) | Body::Unannounced | Body::Chunked(Chunks { at: ChunkPart::Done, .. }))
     }
 
     /// Takes the body's bytes from the start of `input`, appends their content to `out`, `room` bytes of it at most,
@@ -226,6 +230,7 @@ impl Body {
     pub fn take(&mut self, input: &[u8], room: usize, out: &mut Vec<u8>) -> Result<usize, HttpError> {
         match self {
             Body::Length(left) => Ok(take_some(left, input, room, out)),
+            Body::Unannounced => Ok(0),
             Body::Chunked(chunks) => chunks.take(input, room, out),
         }
     }
@@ -463,11 +468,30 @@ mod tests {
             ("Content-Length: 99999999999999999999999\r\n", HttpError::TooLarge(1000)),
             ("Content-Length: 1001\r\n", HttpError::TooLarge(1000)),
             ("Expect: miracles\r\nContent-Length: 0\r\n", HttpError::UnknownExpectation),
-            ("", HttpError::LengthRequired),
         ] {
             let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
             assert_eq!(head(text.as_bytes()).unwrap_err(), error, "{fields}");
         }
+    }
+
+    #[test]
+    fn a_body_that_is_not_announced_is_empty_and_its_request_the_last_of_its_connection() {
+        for (method, body, keeps) in [
+            ("POST", Body::Unannounced, false),
+            ("PUT", Body::Unannounced, false),
+            ("PATCH", Body::Unannounced, false),
+            ("GET", Body::Length(0), true),
+            ("DELETE", Body::Length(0), true),
+            ("OPTIONS", Body::Length(0), true),
+        ] {
+            let text = format!("{method} / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n");
+            let (head, _) = head(text.as_bytes()).unwrap().unwrap();
+            assert!(head.body.is_done());
+            assert_eq!((head.body, head.keep_alive), (body, keeps), "{method}");
+        }
+        let mut out = Vec::new();
+        assert_eq!(Body::Unannounced.take(b"GET /", 99, &mut out), Ok(0));
+        assert!(out.is_empty());
     }
 
     #[test]

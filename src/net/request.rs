@@ -94,6 +94,7 @@ impl Request<'_> {
     pub fn announced(&self) -> Option<u64> {
         match self.head.body {
             Body::Length(length) => Some(length),
+            Body::Unannounced => Some(0),
             Body::Chunked(_) => None,
         }
     }
@@ -102,8 +103,12 @@ impl Request<'_> {
     /// there is something.
     ///
     /// # Errors
-    /// See [`BodyError`]. After an error nothing more comes.
+    /// See [`BodyError`]. After an error nothing more comes. A body that is wanted has to be announced: an empty one is
+    /// more likely lost than meant.
     pub fn read(&mut self, into: &mut Vec<u8>, room: usize, patience: Duration) -> Result<Progress, BodyError> {
+        if self.head.body == Body::Unannounced {
+            return Err(HttpError::LengthRequired.into());
+        }
         if !std::mem::replace(&mut self.asked_for_body, true) {
             let mut pace = Pace::from(Instant::now());
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n", &mut pace).map_err(|_| BodyError::Gone)?;
@@ -154,6 +159,7 @@ impl Request<'_> {
                 *left -= (into.len() - before) as u64;
                 read
             }
+            Body::Unannounced => Ok(0),
             Body::Chunked(_) => (&**stream).take(PIECE as u64).read_to_end(inbox),
         };
         Ok(match read {

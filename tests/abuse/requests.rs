@@ -106,6 +106,40 @@ fn requests_in_one_write_are_answered_in_their_order() {
     scene.ends_as_it_began();
 }
 
+/// A proxy in front that lost a body's framing sends it all the same, and what it holds must not become a request.
+#[test]
+fn what_follows_a_request_whose_body_is_not_announced_is_never_taken_for_a_request() {
+    let scene = Scene::new(&[], &[]);
+    scene.during(|| {
+        for (head, status) in [
+            ("POST /files/f/decrypt?user_id=u", 411),
+            ("POST /files/decrypt", 411),
+            ("POST /sealed-bundle", 411),
+            ("POST /health", 405),
+            ("PUT /files/decrypt", 405),
+            ("PATCH /nothing", 404),
+        ] {
+            let head = format!("{head} HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n");
+            let hidden = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3);
+            for pause in [false, true] {
+                let mut stream = connect(scene.public());
+                stream.write_all(head.as_bytes()).unwrap();
+                if pause {
+                    // The answer is under way before the rest comes, as it would be for a proxy that streams.
+                    stream.peek(&mut [0]).unwrap();
+                }
+                let _ = stream.write_all(hidden.as_bytes());
+                let answer = read_answer(&mut stream).expect("one answer");
+                assert_eq!((answer.status, answer.field("Connection")), (status, Some("close")), "{head}");
+                let _ = stream.write_all(hidden.as_bytes());
+                let _ = stream.shutdown(Shutdown::Write);
+                assert_eq!(until_closed(&mut stream), "", "{head}");
+            }
+        }
+    });
+    scene.ends_as_it_began();
+}
+
 #[test]
 fn a_body_longer_than_announced_does_not_cost_the_request_its_answer() {
     let scene = Scene::new(&[], &[]);

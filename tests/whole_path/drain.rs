@@ -14,6 +14,32 @@ fn ask(daemon: &Daemon, method: &str, query: &str) -> Answer {
     request(daemon.admin, &head, b"")
 }
 
+/// As somebody at the parent types it.
+#[test]
+fn curl_drains_with_post_alone() {
+    let daemon = Setup::new(1).start();
+    let curl = |method: &str, path: &str, to| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "120", "-i", "-X", method])
+            .arg(format!("http://{to}{path}"));
+        String::from_utf8(run(&mut curl)).unwrap().to_ascii_lowercase()
+    };
+    let drained = curl("POST", "/admin/drain?seconds=1", daemon.admin);
+    assert!(
+        drained.starts_with("http/1.1 200 ") && drained.ends_with(r#"{"drained":true,"in_flight":0}"#),
+        "{drained}"
+    );
+    assert!(drained.contains("\r\nconnection: close\r\n"), "{drained}");
+    assert_eq!(daemon.get_admin("/admin/status").json()["draining"], true);
+    let back = curl("DELETE", "/admin/drain", daemon.admin);
+    assert!(back.starts_with("http/1.1 200 "), "{back}");
+    // A body that is wanted is not taken to be empty.
+    for (path, to) in [("/sealed-bundle", daemon.public), ("/admin/update-secrets", daemon.admin)] {
+        let refused = curl("POST", path, to);
+        assert!(refused.starts_with("http/1.1 411 ") && refused.contains("length_required"), "{path}: {refused}");
+    }
+}
+
 /// Begins a drain, and waits until it is in force.
 fn drain(daemon: &Daemon, query: &'static str) -> JoinHandle<Answer> {
     let admin = daemon.admin;
