@@ -14,6 +14,7 @@ use log::error;
 use serde_json::{Map, Value, json};
 
 use crate::net::egress::Route;
+use crate::net::request_id::RequestId;
 use crate::secrets::store::Store;
 use crate::watermark::check_watermark_health;
 
@@ -154,7 +155,9 @@ fn run_probes(running: &[Arc<AtomicBool>], probes: Vec<Probe>, limit: Duration) 
         }
         results.lock().1 += 1;
         let running = Running { running: running.clone(), results: results.clone() };
+        let request = RequestId::of_this_thread();
         let started = threads::start("health", move || {
+            let _in_log = request.as_ref().map(RequestId::enter);
             let result = probe();
             running.results.lock().0[i] = result;
         });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use event_loop::socket::{Listener, Stream};
 use event_loop::{Acceptor, EventLoop, InFlight, Outbox, Scratch, Session, Turn, Waker};
-use log::debug;
+use log::{debug, error};
 use nix::poll::PollFlags;
 
 use super::answer::Answer;
@@ -214,10 +214,18 @@ impl Waiting {
 
     /// Answers input that never became a request, and closes.
     fn refuse(&mut self, error: HttpError, now: Instant) {
+        self.refuse_for(error, None, now);
+    }
+
+    /// The same, where this may be the reason.
+    fn refuse_for(&mut self, error: HttpError, no_thread: Option<&io::Error>, now: Instant) {
         let head_only = matches!(&self.state, State::Queued(head) if head.head_only());
         let head = if let State::Queued(head) = &self.state { head.lines() } else { &self.inbox };
         let id = RequestId::next(head);
         let _in_log = id.enter();
+        if let Some(e) = no_thread {
+            error!("cannot start a thread for this request: {e}");
+        }
         let mut answer = self.ingress.service.refuse(error, head);
         answer.headers.push((request_id::FIELD, id.into_name()));
         let mut bytes = answer.head(true);
@@ -299,8 +307,8 @@ impl Waiting {
             let _counted = counted;
             ingress.serve(connection, head, in_flight);
         };
-        if self.ingress.workers.run(Box::new(job)).is_err() {
-            self.refuse(HttpError::Overloaded, now);
+        if let Err(e) = self.ingress.workers.run(Box::new(job)) {
+            self.refuse_for(HttpError::Overloaded, Some(&e), now);
             return Turn::GoOn;
         }
         Turn::Over

@@ -1,12 +1,12 @@
 //! Threads for requests: one for each request in flight, kept for the next one for a while, and bounded in number.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_loop::threads;
-use log::error;
 
 use crate::metrics::METRICS;
 
@@ -55,8 +55,8 @@ impl Workers {
     /// Runs the job in a thread now. The caller has checked that there is a place for it.
     ///
     /// # Errors
-    /// The system has no threads left; returns the job.
-    pub fn run(&self, job: Job) -> Result<(), Job> {
+    /// The system has no threads left. The job is dropped.
+    pub fn run(&self, job: Job) -> io::Result<()> {
         let mut state = self.state();
         let one_is_idle = state.idle > state.jobs.len();
         state.busy += 1;
@@ -67,13 +67,13 @@ impl Workers {
         }
         let workers = self.clone();
         let started = threads::start("request", move || workers.work());
-        if let Err(e) = started {
-            error!("cannot start a thread for a request: {e}");
+        if started.is_err() {
             state.busy -= 1;
-            // It is the last one: the lock has been held since.
-            return state.jobs.pop_back().map_or(Ok(()), Err);
+            // It is the last one: the lock has been held since. It is dropped without the lock.
+            let _job = state.jobs.pop_back();
+            drop(state);
         }
-        Ok(())
+        started.map(drop)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -28,6 +28,8 @@ fn each_answer_has_the_requests_id_and_so_has_each_line_of_its_log() {
     };
     let file = encrypt(&KEY, b"a text");
     let answer = ask(daemon.public, "POST /files/f/decrypt?user_id=u", "X-Request-Id: balancer.4711_a-B\r\n", &file);
+    // The line of its end is written after the answer.
+    assert!(daemon.process.has_logged(" balancer.4711_a-B] decrypt_raw 200"));
     let (id, logged) = lines(&daemon, &answer);
     assert_eq!((answer.status, &*id), (200, "balancer.4711_a-B"));
     let has = |text: &str| logged.iter().any(|line| line.contains(text));
@@ -67,4 +69,54 @@ fn each_answer_has_the_requests_id_and_so_has_each_line_of_its_log() {
     let (id, logged) = lines(&daemon, &answer);
     assert_eq!((answer.status, &*id), (417, "refused-7"));
     assert!(logged.iter().any(|line| line.contains("refused 417")), "{logged:?}");
+}
+
+/// What is written between two requests is about the requests between: each line, whichever thread writes it.
+#[test]
+fn no_line_is_written_without_an_id_while_requests_are_served() {
+    let (service, daemon) = pair(&["--fault", "fail=500", "--fault", "first=1"]);
+    let file = encrypt(&KEY, b"a text");
+    let ask = |to, id: &str, line: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\nX-Request-Id: {id}\r\n\r\n"
+        );
+        request(to, &head, body)
+    };
+    let written = |id: &str| assert!(daemon.process.has_logged(format!(" {id}] ")), "{id}");
+    // The lines of the start and of the handshake are before this one's.
+    ask(daemon.public, "the-first", "GET /health", b"");
+    written("the-first");
+    let before = daemon.process.log().len();
+
+    let json = serde_json::to_vec(&json!({"file_id": "f", "user_id": "u", "encrypted_content": "AAAA"})).unwrap();
+    let bundle = CERTS.full_bundle(service.port).to_string().into_bytes();
+    let raw = "POST /files/f/decrypt?user_id=u";
+    let mut ids = vec![];
+    for (to, line, body, status, end) in [
+        // The first, so that its probe of the service makes a connection, in a thread of its own.
+        (daemon.public, "GET /health_check", &b""[..], 200, "health_check 200"),
+        (daemon.public, raw, &file, 502, "decrypt_raw 502"),
+        (daemon.public, raw, &file, 200, "decrypt_raw 200"),
+        (daemon.public, "POST /files/decrypt", &json, 422, "decrypt 422"),
+        (daemon.public, "GET /get_attestation", b"", 200, "get_attestation 200"),
+        (daemon.public, "POST /sealed-bundle", b"{}\n", 400, "sealed_bundle 400"),
+        (daemon.public, "GET /metrics", b"", 404, "unknown 404"),
+        (daemon.admin, "POST /admin/update-secrets", &bundle, 200, "update_secrets 200"),
+        (daemon.admin, "POST /admin/update-secrets", b"{}", 400, "update_secrets 400"),
+        (daemon.admin, "POST /admin/drain?seconds=1", b"", 200, "drain 200"),
+        (daemon.admin, "DELETE /admin/drain", b"", 200, "drain 200"),
+    ] {
+        let id = format!("request-{}", ids.len());
+        let answer = ask(to, &id, line, body);
+        assert_eq!(answer.status, status, "{line}: {answer:?}");
+        let end = format!(" {id}] {end}");
+        assert!(daemon.process.has_logged(&end), "{end}");
+        ids.push(format!(" {id}] "));
+    }
+    // Should the probe have come too late for its answer, its lines still have the id of the request that began it.
+    assert!(daemon.process.has_logged(" request-0] mTLS connection to localhost"));
+    let log = daemon.process.log();
+    let without: Vec<&str> = log[before..].lines().filter(|line| !ids.iter().any(|id| line.contains(id))).collect();
+    assert!(without.is_empty(), "{without:#?}");
 }
