@@ -3,30 +3,15 @@ use std::os::unix::net::UnixStream;
 
 use tempfile::TempDir;
 
-use super::support::balancer;
+use super::support::balancer::{self, READY};
 use super::*;
 
-/// HAProxy with the documented configuration, in which `check` is replaced, and a socket for its statistics.
+/// HAProxy with the documented configuration, in which `check` is replaced. Both daemons have been found up.
 fn haproxy(daemons: &[Daemon; 2], folder: &TempDir, check: &str) -> Balancer {
-    let (port, path) = (free_port(), folder.path().display());
-    let [a, b] = daemons.each_ref().map(|daemon| daemon.public.to_string());
-    let pem = folder.path().join("tls.pem");
-    let both = ["server.crt", "server.key"].map(|name| std::fs::read(CERTS.path(name)).unwrap()).concat();
-    std::fs::write(&pem, both).unwrap();
-    let sections = documented(
-        "haproxy",
-        &[
-            ("10.0.1.10:3000", &a),
-            ("10.0.1.11:3000", &b),
-            ("bind :443", &format!("bind 127.0.0.1:{port}")),
-            ("/etc/teemark/tls.pem", &pem.display().to_string()),
-            ("option httpchk GET /ready", check),
-        ],
-    );
-    let config = format!("global\n    stats socket {path}/stats\n\n{sections}");
-    let balancer = Balancer { _process: balancer::haproxy(&config, port, folder.path()), port };
+    let to = daemons.each_ref().map(|daemon| daemon.public);
+    let (process, port) = balancer::documented_haproxy(to, check, &CERTS, folder.path());
     wait_for("both servers", || (up(folder) == 2).then_some(()));
-    balancer
+    Balancer { _process: process, port }
 }
 
 /// How many servers a check has found up.
@@ -41,8 +26,6 @@ fn up(folder: &TempDir) -> usize {
         .filter(|line| line.starts_with("enclaves,") && line.contains(",UP,") && line.contains(",L7OK,"))
         .count()
 }
-
-const READY: &str = "option httpchk GET /ready";
 
 #[test]
 fn haproxys_default_check_finds_daemons_up_while_they_live() {
@@ -76,4 +59,17 @@ fn draining_behind_haproxy_loses_no_request() {
     let folder = TempDir::new().unwrap();
     let haproxy = haproxy(&daemons, &folder, READY);
     draining_one_loses_no_request(&haproxy, daemons, folder.path());
+}
+
+#[test]
+fn an_enclave_that_is_killed_behind_haproxy_fails_only_what_it_had_and_haproxy_no_longer_has() {
+    // HAProxy keeps what fits into one of its buffers, of 16 KiB.
+    for (length, status) in [(1000, "200"), (1 << 20, "502")] {
+        let folder = TempDir::new().unwrap();
+        let granted = Granted::new();
+        let haproxy = haproxy(&granted.daemons, &folder, READY);
+        let noticed = || wait_for("one to be down", || (up(&folder) == 1).then_some(()));
+        let answer = granted.killing_one(&haproxy, folder.path(), length, noticed);
+        assert_eq!(answer, status, "{length}");
+    }
 }

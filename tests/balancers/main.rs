@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::json;
-use support::markdown::code_and_prose;
+use support::issuer::{Issuer, claims};
 use support::*;
 
 /// One set of certificates for all of these tests.
@@ -26,19 +26,6 @@ fn fleet() -> (Service, [Daemon; 2]) {
     let service = Service::start(&CERTS, &[]);
     let daemons = [(), ()].map(|()| Daemon::ready(&service, &CERTS));
     (service, daemons)
-}
-
-/// The block of code in this language in docs/OPERATOR.md, with these words replaced, each of which occurs in it.
-fn documented(language: &str, replaced: &[(&str, &str)]) -> String {
-    let page = fs::read_to_string(repository().join("docs/OPERATOR.md")).unwrap();
-    let blocks = code_and_prose(&page).0;
-    let fence = format!("```{language}\n");
-    let mut block = blocks.iter().find_map(|block| block.strip_prefix(&fence)).expect("its block").to_owned();
-    for (from, to) in replaced {
-        assert!(block.contains(from), "{from} is not in {block}");
-        block = block.replace(from, to);
-    }
-    block
 }
 
 /// A balancer that runs, with TLS on `port`.
@@ -61,11 +48,16 @@ impl Balancer {
 
     /// Sends a file, and returns the status and the answer's body.
     fn decrypt(&self, file: &Path) -> (String, Vec<u8>) {
+        self.decrypt_for("u", &[], file)
+    }
+
+    /// The same for this user, with more arguments for curl.
+    fn decrypt_for(&self, user: &str, more: &[&str], file: &Path) -> (String, Vec<u8>) {
         let answer = file.with_extension(format!("{:?}", thread::current().id()));
         let mut curl = self.curl();
-        curl.arg("--data-binary").arg(format!("@{}", file.display())).arg("--output").arg(&answer);
-        let output =
-            curl.args(["--write-out", "%{http_code}", &self.url("/files/f/decrypt?user_id=u")]).output().unwrap();
+        curl.args(more).arg("--data-binary").arg(format!("@{}", file.display())).arg("--output").arg(&answer);
+        let url = self.url(&format!("/files/f/decrypt?user_id={user}"));
+        let output = curl.args(["--write-out", "%{http_code}", &url]).output().unwrap();
         (String::from_utf8(output.stdout).unwrap(), fs::read(&answer).unwrap_or_default())
     }
 }
@@ -156,4 +148,90 @@ fn draining_one_loses_no_request(balancer: &Balancer, [mut first, second]: [Daem
         clients.into_iter().for_each(|client| client.join().unwrap());
     });
     assert!(sent.load(Ordering::Acquire) >= 100);
+}
+
+/// Two daemons that require grants, behind a balancer, and a service that leaves its first call without an answer.
+struct Granted {
+    _service: Service,
+    daemons: [Daemon; 2],
+    issuer: Issuer,
+}
+
+impl Granted {
+    fn new() -> Granted {
+        let (service, issuer) =
+            (Service::start(&CERTS, &["--fault", "slow=3600", "--fault", "first=1"]), Issuer::new());
+        let mut bundle = CERTS.full_bundle(service.port);
+        bundle["GRANT_KEYS"] = issuer.jwks();
+        let daemons = [(), ()].map(|()| {
+            let setup = Setup::new(service.port).env("TEEMARK_GRANTS", "required").env("TEEMARK_FLEET", "fleet");
+            let daemon = setup.env("TEEMARK_TIMEOUT", "3600s").start();
+            assert_eq!(daemon.handshake(bundle.to_string().as_bytes())["missing"], json!([]));
+            daemon
+        });
+        Granted { _service: service, daemons, issuer }
+    }
+
+    /// Sends a file with this grant.
+    fn decrypt(&self, balancer: &Balancer, jti: &str, file: &Path) -> (String, Vec<u8>) {
+        let grant = format!("Authorization: Bearer {}", self.issuer.token(&claims(jti)));
+        balancer.decrypt_for("alice", &["--header", &grant], file)
+    }
+
+    /// One of the daemons is killed while four clients send small files, and while it has a file of this length at the
+    /// service. Returns the status that that request gets. All others are answered, before the balancer has `noticed`, then
+    /// and after. Whatever that request got, its grant is still good, or was used for its file.
+    fn killing_one(self, balancer: &Balancer, folder: &Path, length: usize, noticed: impl FnOnce()) -> String {
+        let of = |length: usize| {
+            let within = folder.join(length.to_string());
+            fs::create_dir(&within).unwrap();
+            encrypted(&within, length)
+        };
+        let (small, file) = (of(900), of(length));
+        let (was_noticed, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let holds = |daemon: &&Daemon| {
+            daemon.metric("teemark_memory_left_bytes") != daemon.metric("teemark_memory_limit_bytes")
+        };
+        let (this, file) = (&self, &file);
+        let (jti, status) = thread::scope(|scope| {
+            // Of two at once, the service answers one.
+            let mut two =
+                Vec::from(["one", "other"].map(|jti| (jti, scope.spawn(move || this.decrypt(balancer, jti, file)))));
+            let (answered, held) = wait_for("one of two to be answered", || {
+                let answered = two.iter().position(|(_, request)| request.is_finished())?;
+                let held: Vec<&Daemon> = this.daemons.iter().filter(holds).collect();
+                (held.len() == 1).then(|| (answered, held[0]))
+            });
+            assert_eq!(two.remove(answered).1.join().unwrap().0, "200");
+            let clients: Vec<_> = (0..4)
+                .map(|client| {
+                    let (small, sent, was_noticed) = (&small, &sent, &was_noticed);
+                    scope.spawn(move || {
+                        let mut last = 5;
+                        for n in 0.. {
+                            if was_noticed.load(Ordering::Acquire) {
+                                last -= 1;
+                            }
+                            let (status, told) = this.decrypt(balancer, &format!("{client}-{n}"), small);
+                            sent.fetch_add(1, Ordering::AcqRel);
+                            assert_eq!(status, "200", "{client}-{n}: {}", String::from_utf8_lossy(&told));
+                            if last == 0 {
+                                break;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            wait_for("all to be served", || (sent.load(Ordering::Acquire) >= 20).then_some(()));
+            held.process.signal("KILL");
+            noticed();
+            was_noticed.store(true, Ordering::Release);
+            clients.into_iter().for_each(|client| client.join().unwrap());
+            let (jti, request) = two.remove(0);
+            (jti, request.join().unwrap().0)
+        });
+        let again = if status == "200" { "403" } else { "200" };
+        assert_eq!(self.decrypt(balancer, jti, file).0, again, "after {status}");
+        status
+    }
 }

@@ -1,3 +1,7 @@
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket};
 use tempfile::TempDir;
 
 use super::support::balancer;
@@ -5,20 +9,9 @@ use super::*;
 
 /// nginx with the documented configuration. `more` is added to its location.
 fn nginx(daemons: &[Daemon; 2], folder: &TempDir, more: &str) -> Balancer {
-    let port = free_port();
-    let [a, b] = daemons.each_ref().map(|daemon| daemon.public.to_string());
-    let servers = documented(
-        "nginx",
-        &[
-            ("10.0.1.10:3000", &a),
-            ("10.0.1.11:3000", &b),
-            ("listen 443", &format!("listen 127.0.0.1:{port}")),
-            ("/etc/teemark/tls.crt", &CERTS.path("server.crt").display().to_string()),
-            ("/etc/teemark/tls.key", &CERTS.path("server.key").display().to_string()),
-            ("proxy_http_version 1.1;", &format!("proxy_http_version 1.1; {more}")),
-        ],
-    );
-    Balancer { _process: balancer::nginx(&servers, port, folder.path()), port }
+    let to = daemons.each_ref().map(|daemon| daemon.public);
+    let (process, port) = balancer::documented_nginx(to, more, &CERTS, folder.path());
+    Balancer { _process: process, port }
 }
 
 #[test]
@@ -56,4 +49,52 @@ fn nginxs_request_id_is_in_the_answer_and_in_the_log() {
     assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
     let logs = || daemons.iter().map(|daemon| daemon.process.log()).collect::<String>();
     wait_for("the line", || logs().contains(&format!(" {id}] ready 200")).then_some(()));
+}
+
+#[test]
+fn an_enclave_that_is_killed_behind_nginx_fails_no_request_whatever_its_size() {
+    for length in [1000, 1 << 20] {
+        let folder = TempDir::new().unwrap();
+        let granted = Granted::new();
+        let nginx = nginx(&granted.daemons, &folder, "");
+        // It has no check: each request finds out.
+        let answer = granted.killing_one(&nginx, folder.path(), length, || {});
+        assert_eq!(answer, "200", "{length}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_gone_behind_nginx_fails_no_request() {
+    let service = Service::start(&CERTS, &[]);
+    let daemon = Daemon::ready(&service, &CERTS);
+    let folder = TempDir::new().unwrap();
+    // Linux drops the first packet of a connection for which its queue has no room.
+    let gone = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(gone.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    listen(&gone, Backlog::new(0).unwrap()).unwrap();
+    let address: SockaddrIn = getsockname(gone.as_raw_fd()).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    let _fills_it = TcpStream::connect(address).unwrap();
+    let (process, port) = balancer::documented_nginx([address, daemon.public], "", &CERTS, folder.path());
+    let nginx = Balancer { _process: process, port };
+    let file = encrypted(folder.path(), 1000);
+    for _ in 0..4 {
+        assert_eq!(nginx.decrypt(&file).0, "200");
+    }
+}
+
+/// Both enclaves answer that the service is busy, and one does again, which is no reason to take them for dead.
+#[test]
+fn after_answers_of_503_nginx_still_asks_both() {
+    let service = Service::start(&CERTS, &["--fault", "fail=503", "--fault", "first=3"]);
+    let daemons = [(), ()].map(|()| Daemon::ready(&service, &CERTS));
+    let folder = TempDir::new().unwrap();
+    let nginx = nginx(&daemons, &folder, "");
+    let file = encrypted(folder.path(), 1000);
+    let (status, told) = nginx.decrypt(&file);
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&*status, told["code"].as_str()), ("503", Some("watermark_busy")));
+    for _ in 0..4 {
+        assert_eq!(nginx.decrypt(&file).0, "200");
+    }
 }
