@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,7 +22,19 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    pub(crate) fn start() -> Browser {
+    /// Starts it. One at a time, and once more where that fails: on a busy machine a Chromium may take longer to start than
+    /// its server waits.
+    pub(crate) fn start(more: &[String]) -> Browser {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let browser = Browser::try_start(more).or_else(|failed| {
+            eprintln!("started again, since {failed}");
+            Browser::try_start(more)
+        });
+        browser.unwrap_or_else(|failed| panic!("{failed}"))
+    }
+
+    fn try_start(more: &[String]) -> Result<Browser, String> {
         let folder = tempfile::tempdir().unwrap();
         let (driver, port) = start_driver(folder.path());
         let arguments = [
@@ -37,19 +50,25 @@ impl Browser {
             "--window-size=900,900",
         ];
         let profile = format!("--user-data-dir={}", folder.path().join("profile").display());
-        let arguments: Vec<&str> = arguments.into_iter().chain([profile.as_str()]).collect();
+        let arguments: Vec<&str> =
+            arguments.into_iter().chain([profile.as_str()]).chain(more.iter().map(String::as_str)).collect();
         let options = json!({"args": arguments, "binary": "/usr/bin/chromium"});
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mut browser = Browser { driver, address, session: String::new(), folder };
         let asked = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
-        let session = browser.ask("POST", "", &asked);
+        let session = browser.try_ask("POST", "", &asked)?;
         browser.session = format!("/{}", session["sessionId"].as_str().expect("a session"));
         browser.ask("POST", "/timeouts", &json!({"script": 120_000, "pageLoad": 120_000}));
-        browser
+        Ok(browser)
     }
 
     /// A command of WebDriver, and its value.
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        self.try_ask(method, path, body).unwrap_or_else(|failed| panic!("{failed}"))
+    }
+
+    /// The same, or what was wrong.
+    fn try_ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
         let url = format!("http://{}/session{}{path}", self.address, self.session);
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--request", method, "--header", "Content-Type: application/json"]);
@@ -61,8 +80,10 @@ impl Browser {
         }
         let answer: Value = serde_json::from_slice(&run(curl.arg(url))).expect("JSON");
         let value = answer["value"].clone();
-        assert!(value["error"].is_null(), "{method} {path}: {value}\n{}", self.driver.log());
-        value
+        match value["error"].is_null() {
+            true => Ok(value),
+            false => Err(format!("{method} {path}: {value}\n{}", self.driver.log())),
+        }
     }
 
     pub(crate) fn open(&self, url: &str) {

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -18,8 +19,10 @@ use std::thread;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use browser::Browser;
+use support::balancer;
 use support::issuer::*;
 use support::*;
 
@@ -74,6 +77,14 @@ fn round_robin(to: Vec<SocketAddr>) -> SocketAddr {
     address
 }
 
+/// Has Chromium trust the certificate by its key, the SHA-256 of its SubjectPublicKeyInfo.
+fn trusted() -> [String; 1] {
+    let line = "openssl x509 -in server.crt -noout -pubkey | openssl pkey -pubin -outform DER";
+    let key = run(Command::new("sh").args(["-c", line]).current_dir(CERTS.0.path()));
+    let hash = ring::digest::digest(&ring::digest::SHA256, &key);
+    [format!("--ignore-certificate-errors-spki-list={}", STANDARD.encode(hash))]
+}
+
 /// The page in a browser, and two enclaves that it may call.
 struct Scene {
     browser: Browser,
@@ -98,15 +109,24 @@ impl Scene {
             daemon
         });
         let daemons = daemons.collect();
-        let browser = Browser::start();
+        let browser = Browser::start(&trusted());
         browser.open(&page);
         Scene { browser, daemons, issuer, file: encrypt(&KEY, &FILE.repeat(40)), page, _service: service }
     }
 
+    fn enclaves(&self) -> [SocketAddr; 2] {
+        [self.daemons[0].public, self.daemons[1].public]
+    }
+
     /// What the page needs to ask for the file.
     fn asked(&self, endpoint: SocketAddr, jti: &str) -> Value {
+        self.asked_at(&format!("http://{endpoint}"), jti)
+    }
+
+    /// The same, for an address with its scheme.
+    fn asked_at(&self, endpoint: &str, jti: &str) -> Value {
         json!({
-            "endpoint": format!("http://{endpoint}"), "content": STANDARD.encode(&self.file), "fileId": "f",
+            "endpoint": endpoint, "content": STANDARD.encode(&self.file), "fileId": "f",
             "userId": "alice", "grant": self.issuer.token(&claims(jti)),
         })
     }
@@ -134,11 +154,9 @@ fn a_page_gets_a_file_by_both_routes_and_checks_who_signed_it() {
     }
 }
 
-#[test]
-fn a_page_behind_a_round_robin_verifies_a_hundred_of_a_hundred_answers() {
-    let scene = Scene::new(str::to_owned);
-    let endpoint = round_robin(scene.daemons.iter().map(|daemon| daemon.public).collect());
-    let asked: Vec<Value> = (0..100).map(|n| scene.asked(endpoint, &format!("robin-{n}"))).collect();
+/// The page asks for a hundred files at this address, and verifies every answer; both enclaves give some.
+fn verifies_a_hundred(scene: &Scene, endpoint: &str) {
+    let asked: Vec<Value> = (0..100).map(|n| scene.asked_at(endpoint, &format!("of-100-{n}"))).collect();
     // Ten at a time, on connections of their own. An enclave makes ten documents a second; the grant stays good meanwhile.
     let answers = scene.browser.run(
         "const one = async (asked, i) => {
@@ -168,6 +186,27 @@ fn a_page_behind_a_round_robin_verifies_a_hundred_of_a_hundred_answers() {
     });
     let of: Vec<usize> = of.collect();
     assert!(of.iter().sum::<usize>() == 100 && of.iter().all(|n| *n > 0), "{of:?}");
+}
+
+#[test]
+fn a_page_behind_a_round_robin_verifies_a_hundred_of_a_hundred_answers() {
+    let scene = Scene::new(str::to_owned);
+    let endpoint = round_robin(scene.enclaves().to_vec());
+    verifies_a_hundred(&scene, &format!("http://{endpoint}"));
+}
+
+#[test]
+fn a_page_behind_nginx_with_tls_verifies_a_hundred_of_a_hundred_answers() {
+    let (scene, folder) = (Scene::new(str::to_owned), TempDir::new().unwrap());
+    let (_nginx, port) = balancer::documented_nginx(scene.enclaves(), "", &CERTS, folder.path());
+    verifies_a_hundred(&scene, &format!("https://localhost:{port}"));
+}
+
+#[test]
+fn a_page_behind_haproxy_with_tls_verifies_a_hundred_of_a_hundred_answers() {
+    let (scene, folder) = (Scene::new(str::to_owned), TempDir::new().unwrap());
+    let (_haproxy, port) = balancer::documented_haproxy(scene.enclaves(), balancer::READY, &CERTS, folder.path());
+    verifies_a_hundred(&scene, &format!("https://localhost:{port}"));
 }
 
 #[test]
