@@ -20,6 +20,8 @@ shared=$here/../../shared/tools
 packages=
 need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
 need_file() { [ -e "$1" ] || packages="$packages $2"; }
+# Debian's Python has no pip for new environments without python3-venv; others have venv and pip in one.
+need_venv() { python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || packages="$packages python3-venv"; }
 need openssl openssl
 need musl-gcc musl-tools
 case $part in
@@ -34,6 +36,10 @@ case $part in
     need chromium chromium
     need chromedriver chromium-driver
     need promtool prometheus
+    # For packages of npm and PyPI, other people's implementations of our formats. Any Node.js will do, with its own npm.
+    need node nodejs
+    need npm npm
+    need_venv
     ;;
 esac
 case $part in
@@ -73,6 +79,7 @@ if [ "$part" = vm ]; then
 fi
 if [ "$part" = check ]; then
   need shellcheck shellcheck
+  command -v hadolint >/dev/null 2>&1 || need_venv
   need systemd-analyze systemd
   need promtool prometheus
   need pkg-config pkg-config

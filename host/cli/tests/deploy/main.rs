@@ -1,9 +1,10 @@
 //! The scripts of host/deploy, run as an operator runs them on the parent: by the system's shell, and by busybox with only
 //! jq, socat and teemark beside it. A stand-in replaces nitro-cli and Unix sockets replace vsock; the daemon is the real
-//! one.
+//! one. And host/install-tools.sh.
 
 mod expose;
 mod first_boot;
+mod install_tools;
 #[path = "../../../../tests/support/port.rs"]
 mod port;
 mod run_enclave;
