@@ -31,6 +31,7 @@ target=$PWD/bench/target
 build() { cargo build --quiet --locked --manifest-path bench/Cargo.toml --target-dir "$target" "$@"; }
 echo 'building' >&2
 daemon=$(image/programs.sh | sed -n 1p)
+cargo build --quiet --locked --release --target-dir target -p teemark
 build --profile driver -p teemark-bench
 build --release -p async-peer
 build --release -p async-peer --target "$musl"
@@ -44,7 +45,7 @@ for other in ${TEEMARKD:-}; do
 done
 COMMIT=$(git describe --always --dirty 2>/dev/null || true)
 export COMMIT
-exec "$target/driver/teemark-bench" "$@" \
+exec "$target/driver/teemark-bench" "$@" "teemark=target/release/teemark" \
   "async-pooled=$target/release/async-peer" \
   "async-pooled-static=$target/$musl/release/async-peer" \
   "async-as-deployed=$target/release/async-peer"

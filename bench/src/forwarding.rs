@@ -1,6 +1,7 @@
-//! Bytes through a forwarder: the daemon's (TEEMARK_FORWARD), socat, and one in Python. The forwarder is on the server's
-//! core, both ends on the other.
+//! Bytes through a forwarder: the daemon's (TEEMARK_FORWARD), `teemark expose`, socat, and one in Python. The forwarder is
+//! on the server's core, both ends on the other.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,6 +24,8 @@ pub(crate) const STREAMS: [usize; 2] = [1, 64];
 const CHUNK: usize = 256 << 10;
 /// Until every stream runs.
 const WARM_UP: Duration = Duration::from_millis(150);
+/// When something has to have come through.
+const LIMIT: Duration = Duration::from_secs(20);
 /// Where the daemon's forwarder to the first allowed endpoint listens (docs/REFERENCE.md).
 const FIRST_FORWARD: &str = "127.0.0.64";
 
@@ -45,7 +48,8 @@ pub(crate) struct Forwarded {
     pub(crate) mib_per_second: f64,
 }
 
-/// A forwarder that is not the daemon.
+/// The one on the parent, on the daemon's event loop.
+pub(crate) const EXPOSE: &str = "teemark expose";
 const SOCAT_8K: &str = "socat, 8 KiB";
 pub(crate) const SOCAT_64K: &str = "socat, 64 KiB";
 const PYTHON: &str = "Python";
@@ -56,8 +60,9 @@ struct Forwarder {
     _folder: TempDir,
 }
 
-pub(crate) fn run(daemons: &[Program], pace: Pace) -> Result<Vec<Forwarded>> {
-    let mut names: Vec<_> = daemons.iter().map(|daemon| daemon.name.as_str()).collect();
+/// `own`: teemarkd's builds, and [`EXPOSE`].
+pub(crate) fn run(own: &[Program], pace: Pace) -> Result<Vec<Forwarded>> {
+    let mut names: Vec<_> = own.iter().map(|program| program.name.as_str()).collect();
     for (name, program) in [(SOCAT_8K, "socat"), (SOCAT_64K, "socat"), (PYTHON, "python3")] {
         if Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok() {
             names.push(name);
@@ -74,7 +79,7 @@ pub(crate) fn run(daemons: &[Program], pace: Pace) -> Result<Vec<Forwarded>> {
                     turns.reverse();
                 }
                 for name in turns {
-                    let (cpu_ns, mib_per_second) = through(daemons, name, streams, direction, pace.duration)
+                    let (cpu_ns, mib_per_second) = through(own, name, streams, direction, pace.duration)
                         .with_context(|| format!("forwarding, {name}, {streams} streams {direction:?}"))?;
                     let program = name.to_owned();
                     all.push(Forwarded { program, streams, direction, round, cpu_ns, mib_per_second });
@@ -90,16 +95,18 @@ pub(crate) fn run(daemons: &[Program], pace: Pace) -> Result<Vec<Forwarded>> {
 
 /// CPU time a KiB, in nanoseconds, and MiB a second.
 fn through(
-    daemons: &[Program],
+    own: &[Program],
     name: &str,
     streams: usize,
     direction: Direction,
     duration: Duration,
 ) -> Result<(f64, f64)> {
     let sink = TcpListener::bind("127.0.0.1:0")?;
-    let forwarder = match daemons.iter().find(|daemon| daemon.name == name) {
-        Some(daemon) => start_daemon(&daemon.path, sink.local_addr()?.port())?,
-        None => start_other(name, sink.local_addr()?.port())?,
+    let port = sink.local_addr()?.port();
+    let forwarder = match own.iter().find(|program| program.name == name) {
+        Some(program) if program.is_daemon() => start_daemon(&program.path, port)?,
+        Some(program) => start_other(name, program.path.as_os_str(), port)?,
+        None => start_other(name, OsStr::new(if name == PYTHON { "python3" } else { "socat" }), port)?,
     };
     let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut ends = Vec::new();
@@ -115,14 +122,19 @@ fn through(
     thread::sleep(WARM_UP);
     let counts = || -> Result<_> { Ok((forwarder.process.cpu()?, received.load(Ordering::Relaxed), Instant::now())) };
     let before = counts()?;
-    thread::sleep(duration);
-    let after = counts()?;
+    let after = loop {
+        thread::sleep(duration);
+        let now = counts()?;
+        if now.1 > before.1 {
+            break now;
+        }
+        ensure!(now.2 - before.2 < LIMIT, "nothing came through");
+    };
     stop.store(true, Ordering::Relaxed);
     for end in ends {
         let _ = end.shutdown(std::net::Shutdown::Both);
     }
     let kib = (after.1 - before.1) as f64 / 1024.0;
-    ensure!(kib > 0.0, "nothing came through");
     Ok(((after.0 - before.0).as_nanos() as f64 / kib, kib / 1024.0 / (after.2 - before.2).as_secs_f64()))
 }
 
@@ -145,16 +157,23 @@ fn start_daemon(daemon: &Path, sink: u16) -> Result<Forwarder> {
     listening(&command, format!("{FIRST_FORWARD}:{sink}").parse()?, folder)
 }
 
-fn start_other(name: &str, sink: u16) -> Result<Forwarder> {
+fn start_other(name: &str, program: &OsStr, sink: u16) -> Result<Forwarder> {
     let folder = tempfile::tempdir()?;
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let mut command = Command::new(if name == PYTHON { "python3" } else { "socat" });
-    if name == PYTHON {
-        command.args(["bench/forwarder.py", &port.to_string(), &sink.to_string()]);
-    } else {
-        command.args(["-b", if name == SOCAT_8K { "8192" } else { "65536" }]);
-        command.arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,backlog=1024"));
-        command.arg(format!("TCP:127.0.0.1:{sink}"));
+    let (from, to) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{sink}"));
+    let mut command = Command::new(program);
+    match name {
+        EXPOSE => {
+            command.args(["expose", "--admin", "", "--public", &from, "--public-target", &format!("tcp:{to}")]);
+        }
+        PYTHON => {
+            command.args(["bench/forwarder.py", &port.to_string(), &sink.to_string()]);
+        }
+        _ => {
+            command.args(["-b", if name == SOCAT_8K { "8192" } else { "65536" }]);
+            command.arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,backlog=1024"));
+            command.arg(format!("TCP:{to}"));
+        }
     }
     listening(&command, SocketAddr::from(([127, 0, 0, 1], port)), folder)
 }

@@ -49,6 +49,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::cell::{axis_cells, floor_cell, main_cells, trust_cells};
+use crate::forwarding::EXPOSE;
 use crate::grants::Issuer;
 use crate::material::Material;
 use crate::process::{OTHER_CORE, pin};
@@ -71,6 +72,8 @@ const PARTS: [&str; 7] = ["floors", "cells", "trust", "log", "forwarding", "memo
 /// What was asked for, by arguments and the environment (bench/run.sh).
 struct Options {
     programs: Vec<Program>,
+    /// `teemark expose`, which only forwards.
+    expose: Option<Program>,
     full: bool,
     /// The parts to measure; the others are taken from an earlier run.
     parts: Vec<String>,
@@ -109,6 +112,7 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
     let service = service::start(&material.certs)?;
     let setting = Setting { material, issuer: Issuer::generate()?, service };
     let daemons: Vec<_> = programs.iter().filter(|program| program.is_daemon()).cloned().collect();
+    let own: Vec<_> = daemons.iter().chain(&options.expose).cloned().collect();
     let part = |name: &str| {
         let wanted = options.parts.iter().any(|part| part == name);
         if wanted {
@@ -117,6 +121,7 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
         wanted
     };
     if !options.parts.is_empty() {
+        process::raise_open_files(server::OPEN_FILES)?;
         save(out, "machine", &Machine::look())?;
     }
     if part("floors") {
@@ -137,7 +142,7 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
         save(out, "log", &log::run(&setting, &programs[0], *pace)?)?;
     }
     if part("forwarding") {
-        save(out, "forwarding", &forwarding::run(&daemons, *axis_pace)?)?;
+        save(out, "forwarding", &forwarding::run(&own, *axis_pace)?)?;
     }
     if part("memory") {
         save(out, "memory", &memory::run(&setting, programs)?)?;
@@ -153,11 +158,15 @@ impl Options {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let number =
             |name: &str| set(name).map(|value| value.parse::<f64>().with_context(|| name.to_owned())).transpose();
-        let mut programs = Vec::new();
+        let (mut programs, mut expose) = (Vec::new(), None);
         for argument in env::args().skip(1) {
             let (name, path) = argument.split_once('=').with_context(|| format!("{argument:?} is not NAME=PATH"))?;
             let path = fs::canonicalize(path).with_context(|| path.to_owned())?;
-            programs.push(Program { name: name.to_owned(), path, collector: None });
+            let program = |name: &str| Program { name: name.to_owned(), path, collector: None };
+            match name {
+                "teemark" => expose = Some(program(EXPOSE)),
+                _ => programs.push(program(name)),
+            }
         }
         let duration = Duration::from_secs_f64(number("BENCH_SECONDS")?.unwrap_or(SECONDS));
         let rounds = set("BENCH_ROUNDS").map(|rounds| rounds.parse::<usize>()).transpose().context("BENCH_ROUNDS")?;
@@ -174,6 +183,7 @@ impl Options {
             ["BENCH_SECONDS", "BENCH_ROUNDS", "BENCH_PARTS", "TEEMARKD"].into_iter().any(|name| set(name).is_some());
         Ok(Options {
             programs,
+            expose,
             full: set("FULL").is_some(),
             parts,
             pace: pace(ROUNDS),

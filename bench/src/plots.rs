@@ -88,7 +88,7 @@ fn bars(frame: &Frame<'_>, legend: &[String], groups: Vec<(String, Vec<Spread>)>
         groups.iter().flat_map(|(_, bars)| bars).map(|b| (b.median - b.least, b.most - b.median)).collect();
     let mut plot = BarPlot::new();
     for (name, bars) in groups {
-        plot = plot.with_group(name, bars.iter().map(|bar| bar.median).zip(COLOURS));
+        plot = plot.with_group(name, bars.iter().map(|bar| bar.median).zip(COLOURS.into_iter().cycle()));
     }
     plot = plot.with_legend(legend.iter().map(String::as_str).collect());
     if ranges.iter().any(|&range| range != (0.0, 0.0)) {

@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
@@ -25,6 +26,16 @@ pub(crate) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     sched_setaffinity(Pid::from_raw(0), &set).context("two cores are needed")
+}
+
+/// Raises the limit of open files, of this program and of those that it starts, to what the system allows.
+///
+/// # Errors
+/// That is less than `needed`, with which the daemon would turn clients away.
+pub(crate) fn raise_open_files(needed: u64) -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(hard >= needed, "{hard} open files are allowed and {needed} are needed: raise the hard limit (ulimit -Hn)");
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard)?)
 }
 
 /// A running program. Dropping it ends it.

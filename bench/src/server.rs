@@ -35,6 +35,11 @@ pub(crate) enum Collector {
     NeverReads,
 }
 
+/// Of the daemon, TEEMARK_MAX_CONNECTIONS: twice as many as there are clients.
+const CONNECTIONS: u64 = 512;
+/// Open files that it needs for these, by src/boot.rs: four a connection for each of two listeners, and 320.
+pub(crate) const OPEN_FILES: u64 = CONNECTIONS * 4 * 2 + 320;
+
 /// What every server is given.
 pub(crate) struct Setting {
     pub(crate) material: Material,
@@ -121,7 +126,7 @@ pub(crate) fn daemon(program: &Path, endpoint: &str, folder: &Path) -> Result<Co
         ("TEEMARK_EGRESS", "direct".to_owned()),
         ("TEEMARK_CERTS", path("certs")),
         ("TEEMARK_HOSTS", String::new()),
-        ("TEEMARK_MAX_CONNECTIONS", "512".to_owned()),
+        ("TEEMARK_MAX_CONNECTIONS", CONNECTIONS.to_string()),
     ]);
     Ok(command)
 }

@@ -3,7 +3,7 @@
 
 use crate::cell::{Cell, KIB, MIB, floor_cell, main_cells};
 use crate::floor::Floors;
-use crate::forwarding::{Direction, Forwarded, STREAMS};
+use crate::forwarding::{Direction, EXPOSE, Forwarded, STREAMS};
 use crate::load::Measurement;
 use crate::log;
 use crate::results::{DAEMON, Results};
@@ -64,22 +64,28 @@ fn cpu(results: &Results, cells: &[Cell]) -> String {
 }
 
 fn rates(results: &Results, cells: &[Cell]) -> String {
-    let of = |program: &str, cell: &Cell, of: &dyn Fn(&Measurement) -> f64| median(results.figure(program, cell, of));
+    /// A figure, and whether less of it is better.
+    type Column = (fn(&Measurement) -> f64, bool);
+    const COLUMNS: [Column; 5] = [
+        (|m| m.per_second, false),
+        (|m| m.p50_ms, true),
+        (|m| m.p99_ms, true),
+        (|m| m.peak_kib as f64 * KIB as f64 / MIB as f64, true),
+        (|m| m.threads as f64, true),
+    ];
+    let programs = results.programs();
     let mut rows = Vec::new();
     for cell in cells {
-        for program in results.programs() {
-            if results.figure(&program, cell, |m| m.per_second).is_none() {
-                continue;
+        for program in programs.iter().filter(|p| results.figure(p, cell, |m| m.per_second).is_some()) {
+            let mut row = vec![cell.to_string(), program.clone()];
+            for (of, less_is_better) in COLUMNS {
+                let median_of = |program: &String| results.figure(program, cell, of).map(|spread| spread.median);
+                let own = median_of(program);
+                let better = |other: f64| own.is_some_and(|own| if less_is_better { other < own } else { other > own });
+                let is_beaten = program == DAEMON && programs.iter().filter_map(median_of).any(better);
+                row.push(bold_if(is_beaten, &own.map(figure).unwrap_or_default()));
             }
-            rows.push(vec![
-                cell.to_string(),
-                program.clone(),
-                of(&program, cell, &|m| m.per_second),
-                of(&program, cell, &|m| m.p50_ms),
-                of(&program, cell, &|m| m.p99_ms),
-                of(&program, cell, &|m| m.peak_kib as f64 * KIB as f64 / MIB as f64),
-                of(&program, cell, &|m| m.threads as f64),
-            ]);
+            rows.push(row);
         }
     }
     table(&["file and route", "program", "requests/s", "p50 ms", "p99 ms", "peak MiB", "threads"], rows)
@@ -131,6 +137,7 @@ fn floor_table(results: &Results, floors: &Floors) -> String {
 }
 
 fn forwarding(all: &[Forwarded]) -> String {
+    const OWN: [&str; 2] = [DAEMON, EXPOSE];
     let mut programs: Vec<&str> = Vec::new();
     for f in all {
         if !programs.contains(&f.program.as_str()) {
@@ -148,9 +155,11 @@ fn forwarding(all: &[Forwarded]) -> String {
                 median(Spread::of(lane.filter(|f| f.direction == direction).map(what)))
             };
             let text = format!("{} ({})", of(|f| f.cpu_ns), of(|f| f.mib_per_second));
-            let is_beaten =
-                |other: &&str| forwarding_ratio(all, other, streams, direction).is_some_and(|ratio| ratio.median > 1.0);
-            row.push(bold_if(*program == DAEMON && programs.iter().any(is_beaten), &text));
+            let is_beaten = |other: &&str| {
+                let ratio = forwarding_ratio(all, program, other, streams, direction);
+                !OWN.contains(other) && ratio.is_some_and(|ratio| ratio.median > 1.0)
+            };
+            row.push(bold_if(OWN.contains(program) && programs.iter().any(is_beaten), &text));
         }
         row
     });
@@ -232,5 +241,39 @@ fn figure(value: f64) -> String {
         ..10.0 => format!("{value:.2}"),
         ..100.0 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rates;
+    use crate::cell::{Cell, MIB, Route};
+    use crate::load::Measurement;
+    use crate::results::{DAEMON, Results};
+
+    #[test]
+    fn a_figure_of_the_daemon_that_is_worse_than_anothers_is_bold() {
+        let cell = Cell::new(Route::Raw, MIB);
+        let of = |program: &str, per_second, p50_ms, peak_kib| Measurement {
+            program: program.to_owned(),
+            cell,
+            round: 0,
+            answers: 1,
+            cpu_us: 1.0,
+            per_second,
+            p50_ms,
+            p99_ms: 3.0,
+            peak_kib,
+            threads: 4,
+        };
+        let cells = vec![of(DAEMON, 100.0, 2.5, 1024), of("other", 200.0, 1.5, 2048), of("another", 50.0, 9.0, 4096)];
+        let table = rates(&Results { cells, ..Results::default() }, &[cell]);
+        let rows: Vec<_> = table.lines().skip(2).collect();
+        let expected = [
+            "| 1 MiB raw | teemarkd | **100** | **2.50** | 3.00 | 1.00 | 4.00 |",
+            "| 1 MiB raw | other | 200 | 1.50 | 3.00 | 2.00 | 4.00 |",
+            "| 1 MiB raw | another | 50.0 | 9.00 | 3.00 | 4.00 | 4.00 |",
+        ];
+        assert_eq!(rows, expected);
     }
 }

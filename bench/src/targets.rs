@@ -50,7 +50,7 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     for streams in STREAMS {
         for direction in [Direction::Up, Direction::Down] {
             let what = format!("CPU a forwarded KiB, {}, over {SOCAT_64K}'s", lane(streams, direction));
-            add(what, FORWARDING, forwarding_ratio(&results.forwarding, SOCAT_64K, streams, direction));
+            add(what, FORWARDING, forwarding_ratio(&results.forwarding, DAEMON, SOCAT_64K, streams, direction));
         }
     }
     if let Some(floors) = &results.floors {
@@ -86,11 +86,17 @@ pub(crate) fn lane(streams: usize, direction: Direction) -> String {
     if streams == 1 { format!("1 stream {direction}") } else { format!("{streams} streams {direction}") }
 }
 
-/// The daemon's CPU time a KiB over another forwarder's, each of one round.
-pub(crate) fn forwarding_ratio(all: &[Forwarded], other: &str, streams: usize, direction: Direction) -> Option<Spread> {
+/// One forwarder's CPU time a KiB over another's, each of one round.
+pub(crate) fn forwarding_ratio(
+    all: &[Forwarded],
+    own: &str,
+    other: &str,
+    streams: usize,
+    direction: Direction,
+) -> Option<Spread> {
     let of = |name: &'_ str| {
         let name = name.to_owned();
         all.iter().filter(move |f| f.program == name && f.streams == streams && f.direction == direction)
     };
-    Spread::of(of(DAEMON).filter_map(|own| Some(own.cpu_ns / of(other).find(|f| f.round == own.round)?.cpu_ns)))
+    Spread::of(of(own).filter_map(|own| Some(own.cpu_ns / of(other).find(|f| f.round == own.round)?.cpu_ns)))
 }
