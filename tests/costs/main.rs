@@ -12,7 +12,7 @@
 //! `make costs RECORD=1`.
 //!
 //! ```text
-//! costs             measure, print the table, fail if something grew
+//! costs             measure, print the table, fail if something grew or is missing
 //! costs --record    measure, and write the file
 //! costs daemon      for itself: be the daemon whose allocations are counted
 //! ```
@@ -50,6 +50,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("daemon") => allocations::daemon(),
+        Some("--record") if !callgrind::comparable() => {
+            eprintln!("costs: not recorded: instructions are counted on x86-64 with AVX2 only");
+            ExitCode::FAILURE
+        }
         Some("--record") => {
             Recorded::write(&measure(None));
             ExitCode::SUCCESS
@@ -75,7 +79,7 @@ fn measure(recorded: Option<&Recorded>) -> Vec<Figure> {
     let mut jobs: Vec<Job<'_>> = vec![];
     for sample in &samples {
         let material = &material;
-        jobs.push(Box::new(move |_| callgrind::measure(material, sample)));
+        jobs.push(Box::new(move |attempt| callgrind::measure(material, sample, attempt)));
         jobs.push(Box::new(move |attempt| allocations::measure(material, sample, attempt)));
         jobs.push(Box::new(move |attempt| system_calls::measure(material, sample, attempt)));
     }

@@ -71,8 +71,10 @@ impl Material {
 
     /// The daemon, started by a command that takes its path as the last argument, and ready.
     pub(crate) fn daemon(&self, by: &[&str]) -> Daemon {
-        // Under valgrind and strace, beside whatever else runs here, a call takes as long as it takes.
+        // Under valgrind and strace, beside whatever else runs here, a call takes as long as it takes, and the next one
+        // uses the same connection to the service.
         let setup = Setup::new(self.port).by(by).envs(&[("RUST_LOG", "info"), ("TEEMARK_TIMEOUT", "3600s")]);
+        let setup = setup.env("TEEMARK_WATERMARK_KEEPALIVE", "3600s");
         Daemon::ready_with(setup, self.port, &self.certs)
     }
 }

@@ -277,7 +277,8 @@ impl Arguments {
     fn is_one_enclave(&self, to: &Attested) -> Result<()> {
         let is_another = |again: &Attested| (again.identity, again.boot_nonce) != (to.identity, to.boot_nonce);
         let mut looks = (0..LOOKS).map(|_| self.attest(Purpose::Confirmation, 0));
-        let Some(again) = looks.find_map(|again| again.map(|again| is_another(&again).then_some(again)).transpose()) else {
+        let Some(again) = looks.find_map(|again| again.map(|again| is_another(&again).then_some(again)).transpose())
+        else {
             return Ok(());
         };
         let again = again?;
