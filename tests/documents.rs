@@ -3,7 +3,7 @@
 #[path = "support/markdown.rs"]
 mod markdown;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -192,4 +192,54 @@ fn every_picture_was_rendered_from_its_source() {
         }
     }
     assert!(pictures > 2, "only {pictures} pictures were found");
+}
+
+/// The figures of tests/costs/recorded.txt that are costs of `of`.
+fn recorded(of: &str) -> BTreeMap<String, f64> {
+    let text = read("tests/costs/recorded.txt");
+    let rows = text.lines().filter_map(|line| line.strip_prefix(of)?.strip_prefix(' ')?.split_once(' '));
+    rows.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn the_bytes_of_the_daemons_crates_are_those_that_were_recorded() {
+    // By their names in Cargo.lock, but for hyphens.
+    let mut bytes = BTreeMap::<String, f64>::new();
+    for (name, value) in recorded("crates") {
+        let name = match name.as_str() {
+            "ring-(C-and-assembly)" => "ring",
+            "webpki" => "rustls_webpki",
+            "libc-and-other-C" => "musl",
+            name => name,
+        };
+        *bytes.entry(name.to_owned()).or_default() += value;
+    }
+    assert!(bytes.len() > 20, "{bytes:?}");
+
+    let page = read("docs/DEPENDENCIES.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+    let mut figures = 0;
+    for row in rows {
+        let (names, said) = (row.split(" | ").next().unwrap(), row.rsplit(" | ").next().unwrap());
+        let names = names.replace('-', "_");
+        let crates = || names.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|name| !name.is_empty());
+        if said.starts_with("under 1,000") {
+            let larger: Vec<_> = crates().filter(|name| bytes.contains_key(*name)).collect();
+            assert!(larger.is_empty(), "{larger:?} have 1,000 bytes or more");
+        } else if let Ok(said) = said.replace(',', "").parse::<f64>() {
+            figures += 1;
+            let sum: f64 = crates().filter_map(|name| bytes.remove(name)).sum();
+            assert!((said - sum).abs() <= sum / 10.0, "docs/DEPENDENCIES.md: {names} have {sum} bytes, not {said}");
+        }
+    }
+    assert!(figures > 10, "only {figures} figures were found");
+    assert!(bytes.is_empty(), "docs/DEPENDENCIES.md does not name {bytes:?}");
+}
+
+#[test]
+fn the_images_size_on_the_page_about_fleets_is_the_recorded_one() {
+    let page = read("docs/SCALING.md");
+    let said = page.lines().find_map(|line| line.strip_prefix("| EIF | ")?.split_once(" MB |")).unwrap().0;
+    let (said, recorded) = (said.parse::<f64>().unwrap(), recorded("image")["eif"] / 1e6);
+    assert!((said - recorded).abs() < 0.1, "docs/SCALING.md: the EIF has {recorded} MB, not {said}");
 }
