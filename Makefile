@@ -85,6 +85,7 @@ quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace
 	tests/all.sh
+	cargo test --manifest-path bench/Cargo.toml --target-dir bench/target -p teemark-bench
 	tests/footprint.sh
 	tests/test_nsm.sh
 	tests/aarch64.sh
@@ -111,11 +112,13 @@ check:
 	cargo fmt --all --check
 	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --manifest-path bench/Cargo.toml --target-dir bench/target --workspace --all-targets -- -D warnings
 	cargo clippy -p teemarkd --no-default-features -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
 	cargo clippy --profile init -p init --target aarch64-unknown-linux-musl -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --quiet
 	cargo deny --workspace --all-features check bans licenses sources
+	cargo deny --manifest-path bench/Cargo.toml --workspace --all-features check bans licenses sources
 	host/audit.sh
 	shellcheck run.sh .ci/run image/aarch64-static-pie-gcc certs/*.sh docs/pictures/*.sh examples/*.sh host/*.sh host/deploy/*.sh image/*.sh image/kernel/*.sh tests/*.sh bench/*.sh \
 	  host/cli/tests/deploy/nitro-cli host/cli/tests/deploy/socat host/cli/tests/deploy/teemark

@@ -1,13 +1,17 @@
 #!/bin/sh
-# Checks the locked dependencies against the published advisories: against a stored copy if there is one, for machines
-# that cannot fetch them, else against the current ones.
+# Checks the locked dependencies, of the workspace and of the bench, against the published advisories: against a stored
+# copy if there is one, for machines that cannot fetch them, else against the current ones.
 set -eu
 CDPATH='' cd "$(dirname "$0")/.."
-known=$(sed -n 's/.*{ id = "\(RUSTSEC-[0-9-]*\)".*/--ignore \1/p' deny.toml)
 stored=../shared/advisory-db
-if [ -d "$stored" ]; then
+set -- --deny warnings
+[ ! -d "$stored" ] || set -- "$@" --db "$stored" --no-fetch --stale
+audit() { # FOLDER OPTION...: that one's lock file, without the advisories that its deny.toml names
+  folder=$1
+  shift
+  known=$(sed -n 's/.*{ id = "\(RUSTSEC-[0-9-]*\)".*/--ignore \1/p' "$folder/deny.toml")
   # shellcheck disable=SC2086 # a list of options
-  exec cargo audit $known --deny warnings --db "$stored" --no-fetch --stale
-fi
-# shellcheck disable=SC2086
-exec cargo audit $known --deny warnings
+  cargo audit --file "$folder/Cargo.lock" $known "$@"
+}
+audit . "$@"
+audit bench "$@"
