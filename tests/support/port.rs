@@ -1,17 +1,22 @@
 //! Ports to listen on.
 
-use std::net::TcpListener;
-use std::process;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 
-/// A port that was free a moment ago. The system does not assign it in the meantime: the ports that it assigns by
-/// itself begin at 32768 (ip_local_port_range).
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+
+/// A port of the loopback interface on which nothing listens, for programs that this process starts, one after the other.
+/// It is this process's until it ends, so nobody else is given it, also while no program listens on it.
 pub(crate) fn free_port() -> u16 {
-    const FIRST: u16 = 10_000;
-    const NUMBER: u16 = 20_000;
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    // Programs that run at the same time begin at different places.
-    let start = u16::try_from(process::id() * 61 % u32::from(NUMBER)).unwrap();
-    let next = || FIRST + (start + TAKEN.fetch_add(1, Ordering::Relaxed)) % NUMBER;
-    std::iter::repeat_with(next).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    // Bound without SO_REUSEADDR, it shares its port with nobody, and while it is bound the system assigns the port neither
+    // to a listener nor to a connection.
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // From now on it lets one other listen, who sets this too, as servers do.
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    // It never listens itself: the type is for the port's number.
+    let socket = TcpListener::from(socket);
+    let port = socket.local_addr().unwrap().port();
+    mem::forget(socket);
+    port
 }
