@@ -10,7 +10,6 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -30,39 +29,11 @@ use serde_json::json;
 use needles::{Needles, integers_of_rsa_key};
 use support::*;
 
-/// A daemon whose threads are all stopped until this is dropped.
-///
-/// A mapping of /proc/PID/maps is often several that lie beside each other, a thread's stack and a part of the heap. Where
-/// one of them goes between the reading of that list and of the memory, neither can be read.
-struct Stopped<'a>(&'a Daemon);
-
-impl<'a> Stopped<'a> {
-    fn new(daemon: &'a Daemon) -> Stopped<'a> {
-        daemon.process.signal("STOP");
-        let stopped = Stopped(daemon);
-        let tasks = format!("/proc/{}/task", daemon.process.child.id());
-        wait_for("the daemon's threads to stop", || {
-            fs::read_dir(&tasks).unwrap().all(|task| state(&task.unwrap().path()) == Some('T')).then_some(())
-        });
-        stopped
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        self.0.process.signal("CONT");
-    }
-}
-
-/// The state of a thread (proc_pid_stat(5)): the letter after its name, which is in parentheses. `None` if it has ended.
-fn state(task: &Path) -> Option<char> {
-    let stat = fs::read_to_string(task.join("stat")).ok()?;
-    stat[stat.rfind(')').unwrap() + 1..].trim_start().chars().next()
-}
-
 /// Where in the daemon's writable memory a secret stands.
 fn found(daemon: &Daemon, needles: &Needles) -> Vec<String> {
-    let _stopped = Stopped::new(daemon);
+    // A mapping of /proc/PID/maps is often several that lie beside each other, a thread's stack and a part of the heap. Where
+    // one of them goes between the reading of that list and of the memory, neither can be read.
+    let _stopped = Stopped::new(&daemon.process);
     let pid = daemon.process.child.id();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();

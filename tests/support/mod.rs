@@ -13,6 +13,7 @@ pub(crate) mod markdown;
 pub(crate) mod openssl;
 pub(crate) mod packages;
 mod port;
+mod stopped;
 mod teemark;
 
 use std::ffi::OsString;
@@ -39,6 +40,8 @@ use tempfile::TempDir;
 pub(crate) use http::*;
 #[allow(unused_imports)] // likewise
 pub(crate) use port::free_port;
+#[allow(unused_imports)] // likewise
+pub(crate) use stopped::Stopped;
 #[allow(unused_imports)] // likewise
 pub(crate) use teemark::*;
 

@@ -20,21 +20,27 @@ fn wait_for_exit(daemon: &mut Daemon) -> ExitStatus {
 
 #[test]
 fn on_sigterm_the_request_under_way_gets_its_answer_and_no_new_one_is_taken() {
-    let (service, mut daemon) = pair(&["--fault", "slow=8"]);
+    let (service, mut daemon) = pair(&[]);
     let (public, admin) = (daemon.public, daemon.admin);
     let mut idle = TcpStream::connect(public).unwrap();
     idle.set_read_timeout(Some(SOON)).unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert_eq!(read_answer(&mut idle).unwrap().text(), "Pong!");
 
+    // The service does nothing before the test lets it. By then it has a connection, for which it is not given long.
+    let memory_left = |daemon: &Daemon| daemon.metric("teemark_memory_left_bytes");
+    let (all, file) = (memory_left(&daemon), encrypt(&KEY, b"a text"));
+    assert_eq!(daemon.decrypt(&file, "f", "u").status, 200);
+    wait_for("the memory to be back", || (memory_left(&daemon) == all).then_some(()));
+    let stopped = Stopped::new(&service.process);
+
     let mut under_way = TcpStream::connect(public).unwrap();
     under_way.set_read_timeout(Some(SOON)).unwrap();
-    let file = encrypt(&KEY, b"a text");
     // It would be kept alive if the daemon did not stop.
     write!(under_way, "POST /files/f/decrypt?user_id=u HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", file.len())
         .unwrap();
     under_way.write_all(&file).unwrap();
-    wait_for_call(&service);
+    wait_for("the request to be in flight", || (memory_left(&daemon) < all).then_some(()));
     daemon.process.signal("TERM");
 
     assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "the idle connection is closed");
@@ -42,6 +48,7 @@ fn on_sigterm_the_request_under_way_gets_its_answer_and_no_new_one_is_taken() {
         wait_for("a refused connection", || TcpStream::connect(address).is_err().then_some(()));
     }
     assert!(daemon.process.child.try_wait().unwrap().is_none(), "it waits for the request");
+    drop(stopped);
     let answer = read_answer(&mut under_way).expect("the request under way is answered");
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(extract(&answer.body), json!({"file_id": "f", "user_id": "u"}));
