@@ -33,19 +33,19 @@ impl Untouched {
     }
 }
 
-/// The daemon's egress, with this list.
-fn way_out(list: &str) -> MutualTls {
+/// The daemon's egress, with this list, and this limit of a call's time and of an unused connection's.
+fn way_out(list: &str, limit: Duration) -> MutualTls {
     let allowed = Arc::new(AllowList::parse("list", list.as_bytes()).unwrap());
     let files = Part::ALL.map(|part| CERTS.read(part.file()));
     let identity = Identity::check(&Parts(files.each_ref().map(String::as_bytes)), Utc::now()).unwrap();
-    let limit = Duration::from_secs(2);
     identity.connect(allowed, Route::Direct, Calls { timeout: limit, keepalive: limit, at_once: 1 })
 }
 
 #[test]
 fn an_endpoint_off_the_allow_list_is_never_dialled() {
     let (listed, unlisted) = (Untouched::new(), Untouched::new());
-    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", listed.port()));
+    // The listed one is dialled, and never answers.
+    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", listed.port()), Duration::from_secs(2));
     let (yes, no) = (listed.port(), unlisted.port());
     for url in [
         format!("https://localhost:{no}/"),
@@ -74,7 +74,7 @@ fn an_endpoint_off_the_allow_list_is_never_dialled() {
 #[test]
 fn a_connection_is_used_for_ten_minutes_at_most_however_often_it_is() {
     let service = Scripted::start(|_, _| Step::Answer);
-    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", service.port));
+    let mtls = way_out(&format!("endpoints:\n  - localhost:{}\n", service.port), Duration::from_secs(600));
     let (begin, url) = (Instant::now(), format!("https://localhost:{}/", service.port));
     for (second, connections) in [(0, 1), (1, 1), (599, 1), (601, 2), (602, 2), (1200, 2), (1202, 3)] {
         let agent = mtls.pooled(begin + Duration::from_secs(second));
