@@ -100,15 +100,22 @@ pub(super) fn lines_of(files: &Path) -> Vec<String> {
     let mut all = Vec::new();
     let Ok(boots) = fs::read_dir(files) else { return all };
     for boot in boots {
-        let mut days: Vec<_> = fs::read_dir(boot.unwrap().path()).unwrap().map(|day| day.unwrap().path()).collect();
-        days.retain(|path| path.extension() == Some(OsStr::new("log")));
-        days.sort();
-        for day in days {
-            let text = fs::read_to_string(day).unwrap();
-            all.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
-        }
+        all.extend(lines_of_boot(&boot.unwrap().path()));
     }
     all
+}
+
+/// The records in a boot's folder, in their order. The last line may still be on its way, and is left out then.
+pub(super) fn lines_of_boot(folder: &Path) -> Vec<String> {
+    let mut days: Vec<_> = fs::read_dir(folder).unwrap().map(|day| day.unwrap().path()).collect();
+    days.retain(|path| path.extension() == Some(OsStr::new("log")));
+    days.sort();
+    let mut lines = Vec::new();
+    for day in days {
+        let text = fs::read_to_string(day).unwrap();
+        lines.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
+    }
+    lines
 }
 
 /// `teemark log verify`.

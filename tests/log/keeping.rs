@@ -150,15 +150,19 @@ fn day(ago: u64) -> String {
 /// A boot's folder, with these lines in the file of each day that is so many days ago, and what a collector writes down
 /// when such a day ends.
 fn write_days(collector: &Collector, boot: BootNonce, days: &[(u64, &[String])]) -> PathBuf {
-    let folder = collector.files().join(boot.to_string());
-    fs::create_dir_all(&folder).unwrap();
+    // A collector that is running may remove the folder as soon as it is among its files.
+    let written = collector.folder.path().join("written");
+    fs::create_dir(&written).unwrap();
     let mut ends = String::new();
     for (ago, lines) in days {
-        fs::write(folder.join(format!("{}.log", day(*ago))), lines.concat()).unwrap();
+        fs::write(written.join(format!("{}.log", day(*ago))), lines.concat()).unwrap();
         let head = record(lines.last().unwrap().trim_end()).head;
         ends += &format!("{} {} {}\n", day(*ago), head.number, head.hash);
     }
-    fs::write(folder.join("days"), ends).unwrap();
+    fs::write(written.join("days"), ends).unwrap();
+    fs::create_dir_all(collector.files()).unwrap();
+    let folder = collector.files().join(boot.to_string());
+    fs::rename(written, &folder).unwrap();
     folder
 }
 

@@ -1,7 +1,7 @@
 //! What a hostile parent, or anybody else who holds the files, can do to them: `teemark log verify` names it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use formats::digest::Sha256;
@@ -9,7 +9,7 @@ use formats::log::{Checkpoint, Head, Kind, Record};
 use ring::signature::Ed25519KeyPair;
 use tempfile::TempDir;
 
-use super::collector::{Collector, lines_of, verify};
+use super::collector::{Collector, lines_of, lines_of_boot, verify};
 use super::record;
 use super::support::{Daemon, Setup, fails, printed, unspoilt, wait_for};
 
@@ -53,19 +53,11 @@ impl Genuine {
         let daemon = boot(&collector);
         let second = wait_for("the second boot's records", || {
             let name = known(&collector).into_iter().find(|name| *name != of_first.0)?;
-            let lines = lines_of_boot(&collector.files(), &name);
+            let lines = lines_of_boot(&collector.files().join(&name));
             (lines.iter().filter(|line| line.contains(MISSED)).count() == 20).then_some((name, lines))
         });
         Some(Genuine { collector, daemon, boots: [of_first, second] })
     }
-}
-
-fn lines_of_boot(files: &Path, boot: &str) -> Vec<String> {
-    let mut all = Vec::new();
-    for day in fs::read_dir(files.join(boot)).unwrap() {
-        all.extend(fs::read_to_string(day.unwrap().path()).unwrap().lines().map(str::to_owned));
-    }
-    all
 }
 
 /// The first boot's records, after something was done to them.
@@ -303,7 +295,7 @@ fn what_the_enclave_says_it_dropped_is_told_and_only_that_may_be_missing() {
     collector.wait_for(" boot ", 1);
     let name = fs::read_dir(collector.files()).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
     let lines = wait_for("a checkpoint after it", || {
-        let lines = lines_of_boot(&collector.files(), &name);
+        let lines = lines_of_boot(&collector.files().join(&name));
         let boot = lines.iter().position(|line| record(line).kind == Kind::Boot)?;
         lines[boot..].iter().any(|line| record(line).kind == Kind::Checkpoint).then_some(lines)
     });

@@ -12,7 +12,7 @@ use formats::log::{Head, Kind, Segment};
 use serde_json::Value;
 
 use super::collector::{Collector, keygen};
-use super::support::{Process, SOON, Setup, free_port, printed, program, run, succeeds};
+use super::support::{Process, SOON, Setup, free_port, printed, program, run, succeeds, wait_for};
 use super::{record, start_silently};
 
 fn log(arguments: &[&str]) -> Output {
@@ -182,17 +182,23 @@ fn a_sealed_log_comes_through_a_relay_and_only_its_key_shows_it() {
     (0..200).for_each(|_| assert_eq!(daemon.get("/nothing").status, 404));
     let (files, key) = (collector.files(), folder.join("log.key"));
     let (files, key) = (files.to_str().unwrap(), key.to_str().unwrap());
-    super::support::wait_for("all lines in the files", || {
-        let found = printed(log(&["grep", "unknown 404", files, "--key", key]));
-        (found.lines().count() == 200).then_some(())
+    wait_for("all lines in the files", || {
+        // There is nothing to read before the first records come.
+        let found = log(&["grep", "unknown 404", files, "--key", key]);
+        let lines = String::from_utf8(found.stdout).unwrap().lines().count();
+        (found.status.success() && lines == 200).then_some(())
     });
     let without = log(&["grep", "unknown 404", files]);
     let told = String::from_utf8_lossy(&without.stderr);
     assert_eq!((without.status.code(), &without.stdout[..]), (Some(1), &b""[..]), "{told}");
     assert!(told.contains("sealed records could not be opened without the log key"), "{told}");
-    let shown = printed(log(&["show", files, "--key", key]));
+    let show = || printed(log(&["show", files, "--key", key]));
+    // The daemon signs a checkpoint each minute.
+    let (shown, opened) = wait_for("no record to come meanwhile", || {
+        let (shown, opened) = (show(), printed(log(&["open", files, "--key", key])));
+        (shown == show()).then_some((shown, opened))
+    });
     assert!(shown.lines().any(|line| line.contains(" log ") && line.ends_with("starts")), "{shown}");
-    let opened = printed(log(&["open", files, "--key", key]));
     assert_eq!(opened.lines().count(), shown.lines().count());
     assert!(opened.lines().any(|line| line.contains(" log ") && line.contains("unknown 404")));
     let object: Value =
