@@ -188,7 +188,7 @@ fn by_the_document_without_a_nonce_an_answer_of_any_enclave_behind_the_address_i
         (decrypt(&place, &endpoint, &options), requests)
     };
     let gives = || second.gives(b"marked", ABOUT, |_| {});
-    succeeds(ask(vec![second.stands(59_000), gives()]).0);
+    succeeds(ask(vec![second.stands(30_000), gives()]).0);
     assert_eq!(place.read("file"), b"marked");
     // The enclave that answers is not the one whose document came first.
     succeeds(ask(vec![first.stands(0), gives(), first.stands(0), enclave.stands(0), second.stands(0)]).0);

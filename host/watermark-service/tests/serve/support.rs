@@ -104,7 +104,7 @@ pub(crate) fn serve(options: &[&str]) -> Command {
 
 pub(crate) fn curl(url: &str, identity: &[&str], options: &[&str], path: &str) -> Output {
     let mut command = Command::new("curl");
-    command.args(["-sS", "--noproxy", "*", "--max-time", "20", "-w", "\n%{http_code}", "--cacert", &cert("ca.crt")]);
+    command.args(["-sS", "--noproxy", "*", "--max-time", "120", "-w", "\n%{http_code}", "--cacert", &cert("ca.crt")]);
     command.args(identity).args(options).arg(format!("{url}{path}")).output().unwrap()
 }
 
@@ -159,6 +159,22 @@ impl Connection {
     pub(crate) fn head(&mut self, length: usize) {
         let head = format!("POST /api/watermark HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         self.send(head.as_bytes());
+    }
+
+    /// The same, and waits until the service is at work on the request: it wants to have the body.
+    pub(crate) fn begin(&mut self, length: usize) {
+        const BEGUN: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let head = format!("POST /api/watermark HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
+        self.send(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes());
+        let mut begun = [0; BEGUN.len()];
+        self.read_exact(&mut begun).unwrap();
+        assert_eq!(begun, BEGUN);
+    }
+
+    /// Ends the connection as a client does that has waited long enough.
+    pub(crate) fn leave(mut self) {
+        self.0.conn.send_close_notify();
+        let _ = self.0.flush();
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
