@@ -45,8 +45,12 @@ fn the_day_of_an_operator_and_of_a_user_runs_as_it_stands_in_the_documents() {
             script += &user.concat();
         }
     }
-    for (port, free) in [("8080", &service), ("3000", &public), ("3001", &admin), ("7777", &secrets)] {
-        script = script.replace(port, free);
+    // By way of their names: a free port may contain another's digits.
+    for (port, name) in [("8080", "{service}"), ("3000", "{public}"), ("3001", "{admin}"), ("7777", "{secrets}")] {
+        script = script.replace(port, name);
+    }
+    for (name, free) in [("{service}", service), ("{public}", public), ("{admin}", admin), ("{secrets}", secrets)] {
+        script = script.replace(name, &free);
     }
 
     let folder = tempfile::TempDir::new().unwrap();
