@@ -14,7 +14,7 @@ use event_loop::{EventLoop, Handle, tunnel};
 use formats::address::Address;
 
 /// Longest wait for something that should happen at once, on a loaded machine.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 /// More than the pipe and all socket buffers of a connection hold.
 const MUCH: usize = 24 << 20;
 

@@ -182,7 +182,7 @@ mod tests {
         (Console::listen("test", near, &folder.path().join("log"), false).unwrap(), far, folder)
     }
 
-    const SOON: Duration = Duration::from_secs(30);
+    const SOON: Duration = Duration::from_secs(120);
 
     #[test]
     fn a_line_is_found_whether_it_was_said_before_or_comes_later() {

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use port::free_port;
 
 /// Longest wait for something that should happen at once, on a loaded machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(120);
 
 /// A parent instance: its PATH, and the folder that stands for nitro-cli and vsock.
 struct Parent {

@@ -311,7 +311,7 @@ mod tests {
     use super::*;
     use vmm_sys_util::event::{EventFlag, new_event_consumer_and_notifier};
 
-    const SOON: Duration = Duration::from_secs(30);
+    const SOON: Duration = Duration::from_secs(120);
     const GUEST: Place = Place { cid: 16, port: 3000 };
 
     /// A switch with a guest that is played by the test.
