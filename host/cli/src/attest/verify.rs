@@ -261,3 +261,17 @@ fn signed(bytes: &[u8], policy: &Policy, now: SystemTime) -> Result<Document, At
     }
     Ok(document)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_may_be_as_old_as_allowed_and_a_minute_in_the_future() {
+        let (most, now_ms) = (Duration::from_secs(30), 1_800_000_000_000);
+        let checked = |made_ms| check_age(made_ms, most, UNIX_EPOCH + Duration::from_millis(now_ms));
+        assert!([now_ms - 30_000, now_ms, now_ms + 60_000].into_iter().all(|made_ms| checked(made_ms).is_ok()));
+        assert!(matches!(checked(now_ms - 30_001), Err(AttestationError::Old { .. })));
+        assert!(matches!(checked(now_ms + 60_001), Err(AttestationError::Early(_))));
+    }
+}
