@@ -310,7 +310,7 @@ fn the_collector_holds_no_file_of_a_boot_without_a_stream_and_no_stream_that_bri
     collector.start_by(&[], &["--idle", "1"]);
     let mut silent = TcpStream::connect(("127.0.0.1", collector.port)).unwrap();
     silent.set_read_timeout(Some(SOON)).unwrap();
-    assert_eq!(silent.read(&mut [0]).unwrap(), 0, "the collector ends it");
+    assert_eq!(silent.read_to_end(&mut Vec::new()).unwrap(), 0, "the collector ends it");
     let files = collector.files();
     for (path, mode) in [(&files, 0o700), (&files.join(BootNonce::from_bytes([1; 32]).to_string()), 0o700)] {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());

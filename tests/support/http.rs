@@ -1,6 +1,6 @@
 //! HTTP/1.1 by hand: requests as exactly these bytes, and their answers.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
@@ -49,15 +49,21 @@ pub(crate) fn request(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
     read_answer(&mut stream).expect("an answer")
 }
 
-/// Waits until the answer begins, without reading it.
-pub(crate) fn wait_for_answer(stream: &TcpStream) {
+/// Looks at what comes next, without reading it. A machine that is stopped for a while interrupts a wait that has a limit
+/// (signal(7)).
+pub(crate) fn peek(stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
     loop {
-        match stream.peek(&mut [0]) {
-            Ok(1) => return,
+        match stream.peek(into) {
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            other => panic!("no answer: {other:?}"),
+            other => return other,
         }
     }
+}
+
+/// Waits until the answer begins, without reading it.
+pub(crate) fn wait_for_answer(stream: &TcpStream) {
+    let came = peek(stream, &mut [0]);
+    assert_eq!(came.as_ref().ok(), Some(&1), "no answer: {came:?}");
 }
 
 /// Reads a message's head, with the empty line at its end; `None` if the stream ends before that.

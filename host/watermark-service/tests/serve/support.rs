@@ -209,7 +209,7 @@ impl Connection {
 
     /// Whether nothing more comes.
     pub(crate) fn is_closed(&mut self) -> bool {
-        matches!(self.read(&mut [0]), Ok(0))
+        matches!(self.read_to_end(&mut Vec::new()), Ok(0))
     }
 }
 
