@@ -475,8 +475,10 @@ impl Ingress {
         }
         if connection.inbox.is_empty() {
             wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + FOLLOW_UP_LIMIT)).ok()?;
+            connection.inbox.resize(MAX_HEAD, 0);
             // If the client has closed, the loop will notice.
-            let _ = (&*connection.stream).take(MAX_HEAD as u64).read_to_end(&mut connection.inbox);
+            let came = (&*connection.stream).read(&mut connection.inbox).unwrap_or(0);
+            connection.inbox.truncate(came);
         }
         let (head, length) = request_head(&connection.inbox, self.max_body).ok()??;
         connection.inbox.drain(..length);
