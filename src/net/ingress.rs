@@ -475,7 +475,7 @@ impl Ingress {
         }
         if connection.inbox.is_empty() {
             wait::ready(&connection.stream, PollFlags::POLLIN, Some(Instant::now() + FOLLOW_UP_LIMIT)).ok()?;
-            connection.inbox.resize(MAX_HEAD, 0);
+            connection.inbox = vec![0; MAX_HEAD];
             // If the client has closed, the loop will notice.
             let came = (&*connection.stream).read(&mut connection.inbox).unwrap_or(0);
             connection.inbox.truncate(came);
