@@ -1,14 +1,18 @@
 //! Tells whether a file is the one of before, without keeping that one.
 //!
-//! A universal hash under a random key does this as surely as SHA-256, and takes a sixth of its time: GHASH, as the tag
-//! of AES-256-GCM over nothing but associated data (NIST SP 800-38D, 6.4). Two different files of up to 1 GiB have the
-//! same tag with a probability of at most 2^-101, whoever chose them, since nobody but this value knows the key.
+//! A universal hash under a random key does this as surely as SHA-256, and takes a fraction of its time: the tags of
+//! AES-256-GCM (NIST SP 800-38D), over pieces that are encrypted for nothing else, each with the tag before it. ring hashes
+//! what it encrypts several blocks at once, and associated data a block at a time. Two different files of up to 1 GiB have
+//! the same tag with a probability of at most 2^-101, whoever chose them, since nobody but this value knows the key.
 
 use std::fmt;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, NONCE_LEN, Nonce, UnboundKey};
 use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
+
+/// Bytes that are encrypted at once: few enough for the nearest cache.
+const PIECE: usize = 16 << 10;
 
 /// A file's length, and its hash under a key of its own.
 pub(crate) struct Fingerprint {
@@ -42,11 +46,19 @@ impl Fingerprint {
     }
 }
 
-/// The key is used for two tags, with the same nonce: neither leaves the process, so no one can learn the key from them.
+/// The key is used for two files, with the same nonces: nothing of it leaves the process, so no one can learn the key.
 fn tag(key: &LessSafeKey, file: &[u8]) -> Result<[u8; MAX_TAG_LEN], Unspecified> {
-    let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
-    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(file), &mut [])?;
-    Ok(tag.as_ref().try_into().expect("a tag of AES-GCM has 16 bytes"))
+    let (mut scratch, mut tag) = (vec![0; PIECE.min(file.len())], [0; MAX_TAG_LEN]);
+    for (number, piece) in (0u64..).zip(file.chunks(PIECE)) {
+        let mut nonce = [0; NONCE_LEN];
+        nonce[..8].copy_from_slice(&number.to_le_bytes());
+        let scratch = &mut scratch[..piece.len()];
+        scratch.copy_from_slice(piece);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let of_piece = key.seal_in_place_separate_tag(nonce, Aad::from(tag), scratch)?;
+        tag.copy_from_slice(of_piece.as_ref());
+    }
+    Ok(tag)
 }
 
 #[cfg(test)]
@@ -55,11 +67,11 @@ mod tests {
 
     #[test]
     fn a_file_is_told_from_another_by_any_bit_and_by_its_length() {
-        for length in [0, 1, 15, 16, 17, 1000, 100_000] {
+        for length in [0, 1, 15, 16, 17, 1000, PIECE - 1, PIECE, PIECE + 1, 100_000] {
             let mut file = vec![7; length];
             let fingerprint = Fingerprint::of(&file).unwrap();
             assert!(fingerprint.is_of(&file), "{length} bytes");
-            for at in [0, length / 2, length.saturating_sub(1)] {
+            for at in [0, PIECE - 1, PIECE, length / 2, length.saturating_sub(1)] {
                 let Some(byte) = file.get_mut(at) else { continue };
                 *byte ^= 0x80;
                 assert!(!fingerprint.is_of(&file), "{length} bytes, a bit at {at}");
@@ -69,5 +81,13 @@ mod tests {
             file.push(0);
             assert!(!fingerprint.is_of(&file), "{length} bytes and one");
         }
+    }
+
+    #[test]
+    fn a_file_is_told_from_one_with_the_same_pieces_in_another_order() {
+        let [a, b] = [[1; PIECE], [2; PIECE]];
+        let fingerprint = Fingerprint::of(&[a, b, a].concat()).unwrap();
+        assert!(fingerprint.is_of(&[a, b, a].concat()));
+        assert!(!fingerprint.is_of(&[b, a, a].concat()) && !fingerprint.is_of(&[a, a, b].concat()));
     }
 }
