@@ -9,6 +9,7 @@
 #
 #     BENCH_SECONDS=0.1   the time of one measurement
 #     BENCH_ROUNDS=1      how often each is made
+#     BENCH_CELL=NAME     one cell of the part cells, such as "64 KiB raw, text"
 #     BENCH_PARTS=LIST    of floors,cells,trust,log,forwarding,memory,system-calls; the others as they were; none: tables only
 set -eu
 CDPATH='' cd "$(dirname "$0")/.."

@@ -48,7 +48,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cell::{axis_cells, floor_cell, main_cells, trust_cells};
+use crate::cell::{Cell, axis_cells, floor_cell, main_cells, trust_cells};
 use crate::forwarding::EXPOSE;
 use crate::grants::Issuer;
 use crate::material::Material;
@@ -77,6 +77,8 @@ struct Options {
     full: bool,
     /// The parts to measure; the others are taken from an earlier run.
     parts: Vec<String>,
+    /// The only cell to measure of that part.
+    cell: Option<String>,
     pace: Pace,
     axis_pace: Pace,
     /// A run that does not touch the documents.
@@ -127,12 +129,15 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
     if part("floors") {
         save(out, "floors", &floor::run()?)?;
     }
+    let chosen = |cells: Vec<Cell>| -> Vec<Cell> {
+        cells.into_iter().filter(|cell| options.cell.as_ref().is_none_or(|name| *name == cell.to_string())).collect()
+    };
     if part("cells") {
-        let mut cells = rounds::run(&setting, programs, &main_cells(), *pace)?;
+        let mut cells = rounds::run(&setting, programs, &chosen(main_cells()), *pace)?;
         let quick: Vec<_> = programs.iter().filter(|program| !program.name.ends_with("-static")).cloned().collect();
         let others = if *full { programs } else { &quick };
-        cells.extend(rounds::run(&setting, others, &[floor_cell()], *pace)?);
-        cells.extend(rounds::run(&setting, others, &axis_cells(*full), *axis_pace)?);
+        cells.extend(rounds::run(&setting, others, &chosen(vec![floor_cell()]), *pace)?);
+        cells.extend(rounds::run(&setting, others, &chosen(axis_cells(*full)), *axis_pace)?);
         save(out, "cells", &cells)?;
     }
     if part("trust") {
@@ -179,13 +184,15 @@ impl Options {
         for part in &parts {
             ensure!(PARTS.contains(&part.as_str()), "BENCH_PARTS: {part:?} is none of {}", PARTS.join(","));
         }
-        let trial =
-            ["BENCH_SECONDS", "BENCH_ROUNDS", "BENCH_PARTS", "TEEMARKD"].into_iter().any(|name| set(name).is_some());
+        let trial = ["BENCH_SECONDS", "BENCH_ROUNDS", "BENCH_PARTS", "BENCH_CELL", "TEEMARKD"]
+            .into_iter()
+            .any(|name| set(name).is_some());
         Ok(Options {
             programs,
             expose,
             full: set("FULL").is_some(),
             parts,
+            cell: set("BENCH_CELL"),
             pace: pace(ROUNDS),
             axis_pace: pace(AXIS_ROUNDS),
             trial,

@@ -433,7 +433,11 @@ impl Ingress {
             }
         }
         let Connection { stream, inbox } = connection;
-        let state = if inbox.is_empty() { State::Idle { used: true } } else { State::Unread };
+        // One that waits for its next request holds no memory for it.
+        let (inbox, state) = match inbox.is_empty() {
+            true => (Vec::new(), State::Idle { used: true }),
+            false => (inbox, State::Unread),
+        };
         self.return_to_loop(stream, inbox, state, in_flight);
     }
 
