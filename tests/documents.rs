@@ -181,7 +181,8 @@ fn what_the_documents_name_is_there() {
 /// Long lines of hex are examples, and short ones are told in words.
 #[test]
 fn the_examples_of_the_formats_are_those_of_the_vectors() {
-    let vectors: String = fs::read_dir(root().join("formats/vectors")).unwrap().map(|f| read(f.unwrap().path())).collect();
+    let vectors: String =
+        fs::read_dir(root().join("formats/vectors")).unwrap().map(|f| read(f.unwrap().path())).collect();
     let formats = read("docs/FORMATS.md");
     let is_hex = |line: &str| line.len() > 64 && line.bytes().all(|b| b.is_ascii_hexdigit());
     let examples: Vec<_> = formats.lines().map(str::trim).filter(|line| is_hex(line)).collect();
