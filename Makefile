@@ -85,7 +85,7 @@ quick-test:
 	host/install-tools.sh vm
 	cargo build --workspace
 	tests/all.sh
-	cargo test --manifest-path bench/Cargo.toml --target-dir bench/target -p teemark-bench
+	cargo test --locked --manifest-path bench/Cargo.toml --target-dir bench/target -p teemark-bench
 	tests/footprint.sh
 	tests/test_nsm.sh
 	tests/aarch64.sh
@@ -112,7 +112,7 @@ check:
 	cargo fmt --all --check
 	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --manifest-path bench/Cargo.toml --target-dir bench/target --workspace --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path bench/Cargo.toml --target-dir bench/target --workspace --all-targets -- -D warnings
 	cargo clippy -p teemarkd --no-default-features -- -D warnings
 	cargo clippy --profile init -p init --target x86_64-unknown-linux-musl -- -D warnings
 	cargo clippy --profile init -p init --target aarch64-unknown-linux-musl -- -D warnings

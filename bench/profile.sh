@@ -10,7 +10,8 @@ command -v perf >/dev/null 2>&1 || { echo 'perf is not installed: apt-get instal
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
-daemon=$(image/programs.sh --symbols | sed -n 1p)
+built=$(image/programs.sh --symbols)
+daemon=$(realpath "$(echo "$built" | sed -n 1p)")
 cargo build --quiet --locked --manifest-path bench/Cargo.toml --target-dir bench/target --profile driver -p teemark-bench
 for cell; do
   BENCH_PARTS=cells BENCH_ROUNDS=1 BENCH_SECONDS=8 BENCH_CELL=$cell perf record --quiet --all-cpus --event cpu-clock \
@@ -20,10 +21,10 @@ for cell; do
   # What is looked at is a process with teemarkd's code in it, whatever its threads are called.
   perf script --input "$dir/perf" --fields pid,ip,sym,dso 2>/dev/null | awk -v program="$daemon" '
     {
-      pid = $1; dso = $NF; symbol = $3
+      pid = $1; dso = $NF; symbol = $0; sub(/^ *[0-9]+ +[0-9a-f]+ /, "", symbol)
       if (index(dso, program)) is_daemon[pid] = 1
       kind = "the rest of teemarkd and its libraries"
-      if (dso ~ /kernel|vdso|\[/) kind = "kernel"
+      if (dso ~ /kernel|vdso/) kind = "kernel"
       if (symbol ~ /page_fault|clear_page|unmap_page|anonymous_page|handle_mm|mas_|memcg|free_unref|rmqueue/) kind = "kernel: pages of memory"
       else if (symbol ~ /sha256_/) kind = "SHA-256"
       else if (symbol ~ /aes_|ghash|gcm|aead/) kind = "AES-GCM: the file, TLS, the fingerprint"
@@ -37,6 +38,8 @@ for cell; do
     }
     END {
       for (pid in is_daemon) for (kind in kinds) { of[kind] += n[pid, kind]; all += n[pid, kind] }
+      if (!all) { print "profile.sh: perf saw nothing of teemarkd" >"/dev/stderr"; exit 1 }
       for (kind in of) if (of[kind]) printf "%6.1f  %s\n", 100 * of[kind] / all, kind
-    }' | sort -rn
+    }' >"$dir/kinds"
+  sort -rn "$dir/kinds"
 done

@@ -27,6 +27,7 @@ run='
 # Some send signals to programs, which leave alone what nohup, or a shell in the background, had them ignore.
 xargs -d '\n' -P 4 -n 3 env --default-signal=HUP,INT sh -c "$run" "$dir" <"$dir/programs"
 cargo test --quiet --workspace --doc
+grep -h '^\*\*\* NOT RUN' "$dir"/*.all || true
 if [ -e "$dir/failed" ]; then
   echo "failed: $(tr '\n' ' ' <"$dir/failed")" >&2
   exit 1

@@ -35,11 +35,11 @@ pub enum TooLarge {
     File(usize),
     /// Memory that all requests together may hold, in bytes: the request needs more.
     Memory(usize),
-    /// The same, where the file's size alone decides.
+    /// The same, where the length of the body alone decides.
     Route {
         /// "raw" or "JSON".
         route: &'static str,
-        /// Largest file by this route, in bytes.
+        /// Largest file that fits by this route, in bytes, if its request has nothing that is not needed.
         largest: usize,
         /// Memory that all requests together may hold, in bytes.
         memory: usize,

@@ -300,18 +300,25 @@ impl Waiting {
     /// Hands a complete request to a thread; the connection leaves the loop.
     fn hand_over(&mut self, head: RequestHead, now: Instant) -> Turn {
         self.enter(State::Unread, now);
-        let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
-        let (ingress, in_flight) = (self.ingress.clone(), self.ingress.waker.in_flight());
-        let counted = self.ingress.by_state.at(ConnectionState::InFlight).one_more();
-        let job = move || {
-            let _counted = counted;
-            ingress.serve(connection, head, in_flight);
-        };
-        if let Err(e) = self.ingress.workers.run(Box::new(job)) {
-            self.refuse_for(HttpError::Overloaded, Some(&e), now);
-            return Turn::GoOn;
+        let (ingress, mut head) = (self.ingress.clone(), Some(head));
+        let started = ingress.workers.run(|| {
+            let connection = Connection { stream: self.stream.clone(), inbox: std::mem::take(&mut self.inbox) };
+            let (ingress, head, in_flight) = (ingress.clone(), head.take(), ingress.waker.in_flight());
+            let counted = ingress.by_state.at(ConnectionState::InFlight).one_more();
+            Box::new(move || {
+                let _counted = counted;
+                if let Some(head) = head {
+                    ingress.serve(connection, head, in_flight);
+                }
+            })
+        });
+        let Err(e) = started else { return Turn::Over };
+        // Its answer depends on the head.
+        if let Some(head) = head {
+            self.enter(State::Queued(head), now);
         }
-        Turn::Over
+        self.refuse_for(HttpError::Overloaded, Some(&e), now);
+        Turn::GoOn
     }
 
     /// Sends the last answer, and reads until the client has closed.
@@ -432,12 +439,10 @@ impl Ingress {
                 After::Close | After::Broken => return,
             }
         }
-        let Connection { stream, inbox } = connection;
-        // One that waits for its next request holds no memory for it.
-        let (inbox, state) = match inbox.is_empty() {
-            true => (Vec::new(), State::Idle { used: true }),
-            false => (inbox, State::Unread),
-        };
+        let Connection { stream, mut inbox } = connection;
+        // While it waits, it holds no more than what has come.
+        inbox.shrink_to_fit();
+        let state = if inbox.is_empty() { State::Idle { used: true } } else { State::Unread };
         self.return_to_loop(stream, inbox, state, in_flight);
     }
 

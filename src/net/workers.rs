@@ -52,28 +52,25 @@ impl Workers {
         self.state().busy < self.0.most + beyond
     }
 
-    /// Runs the job in a thread now. The caller has checked that there is a place for it.
+    /// Runs a job in a thread now. The caller has checked that there is a place for it. The job is made once there is a
+    /// thread.
     ///
     /// # Errors
-    /// The system has no threads left. The job is dropped.
-    pub fn run(&self, job: Job) -> io::Result<()> {
+    /// The system has no threads left.
+    pub fn run(&self, job: impl FnOnce() -> Job) -> io::Result<()> {
         let mut state = self.state();
         let one_is_idle = state.idle > state.jobs.len();
+        if !one_is_idle {
+            let workers = self.clone();
+            // It waits for the lock, and then finds the job.
+            threads::start("request", move || workers.work())?;
+        }
         state.busy += 1;
-        state.jobs.push_back(job);
+        state.jobs.push_back(job());
         if one_is_idle {
             self.0.given.notify_one();
-            return Ok(());
         }
-        let workers = self.clone();
-        let started = threads::start("request", move || workers.work());
-        if started.is_err() {
-            state.busy -= 1;
-            // It is the last one: the lock has been held since. It is dropped without the lock.
-            let _job = state.jobs.pop_back();
-            drop(state);
-        }
-        started.map(drop)
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,7 +117,7 @@ mod tests {
         for _ in 0..3 {
             assert!(workers.has_place(0));
             let all = all.clone();
-            assert!(workers.run(Box::new(move || _ = all.wait())).is_ok());
+            assert!(workers.run(|| Box::new(move || _ = all.wait())).is_ok());
         }
         assert!(!workers.has_place(0) && workers.has_place(1));
         all.wait();
@@ -128,7 +125,7 @@ mod tests {
             until(|| workers.has_place(0));
             let done = Arc::new(Barrier::new(2));
             let of_job = done.clone();
-            assert!(workers.run(Box::new(move || _ = of_job.wait())).is_ok());
+            assert!(workers.run(|| Box::new(move || _ = of_job.wait())).is_ok());
             done.wait();
         }
         assert!(workers.state().idle <= 3);
@@ -140,7 +137,7 @@ mod tests {
         let all = Arc::new(Barrier::new(33));
         for _ in 0..32 {
             let all = all.clone();
-            assert!(workers.run(Box::new(move || _ = all.wait())).is_ok());
+            assert!(workers.run(|| Box::new(move || _ = all.wait())).is_ok());
         }
         // Each thread has a reference, and so has this test.
         assert_eq!(Arc::strong_count(&workers.0), 33);
@@ -154,7 +151,7 @@ mod tests {
         let (freed, is_freed) = std::sync::mpsc::channel();
         let workers = Workers::new(1, move || freed.send(()).unwrap());
         for _ in 0..100 {
-            assert!(workers.run(Box::new(|| {})).is_ok());
+            assert!(workers.run(|| Box::new(|| {})).is_ok());
             is_freed.recv().unwrap();
             assert!(workers.has_place(0));
         }
@@ -163,11 +160,11 @@ mod tests {
     #[test]
     fn a_panic_costs_no_place() {
         let workers = Workers::new(1, || {});
-        assert!(workers.run(Box::new(|| panic!("as asked"))).is_ok());
+        assert!(workers.run(|| Box::new(|| panic!("as asked"))).is_ok());
         until(|| workers.has_place(0));
         let done = Arc::new(Barrier::new(2));
         let of_job = done.clone();
-        assert!(workers.run(Box::new(move || _ = of_job.wait())).is_ok());
+        assert!(workers.run(|| Box::new(move || _ = of_job.wait())).is_ok());
         done.wait();
     }
 

@@ -96,8 +96,9 @@ fn reset(stream: TcpStream) {
 
 #[test]
 fn a_client_that_is_gone_ends_its_call_of_the_service_and_one_that_half_closes_gets_its_answer() {
-    let service = Service::start(&CERTS, &["--fault", "slow=600"]);
-    let daemon = Daemon::ready(&service, &CERTS);
+    let service = Service::start(&CERTS, &["--fault", "slow=3600"]);
+    let setup = Setup::new(service.port).env("TEEMARK_TIMEOUT", "3600s");
+    let daemon = Daemon::ready_with(setup, service.port, &CERTS);
     let file = encrypt(&KEY, b"a file like any other\n");
     let send = |daemon: &Daemon| {
         let mut stream = connect(daemon.public);
@@ -105,6 +106,7 @@ fn a_client_that_is_gone_ends_its_call_of_the_service_and_one_that_half_closes_g
         stream
     };
     let held = || daemon.metric("teemark_memory_left_bytes");
+    daemon.has_all_its_memory();
     let all = held();
     let gone: Vec<TcpStream> = (0..4).map(|_| send(&daemon)).collect();
     wait_for("the calls", || (service.count("TLS handshake: client") >= 4).then_some(()));

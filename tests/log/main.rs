@@ -15,7 +15,7 @@ mod stream;
 mod support;
 mod waiting;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 
 use formats::hpke::PrivateKey;
@@ -81,10 +81,15 @@ struct Taken {
 
 impl Taken {
     fn line(&mut self) -> String {
+        self.next_line().unwrap()
+    }
+
+    /// The next line; empty at the end.
+    fn next_line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
+        self.reader.read_line(&mut line)?;
         line.pop();
-        line
+        Ok(line)
     }
 
     /// The lines up to the first for which this holds, which is the last of them.

@@ -95,6 +95,7 @@ fn where_grants_are_required_every_answer_is_as_the_description_has_it() {
     let (certs, issuer) = (Certs::make(), Issuer::new());
     let service = Service::start(&certs, &[]);
     let setup = Setup::new(service.port).env("TEEMARK_GRANTS", "required").env("TEEMARK_FLEET", "fleet");
+    let setup = setup.env("TEEMARK_TIMEOUT", "120s");
     let daemon = setup.start();
     let mut bundle = certs.full_bundle(service.port);
     bundle["GRANT_KEYS"] = issuer.jwks();

@@ -356,12 +356,16 @@ impl Daemon {
         serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
     }
 
-    /// The answer of a strict health check; `None` if the service had no time for its own on this machine, since the
-    /// check has 2.8 s (src/api/health.rs).
+    /// The answer of a strict health check; `None` if the service, or an endpoint that can be reached, had no time for its
+    /// own on this machine, since the check has 2.8 s (src/api/health.rs).
     pub(crate) fn health_in_time(&self) -> Option<Answer> {
         let late = |error: &str| ["did not answer in time", "not answered within"].iter().any(|w| error.contains(w));
-        Some(self.get("/health_check?strict=1"))
-            .filter(|answer| !answer.json()["watermark"]["error"].as_str().is_some_and(late))
+        let answer = self.get("/health_check?strict=1");
+        let told = answer.json();
+        let endpoints = told["endpoints_status"].as_object().into_iter().flatten();
+        let is_late =
+            told["watermark"]["error"].as_str().is_some_and(late) || endpoints.into_iter().any(|e| e.1 == false);
+        (!is_late).then_some(answer)
     }
 
     /// The answer of a strict health check once it is as expected; a busy machine is asked again.

@@ -40,7 +40,9 @@ pub(crate) fn pinned(name: &str, requirements: &Path) -> Result<PathBuf, String>
     let own = folder(name);
     let (python, installed) = (own.join("bin/python"), own.join("requirements.txt"));
     let wanted = std::fs::read(requirements).map_err(|e| e.to_string())?;
-    if std::fs::read(&installed).is_ok_and(|installed| installed == wanted) && works(Command::new(&python).arg("-V")) {
+    if std::fs::read(&installed).is_ok_and(|installed| installed == wanted)
+        && works(Command::new(own.join("bin/pip")).arg("-V"))
+    {
         return Ok(python);
     }
     let pip = format!(

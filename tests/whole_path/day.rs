@@ -10,7 +10,7 @@ use super::*;
 /// terminals of their own.
 const BEGIN: &str = "export PATH=$PWD/target/debug:$PATH
 trap 'kill $(jobs -p) && wait' EXIT
-listens() { for _ in $(seq 300); do (: <>/dev/tcp/127.0.0.1/$1) 2>/dev/null && return; sleep 0.1; done; return 1; }
+listens() { for _ in $(seq 1200); do (: <>/dev/tcp/127.0.0.1/$1) 2>/dev/null && return; sleep 0.1; done; return 1; }
 ";
 
 /// The blocks of a document before this heading.

@@ -41,6 +41,7 @@ fn a_slow_service_answers_in_its_time_and_logs_also_a_client_that_left() {
     connection.leave();
     let log = service.stop();
     assert_eq!(log.matches("POST /api/watermark -, ").count(), 1, "{log}");
+    assert!(!log.contains("did not finish in time"), "it noticed only when it was stopped: {log}");
 }
 
 #[test]
