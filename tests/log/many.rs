@@ -104,19 +104,20 @@ fn connect(public: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Waits until this is in one of the last lines of the collector's files.
-fn wait_for_last(collector: &Collector, text: &str) {
-    wait_for("the records in the files", || {
-        let tail = format!("tail -qc 100000 {}/*/*.log", collector.files().display());
-        let found = Command::new("sh").arg("-c").arg(tail).output().unwrap();
-        String::from_utf8_lossy(&found.stdout).contains(text).then_some(())
-    });
+/// Whether this is in one of the last lines of the collector's files.
+fn ends_with(collector: &Collector, text: &str) -> bool {
+    let tail = format!("tail -qc 100000 {}/*/*.log", collector.files().display());
+    let found = Command::new("sh").arg("-c").arg(tail).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).contains(text)
 }
 
-/// Waits until the collector has what the enclave has written until now. It acknowledges nothing after a gap.
+/// Waits until the collector's files end with what the enclave wrote last. Each time that is looked up anew: thousands of
+/// records may wait for the log's thread. The collector acknowledges nothing after a gap.
 fn wait_for_all(scene: &Scene) {
-    let last = scene.daemon.get_admin("/admin/status").json()["log"]["last"].as_u64().unwrap();
-    wait_for_last(&scene.collector, &format!("\n{last} "));
+    wait_for("the records in the files", || {
+        let last = scene.daemon.get_admin("/admin/status").json()["log"]["last"].as_u64().unwrap();
+        ends_with(&scene.collector, &format!("\n{last} ")).then_some(())
+    });
 }
 
 /// The requests of which there is a record of this event, by their ids.
@@ -144,7 +145,8 @@ fn every_record_of_20000_requests_is_in_the_files_and_verifies() {
     for first in (0..REQUESTS).step_by(AT_ONCE) {
         ask(&mut stream, &scene.file, first..first + AT_ONCE, is_given);
         // As fast as this machine's disk: what nobody takes in time would be dropped.
-        wait_for_last(&scene.collector, &format!("\"r-{}\"", first + AT_ONCE - 1));
+        let last = format!("\"r-{}\"", first + AT_ONCE - 1);
+        wait_for("the records in the files", || ends_with(&scene.collector, &last).then_some(()));
     }
     let all = audits(&scene.collector.lines());
     let [given, refused] = ["given", "refused"].map(|event| decided(&all, event));
