@@ -133,7 +133,10 @@ fn measure(options: &Options, out: &Path) -> Result<()> {
         cells.into_iter().filter(|cell| options.cell.as_ref().is_none_or(|name| *name == cell.to_string())).collect()
     };
     let any = main_cells().into_iter().chain([floor_cell()]).chain(axis_cells(*full));
-    ensure!(options.cell.is_none() || !chosen(any.collect()).is_empty(), "BENCH_CELL: there is no such cell");
+    ensure!(
+        options.cell.is_none() || !chosen(any.collect()).is_empty(),
+        "BENCH_CELL names no cell; docs/PERFORMANCE.md has their names"
+    );
     if part("cells") {
         let mut cells = rounds::run(&setting, programs, &chosen(main_cells()), *pace)?;
         let quick: Vec<_> = programs.iter().filter(|program| !program.name.ends_with("-static")).cloned().collect();

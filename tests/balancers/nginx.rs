@@ -83,7 +83,7 @@ fn a_machine_that_is_gone_behind_nginx_fails_no_request() {
     }
 }
 
-/// Both enclaves answer that the service is busy, and one does again, which is no reason to take them for dead.
+/// A 503 because the service is busy is no reason for nginx to take an enclave for dead.
 #[test]
 fn after_answers_of_503_nginx_still_asks_both() {
     let service = Service::start(&CERTS, &["--fault", "fail=503", "--fault", "first=3"]);

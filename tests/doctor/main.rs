@@ -198,8 +198,8 @@ impl Deployment {
         assert!(process.has_logged(words), "{}", process.log());
     }
 
-    /// What the doctor says. The enclave's health check has 2.8 s; where they do not suffice on this machine, the doctor is
-    /// asked again once there is another.
+    /// What the doctor says. The enclave's health check gives up after 2.8 s; if this machine was too slow for that, the
+    /// doctor is asked again once the next check is due.
     fn doctor(&self, more: &[&str]) -> Output {
         const LATE: [&str; 3] = ["did not answer in time", "not answered within", "the enclave does not reach"];
         wait_for("a health check in time", || {

@@ -82,7 +82,7 @@ fn ask_until_given(scene: &Scene, numbers: Range<usize>) {
     panic!("not given: {left:?}");
 }
 
-/// Has so many clients at once ask for their share of the requests.
+/// Runs this many clients at once, each of which asks for its share of the requests.
 fn at_once(clients: usize, requests: usize, ask: impl Fn(Range<usize>) + Sync) {
     let (share, ask) = (requests / clients, &ask);
     thread::scope(|scope| {

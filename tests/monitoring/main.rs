@@ -242,7 +242,7 @@ fn each_query_of_the_dashboard_has_data() {
     for variable in dashboard["templating"]["list"].as_array().unwrap() {
         let Some(query) = variable["query"]["query"].as_str() else { continue };
         let metric = query.strip_prefix("label_values(").unwrap().split(',').next().unwrap();
-        // After a scrape that took too long there is none until the next one.
+        // A scrape that timed out leaves no sample until the next one.
         wait_for(query, || (!prometheus.query(metric).is_empty()).then_some(()));
     }
     // And the alerts: each rule was evaluated without an error.

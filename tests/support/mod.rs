@@ -91,8 +91,8 @@ pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// What a scene comes to. One that this machine has spoilt comes to nothing and is played again, five times in all: what
-/// is wrong with the daemon is wrong each time.
+/// Plays a scene until it returns something, at most five times. `None` means that this machine, not the daemon, spoilt
+/// it; a fault of the daemon shows every time.
 pub(crate) fn unspoilt<T>(what: &str, play: impl FnMut() -> Option<T>) -> T {
     let mut played = std::iter::repeat_with(play).take(5);
     played.find_map(|came_to| came_to).unwrap_or_else(|| panic!("{what}: spoilt each time"))

@@ -71,7 +71,7 @@ fn each_answer_has_the_requests_id_and_so_has_each_line_of_its_log() {
     assert!(logged.iter().any(|line| line.contains("refused 417")), "{logged:?}");
 }
 
-/// What is written between two requests is about the requests between: each line, whichever thread writes it.
+/// Whatever is logged while requests are served belongs to one of them, whichever thread logs it.
 #[test]
 fn no_line_is_written_without_an_id_while_requests_are_served() {
     let (service, daemon) = pair(&["--fault", "fail=500", "--fault", "first=1"]);
